@@ -1,0 +1,30 @@
+"""Fast, exact vector quantization for PyTorch, and the VQ-VAE around it.
+
+Three ways in:
+
+* call the search: :func:`nearest_code`, :func:`quantize`, :func:`segment_sum`;
+* swap a module: :class:`VectorQuantizer`, or a whole model: :class:`VQVAE`;
+* train: ``vqvae-fast train`` on the command line, :mod:`vqvae_fast.training` from Python.
+"""
+
+from vqvae_fast import ops as _ops  # noqa: F401  (registers torch.ops.vqvae_fast.*)
+from vqvae_fast.functional import (
+    NearestCode,
+    Quantized,
+    SegmentSum,
+    nearest_code,
+    quantize,
+    segment_sum,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "NearestCode",
+    "Quantized",
+    "SegmentSum",
+    "__version__",
+    "nearest_code",
+    "quantize",
+    "segment_sum",
+]

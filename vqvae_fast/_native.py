@@ -1,0 +1,47 @@
+"""The only import of the compiled module.
+
+``extension`` is the module, or None where it was not built or must not be used;
+``reason`` then says why in a sentence. A module that is there but does not load is worth one
+warning: the package still works, only slower. A user who asks for an instruction set that the
+machine lacks gets an error at import, not a slower answer.
+"""
+
+import importlib
+import os
+import warnings
+from types import ModuleType
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    if os.environ.get("VQVAE_FAST_NO_EXT") == "1":
+        warnings.warn(
+            "vqvae_fast: VQVAE_FAST_NO_EXT=1 is set; searches run in plain PyTorch, "
+            "exact but slower.",
+            stacklevel=2,
+        )
+        return None, "VQVAE_FAST_NO_EXT=1 is set"
+    try:
+        module = importlib.import_module("vqvae_fast._C")
+    except ModuleNotFoundError:
+        reason = "the C++ extension was not built (no compiler at install time?)"
+        warnings.warn(
+            f"vqvae_fast: {reason}; searches run in plain PyTorch, exact but slower. "
+            "Install a C++20 compiler and run `pip install --no-build-isolation vqvae_fast` again.",
+            stacklevel=2,
+        )
+        return None, reason
+    except ImportError as error:
+        reason = f"the C++ extension is there but does not load: {error}"
+        warnings.warn(
+            f"vqvae_fast: {reason}; searches run in plain PyTorch, exact but slower. "
+            "It was probably built for another torch: install again.",
+            stacklevel=2,
+        )
+        return None, reason
+    wanted = os.environ.get("VQVAE_FAST_CPU_ISA")
+    if wanted:
+        module.set_cpu_isa(wanted)
+    return module, ""
+
+
+extension, reason = _load()

@@ -1,0 +1,85 @@
+"""The single definition of the gradient."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class StraightThroughQuantize(torch.autograd.Function):
+    """Nearest code with the straight-through gradient and both VQ losses.
+
+    The value and the gradient are those of ``z + (q - z).detach()`` together with
+    ``commitment * mean((z - sg[q])^2) + codebook * mean((sg[z] - q)^2)`` (arXiv 1711.00937, eq. 3).
+    Both means are the same number, and it is the sum of the distances that the search has
+    measured anyway, so the losses cost no further pass over the data. Saved for backward:
+    z, codebook and indices.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z: Tensor,
+        codebook: Tensor,
+        commitment_weight: float,
+        codebook_weight: float,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """z [..., D], codebook [K, D] or [H, K, D] -> quantized, indices, distances, loss."""
+        quantized, indices, distances = torch.ops.vqvae_fast.quantize(z, codebook)
+        loss = distances.sum() * ((commitment_weight + codebook_weight) / _count(z))
+        ctx.save_for_backward(z, codebook, indices)
+        ctx.commitment_weight, ctx.codebook_weight = commitment_weight, codebook_weight
+        ctx.mark_non_differentiable(indices, distances)
+        return quantized, indices, distances, loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_quantized: Tensor, _indices: None, _distances: None, grad_loss: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, None, None]:
+        """Gradients to z (straight-through and commitment) and to the codebook."""
+        z, codebook, indices = ctx.saved_tensors
+        error = _wide(z) - _wide(_gather(codebook, indices))
+        per_element = grad_loss * (2.0 / _count(z))
+        grad_z = grad_codebook = None
+        if ctx.needs_input_grad[0]:
+            grad_z = grad_quantized + (per_element * ctx.commitment_weight) * error
+            grad_z = grad_z.to(z.dtype)
+        if ctx.needs_input_grad[1]:
+            # A sum of the errors, not the difference of two sums: far from the origin the two
+            # sums would agree in all their digits.
+            sums = _segment_sum(error, indices, codebook)
+            grad_codebook = (sums * (per_element * -ctx.codebook_weight)).to(codebook.dtype)
+        return grad_z, grad_codebook, None, None
+
+
+def _count(z: Tensor) -> int:
+    """The number of elements that the mean runs over; an empty batch has a loss of 0, not NaN."""
+    return max(z.numel(), 1)
+
+
+def _wide(t: Tensor) -> Tensor:
+    """float32 at least: half-precision errors would be rounded twice."""
+    return t if t.dtype == torch.float64 else t.float()
+
+
+def flat_indices(indices: Tensor, codebook: Tensor) -> Tensor:
+    """indices of separate books [H, ...] as rows of the books laid end to end [H * K]."""
+    if codebook.dim() == 2:
+        return indices
+    heads, num_codes = codebook.shape[:2]
+    offset = torch.arange(heads, device=indices.device) * num_codes
+    return indices + offset.view(-1, *[1] * (indices.dim() - 1))
+
+
+def _gather(codebook: Tensor, indices: Tensor) -> Tensor:
+    flat = codebook.reshape(-1, codebook.shape[-1])
+    return flat[flat_indices(indices, codebook)]
+
+
+def _segment_sum(src: Tensor, indices: Tensor, codebook: Tensor) -> Tensor:
+    """Sums of the rows of src that chose each code, in the codebook's shape."""
+    total = codebook.shape[:-1].numel()
+    sums, _ = torch.ops.vqvae_fast.segment_sum(src, flat_indices(indices, codebook), total)
+    return sums.view(codebook.shape)

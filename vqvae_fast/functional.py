@@ -1,0 +1,211 @@
+"""The public functions: they validate once, then hand over to the ops."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vqvae_fast.autograd import StraightThroughQuantize, flat_indices
+
+_FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class NearestCode(NamedTuple):
+    """Result of :func:`nearest_code`."""
+
+    indices: Tensor
+    distances: Tensor
+
+
+class Quantized(NamedTuple):
+    """Result of :func:`quantize`."""
+
+    quantized: Tensor
+    indices: Tensor
+    loss: Tensor
+    distances: Tensor
+
+
+class SegmentSum(NamedTuple):
+    """Result of :func:`segment_sum`."""
+
+    sums: Tensor
+    counts: Tensor
+
+
+def nearest_code(z: Tensor, codebook: Tensor) -> NearestCode:
+    """Exact nearest code of every latent vector, by squared Euclidean distance.
+
+    Args:
+        z: [..., D] latent vectors, any strides; [H, ..., D] with H separate books. float32,
+            bfloat16, float16 or float64. Under autocast z and codebook are taken in float32.
+        codebook: [K, D], or [H, K, D]; same dtype and device as z.
+
+    Returns:
+        ``(indices, distances)``, both of shape z.shape[:-1] and without gradient. indices are
+        int64, the lowest of exact ties. distances are sum((z - e)^2), float32 (float64 for
+        float64 input). A row with a NaN gets index 0 and distance NaN; a code with a NaN or an
+        infinity is never chosen unless every code is such.
+
+    Raises:
+        ValueError: a shape, or the devices, do not fit.
+        TypeError: a dtype is not a float type, or the two differ.
+
+    Memory is O(N + K) beside inputs and outputs, plus one packed copy of the codebook: N x K is
+    never written. The same inputs give the same bits whatever the number of threads.
+    """
+    z, codebook = _autocast_to_float32(z, codebook)
+    _check_search(z, codebook)
+    return NearestCode(*torch.ops.vqvae_fast.nearest_code(z, codebook))
+
+
+def quantize(
+    z: Tensor,
+    codebook: Tensor,
+    *,
+    commitment_weight: float = 0.25,
+    codebook_weight: float = 1.0,
+    channel_first: bool = False,
+) -> Quantized:
+    """Replace every latent vector by its nearest code, differentiably.
+
+    The gradient is that of ``z + (q - z).detach()`` and of
+    ``loss = commitment_weight * mean((z - sg[q])^2) + codebook_weight * mean((sg[z] - q)^2)``
+    (van den Oord et al., arXiv 1711.00937, eq. 3; sg is stop-gradient).
+
+    Args:
+        z: [..., D], or [B, D, ...] with ``channel_first``; [H, ..., D] with H separate books.
+            Dtypes as for :func:`nearest_code`. No layout is copied.
+        codebook: [K, D], or [H, K, D] (not with ``channel_first``).
+        commitment_weight: weight of the term that pulls z to its code (the article's beta).
+        codebook_weight: weight of the term that pulls a code to its vectors; 0 for a codebook
+            that learns by moving averages.
+        channel_first: the vectors lie along dimension 1, as in feature maps [B, D, height, width].
+
+    Returns:
+        ``(quantized, indices, loss, distances)``: quantized like z; indices and distances as from
+        :func:`nearest_code`, z's shape without D; loss 0-d, float32 (float64 for float64 input).
+        An empty z has a loss of 0.
+
+    Raises:
+        ValueError: a shape, or the devices, do not fit.
+        TypeError: a dtype is not a float type, or the two differ.
+    """
+    z, codebook = _autocast_to_float32(z, codebook)
+    if channel_first:
+        _check_channel_first(z, codebook)
+        z = z.movedim(1, -1)
+    _check_search(z, codebook)
+    quantized, indices, distances, loss = StraightThroughQuantize.apply(
+        z, codebook, commitment_weight, codebook_weight
+    )
+    if channel_first:
+        quantized = quantized.movedim(-1, 1)
+    return Quantized(quantized, indices, loss, distances)
+
+
+def segment_sum(src: Tensor, indices: Tensor, num_segments: int) -> SegmentSum:
+    """Sum the rows of every segment: what EMA statistics and codebook gradients are made of.
+
+    Args:
+        src: [..., D] rows, any strides, a float dtype.
+        indices: int64, src.shape[:-1], each below ``num_segments``; a row with a negative index
+            belongs to no segment (a masked row, a dropped quantizer).
+        num_segments: K, the number of codes.
+
+    Returns:
+        ``(sums, counts)``: [K, D] and [K], float32 (float64 for float64 input), without gradient.
+        The rows are added in their order, so the same inputs give the same bits.
+
+    Raises:
+        ValueError: a shape, or the devices, do not fit.
+        TypeError: src is not a float type or indices are not int64.
+        IndexError: an index is not below ``num_segments``.
+    """
+    if src.dtype not in _FLOAT_DTYPES:
+        raise TypeError(f"src must be one of {_names(_FLOAT_DTYPES)}, got {src.dtype}")
+    if indices.dtype != torch.int64:
+        raise TypeError(f"indices must be torch.int64, got {indices.dtype}")
+    if src.dim() < 1 or indices.shape != src.shape[:-1]:
+        raise ValueError(
+            f"indices must have src's shape without its last dimension, {_shape(src.shape[:-1])}, "
+            f"got {_shape(indices.shape)}"
+        )
+    if num_segments < 1:
+        raise ValueError(f"num_segments must be at least 1, got {num_segments}")
+    _check_devices("src", src, "indices", indices)
+    return SegmentSum(*torch.ops.vqvae_fast.segment_sum(src, indices, num_segments))
+
+
+def code_statistics(z: Tensor, indices: Tensor, codebook: Tensor) -> SegmentSum:
+    """Sum of the vectors that chose each code, and their number, in the codebook's shape.
+
+    Args:
+        z: [..., D] vectors, or [H, ..., D] with separate books.
+        indices: int64, z.shape[:-1]; negative entries are left out (one book only).
+        codebook: [K, D] or [H, K, D]; only its shape is used.
+
+    Returns:
+        sums like codebook, counts like codebook without D, both float32 (or float64).
+    """
+    total = codebook.shape[:-1].numel()
+    sums, counts = segment_sum(z, flat_indices(indices, codebook), total)
+    return SegmentSum(sums.view(codebook.shape), counts.view(codebook.shape[:-1]))
+
+
+def _autocast_to_float32(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """Autocast leaves custom ops alone, and a search in bfloat16 would not be the exact one."""
+    if torch.is_autocast_enabled(z.device.type):
+        narrow = (torch.bfloat16, torch.float16)
+        z = z.float() if z.dtype in narrow else z
+        codebook = codebook.float() if codebook.dtype in narrow else codebook
+    return z, codebook
+
+
+def _check_search(z: Tensor, codebook: Tensor) -> None:
+    for name, tensor in (("z", z), ("codebook", codebook)):
+        if tensor.dtype not in _FLOAT_DTYPES:
+            raise TypeError(f"{name} must be one of {_names(_FLOAT_DTYPES)}, got {tensor.dtype}")
+    if z.dtype != codebook.dtype:
+        raise TypeError(f"codebook must have z's dtype {z.dtype}, got {codebook.dtype}")
+    _check_devices("z", z, "codebook", codebook)
+    if z.dim() < 1:
+        raise ValueError("z must be [..., D], got a tensor without dimensions")
+    if codebook.dim() not in (2, 3) or codebook.shape[-1] != z.shape[-1]:
+        raise ValueError(
+            f"codebook must be [K, D={z.shape[-1]}] or [H, K, D={z.shape[-1]}], "
+            f"got {_shape(codebook.shape)}"
+        )
+    if codebook.dim() == 3 and (z.dim() < 2 or z.shape[0] != codebook.shape[0]):
+        raise ValueError(
+            f"z must be [H={codebook.shape[0]}, ..., D={codebook.shape[-1]}] for the books "
+            f"{_shape(codebook.shape)}, got {_shape(z.shape)}"
+        )
+    if 0 in codebook.shape:
+        raise ValueError(
+            f"codebook must have at least one code and one dimension, got {_shape(codebook.shape)}"
+        )
+
+
+def _check_channel_first(z: Tensor, codebook: Tensor) -> None:
+    if z.dim() < 2:
+        raise ValueError(f"z must be [B, D, ...] with channel_first, got {_shape(z.shape)}")
+    if codebook.dim() == 3:
+        raise ValueError(
+            f"codebook must be [K, D] with channel_first, got {_shape(codebook.shape)}"
+        )
+
+
+def _check_devices(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    if tensor.device != other.device:
+        raise ValueError(
+            f"{other_name} must be on {name}'s device {tensor.device}, got {other.device}"
+        )
+
+
+def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+    return ", ".join(str(dtype) for dtype in dtypes)
+
+
+def _shape(shape: torch.Size) -> str:
+    return "[" + ", ".join(str(size) for size in shape) + "]"

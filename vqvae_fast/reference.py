@@ -1,0 +1,115 @@
+"""The readable oracle: every op in plain PyTorch, in float64, on any device.
+
+The kernels are checked against this page, and it serves every call that no kernel serves.
+It keeps the same contract: exact answers, lowest index on ties, never N x K in memory.
+"""
+
+import torch
+from torch import Tensor
+
+# Elements of the largest temporary: 4 Mi float64 scores are 32 MiB, whatever N and K are.
+_CHUNK_ELEMENTS = 1 << 22
+
+
+def distance_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype of the distances for inputs of ``dtype``: float64 stays, all else is float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@torch.no_grad()
+def nearest_code(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """Exact nearest code of every row.
+
+    Args:
+        z: [..., D], or [H, ..., D] with separate books.
+        codebook: [K, D], or [H, K, D].
+
+    Returns:
+        indices, int64, and squared Euclidean distances, both z.shape[:-1].
+    """
+    if codebook.dim() == 3:
+        books = [nearest_code(*pair) for pair in zip(z, codebook, strict=True)]
+        indices, distances = (torch.stack(part) for part in zip(*books, strict=True))
+        return indices, distances
+    rows = z.reshape(-1, z.shape[-1])
+    chunk = max(1, _CHUNK_ELEMENTS // codebook.shape[0])
+    pairs = [_nearest_in_chunk(part, codebook) for part in rows.split(chunk)]
+    indices, distances = (torch.cat(part) for part in zip(*pairs, strict=True))
+    distances = distances.to(distance_dtype(z.dtype))
+    return indices.view(z.shape[:-1]), distances.view(z.shape[:-1])
+
+
+def _nearest_in_chunk(rows: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """rows: [n, D], codebook: [K, D] -> indices [n], float64 distances [n]."""
+    z, codes = rows.double(), codebook.double()
+    usable = codes.isfinite().all(dim=1)
+    if not usable.any():
+        return z.new_zeros(len(z), dtype=torch.int64), (z - codes[:1]).square().sum(dim=1)
+    codes = torch.where(usable[:, None], codes, 0.0)
+
+    # score = z.e - |e|^2/2 orders the codes as the distance does. Around the codebook's centre
+    # the numbers are as small as the data allows, and so is the rounding error of the score.
+    centre = codes[usable].mean(dim=0)
+    zc, ec = z - centre, codes - centre
+    scores = torch.addmm(-0.5 * ec.square().sum(dim=1), zc, ec.T)
+    scores.masked_fill_(~usable, -torch.inf)
+    largest_code = ec.norm(dim=1).max()
+    relative = (z.shape[1] + 8) * torch.finfo(torch.float64).eps
+    bound = relative * (zc.norm(dim=1) * largest_code + largest_code.square())
+
+    # Whatever the bound cannot rule out is measured directly. A NaN compares false with all, so
+    # "not less" keeps it among the candidates.
+    best = scores.amax(dim=1)
+    candidates = ~(scores < (best - 2 * bound)[:, None]) & usable
+    row, code = candidates.nonzero(as_tuple=True)
+    step = max(1, _CHUNK_ELEMENTS // z.shape[1])
+    distance = torch.cat(
+        [
+            (z[r] - codes[c]).square().sum(dim=1)
+            for r, c in zip(row.split(step), code.split(step), strict=True)
+        ]
+    )
+    nearest = z.new_full((len(z),), torch.inf).scatter_reduce(0, row, distance, "amin")
+    tied = distance == nearest[row]
+    indices = torch.full_like(nearest, len(codes), dtype=torch.int64)
+    indices = indices.scatter_reduce(0, row[tied], code[tied], "amin")
+    is_nan = z.isnan().any(dim=1)
+    return indices.masked_fill(is_nan, 0), nearest.masked_fill(is_nan, torch.nan)
+
+
+@torch.no_grad()
+def quantize(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The search and the gather: (codebook[indices] in z's strides, indices, distances)."""
+    indices, distances = nearest_code(z, codebook)
+    quantized = torch.empty_like(z)
+    if codebook.dim() == 3:
+        for h, book in enumerate(codebook):
+            quantized[h] = book[indices[h]]
+    else:
+        quantized.copy_(codebook[indices])
+    return quantized, indices, distances
+
+
+@torch.no_grad()
+def segment_sum(src: Tensor, indices: Tensor, num_segments: int) -> tuple[Tensor, Tensor]:
+    """Sum of the rows of each segment, in row order, accumulated in float64.
+
+    Args:
+        src: [..., D].
+        indices: int64, src.shape[:-1], each below ``num_segments``; rows with a negative
+            index belong to no segment.
+        num_segments: K.
+
+    Returns:
+        sums [K, D] and counts [K], both float32 (float64 for float64 input).
+    """
+    dtype = distance_dtype(src.dtype)
+    rows, segment = src.reshape(-1, src.shape[-1]), indices.reshape(-1)
+    if segment.numel() and int(segment.max()) >= num_segments:
+        raise IndexError(f"indices must be below num_segments={num_segments}")
+    member = segment >= 0
+    rows, segment = rows[member].double(), segment[member]
+    counts = torch.bincount(segment, minlength=num_segments)
+    order = torch.argsort(segment, stable=True)
+    sums = torch.segment_reduce(rows[order], "sum", lengths=counts, axis=0, initial=0.0)
+    return sums.to(dtype), counts.to(dtype)
