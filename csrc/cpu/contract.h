@@ -61,7 +61,9 @@ struct PackedBook {
   int64_t first_usable;  // lowest index of a code without NaN or Inf; -1 if there is none
 };
 
-// Where one search writes. Distances are float64 here and rounded once, at the end.
+// Where one search writes. Distances are float64 here and rounded once, at the end. kNoCode stands
+// where no code could be chosen; it loses against every index.
+constexpr int64_t kNoCode = INT64_MAX;
 struct Nearest {
   int64_t* indices;
   double* distances;
@@ -83,7 +85,7 @@ struct Engine {
   // Bytes of scratch that `search` needs for rows of length `dim`.
   int64_t (*scratch_bytes)(int64_t dim);
   // Nearest code among panels [first_panel, last_panel) for rows [first_row, last_row). Writes
-  // at [row - first_row]. Index -1 where the range holds no usable code.
+  // at [row - first_row].
   void (*search)(const PackedBook<In>& book, const Rows<const In>& z, int64_t first_row,
                  int64_t last_row, int64_t first_panel, int64_t last_panel, void* scratch,
                  Nearest out);

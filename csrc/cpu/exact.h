@@ -31,34 +31,34 @@ inline double smaller(double a, double b) { return a < b ? a : b; }
 inline double larger(double a, double b) { return a > b ? a : b; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// The sum of term(d)^2 over [0, dim) in float64, in one fixed order, so that every instruction set
-// gets the same bits (these files are compiled without contraction of a*b+c).
-template <class Term>
-inline double sum_of_squares(int64_t dim, Term term) {
-  constexpr int kLanes = 8;
-  double lane[kLanes] = {};
-  int64_t d = 0;
-  for (; d + kLanes <= dim; d += kLanes) {
-    for (int l = 0; l < kLanes; ++l) {
-      const double t = term(d + l);
-      lane[l] += t * t;
-    }
+// Elements [0, min(count, 8)) at p as eight float64 lanes, zeros behind them. Doubles is the
+// instruction set's eight lanes of float64.
+template <class Doubles, class In>
+inline typename Doubles::Vec load_lanes(const In* p, int64_t stride, int64_t count) {
+  if constexpr (sizeof(In) == sizeof(Compute<In>)) {
+    if (stride == 1 && count >= 8) return Doubles::load(p);
   }
-  for (int l = 0; d < dim; ++d, ++l) {
-    const double t = term(d);
-    lane[l] += t * t;
+  Compute<In> lanes[8] = {};
+  if (stride == 1 && count >= 8) {
+    for (int l = 0; l < 8; ++l) lanes[l] = widen(p[l]);
+  } else {
+    for (int l = 0; l < 8 && l < count; ++l) lanes[l] = widen(p[l * stride]);
   }
-  return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+  return Doubles::load(lanes);
 }
 
-// The distance that decides: sum((z - e)^2).
-template <class In>
-inline double distance(const Compute<In>* z, const In* code, int64_t element_stride, int64_t dim) {
-  if (element_stride == 1) {
-    return sum_of_squares(dim, [=](int64_t d) { return double(z[d]) - double(widen(code[d])); });
+// The distance that decides: sum((z - e)^2) in float64, its lanes added in one fixed order, so that
+// every instruction set gets the same bits (no file is compiled with contraction of a*b+c).
+template <class Doubles, class In>
+inline double distance(const Compute<In>* z, const In* code, int64_t stride, int64_t dim) {
+  typename Doubles::Vec sum = Doubles::zero();
+  for (int64_t d = 0; d < dim; d += 8) {
+    const auto difference =
+        Doubles::subtract(load_lanes<Doubles>(z + d, 1, dim - d),
+                          load_lanes<Doubles>(code + d * stride, stride, dim - d));
+    sum = Doubles::add_square(sum, difference);
   }
-  return sum_of_squares(
-      dim, [=](int64_t d) { return double(z[d]) - double(widen(code[d * element_stride])); });
+  return Doubles::sum(sum);
 }
 
 // Relative error of a score in T, centring and the half norm included: at most dim + 5 roundings
@@ -74,24 +74,35 @@ inline bool too_long(int64_t dim) {
   return score_gamma<T>(dim) > 0.01;
 }
 
-// The score below which no code can be as near as `nearest`: the exact score of that distance,
-// less the largest error of a computed score. `square` is |z|^2, centred and scaled. Only codes
-// with |e| <= |z| + sqrt(nearest) can be that near, so one far-off code does not widen the bound.
-// docs/exactness.md derives it.
-template <class In>
-inline Compute<In> score_bound(const PackedBook<In>& book, double square, double nearest) {
-  using T = Compute<In>;
-  const int64_t dim = book.codes.dim;
-  const double scaled = nearest * double(book.scale) * double(book.scale);
-  const double norm = sqrt(square);
-  const double radius = smaller(book.max_norm, norm + sqrt(scaled));
-  const double score_error = score_gamma<T>(dim) * (norm * radius + 0.5 * radius * radius) +
-                             Precision<T>::tiny * (2 * double(dim) * (1 + norm + radius));
-  const double distance_error = double(dim + 16) * 0x1p-52 * (square + scaled);
-  const double bound = 0.5 * (square - scaled) - score_error - distance_error;
-  // Rounding to T may raise it by half a unit in the last place.
-  return T(bound - 2 * Precision<T>::unit * fabs(bound));
-}
+// The score below which no code can be as near as a given distance: the exact score of that
+// distance, less the largest error of a computed score. Only codes with |e| <= |z| + distance can
+// be that near, so one far-off code does not widen the bound. docs/exactness.md derives it.
+template <class T>
+class ScoreBound {
+ public:
+  ScoreBound(int64_t dim, double scale, double max_norm)
+      : square_scale_(scale * scale),
+        max_norm_(max_norm),
+        gamma_(score_gamma<T>(dim)),
+        underflow_(Precision<T>::tiny * 2 * double(dim)),
+        distance_error_(double(dim + 16) * 0x1p-52) {}
+
+  // norm: |z|, centred and scaled; nearest: a distance, squared and as it is.
+  T operator()(double norm, double nearest) const {
+    const double square = norm * norm;
+    const double scaled = nearest * square_scale_;
+    const double radius = smaller(max_norm_, norm + sqrt(scaled));
+    const double score_error =
+        gamma_ * (norm + 0.5 * radius) * radius + underflow_ * (1 + norm + radius);
+    const double bound =
+        0.5 * (square - scaled) - score_error - distance_error_ * (square + scaled);
+    // Rounding to T may raise it by half a unit in the last place.
+    return T(bound - 2 * Precision<T>::unit * fabs(bound));
+  }
+
+ private:
+  double square_scale_, max_norm_, gamma_, underflow_, distance_error_;
+};
 
 }  // namespace
 }  // namespace vqvae_fast

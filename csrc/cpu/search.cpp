@@ -133,17 +133,17 @@ Division divide(int64_t rows, int64_t panels, int64_t tile_rows, int64_t num_thr
 }
 
 // The answers of the parts of the codebook for some rows, and the final ones: the smallest
-// distance, the lowest index among equals. A part without usable codes says -1; a row with a NaN
-// says the same in every part.
+// distance, the lowest index among equals. A row with a NaN says the same in every part.
 template <class T>
 void merge(const std::vector<Nearest>& parts, int64_t rows, int64_t* indices, T* distances) {
   for (int64_t n = 0; n < rows; ++n) {
-    int64_t index = -1;
-    double distance = 0;
+    int64_t index = parts[0].indices[n];
+    double distance = parts[0].distances[n];
     for (const Nearest& part : parts) {
-      if (part.indices[n] >= 0 && (index < 0 || part.distances[n] < distance)) {
+      const double d = part.distances[n];
+      if (d < distance || (d == distance && part.indices[n] < index)) {
         index = part.indices[n];
-        distance = part.distances[n];
+        distance = d;
       }
     }
     indices[n] = index;

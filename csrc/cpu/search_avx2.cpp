@@ -6,10 +6,47 @@
 namespace vqvae_fast {
 namespace {
 
+// Eight lanes of float64, for the exact distances.
+struct Avx2Lanes {
+  struct Vec {
+    __m256d low, high;
+  };
+  static Vec zero() { return {_mm256_setzero_pd(), _mm256_setzero_pd()}; }
+  static Vec broadcast(double v) { return {_mm256_set1_pd(v), _mm256_set1_pd(v)}; }
+  static Vec load(const float* p) {
+    return {_mm256_cvtps_pd(_mm_loadu_ps(p)), _mm256_cvtps_pd(_mm_loadu_ps(p + 4))};
+  }
+  static Vec load(const double* p) { return {_mm256_loadu_pd(p), _mm256_loadu_pd(p + 4)}; }
+  static void store(float* p, Vec v) {
+    _mm_storeu_ps(p, _mm256_cvtpd_ps(v.low));
+    _mm_storeu_ps(p + 4, _mm256_cvtpd_ps(v.high));
+  }
+  static void store(double* p, Vec v) {
+    _mm256_storeu_pd(p, v.low);
+    _mm256_storeu_pd(p + 4, v.high);
+  }
+  static Vec subtract(Vec a, Vec b) {
+    return {_mm256_sub_pd(a.low, b.low), _mm256_sub_pd(a.high, b.high)};
+  }
+  static Vec multiply(Vec a, Vec b) {
+    return {_mm256_mul_pd(a.low, b.low), _mm256_mul_pd(a.high, b.high)};
+  }
+  static Vec add_square(Vec sum, Vec v) {
+    return {_mm256_add_pd(sum.low, _mm256_mul_pd(v.low, v.low)),
+            _mm256_add_pd(sum.high, _mm256_mul_pd(v.high, v.high))};
+  }
+  static double sum(Vec v) {
+    const __m256d m = _mm256_add_pd(v.low, v.high);
+    const __m128d n = _mm_add_pd(_mm256_castpd256_pd128(m), _mm256_extractf128_pd(m, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(n, _mm_unpackhi_pd(n, n)));
+  }
+};
+
 struct Avx2Float {
   using T = float;
   using Vec = __m256;
   using Mask = uint8_t;  // a bit per lane
+  using Doubles = Avx2Lanes;
   static constexpr int kWidth = 8, kTileVecs = 3, kTileRows = 4;
   static constexpr int kTileCodes = kWidth * kTileVecs;
   static Vec load(const T* p) { return _mm256_loadu_ps(p); }
@@ -35,6 +72,7 @@ struct Avx2Double {
   using T = double;
   using Vec = __m256d;
   using Mask = uint8_t;  // a bit per lane
+  using Doubles = Avx2Lanes;
   static constexpr int kWidth = 4, kTileVecs = 3, kTileRows = 4;
   static constexpr int kTileCodes = kWidth * kTileVecs;
   static Vec load(const T* p) { return _mm256_loadu_pd(p); }

@@ -35,6 +35,27 @@ constexpr int64_t block_rows(int64_t dim) {
 
 // ---- Packing --------------------------------------------------------------------------------
 
+// Centres and scales one code into its column of a panel; returns |e|^2 of what it wrote.
+template <class Simd, class In>
+double pack_code(const PackedBook<In>& book, int64_t k, Compute<In>* column) {
+  using T = Compute<In>;
+  using Doubles = typename Simd::Doubles;
+  const int64_t dim = book.codes.dim;
+  const int64_t stride = book.codes.element_stride;
+  const In* code = book.codes.row(k);
+  typename Doubles::Vec square = Doubles::zero();
+  for (int64_t d = 0; d < dim; d += 8) {
+    T e[8] = {};
+    const int64_t count = smaller(8, dim - d);
+    for (int64_t l = 0; l < count; ++l) {
+      e[l] = widen(code[(d + l) * stride]) * book.scale - book.centre[d + l];
+    }
+    for (int64_t l = 0; l < count; ++l) column[(d + l) * Simd::kTileCodes] = e[l];
+    square = Doubles::add_square(square, Doubles::load(e));
+  }
+  return Doubles::sum(square);
+}
+
 template <class Simd, class In>
 PackedRange pack(const PackedBook<In>& book, int64_t first, int64_t last) {
   using T = Compute<In>;
@@ -47,14 +68,7 @@ PackedRange pack(const PackedBook<In>& book, int64_t first, int64_t last) {
     for (int64_t j = 0; j < width; ++j) {
       const int64_t k = panel * width + j;
       double square = kInfinity;
-      if (k < codes.count) {
-        const In* code = codes.row(k);
-        square = sum_of_squares(dim, [&](int64_t d) {
-          const T e = widen(code[d * codes.element_stride]) * book.scale - book.centre[d];
-          out[d * width + j] = e;
-          return double(e);
-        });
-      }
+      if (k < codes.count) square = pack_code<Simd>(book, k, out + j);
       const bool usable = square < kInfinity;  // false for NaN too
       if (!usable) {
         for (int64_t d = 0; d < dim; ++d) out[d * width + j] = 0;
@@ -82,11 +96,12 @@ struct Block {
   static constexpr int64_t kStateSize = 2 * Simd::kWidth;
 
   int64_t row_stride;
-  T* raw;              // [rows][D]: the rows as they are
+  T* copies;           // [rows][D]: the rows, where they cannot be read in place
+  const T** raw;       // [rows]: the rows as they are
   T* centred;          // [rows][row_stride]: centred and scaled
   T* state;            // [rows][2][kWidth]
   Mask* rose;          // [kPassPanels][rows]
-  double* square;      // [rows]: |z|^2, centred and scaled
+  double* norm;        // [rows]: |z|, centred and scaled
   RowKind* kind;       // [rows]
   int64_t* unsettled;  // [num_unsettled]: rows that the first look at a pass cannot settle,
   T* bound;            // [num_unsettled]: and the score below which a code cannot be the nearest
@@ -98,11 +113,12 @@ struct Block {
     constexpr int64_t line = kAlignment / int64_t(sizeof(T));
     row_stride = (dim + line - 1) / line * line + line;
     at_ = begin_ = reinterpret_cast<uintptr_t>(scratch);
-    raw = take<T>(rows * dim);
+    copies = take<T>(rows * dim);
+    raw = take<const T*>(rows);
     centred = take<T>(rows * row_stride);
     state = take<T>(rows * kStateSize);
     rose = take<Mask>(kPassPanels * rows);
-    square = take<double>(rows);
+    norm = take<double>(rows);
     kind = take<RowKind>(rows);
     unsettled = take<int64_t>(rows);
     bound = take<T>(rows);
@@ -128,22 +144,30 @@ int64_t scratch_bytes(int64_t dim) {
   return Block<Simd>(dim, nullptr).bytes();
 }
 
-// Copies rows [first, first + count) as they are. Feature maps are read along their rows.
+// Finds rows [first, first + count): in place, or widened and side by side in `copies`.
 template <class Simd, class In>
 void read_rows(Block<Simd>& block, const Rows<const In>& z, int64_t first, int64_t count) {
   const int64_t dim = z.dim;
+  if constexpr (sizeof(In) == sizeof(Compute<In>)) {
+    if (z.element_stride == 1) {
+      for (int64_t r = 0; r < count; ++r) block.raw[r] = z.row(first + r);
+      return;
+    }
+  }
+  const In* rows[kMaxRows];
+  for (int64_t r = 0; r < count; ++r) {
+    rows[r] = z.row(first + r);
+    block.raw[r] = block.copies + r * dim;
+  }
   if (z.element_stride == 1) {
     for (int64_t r = 0; r < count; ++r) {
-      const In* row = z.row(first + r);
-      for (int64_t d = 0; d < dim; ++d) block.raw[r * dim + d] = widen(row[d]);
+      for (int64_t d = 0; d < dim; ++d) block.copies[r * dim + d] = widen(rows[r][d]);
     }
     return;
   }
-  const In* rows[kMaxRows];
-  for (int64_t r = 0; r < count; ++r) rows[r] = z.row(first + r);
-  for (int64_t d = 0; d < dim; ++d) {
+  for (int64_t d = 0; d < dim; ++d) {  // feature maps lie along their rows
     const int64_t offset = d * z.element_stride;
-    for (int64_t r = 0; r < count; ++r) block.raw[r * dim + d] = widen(rows[r][offset]);
+    for (int64_t r = 0; r < count; ++r) block.copies[r * dim + d] = widen(rows[r][offset]);
   }
 }
 
@@ -157,35 +181,45 @@ RowKind unusual_kind(const T* row, int64_t dim) {
   return kind;
 }
 
+// Writes row `from` of the block, centred and scaled, to place `to`; returns its |z|^2.
+template <class Simd, class In>
+double centre_row(const Block<Simd>& block, const PackedBook<In>& book, int64_t from, int64_t to) {
+  using T = typename Simd::T;
+  using Doubles = typename Simd::Doubles;
+  const int64_t dim = book.codes.dim;
+  const T* raw = block.raw[from];
+  T* out = block.centred + to * block.row_stride;
+  const auto scale = Doubles::broadcast(double(book.scale));
+  typename Doubles::Vec square = Doubles::zero();
+  for (int64_t d = 0; d < dim; d += 8) {
+    // In float64, because the bound needs the norm of the row and not that of its rounding.
+    const auto z =
+        Doubles::subtract(Doubles::multiply(load_lanes<Doubles>(raw + d, 1, dim - d), scale),
+                          load_lanes<Doubles>(book.centre + d, 1, dim - d));
+    square = Doubles::add_square(square, z);
+    Doubles::store(out + d, z);  // rows are padded to whole vectors
+  }
+  return Doubles::sum(square);
+}
+
+template <class Simd>
+void zero_row(const Block<Simd>& block, int64_t dim, int64_t to) {
+  for (int64_t d = 0; d < dim; ++d) block.centred[to * block.row_stride + d] = 0;
+}
+
 // Rows whose scores could overflow, or that are not finite, take another way.
 template <class Simd, class In>
-void classify(Block<Simd>& block, const PackedBook<In>& book, int64_t count) {
+void classify(const Block<Simd>& block, const PackedBook<In>& book, int64_t count) {
   using T = typename Simd::T;
   const int64_t dim = book.codes.dim;
   const bool long_rows = too_long<T>(dim);
   for (int64_t r = 0; r < count; ++r) {
-    const T* raw = block.raw + r * dim;
-    block.square[r] = sum_of_squares(dim, [&](int64_t d) {
-      return double(raw[d]) * double(book.scale) - double(book.centre[d]);
-    });
-    const double norm = sqrt(block.square[r]) + book.max_norm;
-    const bool ordinary = norm * (1 + norm) < Precision<T>::largest && !long_rows;
-    block.kind[r] = ordinary ? RowKind::kOrdinary : unusual_kind(raw, dim);
+    block.norm[r] = sqrt(centre_row(block, book, r, r));
+    const double reach = block.norm[r] + book.max_norm;
+    const bool ordinary = reach * (1 + reach) < Precision<T>::largest && !long_rows;
+    block.kind[r] = ordinary ? RowKind::kOrdinary : unusual_kind(block.raw[r], dim);
+    if (!ordinary) zero_row(block, dim, r);
   }
-}
-
-// Centres row `from` of the block into place `to`; rows that are not searched give zeros.
-template <class Simd, class In>
-void centre_row(Block<Simd>& block, const PackedBook<In>& book, int64_t from, int64_t to) {
-  using T = typename Simd::T;
-  const int64_t dim = book.codes.dim;
-  T* out = block.centred + to * block.row_stride;
-  if (from < 0 || block.kind[from] != RowKind::kOrdinary) {
-    for (int64_t d = 0; d < dim; ++d) out[d] = 0;
-    return;
-  }
-  const T* raw = block.raw + from * dim;
-  for (int64_t d = 0; d < dim; ++d) out[d] = raw[d] * book.scale - book.centre[d];
 }
 
 // ---- The inner loops ------------------------------------------------------------------------
@@ -268,53 +302,55 @@ void store_scores(typename Simd::T* out, const typename Simd::T* rows, int64_t r
 
 // ---- From scores to the exact answer --------------------------------------------------------
 
-// The nearest code of a row so far; index -1 where there is none yet.
+// The nearest code of a row so far.
 struct Best {
-  double& distance;
-  int64_t& index;
+  double distance;
+  int64_t index;
+
+  void offer(double d, int64_t k) {
+    const bool better = d < distance || (d == distance && k < index);
+    distance = better ? d : distance;
+    index = better ? k : index;
+  }
 };
 
-template <class In>
-inline void measure(const PackedBook<In>& book, const Compute<In>* raw, int64_t k, Best best) {
+template <class Simd, class In>
+inline void measure(const PackedBook<In>& book, const Compute<In>* raw, int64_t k, Best& best) {
   const Rows<const In>& codes = book.codes;
-  const double d = distance<In>(raw, codes.row(k), codes.element_stride, codes.dim);
-  if (best.index < 0 || d < best.distance || (d == best.distance && k < best.index)) {
-    best.distance = d;
-    best.index = k;
-  }
+  const In* code = codes.row(k);
+  best.offer(distance<typename Simd::Doubles, In>(raw, code, codes.element_stride, codes.dim), k);
 }
 
 // Measures the codes among which the best score of this lane was found: those of the last panel
 // at which it rose.
 template <class Simd, class In>
-void measure_lane(const Block<Simd>& block, const PackedBook<In>& book, int64_t row,
-                  int64_t first_panel, int64_t last_panel, int lane, Best best) {
+inline void measure_lane(const Block<Simd>& block, const PackedBook<In>& book, int64_t row,
+                         int64_t first_panel, int64_t last_panel, int lane, Best& best) {
   int64_t panel = last_panel - first_panel - 1;
   while (!(block.rose[panel * block.rows + row] >> lane & 1)) --panel;
   const int64_t base = (first_panel + panel) * Simd::kTileCodes + lane;
   for (int j = 0; j < Simd::kTileVecs; ++j) {
     const int64_t k = base + j * Simd::kWidth;
-    if (book.start[k] > -kInfinity) {
-      measure<In>(book, block.raw + row * book.codes.dim, k, best);
-    }
+    if (book.start[k] > -kInfinity) measure<Simd, In>(book, block.raw[row], k, best);
   }
 }
 
 // Measures the candidates of one row in panels [first, last). Where the second best of a lane may
 // win too, nobody knows which code that was: the row goes to the unsettled ones.
 template <class Simd, class In>
-void resolve(Block<Simd>& block, const PackedBook<In>& book, int64_t row, int64_t first_panel,
-             int64_t last_panel, Best best) {
+inline Best resolve(Block<Simd>& block, const PackedBook<In>& book,
+                    const ScoreBound<typename Simd::T>& score_bound, int64_t row,
+                    int64_t first_panel, int64_t last_panel, Best best) {
   using T = typename Simd::T;
+  const double norm = block.norm[row];
   const auto scores = Simd::load(block.best(row));
   const T top = Simd::reduce_max(scores);
-  const bool settled_before =
-      best.index >= 0 && top < score_bound(book, block.square[row], best.distance);
-  if (settled_before || !(top > -T(kInfinity))) return;
+  if (!(top > -T(kInfinity))) return best;
+  if (best.index != kNoCode && top < score_bound(norm, best.distance)) return best;
 
   const int top_lane = lowest_bit(Simd::at_least(scores, Simd::broadcast(top)));
   measure_lane<Simd, In>(block, book, row, first_panel, last_panel, top_lane, best);
-  const T bound = score_bound(book, block.square[row], best.distance);
+  const T bound = score_bound(norm, best.distance);
   const auto bounds = Simd::broadcast(bound);
   uint32_t lanes = Simd::at_least(scores, bounds) & ~(uint32_t{1} << top_lane);
   for (; lanes != 0; lanes &= lanes - 1) {
@@ -324,6 +360,7 @@ void resolve(Block<Simd>& block, const PackedBook<In>& book, int64_t row, int64_
     block.bound[block.num_unsettled] = bound;
     block.unsettled[block.num_unsettled++] = row;
   }
+  return best;
 }
 
 // Second look at one panel, for a tile of unsettled rows: measures every code whose score reaches
@@ -342,27 +379,37 @@ void measure_candidates(const Block<Simd>& block, const PackedBook<In>& book, in
   for (int64_t place = first; place < last; ++place) {
     const int64_t row = block.unsettled[place];
     const auto bounds = Simd::broadcast(block.bound[place]);
+    Best best{out.distances[row], out.indices[row]};
     for (int j = 0; j < Simd::kTileVecs; ++j) {
       const T* score = scores + (place - first) * Simd::kTileCodes + j * Simd::kWidth;
       for (uint32_t lanes = Simd::at_least(Simd::load(score), bounds); lanes != 0;
            lanes &= lanes - 1) {
         const int64_t k = panel * Simd::kTileCodes + j * Simd::kWidth + lowest_bit(lanes);
-        measure<In>(book, block.raw + row * dim, k, {out.distances[row], out.indices[row]});
+        measure<Simd, In>(book, block.raw[row], k, best);
       }
     }
+    out.distances[row] = best.distance;
+    out.indices[row] = best.index;
   }
 }
 
 template <class Simd, class In>
-void measure_every_code(const PackedBook<In>& book, const typename Simd::T* raw,
-                        int64_t first_panel, int64_t last_panel, Best best) {
+Best measure_every_code(const PackedBook<In>& book, const typename Simd::T* raw,
+                        int64_t first_panel, int64_t last_panel) {
+  Best best{kInfinity, kNoCode};
   const int64_t end = smaller(last_panel * Simd::kTileCodes, book.codes.count);
   for (int64_t k = first_panel * Simd::kTileCodes; k < end; ++k) {
-    if (book.start[k] > -kInfinity) measure<In>(book, raw, k, best);
+    if (book.start[k] > -kInfinity) measure<Simd, In>(book, raw, k, best);
   }
+  return best;
 }
 
 // ---- The whole search -----------------------------------------------------------------------
+
+template <class Simd>
+constexpr int64_t whole_tiles(int64_t rows) {
+  return (rows + Simd::kTileRows - 1) / Simd::kTileRows;
+}
 
 // The ordinary rows of the block against panels [first, last), at most kPassPanels of them.
 template <class Simd, class In>
@@ -370,32 +417,41 @@ void search_pass(Block<Simd>& block, const PackedBook<In>& book, int64_t count, 
                  int64_t last_panel, Nearest out) {
   using T = typename Simd::T;
   const int64_t dim = book.codes.dim;
-  const auto tiles = [](int64_t rows) { return (rows + Simd::kTileRows - 1) / Simd::kTileRows; };
-
-  for (int64_t r = 0; r < tiles(count) * Simd::kTileRows; ++r) {
-    centre_row<Simd, In>(block, book, r < count ? r : -1, r);
-    for (int64_t i = 0; i < Block<Simd>::kStateSize; ++i) block.best(r)[i] = -T(kInfinity);
+  const int64_t tiles = whole_tiles<Simd>(count);
+  const auto nothing = Simd::broadcast(-T(kInfinity));
+  for (int64_t i = 0; i < tiles * Simd::kTileRows * Block<Simd>::kStateSize; i += Simd::kWidth) {
+    Simd::store(block.state + i, nothing);
   }
   for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-    keep_best<Simd>(block, tiles(count), book.panels + panel * dim * Simd::kTileCodes,
+    keep_best<Simd>(block, tiles, book.panels + panel * dim * Simd::kTileCodes,
                     book.start + panel * Simd::kTileCodes, panel - first_panel, dim);
   }
 
+  const ScoreBound<T> score_bound(dim, double(book.scale), book.max_norm);
   block.num_unsettled = 0;
   for (int64_t r = 0; r < count; ++r) {
-    if (block.kind[r] == RowKind::kOrdinary) {
-      resolve<Simd, In>(block, book, r, first_panel, last_panel,
-                        {out.distances[r], out.indices[r]});
+    if (block.kind[r] != RowKind::kOrdinary) continue;
+    const Best best = resolve<Simd, In>(block, book, score_bound, r, first_panel, last_panel,
+                                        {out.distances[r], out.indices[r]});
+    out.distances[r] = best.distance;
+    out.indices[r] = best.index;
+  }
+}
+
+// The second look, at the rows that the first left open. It needs their places in `centred`.
+template <class Simd, class In>
+void settle(Block<Simd>& block, const PackedBook<In>& book, int64_t first_panel, int64_t last_panel,
+            Nearest out) {
+  const int64_t tiles = whole_tiles<Simd>(block.num_unsettled);
+  for (int64_t i = 0; i < tiles * Simd::kTileRows; ++i) {
+    if (i < block.num_unsettled) {
+      centre_row(block, book, block.unsettled[i], i);
+    } else {
+      zero_row(block, book.codes.dim, i);
     }
   }
-  if (block.num_unsettled == 0) return;
-
-  const int64_t unsettled_tiles = tiles(block.num_unsettled);
-  for (int64_t i = 0; i < unsettled_tiles * Simd::kTileRows; ++i) {
-    centre_row<Simd, In>(block, book, i < block.num_unsettled ? block.unsettled[i] : -1, i);
-  }
   for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-    for (int64_t tile = 0; tile < unsettled_tiles; ++tile) {
+    for (int64_t tile = 0; tile < tiles; ++tile) {
       measure_candidates<Simd, In>(block, book, tile, panel, out);
     }
   }
@@ -405,27 +461,27 @@ template <class Simd, class In>
 void search_block(Block<Simd>& block, const PackedBook<In>& book, int64_t count,
                   int64_t first_panel, int64_t last_panel, Nearest out) {
   classify<Simd, In>(block, book, count);
+  for (int64_t r = count; r < whole_tiles<Simd>(count) * Simd::kTileRows; ++r) {
+    zero_row(block, book.codes.dim, r);
+  }
   for (int64_t r = 0; r < count; ++r) {
-    out.indices[r] = -1;
-    out.distances[r] = kInfinity;
-    switch (block.kind[r]) {
-      case RowKind::kOrdinary:
-        break;
-      case RowKind::kExhaustive:
-        measure_every_code<Simd, In>(book, block.raw + r * book.codes.dim, first_panel, last_panel,
-                                     {out.distances[r], out.indices[r]});
-        break;
-      case RowKind::kInfinite:  // infinitely far from every code: a tie
-        out.indices[r] = book.first_usable;
-        break;
-      case RowKind::kNan:
-        out.indices[r] = 0;
-        out.distances[r] = kInfinity - kInfinity;
-        break;
+    Best best{kInfinity, kNoCode};
+    if (block.kind[r] == RowKind::kExhaustive) {
+      best = measure_every_code<Simd, In>(book, block.raw[r], first_panel, last_panel);
+    } else if (block.kind[r] == RowKind::kInfinite) {
+      best.index = book.first_usable;  // infinitely far from every code: a tie
+    } else if (block.kind[r] == RowKind::kNan) {
+      best = {kInfinity - kInfinity, 0};
     }
+    out.distances[r] = best.distance;
+    out.indices[r] = best.index;
   }
   for (int64_t panel = first_panel; panel < last_panel; panel += kPassPanels) {
-    search_pass<Simd, In>(block, book, count, panel, smaller(panel + kPassPanels, last_panel), out);
+    const int64_t end = smaller(panel + kPassPanels, last_panel);
+    search_pass<Simd, In>(block, book, count, panel, end, out);
+    if (block.num_unsettled == 0) continue;
+    settle<Simd, In>(block, book, panel, end, out);
+    if (end < last_panel) classify<Simd, In>(block, book, count);  // its rows back in their places
   }
 }
 
