@@ -42,7 +42,22 @@ struct Rows {
   int64_t row_stride;
   int64_t element_stride;
 
-  In* row(int64_t n) const { return data + (n / inner) * outer_stride + (n % inner) * row_stride; }
+  In* row(int64_t n) const {
+    const int64_t outer = inner == count ? 0 : n / inner;  // a division is slow
+    return data + outer * outer_stride + (n - outer * inner) * row_stride;
+  }
+};
+
+// A codebook in memory.
+template <class In>
+struct Codes {
+  const In* data;
+  int64_t count;
+  int64_t dim;
+  int64_t row_stride;
+  int64_t element_stride;
+
+  const In* row(int64_t k) const { return data + k * row_stride; }
 };
 
 // The codebook as the kernels read it: panels of `width` codes, [panel][D][width], shifted to
@@ -50,7 +65,7 @@ struct Rows {
 template <class In>
 struct PackedBook {
   using T = Compute<In>;
-  Rows<const In> codes;  // the codebook itself, which candidates are measured against
+  Codes<In> codes;  // the codebook itself, which candidates are measured against
   int64_t width;
   int64_t num_panels;
   T* panels;             // [num_panels][D][width]

@@ -29,7 +29,7 @@ Buffer allocate(int64_t bytes) {
 // is correct. A good one makes the numbers small and the error bound with them; the median stays
 // among the codes even when a few of them are far away.
 template <class In>
-std::vector<Compute<In>> find_centre(const Rows<const In>& codes) {
+std::vector<Compute<In>> find_centre(const Codes<In>& codes) {
   using T = Compute<In>;
   constexpr int64_t kSamples = 31;
   const int64_t samples = std::min(codes.count, kSamples);
@@ -49,7 +49,7 @@ std::vector<Compute<In>> find_centre(const Rows<const In>& codes) {
 }
 
 template <class In>
-Compute<In> largest_magnitude(const Rows<const In>& codes, int64_t first, int64_t last) {
+Compute<In> largest_magnitude(const Codes<In>& codes, int64_t first, int64_t last) {
   using T = Compute<In>;
   T largest = 0;
   for (int64_t k = first; k < last; ++k) {
@@ -82,7 +82,7 @@ struct OwnedBook {
 };
 
 template <class In>
-OwnedBook<In> pack_codebook(const Rows<const In>& codes, const ThreadPool& pool) {
+OwnedBook<In> pack_codebook(const Codes<In>& codes, const ThreadPool& pool) {
   using T = Compute<In>;
   const Engine<In>& engine = instruction_set().engine(static_cast<const In*>(nullptr));
   OwnedBook<In> owned{{}, find_centre(codes), nullptr};
@@ -153,7 +153,7 @@ void merge(const std::vector<Nearest>& parts, int64_t rows, int64_t* indices, T*
 
 // The contract where no code is finite: index 0, and whatever distance that is.
 template <class In>
-void choose_first_code(const Rows<const In>& z, const Rows<const In>& codes, int64_t* indices,
+void choose_first_code(const Rows<const In>& z, const Codes<In>& codes, int64_t* indices,
                        Compute<In>* distances) {
   for (int64_t n = 0; n < z.count; ++n) {
     double sum = 0;
@@ -168,7 +168,7 @@ void choose_first_code(const Rows<const In>& z, const Rows<const In>& codes, int
 }
 
 template <class In>
-void gather(const Rows<const In>& codes, const int64_t* indices, const Rows<In>& out, int64_t first,
+void gather(const Codes<In>& codes, const int64_t* indices, const Rows<In>& out, int64_t first,
             int64_t last) {
   // Feature maps are written along their rows.
   constexpr int64_t kBlock = 64;
@@ -231,7 +231,7 @@ void search_rows(const PackedBook<In>& book, const Rows<const In>& z, int64_t* i
 }  // namespace
 
 template <class In>
-void search_codebook(const Rows<const In>& z, const Rows<const In>& codes, int64_t* indices,
+void search_codebook(const Rows<const In>& z, const Codes<In>& codes, int64_t* indices,
                      Compute<In>* distances, const Rows<In>& quantized, const ThreadPool& pool) {
   if (z.count == 0) return;
   const bool small = double(z.count) * double(codes.count) * double(z.dim) < double(kInlineWork);
@@ -251,9 +251,9 @@ void search_codebook(const Rows<const In>& z, const Rows<const In>& codes, int64
   });
 }
 
-#define VQVAE_FAST_INSTANTIATE(In)                                                      \
-  template void search_codebook(const Rows<const In>&, const Rows<const In>&, int64_t*, \
-                                Compute<In>*, const Rows<In>&, const ThreadPool&)
+#define VQVAE_FAST_INSTANTIATE(In)                                                               \
+  template void search_codebook(const Rows<const In>&, const Codes<In>&, int64_t*, Compute<In>*, \
+                                const Rows<In>&, const ThreadPool&)
 VQVAE_FAST_INSTANTIATE(float);
 VQVAE_FAST_INSTANTIATE(double);
 VQVAE_FAST_INSTANTIATE(BFloat16);

@@ -9,7 +9,7 @@ namespace vqvae_fast {
 // Writes int64 indices[N], distances[N] (float, or double for double input) and, where
 // quantized.data is set, the chosen codes in quantized's strides.
 template <class In>
-void search_codebook(const Rows<const In>& z, const Rows<const In>& codes, int64_t* indices,
+void search_codebook(const Rows<const In>& z, const Codes<In>& codes, int64_t* indices,
                      Compute<In>* distances, const Rows<In>& quantized, const ThreadPool& pool);
 
 }  // namespace vqvae_fast

@@ -60,7 +60,7 @@ template <class Simd, class In>
 PackedRange pack(const PackedBook<In>& book, int64_t first, int64_t last) {
   using T = Compute<In>;
   constexpr int64_t width = Simd::kTileCodes;
-  const Rows<const In>& codes = book.codes;
+  const Codes<In>& codes = book.codes;
   const int64_t dim = codes.dim;
   PackedRange range{0.0, -1};
   for (int64_t panel = first; panel < last; ++panel) {
@@ -96,15 +96,17 @@ struct Block {
   static constexpr int64_t kStateSize = 2 * Simd::kWidth;
 
   int64_t row_stride;
-  T* copies;           // [rows][D]: the rows, where they cannot be read in place
-  const T** raw;       // [rows]: the rows as they are
-  T* centred;          // [rows][row_stride]: centred and scaled
-  T* state;            // [rows][2][kWidth]
-  Mask* rose;          // [kPassPanels][rows]
-  double* norm;        // [rows]: |z|, centred and scaled
-  RowKind* kind;       // [rows]
-  int64_t* unsettled;  // [num_unsettled]: rows that the first look at a pass cannot settle,
-  T* bound;            // [num_unsettled]: and the score below which a code cannot be the nearest
+  T* copies;            // [rows][D]: the rows, where they cannot be read in place
+  const T** raw;        // [rows]: the rows as they are
+  T* centred;           // [rows][row_stride]: centred and scaled
+  T* state;             // [rows][2][kWidth]
+  Mask* rose;           // [kPassPanels][rows]
+  double* norm;         // [rows]: |z|, centred and scaled
+  RowKind* kind;        // [rows]
+  Mask* top_lane;       // [rows]: the lane with the best score, as a bit; 0 for rows to pass over
+  uint16_t* top_panel;  // [rows]: the panel in the pass at which that lane rose last
+  int64_t* unsettled;   // [num_unsettled]: rows that the first look at a pass cannot settle,
+  T* bound;             // [num_unsettled]: and the score below which a code cannot be the nearest
   int64_t rows;
   int64_t num_unsettled;
 
@@ -120,6 +122,8 @@ struct Block {
     rose = take<Mask>(kPassPanels * rows);
     norm = take<double>(rows);
     kind = take<RowKind>(rows);
+    top_lane = take<Mask>(rows);
+    top_panel = take<uint16_t>(rows);
     unsettled = take<int64_t>(rows);
     bound = take<T>(rows);
   }
@@ -302,65 +306,143 @@ void store_scores(typename Simd::T* out, const typename Simd::T* rows, int64_t r
 
 // ---- From scores to the exact answer --------------------------------------------------------
 
-// The nearest code of a row so far.
-struct Best {
-  double distance;
-  int64_t index;
+// The nearest code of a row so far. Which of a few candidates is nearest no predictor can know, so
+// offer() is arithmetic that no compiler turns into a branch: distances are not negative, and such
+// float64 numbers order as their bits do.
+class Best {
+ public:
+  Best(double distance, int64_t index) : bits_(to_bits(distance)), index_(index) {}
 
-  void offer(double d, int64_t k) {
-    const bool better = d < distance || (d == distance && k < index);
-    distance = better ? d : distance;
-    index = better ? k : index;
+  void offer(double distance, int64_t index) {
+    const uint64_t bits = to_bits(distance);
+    const bool nearer = (bits < bits_) | ((bits == bits_) & (index < index_));
+    const uint64_t keep = uint64_t{nearer} - 1;  // all bits, or none
+    bits_ = (bits & ~keep) | (bits_ & keep);
+    index_ = int64_t((uint64_t(index) & ~keep) | (uint64_t(index_) & keep));
   }
+
+  void write(const Nearest& out, int64_t row) const {
+    memcpy(out.distances + row, &bits_, sizeof bits_);
+    out.indices[row] = index_;
+  }
+
+ private:
+  static uint64_t to_bits(double value) {
+    uint64_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+  }
+  uint64_t bits_;
+  int64_t index_;
 };
 
 template <class Simd, class In>
 inline void measure(const PackedBook<In>& book, const Compute<In>* raw, int64_t k, Best& best) {
-  const Rows<const In>& codes = book.codes;
+  const Codes<In>& codes = book.codes;
   const In* code = codes.row(k);
   best.offer(distance<typename Simd::Doubles, In>(raw, code, codes.element_stride, codes.dim), k);
 }
 
-// Measures the codes among which the best score of this lane was found: those of the last panel
-// at which it rose.
+// Measures the codes of a panel that share a lane, side by side.
 template <class Simd, class In>
-inline void measure_lane(const Block<Simd>& block, const PackedBook<In>& book, int64_t row,
-                         int64_t first_panel, int64_t last_panel, int lane, Best& best) {
-  int64_t panel = last_panel - first_panel - 1;
-  while (!(block.rose[panel * block.rows + row] >> lane & 1)) --panel;
-  const int64_t base = (first_panel + panel) * Simd::kTileCodes + lane;
+inline void measure_lane(const PackedBook<In>& book, const typename Simd::T* raw, int64_t panel,
+                         int lane, Best& best) {
+  using Doubles = typename Simd::Doubles;
+  const Codes<In>& codes = book.codes;
+  const int64_t dim = codes.dim, stride = codes.element_stride;
+  int64_t index[Simd::kTileVecs];
+  const In* code[Simd::kTileVecs];
+  typename Doubles::Vec sum[Simd::kTileVecs];
+  VQVAE_FAST_UNROLL
   for (int j = 0; j < Simd::kTileVecs; ++j) {
-    const int64_t k = base + j * Simd::kWidth;
-    if (book.start[k] > -kInfinity) measure<Simd, In>(book, block.raw[row], k, best);
+    // Behind the last code there is padding; to measure the last code twice does no harm.
+    index[j] = smaller(panel * Simd::kTileCodes + j * Simd::kWidth + lane, codes.count - 1);
+    code[j] = codes.row(index[j]);
+    sum[j] = Doubles::zero();
+  }
+  for (int64_t d = 0; d < dim; d += 8) {
+    const auto z = load_lanes<Doubles>(raw + d, 1, dim - d);
+    VQVAE_FAST_UNROLL
+    for (int j = 0; j < Simd::kTileVecs; ++j) {
+      const auto e = load_lanes<Doubles>(code[j] + d * stride, stride, dim - d);
+      sum[j] = Doubles::add_square(sum[j], Doubles::subtract(z, e));
+    }
+  }
+  VQVAE_FAST_UNROLL
+  for (int j = 0; j < Simd::kTileVecs; ++j) {
+    if (book.start[index[j]] > -kInfinity) best.offer(Doubles::sum(sum[j]), index[j]);
   }
 }
 
-// Measures the candidates of one row in panels [first, last). Where the second best of a lane may
-// win too, nobody knows which code that was: the row goes to the unsettled ones.
-template <class Simd, class In>
-inline Best resolve(Block<Simd>& block, const PackedBook<In>& book,
-                    const ScoreBound<typename Simd::T>& score_bound, int64_t row,
-                    int64_t first_panel, int64_t last_panel, Best best) {
-  using T = typename Simd::T;
-  const double norm = block.norm[row];
-  const auto scores = Simd::load(block.best(row));
-  const T top = Simd::reduce_max(scores);
-  if (!(top > -T(kInfinity))) return best;
-  if (best.index != kNoCode && top < score_bound(norm, best.distance)) return best;
+// From here the rows of a block go through one step after the other together, because a row on its
+// own is a chain of latencies that the processor cannot shorten, only overlap with other rows'.
 
-  const int top_lane = lowest_bit(Simd::at_least(scores, Simd::broadcast(top)));
-  measure_lane<Simd, In>(block, book, row, first_panel, last_panel, top_lane, best);
-  const T bound = score_bound(norm, best.distance);
-  const auto bounds = Simd::broadcast(bound);
-  uint32_t lanes = Simd::at_least(scores, bounds) & ~(uint32_t{1} << top_lane);
-  for (; lanes != 0; lanes &= lanes - 1) {
-    measure_lane<Simd, In>(block, book, row, first_panel, last_panel, lowest_bit(lanes), best);
+// The lane with each row's best score.
+template <class Simd>
+void find_lanes(const Block<Simd>& block, const ScoreBound<typename Simd::T>& score_bound,
+                int64_t count, Nearest out) {
+  using T = typename Simd::T;
+  for (int64_t r = 0; r < count; ++r) {
+    const auto scores = Simd::load(block.best(r));
+    const T top = Simd::reduce_max(scores);
+    const uint32_t lanes = Simd::at_least(scores, Simd::broadcast(top));
+    const bool any_code = top > -T(kInfinity) && block.kind[r] == RowKind::kOrdinary;
+    const bool can_win =
+        out.indices[r] == kNoCode || top >= score_bound(block.norm[r], out.distances[r]);
+    block.top_lane[r] = any_code && can_win ? typename Simd::Mask(lanes & (~lanes + 1)) : 0;
   }
-  if (Simd::at_least(Simd::load(block.second(row)), bounds) != 0) {
-    block.bound[block.num_unsettled] = bound;
-    block.unsettled[block.num_unsettled++] = row;
+}
+
+// The panel at which that lane rose last.
+template <class Simd>
+void find_panels(const Block<Simd>& block, int64_t count, int64_t num_panels) {
+  const typename Simd::Mask* lane = block.top_lane;
+  uint16_t* found = block.top_panel;
+  for (int64_t panel = 0; panel < num_panels; ++panel) {
+    const typename Simd::Mask* rose = block.rose + panel * block.rows;
+    for (int64_t r = 0; r < count; ++r) {
+      found[r] = (rose[r] & lane[r]) != 0 ? uint16_t(panel) : found[r];
+    }
   }
-  return best;
+}
+
+template <class Simd, class In>
+void measure_tops(const Block<Simd>& block, const PackedBook<In>& book, int64_t count,
+                  int64_t first_panel, Nearest out) {
+  for (int64_t r = 0; r < count; ++r) {
+    if (block.top_lane[r] == 0) continue;
+    Best best{out.distances[r], out.indices[r]};
+    measure_lane<Simd, In>(book, block.raw[r], first_panel + block.top_panel[r],
+                           lowest_bit(block.top_lane[r]), best);
+    best.write(out, r);
+  }
+}
+
+// Measures the other lanes whose best may still win. Where a second best may win too, nobody knows
+// which code that was: the row goes to the unsettled ones.
+template <class Simd, class In>
+void measure_others(Block<Simd>& block, const PackedBook<In>& book,
+                    const ScoreBound<typename Simd::T>& score_bound, int64_t count,
+                    int64_t first_panel, int64_t last_panel, Nearest out) {
+  block.num_unsettled = 0;
+  for (int64_t r = 0; r < count; ++r) {
+    if (block.top_lane[r] == 0) continue;
+    const auto bound = score_bound(block.norm[r], out.distances[r]);
+    const auto bounds = Simd::broadcast(bound);
+    uint32_t lanes = Simd::at_least(Simd::load(block.best(r)), bounds) & ~block.top_lane[r];
+    for (; lanes != 0; lanes &= lanes - 1) {
+      const int lane = lowest_bit(lanes);
+      int64_t panel = last_panel - first_panel - 1;
+      while (!(block.rose[panel * block.rows + r] >> lane & 1)) --panel;
+      Best best{out.distances[r], out.indices[r]};
+      measure_lane<Simd, In>(book, block.raw[r], first_panel + panel, lane, best);
+      best.write(out, r);
+    }
+    if (Simd::at_least(Simd::load(block.second(r)), bounds) != 0) {
+      block.bound[block.num_unsettled] = bound;
+      block.unsettled[block.num_unsettled++] = r;
+    }
+  }
 }
 
 // Second look at one panel, for a tile of unsettled rows: measures every code whose score reaches
@@ -388,8 +470,7 @@ void measure_candidates(const Block<Simd>& block, const PackedBook<In>& book, in
         measure<Simd, In>(book, block.raw[row], k, best);
       }
     }
-    out.distances[row] = best.distance;
-    out.indices[row] = best.index;
+    best.write(out, row);
   }
 }
 
@@ -428,14 +509,10 @@ void search_pass(Block<Simd>& block, const PackedBook<In>& book, int64_t count, 
   }
 
   const ScoreBound<T> score_bound(dim, double(book.scale), book.max_norm);
-  block.num_unsettled = 0;
-  for (int64_t r = 0; r < count; ++r) {
-    if (block.kind[r] != RowKind::kOrdinary) continue;
-    const Best best = resolve<Simd, In>(block, book, score_bound, r, first_panel, last_panel,
-                                        {out.distances[r], out.indices[r]});
-    out.distances[r] = best.distance;
-    out.indices[r] = best.index;
-  }
+  find_lanes<Simd>(block, score_bound, count, out);
+  find_panels<Simd>(block, count, last_panel - first_panel);
+  measure_tops<Simd, In>(block, book, count, first_panel, out);
+  measure_others<Simd, In>(block, book, score_bound, count, first_panel, last_panel, out);
 }
 
 // The second look, at the rows that the first left open. It needs their places in `centred`.
@@ -469,12 +546,11 @@ void search_block(Block<Simd>& block, const PackedBook<In>& book, int64_t count,
     if (block.kind[r] == RowKind::kExhaustive) {
       best = measure_every_code<Simd, In>(book, block.raw[r], first_panel, last_panel);
     } else if (block.kind[r] == RowKind::kInfinite) {
-      best.index = book.first_usable;  // infinitely far from every code: a tie
+      best = {kInfinity, book.first_usable};  // infinitely far from every code: a tie
     } else if (block.kind[r] == RowKind::kNan) {
       best = {kInfinity - kInfinity, 0};
     }
-    out.distances[r] = best.distance;
-    out.indices[r] = best.index;
+    best.write(out, r);
   }
   for (int64_t panel = first_panel; panel < last_panel; panel += kPassPanels) {
     const int64_t end = smaller(panel + kPassPanels, last_panel);
