@@ -13,8 +13,10 @@
 namespace vqvae_fast {
 namespace {
 
-constexpr int64_t kInlineWork = int64_t{1}
-                                << 16;  // N*K*D below which threads cost more than they give
+// What a thread must have to do before waking it pays: multiply-adds of the search, elements of a
+// codebook to pack.
+constexpr double kSearchWork = 1 << 16;
+constexpr int64_t kPackWork = 1 << 15;
 
 struct FreeAligned {
   void operator()(void* p) const { ::operator delete[](p, std::align_val_t{64}); }
@@ -91,7 +93,8 @@ OwnedBook<In> pack_codebook(const Codes<In>& codes, const ThreadPool& pool) {
   book.width = engine.panel_width;
   book.num_panels = (codes.count + book.width - 1) / book.width;
 
-  const int64_t parts = std::min(pool.num_threads, book.num_panels);
+  const int64_t parts = std::clamp<int64_t>(codes.count * codes.dim / kPackWork, 1,
+                                            std::min(pool.num_threads, book.num_panels));
   std::vector<T> largest(parts);
   pool.run(parts, [&](int64_t i) {
     largest[i] = largest_magnitude(codes, part_begin(codes.count, parts, i),
@@ -170,6 +173,7 @@ void choose_first_code(const Rows<const In>& z, const Codes<In>& codes, int64_t*
 template <class In>
 void gather(const Codes<In>& codes, const int64_t* indices, const Rows<In>& out, int64_t first,
             int64_t last) {
+  if (out.data == nullptr) return;  // the caller wants none
   // Feature maps are written along their rows.
   constexpr int64_t kBlock = 64;
   for (int64_t begin = first; begin < last; begin += kBlock) {
@@ -189,7 +193,7 @@ void gather(const Codes<In>& codes, const int64_t* indices, const Rows<In>& out,
 
 template <class In>
 void search_rows(const PackedBook<In>& book, const Rows<const In>& z, int64_t* indices,
-                 Compute<In>* distances, const ThreadPool& pool) {
+                 Compute<In>* distances, const Rows<In>& quantized, const ThreadPool& pool) {
   const Engine<In>& engine = instruction_set().engine(static_cast<const In*>(nullptr));
   const int64_t scratch_bytes = engine.scratch_bytes(z.dim);
   const Division by = divide(z.count, book.num_panels, engine.tile_rows, pool.num_threads);
@@ -205,6 +209,7 @@ void search_rows(const PackedBook<In>& book, const Rows<const In>& z, int64_t* i
         const Nearest found{indices + row, exact.data()};
         engine.search(book, z, row, row + rows, 0, book.num_panels, scratch.get(), found);
         merge({found}, rows, indices + row, distances + row);
+        gather(book.codes, indices, quantized, row, row + rows);
       }
     });
     return;
@@ -226,6 +231,7 @@ void search_rows(const PackedBook<In>& book, const Rows<const In>& z, int64_t* i
                   {found[c].indices + row, found[c].distances + row});
   });
   merge(found, z.count, indices, distances);
+  gather(book.codes, indices, quantized, 0, z.count);
 }
 
 }  // namespace
@@ -234,21 +240,15 @@ template <class In>
 void search_codebook(const Rows<const In>& z, const Codes<In>& codes, int64_t* indices,
                      Compute<In>* distances, const Rows<In>& quantized, const ThreadPool& pool) {
   if (z.count == 0) return;
-  const bool small = double(z.count) * double(codes.count) * double(z.dim) < double(kInlineWork);
-  const ThreadPool workers{small ? 1 : pool.num_threads, pool.run};
-
+  const double work = double(z.count) * double(codes.count) * double(z.dim);
+  const ThreadPool workers{work < kSearchWork ? 1 : pool.num_threads, pool.run};
   const OwnedBook<In> owned = pack_codebook(codes, workers);
   if (owned.book.first_usable < 0) {
     choose_first_code(z, codes, indices, distances);
+    gather(codes, indices, quantized, 0, z.count);
   } else {
-    search_rows(owned.book, z, indices, distances, workers);
+    search_rows(owned.book, z, indices, distances, quantized, workers);
   }
-  if (quantized.data == nullptr) return;
-  const int64_t parts = std::min(workers.num_threads, z.count);
-  workers.run(parts, [&](int64_t part) {
-    gather(codes, indices, quantized, part_begin(z.count, parts, part),
-           part_begin(z.count, parts, part + 1));
-  });
 }
 
 #define VQVAE_FAST_INSTANTIATE(In)                                                               \
