@@ -66,6 +66,7 @@ def test_quantizer(options, training):
 
 
 @pytest.mark.parametrize("learning", ["gradient", "ema"])
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
 def test_quantizer_with_inductor(learning):
     module = VectorQuantizer(16, 4, learning=learning, dead_code_threshold=1.0)
     assert_same_steps(module, (2, 4, 5, 5), quantize, backend="inductor")

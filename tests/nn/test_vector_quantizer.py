@@ -2,6 +2,7 @@ import inspect
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqvae_fast.nn import LazyOneHot, VectorQuantizer
 
@@ -88,12 +89,35 @@ def test_any_layout_gives_the_same(layout, learning):
     torch.testing.assert_close(other.codebook, plain.codebook)
 
 
-def test_no_copy_of_the_latents():
+class LatentsMade(TorchDispatchMode):
+    """Names of the operations that return as many elements as there are latents, no views."""
+
+    def __init__(self, elements: int):
+        super().__init__()
+        self.elements, self.names = elements, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tensors = result if isinstance(result, (tuple, list)) else (result,)
+        made = any(isinstance(t, torch.Tensor) and t.numel() == self.elements for t in tensors)
+        if made and not func.is_view:
+            self.names.append(str(func))
+        return result
+
+
+@pytest.mark.parametrize("options", [{}, *STATEFUL])
+def test_no_copy_of_the_latents(options):
     """Channel-first memory goes to the search as it is, and comes back in the same layout."""
-    quantizer = VectorQuantizer(9, 4, learning="ema")
-    z = torch.randn(2, 4, 3, 6)
-    z_q = quantizer(z)[1]
+    quantizer = VectorQuantizer(9, 5, **options)
+    z = torch.randn(2, 5, 7, 11)
+    quantizer(z)  # k-means collects a copy of its samples, once
+    with LatentsMade(z.numel()) as made:
+        z_q = quantizer(z)[1]
+    assert made.names == ["vqvae_fast.quantize.default"]
     assert z_q.stride() == z.stride()
+    with LatentsMade(z.numel()) as made:
+        z.movedim(1, -1).contiguous()
+    assert made.names, "a copy is not seen"
 
 
 @pytest.mark.parametrize("options", STATEFUL)
