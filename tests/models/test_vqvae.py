@@ -116,6 +116,20 @@ def test_parts_stand_alone():
     assert image.shape == (2, 2, 32, 32)
 
 
+@pytest.mark.parametrize("learning", ["gradient", "ema"])
+def test_autocast_training_step(learning):
+    model = VQVAE(**SMALL, quantizer={"learning": learning, "dead_code_threshold": 0.5})
+    x = torch.randn(4, 3, 16, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        embedding_loss, x_hat, _ = model(x)
+        assert x_hat.dtype == torch.bfloat16
+        loss = (x_hat - x).square().mean() + embedding_loss
+    assert embedding_loss.dtype == torch.float32
+    loss.backward()
+    assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+    assert all(value.dtype == torch.float32 for value in model.state_dict().values())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -116,3 +116,16 @@ def test_collecting_for_kmeans_breaks_the_graph_but_not_the_training():
     for _ in range(3):
         compiled(torch.randn(2, 4, 5, 5))
     assert module.kmeans.done
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("learning", ["gradient", "ema"])
+def test_export(learning, strict):
+    model = VQVAE(8, 4, 1, 16, 4, quantizer={"learning": learning}).eval()
+    x, z = torch.randn(2, 3, 16, 16), torch.randn(2, 4, 5, 5)
+    program = torch.export.export(model, (x,), strict=strict)
+    torch.testing.assert_close(program.module()(x), model(x))
+    quantizer = model.vector_quantization
+    results = torch.export.export(quantizer, (z,), strict=strict).module()(z)
+    torch.testing.assert_close(results[:3], quantizer(z)[:3])
+    assert torch.equal(results[3].dense(), quantizer(z)[3].dense())

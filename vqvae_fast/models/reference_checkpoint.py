@@ -61,7 +61,7 @@ def read_reference_checkpoint(
     try:
         return {**_sizes(state), "beta": float(beta), **_semantics(state)}, state
     except (KeyError, IndexError, ValueError, TypeError) as error:
-        raise ValueError(f"{problem}: expected its parameters, {error} is missing") from error
+        raise ValueError(f"{problem}: it lacks or misshapes a parameter ({error})") from error
 
 
 def _sizes(state: dict[str, Tensor]) -> dict[str, int]:
