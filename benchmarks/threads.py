@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -31,7 +32,7 @@ def all_threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _optional(name: str):  # type: ignore[no-untyped-def]
+def _optional(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:

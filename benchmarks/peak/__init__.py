@@ -95,11 +95,11 @@ class PeakMeter:
         self.clock_hz.append(self._library.peak_clock_hz(50_000))
         return float(flops)
 
-    def median(self) -> float:
-        """The median of the samples so far, in FLOP/s; takes one when there is none."""
-        if not self.flops:
+    def median(self, since: int = 0) -> float:
+        """The median of the samples from number ``since`` on, in FLOP/s; takes one if needed."""
+        if len(self.flops) <= since:
             self.sample()
-        return statistics.median(self.flops)
+        return statistics.median(self.flops[since:])
 
     def summary(self) -> dict[str, object]:
         """What the JSON keeps: the median, the range, and whether the figure is plausible."""

@@ -16,4 +16,6 @@ def _prepare(z: Tensor, codebook: Tensor) -> Search:
     return lambda: nearest(z, codebook)
 
 
-PEER = SearchPeer("reference VQ-VAE formula", "both norms, product, sum and argmin, eager", _prepare)
+PEER = SearchPeer(
+    "reference VQ-VAE formula", "both norms, product, sum and argmin, eager", _prepare
+)
