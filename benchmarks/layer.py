@@ -43,22 +43,23 @@ def _violating(vectors: Vectors, step: StepResult) -> float:
     return float((distance > smallest.distances * (1 + 1e-5) + slack).double().mean())
 
 
-def _check_ours(peer: LayerPeer, vectors: Vectors, step: StepResult) -> None:
-    """The output is the nearest code; the gradient that of the readable formula."""
-    if _violating(vectors, step):
-        raise WrongLayerError(f"{peer.name}: an output is not the nearest code")
-    z = rows_of(feature_map(vectors.z)).double()
-    error = z - rows_of(step.quantized).double()
-    expected = 1.0 + 0.25 * 2.0 / z.numel() * error
-    torch.testing.assert_close(
-        rows_of(step.grad_z).double(),
-        expected,
-        rtol=1e-5,
-        atol=1e-6,
-        msg=lambda text: (
-            f"{peer.name}: the gradient is not straight-through plus commitment\n{text}"
-        ),
-    )
+def check(peer: LayerPeer, vectors: Vectors, step: StepResult) -> float:
+    """Share of rows of a first step whose output is not the nearest code; ours must have none.
+
+    Raises:
+        WrongLayerError: the output or the gradient of one of our layers is not what the readable
+            formula gives. A peer's share is recorded instead (and its gradient may be another).
+    """
+    violating = _violating(vectors, step)
+    if peer.name.startswith("ours"):
+        if violating:
+            raise WrongLayerError(f"{peer.name}: {violating:.2%} of the outputs are not nearest")
+        z = vectors.z.double()
+        # The upstream gradient of one, straight through, and that of the commitment loss.
+        expected = 1.0 + 0.25 * 2.0 / z.numel() * (z - rows_of(step.quantized).double())
+        if not torch.allclose(rows_of(step.grad_z).double(), expected, rtol=1e-5, atol=1e-6):
+            raise WrongLayerError(f"{peer.name}: gradient is not straight-through + commitment")
+    return violating
 
 
 def compare(vectors: Vectors, rounds: int, min_seconds: float) -> dict[str, Any]:
@@ -69,7 +70,6 @@ def compare(vectors: Vectors, rounds: int, min_seconds: float) -> dict[str, Any]
 
     Raises:
         WrongLayerError: our first step is not what the readable formula gives.
-        AssertionError: the same, for the gradient.
     """
     fmap: Tensor = feature_map(vectors.z)
     calls, violating, reasons = {}, {}, {}
@@ -78,10 +78,7 @@ def compare(vectors: Vectors, rounds: int, min_seconds: float) -> dict[str, Any]
             reasons[peer.name] = reason
             continue
         calls[peer.name] = peer.build(fmap, vectors.codebook)
-        first = calls[peer.name]()
-        violating[peer.name] = _violating(vectors, first)
-        if peer.name.startswith("ours"):
-            _check_ours(peer, vectors, first)
+        violating[peer.name] = check(peer, vectors, calls[peer.name]())
     timings = interleaved(calls, rounds, min_seconds=min_seconds)
     learning = {peer.name: peer.learning for peer in LAYER_PEERS}
     contenders = {}

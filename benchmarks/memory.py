@@ -3,7 +3,8 @@
 ``measure`` starts ``python -m benchmarks.memory`` with malloc told to return what is freed and to
 map every larger block, so that resident memory follows allocations. The child makes the inputs,
 warms up on a few rows (thread pools, lazily loaded code), resets the kernel's high-water mark and
-makes the call. Linux only: elsewhere the figure is None.
+makes the call. The kernel counts resident pages in batches, so a figure is good to a few hundred
+KiB. Linux only: elsewhere it is None.
 """
 
 import ctypes

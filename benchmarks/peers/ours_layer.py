@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from benchmarks.peers.base import LayerPeer, Step, training_step
@@ -21,8 +20,7 @@ def _build(learning: str, fmap: Tensor, codebook: Tensor) -> Step:
 
     num_codes, dim = codebook.shape
     layer: Any = VectorQuantizer(num_codes, dim, 0.25, learning=learning).train()
-    with torch.no_grad():
-        layer.embedding.weight.copy_(codebook)
+    layer.set_codebook(codebook)
 
     def forward(z: Tensor) -> tuple[Tensor, Tensor]:
         loss, quantized, *_ = layer(z)
