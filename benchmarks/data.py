@@ -1,5 +1,6 @@
 """The shapes, and the vectors: Gaussian, or latents and codebook of a trained model."""
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -89,6 +90,32 @@ def from_npz(path: Path, dtype: torch.dtype = torch.float32) -> Vectors:
             f"z must be [N, D] and codebook [K, D], got {list(z.shape)} and {list(codebook.shape)}"
         )
     return Vectors(z.contiguous(), codebook.contiguous(), "trained")
+
+
+@torch.no_grad()
+def from_run(run: Path, rows: int = 16384, dtype: torch.dtype = torch.float32) -> Vectors:
+    """Latents of held-out crops and the codebook of a ``vqvae-fast train`` run folder.
+
+    Args:
+        run: the run folder; its own data is opened again.
+        rows: N.
+        dtype: of both.
+
+    Raises:
+        UserError: not a run folder, or its data is not there any more.
+    """
+    from vqvae_fast.training import TrainConfig, load_model, open_data
+
+    model = load_model(run)
+    config = TrainConfig.from_dict(json.loads((run / "config.json").read_text(encoding="utf-8")))
+    images = open_data(
+        config.data, photographs=config.photographs, crop=config.crop, held_out=config.held_out
+    )
+    per_crop = (images.crop // 2**config.downsampling) ** 2
+    crops = images.validation(-(-rows // per_crop)).split(256)
+    latents = [rows_of(model.pre_quantization_conv(model.encoder(part))) for part in crops]
+    z, codebook = torch.cat(latents)[:rows], model.vector_quantization.codebook
+    return Vectors(z.to(dtype).contiguous(), codebook.to(dtype).contiguous(), "trained")
 
 
 def feature_map(z: Tensor, side: int = 8) -> Tensor:

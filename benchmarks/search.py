@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import environment, memory, results
-from benchmarks.data import SEARCH_SHAPES, TINY_SHAPES, Shape, Vectors, from_npz, gaussian
+from benchmarks.data import SEARCH_SHAPES, TINY_SHAPES, Shape, Vectors, from_npz, from_run, gaussian
 from benchmarks.exactness import smallest_distances, violating_share
 from benchmarks.interleave import interleaved, ratio
 from benchmarks.peak import PeakMeter, try_meter
@@ -160,6 +160,9 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--shapes", nargs="+", type=Shape.parse, metavar="N,K,D")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument(
+        "--run", nargs="*", type=Path, default=[], help="run folders of vqvae-fast train"
+    )
+    parser.add_argument(
         "--latents",
         nargs="*",
         type=Path,
@@ -181,6 +184,7 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
     dtype = getattr(torch, options.dtype)
     shapes = options.shapes or (TINY_SHAPES if options.quick else SEARCH_SHAPES)
     datasets = [gaussian(shape, dtype) for shape in shapes]
+    datasets += [from_run(path, dtype=dtype) for path in options.run]
     datasets += [from_npz(path, dtype) for path in options.latents]
     rounds, min_seconds = (1, 0.0) if options.quick else (options.rounds, 0.1)
     record = run(datasets, options.threads, rounds, min_seconds, not options.no_memory)

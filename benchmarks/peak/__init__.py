@@ -6,6 +6,7 @@ and reports the median of its samples.
 """
 
 import ctypes
+import functools
 import os
 import shutil
 import statistics
@@ -31,9 +32,9 @@ def _compiler() -> str:
     raise PeakUnavailableError("no C++ compiler was found (CXX, c++, g++, clang++)")
 
 
-def build() -> ctypes.CDLL:
-    """Compile the micro-benchmark into a temporary folder and load it (about a second)."""
-    compiler = _compiler()
+@functools.cache
+def build(compiler: str) -> ctypes.CDLL:
+    """Compile the micro-benchmark into a temporary folder and load it (a second, once)."""
     with tempfile.TemporaryDirectory(prefix="vqvae_fast_peak_") as folder:
         library = Path(folder) / "peak.so"
         built = subprocess.run(
@@ -73,7 +74,7 @@ class PeakMeter:
     clock_hz: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._library = build()
+        self._library = build(_compiler())
         wanted = self.isa or os.environ.get("VQVAE_FAST_CPU_ISA")
         runs = [name for i, name in enumerate(ISAS) if self._library.peak_supports(i)]
         if wanted and wanted not in runs:

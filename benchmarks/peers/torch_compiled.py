@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import warnings
 
 import torch
 from torch import Tensor
@@ -20,7 +21,9 @@ def _prepare(z: Tensor, codebook: Tensor) -> Search:
     # A fresh start for each shape: else the sixth would run into the recompile limit.
     torch._dynamo.reset()
     compiled = torch.compile(nearest, dynamic=False, fullgraph=True)
-    compiled(z, codebook)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's compiler warns of its own deprecated parts
+        compiled(z, codebook)
     return lambda: compiled(z, codebook)
 
 
