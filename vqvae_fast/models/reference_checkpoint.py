@@ -1,0 +1,83 @@
+"""Reads checkpoints of the reference implementation, MishaLaskin/vqvae."""
+
+import pickle
+import re
+from collections.abc import Callable
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_RESIDUAL = re.compile(r"(encoder|decoder)\.\w+\.\d+\.stack\.(\d+)\.(.+)")
+
+# The reference's training script stores its loss curves as numpy arrays, which torch's restricted
+# unpickler refuses unless their (harmless) constructors are named. Files written under numpy 1
+# and numpy 2 name the same function differently.
+_NUMPY: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    (np.empty(0).__reduce__()[0], f"{module}.multiarray._reconstruct")
+    for module in ("numpy.core", "numpy._core")
+] + [np.ndarray, np.dtype, type(np.dtype(np.float32)), type(np.dtype(np.float64))]
+
+
+def read_reference_checkpoint(
+    path: str | PathLike[str],
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The arguments of :class:`vqvae_fast.models.VQVAE` and the state dict in a checkpoint.
+
+    Args:
+        path: file with ``{"model": state dict, "hyperparameters": {...}, ...}``.
+
+    Returns:
+        ``(config, state)``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not such a checkpoint, or holds more than tensors and numbers.
+    """
+    problem = f"{path} is not a reference VQ-VAE checkpoint"
+    try:
+        with torch.serialization.safe_globals(_NUMPY):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{problem}: it holds more than tensors and numbers, or is damaged ({error})"
+        ) from error
+    except (RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+        raise ValueError(f"{problem}: it cannot be read ({error})") from error
+    state = checkpoint.get("model") if isinstance(checkpoint, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{problem}: expected a dict with the state dict under 'model'")
+    hyperparameters = checkpoint.get("hyperparameters")
+    beta = hyperparameters.get("beta", 0.25) if isinstance(hyperparameters, dict) else 0.25
+    try:
+        return {**_sizes(state), "beta": float(beta), **_semantics(state)}, state
+    except (KeyError, IndexError, ValueError, TypeError) as error:
+        raise ValueError(f"{problem}: expected its parameters, {error} is missing") from error
+
+
+def _sizes(state: dict[str, Tensor]) -> dict[str, int]:
+    n_embeddings, embedding_dim = state["vector_quantization.embedding.weight"].shape
+    layers = [int(match[2]) for match in map(_RESIDUAL.fullmatch, state) if match]
+    hidden = [t.shape[0] for name, t in state.items() if name.endswith("res_block.1.weight")]
+    return {
+        "h_dim": state["pre_quantization_conv.weight"].shape[1],
+        "res_h_dim": hidden[0] if hidden else 1,
+        "n_res_layers": max(layers, default=-1) + 1,
+        "n_embeddings": n_embeddings,
+        "embedding_dim": embedding_dim,
+        "in_channels": state["encoder.conv_stack.0.weight"].shape[1],
+    }
+
+
+def _semantics(state: dict[str, Tensor]) -> dict[str, bool]:
+    """The reference repeats one residual layer: its weights stand under the name of each."""
+    shared = all(
+        torch.equal(tensor, state[name.replace(f".stack.{match[2]}.", ".stack.0.")])
+        for name, tensor in state.items()
+        if (match := _RESIDUAL.fullmatch(name))
+    )
+    return {"legacy": True, "shared_residual": shared, "relu_skip": True}

@@ -1,0 +1,125 @@
+"""k-means on top of the exact search, and a codebook's initialisation by it."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vqvae_fast import functional
+from vqvae_fast.nn.sampling import stratified_positions, take_rows
+
+
+class KMeans(NamedTuple):
+    """Result of :func:`kmeans`."""
+
+    codes: Tensor
+    counts: Tensor
+
+
+@torch.no_grad()
+def kmeans(samples: Tensor, num_codes: int, iterations: int = 10) -> KMeans:
+    """Lloyd's algorithm from randomly drawn samples.
+
+    A code that loses all its samples is put on a sample drawn with probability proportional to
+    its squared distance from its code, as k-means++ does (Arthur and Vassilvitskii, 2007). Random
+    draws come from torch's default generator of the samples' device.
+
+    Args:
+        samples: [n, D], n >= 1, finite.
+        num_codes: K; it may exceed n: every sample is then a code, and the others are copies.
+        iterations: number of rounds.
+
+    Returns:
+        ``(codes, counts)``: [K, D], and [K] the number of samples nearest to each code; float32
+        (float64 for float64 samples).
+
+    Raises:
+        ValueError: there are no samples, or a number is not positive.
+    """
+    if samples.dim() != 2 or len(samples) == 0:
+        raise ValueError(f"samples must be [n >= 1, D], got {list(samples.shape)}")
+    if num_codes < 1 or iterations < 1:
+        raise ValueError(
+            f"num_codes and iterations must be at least 1, got {num_codes} and {iterations}"
+        )
+    samples = samples if samples.dtype == torch.float64 else samples.float()
+    order = torch.randperm(len(samples), device=samples.device)
+    codes = samples[order.repeat(-(-num_codes // len(samples)))[:num_codes]]
+    for _ in range(iterations):
+        indices, distances = functional.nearest_code(samples, codes)
+        sums, counts = functional.segment_sum(samples, indices, num_codes)
+        codes = torch.where((counts > 0)[:, None], sums / counts.clamp(min=1)[:, None], codes)
+        _fill_empty(codes, counts, samples, distances)
+    indices, _ = functional.nearest_code(samples, codes)
+    return KMeans(codes, functional.segment_sum(samples, indices, num_codes).counts)
+
+
+def _fill_empty(codes: Tensor, counts: Tensor, samples: Tensor, distances: Tensor) -> None:
+    """Move codes without samples [K, D], in place, to distinct samples far from their codes."""
+    empty = (counts == 0).nonzero()[:, 0]
+    # The largest of weight / exponential is a draw by weight; the largest m are m distinct draws.
+    keys = distances / torch.empty_like(distances).exponential_()
+    number = min(len(empty), int((keys > 0).sum()))
+    codes[empty[:number]] = samples[keys.topk(number).indices]
+
+
+class KMeansInit(nn.Module):
+    """Collects the latents of the first training batches until there are enough for k-means.
+
+    Whether that has happened is a plain Python bool, so that a compiled training step carries no
+    trace of it afterwards. Beside it the state dict holds the same fact and the vectors collected
+    so far: a checkpoint taken in between continues where it stopped.
+
+    Args:
+        dim: D.
+        num_samples: vectors to collect.
+        num_codes: K.
+        iterations: rounds of k-means.
+
+    Buffers:
+        initted: 0-d bool.
+        samples: [n, D] with n < num_samples; [0, D] once it is done.
+    """
+
+    initted: Tensor
+    samples: Tensor
+
+    def __init__(self, num_codes: int, dim: int, num_samples: int, iterations: int):
+        super().__init__()
+        self.num_codes, self.num_samples, self.iterations = num_codes, num_samples, iterations
+        self.done = False
+        self.register_buffer("initted", torch.tensor(False))
+        self.register_buffer("samples", torch.empty(0, dim))
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def collect(self, z: Tensor) -> KMeans | None:
+        """Take in a batch's vectors [..., D]; the codes once there are enough, else None."""
+        wanted = self.num_samples - len(self.samples)
+        count = z.shape[:-1].numel()
+        draws = torch.arange(min(wanted, count), device=z.device)
+        positions = draws
+        if count > wanted:
+            positions = stratified_positions(draws, draws.new_tensor(wanted), count)
+        rows = take_rows(z, positions).to(self.samples.dtype)
+        self.samples = torch.cat([self.samples, rows[rows.isfinite().all(dim=1)]])
+        if len(self.samples) < self.num_samples:
+            return None
+        result = kmeans(self.samples, self.num_codes, self.iterations)
+        self.finish()
+        return result
+
+    def finish(self) -> None:
+        """Collect no more: the codebook has its codes."""
+        self.samples = self.samples[:0].clone()
+        self.initted.fill_(True)
+        self.done = True
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        stored = state_dict.get(prefix + "samples")
+        if stored is not None and stored.shape[1:] == self.samples.shape[1:]:
+            self.samples = self.samples.new_empty(stored.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self.done = bool(self.initted)

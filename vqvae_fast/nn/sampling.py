@@ -1,0 +1,47 @@
+"""Random rows of a batch of latents: no sort of the batch, no copy of it, no wait for the device.
+
+Draws come from torch's default generator of the latents' device: ``torch.manual_seed`` repeats
+them.
+"""
+
+import torch
+from torch import Tensor
+
+
+def stratified_positions(rank: Tensor, strata: Tensor, total: int) -> Tensor:
+    """A random position below ``total`` for every rank: distinct while ``strata <= total``.
+
+    The positions are cut into as many equal strata as there are draws, and draw number r is
+    uniform in stratum r. Every position has the same chance up to rounding, and no permutation
+    of all of them is needed.
+
+    Args:
+        rank: int64 [K], number of the draw, 0 to strata - 1; others get some valid position.
+        strata: 0-d int64, number of draws, at least 1.
+        total: number of positions, at least 1.
+
+    Returns:
+        [K] int64 in [0, total).
+    """
+    low = rank * total // strata
+    width = (rank + 1) * total // strata - low
+    step = (torch.rand(rank.shape, device=rank.device) * width).long()
+    # float32 rounds a draw just below 1 up to the whole width when the stratum is long.
+    return (low + torch.minimum(step, (width - 1).clamp(min=0))) % total
+
+
+def take_rows(z: Tensor, positions: Tensor) -> Tensor:
+    """Rows of z by their position in row-major order of all dimensions but the last.
+
+    Args:
+        z: [..., D], any strides; it is not made contiguous.
+        positions: int64 [n].
+
+    Returns:
+        [n, D].
+    """
+    index: list[Tensor] = []
+    for size in reversed(z.shape[:-1]):
+        index.insert(0, positions % size)
+        positions = positions // size
+    return z[tuple(index)]

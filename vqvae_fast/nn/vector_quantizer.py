@@ -1,0 +1,198 @@
+"""The quantizer of a VQ-VAE: the reference's class, with a codebook that stays alive."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from vqvae_fast import functional
+from vqvae_fast.nn.dead_codes import replace_dead_codes
+from vqvae_fast.nn.ema import CodeMovingAverage, CodeUsage
+from vqvae_fast.nn.kmeans import KMeansInit
+from vqvae_fast.nn.metrics import code_counts, perplexity
+from vqvae_fast.nn.one_hot import LazyOneHot
+
+# Samples that k-means gets for each code unless told otherwise.
+_SAMPLES_PER_CODE = 4
+
+
+class VectorQuantizer(nn.Module):
+    """Replaces every vector of a feature map by its nearest code.
+
+    The first three arguments, the results and ``embedding.weight`` are those of the reference
+    VQ-VAE's class of this name. The loss is the article's (arXiv 1711.00937, eq. 3),
+    ``mean((sg[z] - e)^2) + beta * mean((z - sg[e])^2)``.
+
+    Args:
+        n_e: K, number of codes.
+        e_dim: D, dimension of a code.
+        beta: weight of the commitment term; with ``legacy``, of the codebook term.
+        legacy: the reference's loss, ``beta * mean((sg[z] - e)^2) + mean((z - sg[e])^2)``.
+        learning: "gradient": the codebook is a parameter that the loss trains. "ema": it is the
+            moving average of the vectors that choose it (appendix A.1); the loss then has its
+            commitment term only, and the codebook no gradient.
+        decay: of all moving averages, 0 <= decay < 1.
+        eps: of the Laplace smoothing of "ema".
+        kmeans_init: start from k-means over the first training batches. Until those are together,
+            training goes on with the codes as they are. These few steps cannot be compiled with
+            ``fullgraph=True``, all others can.
+        kmeans_iters: rounds of k-means.
+        kmeans_samples: vectors to collect for it, 4 * n_e unless given. Fewer than n_e also work.
+        dead_code_threshold: before each training step, a code that is chosen by fewer vectors per
+            batch than this (in the moving average) moves to a random vector of the batch. 0: never.
+            Sensible values lie well below the mean, N / n_e.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Modes: in eval, and for an empty batch, nothing is learned and no state changes.
+    """
+
+    def __init__(
+        self,
+        n_e: int,
+        e_dim: int,
+        beta: float = 0.25,
+        legacy: bool = False,
+        *,
+        learning: Literal["gradient", "ema"] = "gradient",
+        decay: float = 0.99,
+        eps: float = 1e-5,
+        kmeans_init: bool = False,
+        kmeans_iters: int = 10,
+        kmeans_samples: int | None = None,
+        dead_code_threshold: float = 0.0,
+    ):
+        super().__init__()
+        if kmeans_samples is None:
+            kmeans_samples = _SAMPLES_PER_CODE * n_e
+        for name, number in (
+            ("n_e", n_e),
+            ("e_dim", e_dim),
+            ("kmeans_iters", kmeans_iters),
+            ("kmeans_samples", kmeans_samples),
+        ):
+            if not isinstance(number, int) or number < 1:
+                raise ValueError(f"{name} must be a positive integer, got {number!r}")
+        if learning not in ("gradient", "ema"):
+            raise ValueError(f"learning must be 'gradient' or 'ema', got {learning!r}")
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be in [0, 1), got {decay!r}")
+        if not eps > 0:
+            raise ValueError(f"eps must be positive, got {eps!r}")
+        for name, weight in (("beta", beta), ("dead_code_threshold", dead_code_threshold)):
+            if not weight >= 0:
+                raise ValueError(f"{name} must not be negative, got {weight!r}")
+        self.n_e, self.e_dim = n_e, e_dim
+        self.beta, self.legacy = beta, legacy
+        self.learning, self.dead_code_threshold = learning, dead_code_threshold
+        self.commitment_weight, self.codebook_weight = (1.0, beta) if legacy else (beta, 1.0)
+
+        self.embedding = nn.Embedding(n_e, e_dim)
+        nn.init.uniform_(self.embedding.weight, -1 / n_e, 1 / n_e)
+        self.ema: CodeUsage | None = None
+        if learning == "ema":
+            self.embedding.weight.requires_grad_(False)
+            self.codebook_weight = 0.0
+            self.ema = CodeMovingAverage(self.embedding.weight, decay, eps)
+        elif dead_code_threshold > 0:
+            self.ema = CodeUsage(n_e, decay)
+        self.kmeans: KMeansInit | None = None
+        if kmeans_init:
+            self.kmeans = KMeansInit(n_e, e_dim, kmeans_samples, kmeans_iters)
+
+    @property
+    def codebook(self) -> Tensor:
+        """The codes, [n_e, e_dim]: ``embedding.weight``."""
+        return self.embedding.weight
+
+    @torch.no_grad()
+    def set_codebook(self, codes: Tensor, cluster_size: Tensor | float = 1.0) -> None:
+        """Replace all codes together with their moving averages, which would undo it otherwise.
+
+        Args:
+            codes: [n_e, e_dim].
+            cluster_size: vectors per batch that each code stands for, a number or [n_e].
+        """
+        if codes.shape != self.codebook.shape:
+            raise ValueError(f"codes must be {list(self.codebook.shape)}, got {list(codes.shape)}")
+        self.codebook.copy_(codes)
+        if self.ema is not None:
+            everywhere = torch.ones(self.n_e, dtype=torch.bool, device=codes.device)
+            self.ema.reset(everywhere, self.codebook, cluster_size)
+        if self.kmeans is not None:
+            self.kmeans.finish()
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, LazyOneHot, Tensor]:
+        """Quantize a feature map.
+
+        Args:
+            z: [B, e_dim, H, W], any strides, none of which is copied. A z of half precision is
+                quantized in the codebook's float32.
+
+        Returns:
+            ``(loss, z_q, perplexity, min_encodings, min_encoding_indices)``: the embedding loss,
+            0-d; z_q like z, with the straight-through gradient; the batch's perplexity, 0-d; the
+            one-hot rows [B*H*W, n_e], built only when they are read; and the indices
+            [B*H*W, 1] int64, in the order batch, height, width.
+
+        Raises:
+            ValueError: z is not [B, e_dim, H, W].
+        """
+        self._check(z)
+        learns = self.training and z.numel() > 0
+        wide = z.to(torch.promote_types(z.dtype, self.codebook.dtype))
+        rows = wide.detach().movedim(1, -1)
+        if learns:
+            self._prepare(rows)
+        # The backward pass needs the codes of this search, whatever is written to them later.
+        keeps = self.ema is None or not self.training
+        codebook = self.codebook if keeps else self.codebook.clone()
+        z_q, indices, loss, distances = functional.quantize(
+            wide,
+            codebook,
+            commitment_weight=self.commitment_weight,
+            codebook_weight=self.codebook_weight,
+            channel_first=True,
+        )
+        if learns and self.ema is not None:
+            # A vector that is not finite says nothing about its code; one would destroy it.
+            counted = torch.where(distances.isfinite(), indices, -1)
+            self.ema.update(rows, counted, self.codebook)
+        flat = indices.reshape(-1)
+        encodings = LazyOneHot(flat, self.n_e, self.codebook.dtype)
+        batch_perplexity = perplexity(code_counts(flat, self.n_e))
+        return loss, z_q.to(z.dtype), batch_perplexity, encodings, flat[:, None]
+
+    def encode(self, z: Tensor) -> Tensor:
+        """Indices [B, H, W] of a feature map z [B, e_dim, H, W]; changes no state in any mode."""
+        self._check(z)
+        wide = z.detach().to(torch.promote_types(z.dtype, self.codebook.dtype))
+        return functional.nearest_code(wide.movedim(1, -1), self.codebook).indices
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """Feature map [B, e_dim, H, W] of indices [B, H, W], int64 in [0, n_e)."""
+        if indices.dim() != 3 or indices.dtype != torch.int64:
+            raise ValueError(
+                f"indices must be int64 [B, H, W], got {indices.dtype} {list(indices.shape)}"
+            )
+        codes: Tensor = self.embedding(indices)
+        return codes.movedim(-1, 1)
+
+    def extra_repr(self) -> str:
+        """What print() shows beside the parts."""
+        return f"n_e={self.n_e}, e_dim={self.e_dim}, beta={self.beta}, learning={self.learning!r}"
+
+    def _prepare(self, rows: Tensor) -> None:
+        """Give a new codebook its codes, dead codes their place: before the search uses them."""
+        if self.kmeans is not None and not self.kmeans.done:
+            result = self.kmeans.collect(rows)
+            if result is not None:
+                per_batch = rows.shape[:-1].numel() / self.kmeans.num_samples
+                self.set_codebook(result.codes, (result.counts * per_batch).clamp(min=1))
+        if self.ema is not None and self.dead_code_threshold > 0:
+            replace_dead_codes(rows, self.codebook, self.ema, self.dead_code_threshold)
+
+    def _check(self, z: Tensor) -> None:
+        if z.dim() != 4 or z.shape[1] != self.e_dim:
+            raise ValueError(f"z must be [B, e_dim={self.e_dim}, H, W], got {list(z.shape)}")
