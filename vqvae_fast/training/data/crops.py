@@ -115,16 +115,15 @@ class ImageData:
             raise UserError("the training images are all of one colour: there is nothing to learn")
         return variance
 
-    def preview(self, count: int, largest: int = 128) -> list[Tensor]:
+    def preview(self, count: int, multiple: int, largest: int = 128) -> list[Tensor]:
         """Held-out squares to look at, one a region: [C, side, side] in [-1, 1], one size.
 
-        The model takes images of any size, so they are as large as the regions allow: the side
-        is a multiple of the crop's greatest power of two.
+        The model takes images of any size, so they are as large as the regions allow; the side
+        is a multiple of ``multiple``, as the crop must be.
         """
         regions = np.unique(np.linspace(0, len(self.held_out) - 1, count).astype(int))
-        unit = self.crop & -self.crop
-        side = int(self.held_out.boxes[regions, 3:].min())
-        side = max(self.crop, min(side, largest) // unit * unit)
+        side = min(int(self.held_out.boxes[regions, 3:].min()), largest)
+        side = side // multiple * multiple
         tiles = []
         for region in regions:
             pixels = self.held_out.read(int(region))
