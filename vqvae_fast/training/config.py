@@ -10,6 +10,21 @@ import torch
 from vqvae_fast.training.data import DEFAULT_PHOTOGRAPHS
 from vqvae_fast.training.errors import UserError
 
+_COUNTS = (
+    "codebook_size",
+    "dim",
+    "h_dim",
+    "res_h_dim",
+    "n_res_layers",
+    "downsampling",
+    "batch_size",
+    "steps",
+    "log_every",
+    "eval_every",
+    "eval_crops",
+    "checkpoint_every",
+)
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -75,10 +90,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Raise UserError on values that cannot be."""
-        for name in (
-            "codebook_size dim h_dim res_h_dim n_res_layers downsampling batch_size steps "
-            "log_every eval_every eval_crops checkpoint_every"
-        ).split():
+        for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not (math.isfinite(self.lr) and self.lr > 0):

@@ -93,7 +93,10 @@ def save_usage(path: Path, training: Evaluation, held_out: Evaluation) -> None:
     figure = Figure(figsize=(8, 4), dpi=150, layout="constrained")
     axis = figure.subplots()
     ranks = np.arange(1, num_codes + 1)
-    for evaluation, name, colour in ((training, "training", _BLUE), (held_out, "held out", _ORANGE)):
+    for evaluation, name, colour in (
+        (training, "training", _BLUE),
+        (held_out, "held out", _ORANGE),
+    ):
         counts = np.sort(evaluation.counts.cpu().numpy())[::-1]
         share = 100 * counts / max(counts.sum(), 1)
         label = (

@@ -10,7 +10,7 @@ from vqvae_fast.training.data.arrays import open_array
 from vqvae_fast.training.data.cifar10 import open_cifar10
 from vqvae_fast.training.data.crops import ImageData
 from vqvae_fast.training.data.dataset import from_dataset
-from vqvae_fast.training.data.files import open_folder
+from vqvae_fast.training.data.folder import open_folder
 from vqvae_fast.training.data.photos import DEFAULT_PHOTOGRAPHS, PHOTOGRAPHS, open_photos
 from vqvae_fast.training.errors import UserError
 

@@ -20,7 +20,7 @@ def open_array(path: Path, *, crop: int | None, held_out: float) -> ImageData:
     count, height, width, channels = images.shape
     side = crop_of(crop, height, width)
     return split_data(
-        images,  # type: ignore[arg-type]  # an array is a sequence of images in all we use
+        images,
         [(height, width)] * count,
         crop=side,
         held_out=held_out,

@@ -6,6 +6,7 @@ image, top, left, height, width, in pixels.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +17,14 @@ from vqvae_fast.training.errors import UserError
 
 Image = NDArray[np.uint8] | NDArray[np.floating]
 Boxes = NDArray[np.int64]
+
+
+class Images(Protocol):
+    """A number of images: a list of arrays, one array [N, H, W, C], files, a Dataset."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Any: ...
+
 
 # The held-out crops are drawn once with this seed, not with the run's: runs of different seeds
 # are then measured on the same crops.
@@ -34,7 +43,7 @@ def to_unit_range(image: Image) -> NDArray[np.float32]:
 class Regions:
     """Parts of images, and random crops of them; every region has the same weight."""
 
-    images: Sequence[Image]
+    images: Images
     boxes: Boxes
 
     def __len__(self) -> int:
@@ -43,7 +52,7 @@ class Regions:
     def read(self, region: int) -> Image:
         """The pixels of one region, [height, width, C]."""
         image, top, left, height, width = self.boxes[region]
-        part = self.images[int(image)][top : top + height, left : left + width]
+        part: Image = self.images[int(image)][top : top + height, left : left + width]
         if part.shape[:2] != (height, width):
             raise UserError(
                 f"image {image} must hold a region of {height}x{width} pixels at ({top}, {left}), "
@@ -165,7 +174,7 @@ def split_regions(
 
 
 def split_data(
-    images: Sequence[Image],
+    images: Images,
     sizes: Sequence[tuple[int, int]],
     *,
     crop: int,

@@ -1,7 +1,6 @@
 """Any torch Dataset as training data."""
 
-from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +18,8 @@ from vqvae_fast.training.data.crops import (
 from vqvae_fast.training.errors import UserError
 
 
-class DatasetImages(Sequence[Image]):
-    """A map-style Dataset as a sequence of arrays [H, W, C].
+class DatasetImages:
+    """A map-style Dataset as arrays [H, W, C].
 
     Its items are images, or tuples that begin with one: a tensor or array [C, H, W] or [H, W, C],
     uint8 or float in [0, 1], or a Pillow image. All have one size.
@@ -41,13 +40,7 @@ class DatasetImages(Sequence[Image]):
     def __len__(self) -> int:
         return self._length
 
-    @overload
-    def __getitem__(self, index: int) -> Image: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Image]: ...
-    def __getitem__(self, index: int | slice) -> Image | Sequence[Image]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def __getitem__(self, index: int) -> Image:
         item = self._dataset[index]
         if isinstance(item, tuple | list):
             item = item[0]
