@@ -1,0 +1,197 @@
+// The only CPU file that knows torch: the ops' CPU kernels, and a small Python module beside them.
+#include <ATen/Parallel.h>
+#include <torch/extension.h>
+#include <torch/library.h>
+
+#include <tuple>
+
+#include "cpu/dispatch.h"
+#include "cpu/search.h"
+#include "cpu/segment_sum.h"
+
+namespace vqvae_fast {
+namespace {
+
+using at::Tensor;
+
+ThreadPool torch_pool() {
+  return {at::get_num_threads(), [](int64_t count, const std::function<void(int64_t)>& body) {
+            at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+              for (int64_t i = begin; i < end; ++i) body(i);
+            });
+          }};
+}
+
+// Calls body with a null pointer of the kernels' element type for `dtype`.
+template <class Body>
+void with_element_type(at::ScalarType dtype, const char* name, Body body) {
+  switch (dtype) {
+    case at::kFloat:
+      return body(static_cast<float*>(nullptr));
+    case at::kDouble:
+      return body(static_cast<double*>(nullptr));
+    case at::kBFloat16:
+      return body(static_cast<BFloat16*>(nullptr));
+    case at::kHalf:
+      return body(static_cast<Half*>(nullptr));
+    default:
+      TORCH_CHECK_TYPE(false, name, " must be float32, bfloat16, float16 or float64, got ", dtype);
+  }
+}
+
+at::TensorOptions distance_options(const Tensor& z) {
+  return z.options().dtype(z.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+}
+
+// Whether all leading dimensions fold into two levels of rows (contract.h).
+bool folds(const Tensor& t, int64_t* inner_dims) {
+  const int64_t rows = t.dim() - 1;
+  int64_t d = rows - 1;
+  while (d > 0 && t.stride(d - 1) == t.stride(d) * t.size(d)) --d;
+  *inner_dims = rows - std::max<int64_t>(d, 0);
+  d -= 1;
+  while (d > 0 && t.stride(d - 1) == t.stride(d) * t.size(d)) --d;
+  return d <= 0;
+}
+
+// t: [..., D] as rows. The rare layout that does not fold is copied, into `copy`.
+template <class In>
+Rows<In> as_rows(const Tensor& t, Tensor* copy) {
+  int64_t inner_dims = 0;
+  *copy = t;
+  if (!folds(t, &inner_dims)) {
+    *copy = t.contiguous();
+    folds(*copy, &inner_dims);
+  }
+  const Tensor& u = *copy;
+  const int64_t rows = u.dim() - 1;
+  int64_t inner = 1;
+  for (int64_t d = rows - inner_dims; d < rows; ++d) inner *= u.size(d);
+  int64_t count = inner;
+  for (int64_t d = 0; d < rows - inner_dims; ++d) count *= u.size(d);
+  return {reinterpret_cast<In*>(u.data_ptr()),
+          count,
+          u.size(-1),
+          std::max<int64_t>(inner, 1),
+          rows > inner_dims ? u.stride(rows - inner_dims - 1) : 0,
+          rows > 0 ? u.stride(rows - 1) : 0,
+          u.size(-1) == 1 ? 1 : u.stride(-1)};
+}
+
+void check_search(const Tensor& z, const Tensor& codebook) {
+  TORCH_CHECK_TYPE(z.scalar_type() == codebook.scalar_type(), "codebook must have z's dtype ",
+                   z.scalar_type(), ", got ", codebook.scalar_type());
+  const bool books = codebook.dim() == 3;
+  TORCH_CHECK_VALUE(z.dim() >= (books ? 2 : 1) && (books || codebook.dim() == 2) &&
+                        codebook.size(-1) == z.size(-1) && codebook.numel() > 0 &&
+                        (!books || codebook.size(0) == z.size(0)),
+                    "z must be [..., D] and codebook [K, D], or [H, ..., D] and [H, K, D], got ",
+                    z.sizes(), " and ", codebook.sizes());
+}
+
+// One codebook. quantized may be undefined.
+void search_one(const Tensor& z, const Tensor& codebook, const Tensor& indices,
+                const Tensor& distances, const Tensor& quantized) {
+  with_element_type(z.scalar_type(), "z", [&](auto* element) {
+    using In = std::remove_pointer_t<decltype(element)>;
+    Tensor z_copy, codes_copy, quantized_copy;
+    const auto rows = as_rows<const In>(z, &z_copy);
+    const auto codes = as_rows<const In>(codebook, &codes_copy);
+    Rows<In> out{};
+    if (quantized.defined()) out = as_rows<In>(quantized, &quantized_copy);
+    search_codebook<In>(rows, codes, indices.mutable_data_ptr<int64_t>(),
+                        distances.mutable_data_ptr<Compute<In>>(), out, torch_pool());
+    if (quantized.defined() && !quantized_copy.is_same(quantized)) {
+      quantized.copy_(quantized_copy);
+    }
+  });
+}
+
+void search(const Tensor& z, const Tensor& codebook, const Tensor& indices, const Tensor& distances,
+            const Tensor& quantized) {
+  if (codebook.dim() == 2) return search_one(z, codebook, indices, distances, quantized);
+  for (int64_t h = 0; h < codebook.size(0); ++h) {
+    search_one(z[h], codebook[h], indices[h], distances[h],
+               quantized.defined() ? quantized[h] : quantized);
+  }
+}
+
+std::tuple<Tensor, Tensor> nearest_code(const Tensor& z, const Tensor& codebook) {
+  check_search(z, codebook);
+  const auto shape = z.sizes().slice(0, z.dim() - 1);
+  Tensor indices = at::empty(shape, z.options().dtype(at::kLong));
+  Tensor distances = at::empty(shape, distance_options(z));
+  search(z, codebook, indices, distances, Tensor());
+  return {indices, distances};
+}
+
+std::tuple<Tensor, Tensor, Tensor> quantize(const Tensor& z, const Tensor& codebook) {
+  check_search(z, codebook);
+  const auto shape = z.sizes().slice(0, z.dim() - 1);
+  Tensor indices = at::empty(shape, z.options().dtype(at::kLong));
+  Tensor distances = at::empty(shape, distance_options(z));
+  Tensor quantized = at::empty_like(z);
+  search(z, codebook, indices, distances, quantized);
+  return {quantized, indices, distances};
+}
+
+std::tuple<Tensor, Tensor> segment_sum_op(const Tensor& src, const Tensor& indices,
+                                          int64_t num_segments) {
+  TORCH_CHECK_TYPE(indices.scalar_type() == at::kLong, "indices must be int64, got ",
+                   indices.scalar_type());
+  TORCH_CHECK_VALUE(
+      src.dim() >= 1 && indices.sizes() == src.sizes().slice(0, src.dim() - 1) && num_segments >= 1,
+      "src must be [..., D] and indices [...] with num_segments >= 1, got ", src.sizes(), ", ",
+      indices.sizes(), " and ", num_segments);
+  Tensor sums = at::empty({num_segments, src.size(-1)}, distance_options(src));
+  Tensor counts = at::empty({num_segments}, distance_options(src));
+  const Tensor flat = indices.contiguous();
+  with_element_type(src.scalar_type(), "src", [&](auto* element) {
+    using In = std::remove_pointer_t<decltype(element)>;
+    Tensor copy;
+    const auto rows = as_rows<const In>(src, &copy);
+    TORCH_CHECK_INDEX(segment_sum<In>(rows, flat.const_data_ptr<int64_t>(), num_segments,
+                                      sums.mutable_data_ptr<Compute<In>>(),
+                                      counts.mutable_data_ptr<Compute<In>>(), torch_pool()),
+                      "indices must be below num_segments=", num_segments);
+  });
+  return {sums, counts};
+}
+
+TORCH_LIBRARY_IMPL(vqvae_fast, CPU, m) {
+  m.impl("nearest_code", nearest_code);
+  m.impl("quantize", quantize);
+  m.impl("segment_sum", segment_sum_op);
+}
+
+std::vector<std::string> available_cpu_isas() {
+  std::vector<std::string> names;
+  for (const InstructionSet* set : available_instruction_sets()) names.push_back(set->name);
+  return names;
+}
+
+}  // namespace
+}  // namespace vqvae_fast
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.doc() = "Compiled kernels of vqvae_fast; importing it registers them with torch.";
+  m.def(
+      "cpu_isa", [] { return std::string(vqvae_fast::instruction_set().name); },
+      "Name of the instruction set in use.");
+  m.def("available_cpu_isas", vqvae_fast::available_cpu_isas,
+        "Names of the instruction sets of this build that this machine has, best first.");
+  m.def("set_cpu_isa", vqvae_fast::select_instruction_set, pybind11::arg("name"),
+        "Use the named instruction set; ValueError where this machine lacks it.");
+  m.def(
+      "build_info",
+      [] {
+        pybind11::dict info;
+        info["torch"] = TORCH_VERSION;
+        info["cxx"] = __cplusplus;
+#ifdef __VERSION__
+        info["compiler"] = __VERSION__;
+#endif
+        return info;
+      },
+      "What this module was built with.");
+}

@@ -1,0 +1,111 @@
+// What the CPU kernels and their callers agree on. Raw pointers only: no torch headers here.
+//
+// The search maximises score(z, e) = z.e - |e|^2/2, which orders codes as the distance does, in
+// fast arithmetic whose error is bounded; whatever the bound cannot rule out is measured by
+// sum((z - e)^2) in float64. So every instruction set returns the same bits. docs/exactness.md
+// derives the bound.
+#pragma once
+
+#include <stdint.h>
+
+namespace vqvae_fast {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
+// The arithmetic that an input type is searched in. 16-bit inputs are exact in float.
+template <class In>
+struct ComputeType {
+  using type = float;
+};
+template <>
+struct ComputeType<double> {
+  using type = double;
+};
+template <class In>
+using Compute = typename ComputeType<In>::type;
+
+// Rows of D elements in memory: row n lies at (n / inner) * outer_stride + (n % inner) *
+// row_stride. Two levels are what it takes to read [B, D, H, W] feature maps in place, and
+// strides are counted in elements.
+template <class In>
+struct Rows {
+  In* data;
+  int64_t count;
+  int64_t dim;
+  int64_t inner;
+  int64_t outer_stride;
+  int64_t row_stride;
+  int64_t element_stride;
+
+  In* row(int64_t n) const { return data + (n / inner) * outer_stride + (n % inner) * row_stride; }
+};
+
+// The codebook as the kernels read it: panels of `width` codes, [panel][D][width], shifted to
+// `centre` and scaled by a power of two so that its largest element is about 1.
+template <class In>
+struct PackedBook {
+  using T = Compute<In>;
+  Rows<const In> codes;  // the codebook itself, which candidates are measured against
+  int64_t width;
+  int64_t num_panels;
+  T* panels;             // [num_panels][D][width]
+  T* start;              // [num_panels][width]: -|e|^2/2; -inf for padding and non-finite codes
+  const T* centre;       // [D], scaled
+  T scale;               // power of two
+  double max_norm;       // upper bound of |e| over the usable codes, scaled and centred
+  int64_t first_usable;  // lowest index of a code without NaN or Inf; -1 if there is none
+};
+
+// Where one search writes. Distances are float64 here and rounded once, at the end.
+struct Nearest {
+  int64_t* indices;
+  double* distances;
+};
+
+// What one panel range contributes to the whole book when it is packed.
+struct PackedRange {
+  double max_norm;
+  int64_t first_usable;
+};
+
+// One input type's functions in one instruction set.
+template <class In>
+struct Engine {
+  int64_t panel_width;
+  int64_t tile_rows;
+  // Fills panels [first, last) of `book`. All but max_norm and first_usable must be set.
+  PackedRange (*pack)(const PackedBook<In>& book, int64_t first, int64_t last);
+  // Bytes of scratch that `search` needs for rows of length `dim`.
+  int64_t (*scratch_bytes)(int64_t dim);
+  // Nearest code among panels [first_panel, last_panel) for rows [first_row, last_row). Writes
+  // at [row - first_row]. Index -1 where the range holds no usable code.
+  void (*search)(const PackedBook<In>& book, const Rows<const In>& z, int64_t first_row,
+                 int64_t last_row, int64_t first_panel, int64_t last_panel, void* scratch,
+                 Nearest out);
+};
+
+struct InstructionSet {
+  const char* name;
+  Engine<float> f32;
+  Engine<double> f64;
+  Engine<BFloat16> bf16;
+  Engine<Half> f16;
+
+  const Engine<float>& engine(const float*) const { return f32; }
+  const Engine<double>& engine(const double*) const { return f64; }
+  const Engine<BFloat16>& engine(const BFloat16*) const { return bf16; }
+  const Engine<Half>& engine(const Half*) const { return f16; }
+};
+
+#ifdef VQVAE_FAST_X86
+extern const InstructionSet kAvx512;
+extern const InstructionSet kAvx2;
+#endif
+extern const InstructionSet kPortable;
+
+}  // namespace vqvae_fast

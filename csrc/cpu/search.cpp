@@ -1,0 +1,265 @@
+#include "search.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "dispatch.h"
+#include "elements.h"
+
+namespace vqvae_fast {
+namespace {
+
+constexpr int64_t kInlineWork = int64_t{1}
+                                << 16;  // N*K*D below which threads cost more than they give
+constexpr int64_t kPanelsPerSearch = int64_t{1} << 23;  // panel numbers must be whole in a float
+
+struct FreeAligned {
+  void operator()(void* p) const { ::operator delete[](p, std::align_val_t{64}); }
+};
+using Buffer = std::unique_ptr<void, FreeAligned>;
+
+Buffer allocate(int64_t bytes) {
+  return Buffer(::operator new[](static_cast<size_t>(bytes), std::align_val_t{64}));
+}
+
+// A centre for the codebook: per dimension the median of a few codes spread over it. Any centre
+// is correct. A good one makes the numbers small and the error bound with them; the median stays
+// among the codes even when a few of them are far away.
+template <class In>
+std::vector<Compute<In>> find_centre(const Rows<const In>& codes) {
+  using T = Compute<In>;
+  constexpr int64_t kSamples = 31;
+  const int64_t samples = std::min(codes.count, kSamples);
+  std::vector<T> centre(codes.dim), sample;
+  for (int64_t d = 0; d < codes.dim; ++d) {
+    sample.clear();
+    for (int64_t s = 0; s < samples; ++s) {
+      const T e = widen(codes.row(part_begin(codes.count, samples, s))[d * codes.element_stride]);
+      if (std::isfinite(e)) sample.push_back(e);
+    }
+    if (sample.empty()) continue;
+    const auto middle = sample.begin() + sample.size() / 2;
+    std::nth_element(sample.begin(), middle, sample.end());
+    centre[d] = *middle;
+  }
+  return centre;
+}
+
+template <class In>
+Compute<In> largest_magnitude(const Rows<const In>& codes, int64_t first, int64_t last) {
+  using T = Compute<In>;
+  T largest = 0;
+  for (int64_t k = first; k < last; ++k) {
+    const In* code = codes.row(k);
+    for (int64_t d = 0; d < codes.dim; ++d) {
+      const T magnitude = std::abs(widen(code[d * codes.element_stride]));
+      // An infinity or a NaN must not set the scale: such a code is never chosen.
+      const bool larger = magnitude > largest && magnitude <= std::numeric_limits<T>::max();
+      largest = larger ? magnitude : largest;
+    }
+  }
+  return largest;
+}
+
+// The power of two that brings `largest` to about 1, so that no product of ordinary numbers
+// underflows or overflows. Scaling by it is exact.
+template <class T>
+T scale_for(T largest) {
+  if (largest == 0) return 1;
+  int exponent = 0;
+  std::frexp(largest, &exponent);
+  return std::ldexp(T(1), std::min(-exponent, std::numeric_limits<T>::max_exponent - 2));
+}
+
+template <class In>
+struct OwnedBook {
+  PackedBook<In> book;
+  std::vector<Compute<In>> centre;
+  Buffer panels;
+};
+
+template <class In>
+OwnedBook<In> pack_codebook(const Rows<const In>& codes, const ThreadPool& pool) {
+  using T = Compute<In>;
+  const Engine<In>& engine = instruction_set().engine(static_cast<const In*>(nullptr));
+  OwnedBook<In> owned{{}, find_centre(codes), nullptr};
+  PackedBook<In>& book = owned.book;
+  book.codes = codes;
+  book.width = engine.panel_width;
+  book.num_panels = (codes.count + book.width - 1) / book.width;
+
+  const int64_t parts = std::min(pool.num_threads, book.num_panels);
+  std::vector<T> largest(parts);
+  pool.run(parts, [&](int64_t i) {
+    largest[i] = largest_magnitude(codes, part_begin(codes.count, parts, i),
+                                   part_begin(codes.count, parts, i + 1));
+  });
+  book.scale = scale_for(*std::max_element(largest.begin(), largest.end()));
+  for (T& c : owned.centre) c *= book.scale;
+  book.centre = owned.centre.data();
+
+  const int64_t padded = book.num_panels * book.width;
+  owned.panels = allocate(padded * (codes.dim + 1) * int64_t{sizeof(T)});
+  book.panels = static_cast<T*>(owned.panels.get());
+  book.start = book.panels + padded * codes.dim;
+  std::vector<PackedRange> ranges(parts);
+  pool.run(parts, [&](int64_t i) {
+    ranges[i] = engine.pack(book, part_begin(book.num_panels, parts, i),
+                            part_begin(book.num_panels, parts, i + 1));
+  });
+  book.first_usable = -1;
+  book.max_norm = 0;
+  for (const PackedRange& range : ranges) {
+    book.max_norm = std::max(book.max_norm, range.max_norm);
+    if (book.first_usable < 0) book.first_usable = range.first_usable;
+  }
+  return owned;
+}
+
+// Rows are divided first: that repeats no work. Where they are fewer than the threads can share,
+// the codes are divided too, and each part of them has an answer of its own to merge.
+struct Division {
+  int64_t row_parts;
+  int64_t code_parts;
+};
+
+Division divide(int64_t rows, int64_t panels, int64_t tile_rows, int64_t num_threads) {
+  const int64_t row_tiles = (rows + tile_rows - 1) / tile_rows;
+  const int64_t row_parts = std::clamp<int64_t>(row_tiles / 2, 1, num_threads);
+  const int64_t wanted = std::max((num_threads + row_parts - 1) / row_parts,
+                                  (panels + kPanelsPerSearch - 1) / kPanelsPerSearch);
+  return {row_parts, std::min(wanted, panels)};
+}
+
+// The answers of the parts of the codebook for some rows, and the final ones: the smallest
+// distance, the lowest index among equals. A part without usable codes says -1; a row with a NaN
+// says the same in every part.
+template <class T>
+void merge(const std::vector<Nearest>& parts, int64_t rows, int64_t* indices, T* distances) {
+  for (int64_t n = 0; n < rows; ++n) {
+    int64_t index = -1;
+    double distance = 0;
+    for (const Nearest& part : parts) {
+      if (part.indices[n] >= 0 && (index < 0 || part.distances[n] < distance)) {
+        index = part.indices[n];
+        distance = part.distances[n];
+      }
+    }
+    indices[n] = index;
+    distances[n] = T(distance);
+  }
+}
+
+// The contract where no code is finite: index 0, and whatever distance that is.
+template <class In>
+void choose_first_code(const Rows<const In>& z, const Rows<const In>& codes, int64_t* indices,
+                       Compute<In>* distances) {
+  for (int64_t n = 0; n < z.count; ++n) {
+    double sum = 0;
+    for (int64_t d = 0; d < z.dim; ++d) {
+      const double difference = double(widen(z.row(n)[d * z.element_stride])) -
+                                double(widen(codes.row(0)[d * codes.element_stride]));
+      sum += difference * difference;
+    }
+    indices[n] = 0;
+    distances[n] = Compute<In>(sum);
+  }
+}
+
+template <class In>
+void gather(const Rows<const In>& codes, const int64_t* indices, const Rows<In>& out, int64_t first,
+            int64_t last) {
+  // Feature maps are written along their rows.
+  constexpr int64_t kBlock = 64;
+  for (int64_t begin = first; begin < last; begin += kBlock) {
+    const int64_t end = std::min(begin + kBlock, last);
+    const int64_t step = out.element_stride == 1 ? out.dim : 1;
+    for (int64_t from = 0; from < out.dim; from += step) {
+      for (int64_t n = begin; n < end; ++n) {
+        const In* code = codes.row(indices[n]);
+        In* row = out.row(n);
+        for (int64_t d = from; d < from + step; ++d) {
+          row[d * out.element_stride] = code[d * codes.element_stride];
+        }
+      }
+    }
+  }
+}
+
+template <class In>
+void search_rows(const PackedBook<In>& book, const Rows<const In>& z, int64_t* indices,
+                 Compute<In>* distances, const ThreadPool& pool) {
+  const Engine<In>& engine = instruction_set().engine(static_cast<const In*>(nullptr));
+  const int64_t scratch_bytes = engine.scratch_bytes(z.dim);
+  const Division by = divide(z.count, book.num_panels, engine.tile_rows, pool.num_threads);
+
+  if (by.code_parts == 1) {
+    pool.run(by.row_parts, [&](int64_t part) {
+      constexpr int64_t kChunk = 1024;  // rows whose float64 distances are held at a time
+      const Buffer scratch = allocate(scratch_bytes);
+      std::vector<double> exact(kChunk);
+      const int64_t end = part_begin(z.count, by.row_parts, part + 1);
+      for (int64_t row = part_begin(z.count, by.row_parts, part); row < end; row += kChunk) {
+        const int64_t rows = std::min(kChunk, end - row);
+        const Nearest found{indices + row, exact.data()};
+        engine.search(book, z, row, row + rows, 0, book.num_panels, scratch.get(), found);
+        merge({found}, rows, indices + row, distances + row);
+      }
+    });
+    return;
+  }
+
+  std::vector<int64_t> all_indices(by.code_parts * z.count);
+  std::vector<double> all_distances(by.code_parts * z.count);
+  std::vector<Nearest> found(by.code_parts);
+  for (int64_t c = 0; c < by.code_parts; ++c) {
+    found[c] = {all_indices.data() + c * z.count, all_distances.data() + c * z.count};
+  }
+  pool.run(by.row_parts * by.code_parts, [&](int64_t task) {
+    const Buffer scratch = allocate(scratch_bytes);
+    const int64_t r = task / by.code_parts, c = task % by.code_parts;
+    const int64_t row = part_begin(z.count, by.row_parts, r);
+    engine.search(book, z, row, part_begin(z.count, by.row_parts, r + 1),
+                  part_begin(book.num_panels, by.code_parts, c),
+                  part_begin(book.num_panels, by.code_parts, c + 1), scratch.get(),
+                  {found[c].indices + row, found[c].distances + row});
+  });
+  merge(found, z.count, indices, distances);
+}
+
+}  // namespace
+
+template <class In>
+void search_codebook(const Rows<const In>& z, const Rows<const In>& codes, int64_t* indices,
+                     Compute<In>* distances, const Rows<In>& quantized, const ThreadPool& pool) {
+  if (z.count == 0) return;
+  const bool small = double(z.count) * double(codes.count) * double(z.dim) < double(kInlineWork);
+  const ThreadPool workers{small ? 1 : pool.num_threads, pool.run};
+
+  const OwnedBook<In> owned = pack_codebook(codes, workers);
+  if (owned.book.first_usable < 0) {
+    choose_first_code(z, codes, indices, distances);
+  } else {
+    search_rows(owned.book, z, indices, distances, workers);
+  }
+  if (quantized.data == nullptr) return;
+  const int64_t parts = std::min(workers.num_threads, z.count);
+  workers.run(parts, [&](int64_t part) {
+    gather(codes, indices, quantized, part_begin(z.count, parts, part),
+           part_begin(z.count, parts, part + 1));
+  });
+}
+
+#define VQVAE_FAST_INSTANTIATE(In)                                                      \
+  template void search_codebook(const Rows<const In>&, const Rows<const In>&, int64_t*, \
+                                Compute<In>*, const Rows<In>&, const ThreadPool&)
+VQVAE_FAST_INSTANTIATE(float);
+VQVAE_FAST_INSTANTIATE(double);
+VQVAE_FAST_INSTANTIATE(BFloat16);
+VQVAE_FAST_INSTANTIATE(Half);
+
+}  // namespace vqvae_fast

@@ -1,0 +1,15 @@
+// The search of one codebook: packs it, divides the work, merges the parts.
+#pragma once
+
+#include "contract.h"
+#include "parallel.h"
+
+namespace vqvae_fast {
+
+// Writes int64 indices[N], distances[N] (float, or double for double input) and, where
+// quantized.data is set, the chosen codes in quantized's strides.
+template <class In>
+void search_codebook(const Rows<const In>& z, const Rows<const In>& codes, int64_t* indices,
+                     Compute<In>* distances, const Rows<In>& quantized, const ThreadPool& pool);
+
+}  // namespace vqvae_fast

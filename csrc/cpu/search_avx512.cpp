@@ -1,0 +1,47 @@
+// AVX-512: 32 registers hold 8 rows x 48 codes (24 accumulators) and leave room for the operands.
+#include <immintrin.h>
+
+#include "search_kernel.h"
+
+namespace vqvae_fast {
+namespace {
+
+struct Avx512Float {
+  using T = float;
+  using Vec = __m512;
+  static constexpr int kWidth = 16, kTileVecs = 3, kTileRows = 8;
+  static constexpr int kTileCodes = kWidth * kTileVecs;
+  static Vec load(const T* p) { return _mm512_loadu_ps(p); }
+  static void store(T* p, Vec v) { _mm512_storeu_ps(p, v); }
+  static Vec broadcast(T v) { return _mm512_set1_ps(v); }
+  static Vec multiply_add(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+  static Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+  static Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
+  static Vec where_greater(Vec a, Vec b, Vec yes, Vec no) {
+    return _mm512_mask_mov_ps(no, _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), yes);
+  }
+  static bool any_at_least(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ) != 0; }
+};
+
+struct Avx512Double {
+  using T = double;
+  using Vec = __m512d;
+  static constexpr int kWidth = 8, kTileVecs = 3, kTileRows = 8;
+  static constexpr int kTileCodes = kWidth * kTileVecs;
+  static Vec load(const T* p) { return _mm512_loadu_pd(p); }
+  static void store(T* p, Vec v) { _mm512_storeu_pd(p, v); }
+  static Vec broadcast(T v) { return _mm512_set1_pd(v); }
+  static Vec multiply_add(Vec a, Vec b, Vec c) { return _mm512_fmadd_pd(a, b, c); }
+  static Vec max(Vec a, Vec b) { return _mm512_max_pd(a, b); }
+  static Vec min(Vec a, Vec b) { return _mm512_min_pd(a, b); }
+  static Vec where_greater(Vec a, Vec b, Vec yes, Vec no) {
+    return _mm512_mask_mov_pd(no, _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ), yes);
+  }
+  static bool any_at_least(Vec a, Vec b) { return _mm512_cmp_pd_mask(a, b, _CMP_GE_OQ) != 0; }
+};
+
+}  // namespace
+
+extern const InstructionSet kAvx512 = make_instruction_set<Avx512Float, Avx512Double>("avx512");
+
+}  // namespace vqvae_fast
