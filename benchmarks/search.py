@@ -16,6 +16,8 @@ from benchmarks.peak import PeakMeter, try_meter
 from benchmarks.peers import OURS, SEARCH_PEERS
 from benchmarks.threads import all_threads
 
+# A quiet machine's peak samples stay above this share of their median.
+_STEADY = 0.8
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
@@ -147,12 +149,16 @@ def markdown(record: dict[str, Any]) -> str:
 def _peak_line(peak: dict[str, Any]) -> str:
     if "unavailable" in peak:
         return f"The peak was not measured: {peak['unavailable']}.\n\n"
-    return (
+    low, middle, high = peak["gflops_min"], peak["gflops"], peak["gflops_max"]
+    text = (
         f"Measured float32 multiply-add peak ({peak['isa']}, {peak['threads']} threads): "
-        f"{peak['gflops']} GFLOP/s, median of {peak['samples']} samples from {peak['gflops_min']} "
-        f"to {peak['gflops_max']}; {peak['flop_per_clock_and_thread']} operations a clock and "
-        f"thread at {peak['clock_ghz']} GHz.\n\n"
+        f"{middle} GFLOP/s, median of {peak['samples']} samples from {low} to {high}; "
+        f"{peak['flop_per_clock_and_thread']} operations a clock and thread at "
+        f"{peak['clock_ghz']} GHz.\n\n"
     )
+    if low < _STEADY * middle:
+        text += "The machine was busy with other work meanwhile: the figures are rough.\n\n"
+    return text
 
 
 def _arguments(given: list[str] | None) -> argparse.Namespace:

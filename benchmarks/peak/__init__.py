@@ -18,6 +18,7 @@ from pathlib import Path
 SOURCE = Path(__file__).with_name("peak.cpp")
 # In the order of the source's numbers; the names are those of VQVAE_FAST_CPU_ISA.
 ISAS = ("portable", "avx2", "avx512")
+_BURSTS = 11
 _FLAGS = ("-O3", "-std=c++20", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread")
 
 
@@ -61,7 +62,8 @@ class PeakMeter:
         threads: as many as the contenders use.
         isa: "avx512", "avx2" or "portable"; None takes VQVAE_FAST_CPU_ISA, or else the best that
             the machine runs, which is how the search chooses.
-        seconds: length of one sample, roughly.
+        seconds: length of one burst, roughly. A sample is the median of several: a burst is as
+            short as a call, so that a neighbour's time slice falls out of both alike.
 
     Raises:
         PeakUnavailableError: no compiler, or an instruction set that the machine lacks.
@@ -69,7 +71,7 @@ class PeakMeter:
 
     threads: int
     isa: str | None = None
-    seconds: float = 0.03
+    seconds: float = 0.003
     flops: list[float] = field(default_factory=list)
     clock_hz: list[float] = field(default_factory=list)
 
@@ -84,17 +86,22 @@ class PeakMeter:
         self.isa = wanted or runs[-1]
         self._number = ISAS.index(self.isa)
         steps = 100_000
-        rate = self._library.peak_fma_flops(self._number, self.threads, steps)
+        rates = (
+            self._library.peak_fma_flops(self._number, self.threads, steps) for _ in range(_BURSTS)
+        )
         step = self._library.peak_flops_per_step(self._number) * self.threads
-        self._steps = max(steps, int(rate * self.seconds / step))
+        self._steps = int(max(rates) * self.seconds / step)
 
     def sample(self) -> float:
         """Take one sample of the peak, in FLOP/s, and one of the clock."""
-        flops = self._library.peak_fma_flops(self._number, self.threads, self._steps)
+        flops = statistics.median(
+            self._library.peak_fma_flops(self._number, self.threads, self._steps)
+            for _ in range(_BURSTS)
+        )
         self.flops.append(flops)
         # 64 dependent additions a step: about a millisecond at 3 GHz.
         self.clock_hz.append(self._library.peak_clock_hz(50_000))
-        return float(flops)
+        return flops
 
     def median(self, since: int = 0) -> float:
         """The median of the samples from number ``since`` on, in FLOP/s; takes one if needed."""
