@@ -8,12 +8,18 @@ from vqvae_fast.cli.reconstruct import reconstruct
 from vqvae_fast.cli.train import train
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(
     vqvae_fast.__version__, prog_name="vqvae-fast", message="%(prog)s %(version)s"
 )
-def app() -> None:
+@click.pass_context
+def app(context: click.Context, /) -> None:
     """Train a VQ-VAE on images, and look at what it does to them."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 app.add_command(train)

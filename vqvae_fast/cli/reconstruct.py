@@ -12,10 +12,17 @@ from vqvae_fast.training.files import check_output, read_image, write_image
 from vqvae_fast.training.reconstruct import reconstruct_image
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(short_help="Encode and decode an image.", context_settings={"show_default": True})
 @click.argument("image", type=click.Path(path_type=Path))
 @click.option("--run", required=True, metavar="RUN", help="Run folder of vqvae-fast train.")
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), metavar="FILE")
+@click.option(
+    "-o",
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Image file to write.",
+)
 @click.option("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps.")
 def reconstruct(image: Path, run: str, out: Path, device: str) -> None:
     """Encode IMAGE into codes, decode them again, and save what comes back.

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -36,7 +36,7 @@ def save_reconstructions(
     # One at a time: eight large tiles of a deep model need not fit into memory together.
     x_hat = torch.cat([model(tile[None].to(device))[1].float().cpu() for tile in x])
     errors = (x_hat - x).square().mean(dim=(1, 2, 3)) / 4
-    figure = Figure(figsize=(1.35 * len(x) + 0.7, 3.6), dpi=150, layout="constrained")
+    figure = Figure(figsize=(1.35 * len(x) + 0.7, 3.3), dpi=150, layout="constrained")
     figure.suptitle(f"Images the model was not trained on (held-out PSNR {held_out_psnr:.1f} dB)")
     axes: NDArray[np.object_] = figure.subplots(2, len(x), squeeze=False)
     for column in range(len(x)):
@@ -60,10 +60,12 @@ def save_curves(path: Path, rows: Sequence[dict[str, float]], num_codes: int) ->
     axes = figure.subplots(2, 2, sharex=True)
     loss, error, effective, used = axes.flat
     _curve(loss, rows, "loss", "training")
-    loss.set(title="Loss", ylabel="MSE / variance + embedding loss", yscale="log")
+    loss.set(title="Loss", ylabel="MSE / variance + embedding loss")
     _curve(error, rows, "mse", "training")
     _curve(error, rows, "held_out_mse", "held out", _ORANGE, "o-")
-    error.set(title="Reconstruction error", ylabel="MSE (pixels in 0 to 1)", yscale="log")
+    error.set(title="Reconstruction error", ylabel="MSE (pixels in 0 to 1)")
+    _log_axis(loss)
+    _log_axis(error)
     _curve(effective, rows, "perplexity", "training")
     effective.set(title="Perplexity of a batch", ylabel="effective codes")
     _curve(used, rows, "codes_used", "training")
@@ -104,13 +106,16 @@ def save_usage(path: Path, training: Evaluation, held_out: Evaluation) -> None:
             f"perplexity {evaluation.perplexity:.0f}"
         )
         # Unused codes have no place on a logarithmic axis: the line ends where the use ends.
-        axis.step(ranks, np.where(share > 0, share, np.nan), where="mid", color=colour, label=label)
+        visible = np.where(share > 0, share, np.nan)
+        axis.step(ranks, visible, where="mid", color=colour, label=label)
+        if evaluation is training:
+            axis.fill_between(ranks, visible, 1e-9, step="mid", color=colour, alpha=0.2)
+    _log_axis(axis)
     axis.axhline(100 / num_codes, color=_GREY, linestyle=":", label="if all were used equally")
     axis.set(
         title="Use of the codebook",
         xlabel="codes, the most frequent first",
         ylabel="share of all latent vectors (%)",
-        yscale="log",
         xlim=(0.5, num_codes + 0.5),
     )
     axis.grid(alpha=0.3)
@@ -150,6 +155,14 @@ def _curve(
     points = [(row["step"], row[key]) for row in rows if key in row]
     if points:
         axis.plot(*zip(*points, strict=True), style, color=colour, markersize=4, label=label)
+
+
+def _log_axis(axis: Axes) -> None:
+    """A logarithmic y axis with plain numbers at 1, 2 and 5 of each decade."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _save(figure: Figure, path: Path) -> None:
