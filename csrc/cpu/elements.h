@@ -1,4 +1,4 @@
-// Reading and converting elements. Everything here is in an unnamed namespace: the file is
+// Bits and elements. Everything here is in an unnamed namespace: the file is
 // compiled under several instruction sets, and no function of one may serve another.
 #pragma once
 
@@ -30,6 +30,16 @@ inline float widen(Half value) {
   memcpy(&bits, &scaled, sizeof bits);
   bits |= magnitude >= 0x7c00u ? 0x7f800000u : 0u;
   return bits_to_float(bits | sign);
+}
+
+inline int lowest_bit(uint32_t bits) {
+#if defined(__GNUC__)
+  return __builtin_ctz(bits);
+#else
+  int bit = 0;
+  while (!(bits >> bit & 1)) ++bit;
+  return bit;
+#endif
 }
 
 }  // namespace

@@ -15,7 +15,6 @@ namespace {
 
 constexpr int64_t kInlineWork = int64_t{1}
                                 << 16;  // N*K*D below which threads cost more than they give
-constexpr int64_t kPanelsPerSearch = int64_t{1} << 23;  // panel numbers must be whole in a float
 
 struct FreeAligned {
   void operator()(void* p) const { ::operator delete[](p, std::align_val_t{64}); }
@@ -130,9 +129,7 @@ struct Division {
 Division divide(int64_t rows, int64_t panels, int64_t tile_rows, int64_t num_threads) {
   const int64_t row_tiles = (rows + tile_rows - 1) / tile_rows;
   const int64_t row_parts = std::clamp<int64_t>(row_tiles / 2, 1, num_threads);
-  const int64_t wanted = std::max((num_threads + row_parts - 1) / row_parts,
-                                  (panels + kPanelsPerSearch - 1) / kPanelsPerSearch);
-  return {row_parts, std::min(wanted, panels)};
+  return {row_parts, std::min((num_threads + row_parts - 1) / row_parts, panels)};
 }
 
 // The answers of the parts of the codebook for some rows, and the final ones: the smallest

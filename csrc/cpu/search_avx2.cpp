@@ -1,4 +1,4 @@
-// AVX2 and FMA: 16 registers hold 4 rows x 24 codes (12 accumulators) and the operands.
+// AVX2 and FMA: 16 registers hold 4 rows x 3 vectors of codes (12 accumulators) and the operands.
 #include <immintrin.h>
 
 #include "search_kernel.h"
@@ -9,6 +9,7 @@ namespace {
 struct Avx2Float {
   using T = float;
   using Vec = __m256;
+  using Mask = uint8_t;  // a bit per lane
   static constexpr int kWidth = 8, kTileVecs = 3, kTileRows = 4;
   static constexpr int kTileCodes = kWidth * kTileVecs;
   static Vec load(const T* p) { return _mm256_loadu_ps(p); }
@@ -17,17 +18,23 @@ struct Avx2Float {
   static Vec multiply_add(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
   static Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
   static Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
-  static Vec where_greater(Vec a, Vec b, Vec yes, Vec no) {
-    return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_GT_OQ));
+  static Mask greater(Vec a, Vec b) {
+    return static_cast<Mask>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)));
   }
-  static bool any_at_least(Vec a, Vec b) {
-    return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ)) != 0;
+  static Mask at_least(Vec a, Vec b) {
+    return static_cast<Mask>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ)));
+  }
+  static T reduce_max(Vec v) {
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
   }
 };
 
 struct Avx2Double {
   using T = double;
   using Vec = __m256d;
+  using Mask = uint8_t;  // a bit per lane
   static constexpr int kWidth = 4, kTileVecs = 3, kTileRows = 4;
   static constexpr int kTileCodes = kWidth * kTileVecs;
   static Vec load(const T* p) { return _mm256_loadu_pd(p); }
@@ -36,11 +43,15 @@ struct Avx2Double {
   static Vec multiply_add(Vec a, Vec b, Vec c) { return _mm256_fmadd_pd(a, b, c); }
   static Vec max(Vec a, Vec b) { return _mm256_max_pd(a, b); }
   static Vec min(Vec a, Vec b) { return _mm256_min_pd(a, b); }
-  static Vec where_greater(Vec a, Vec b, Vec yes, Vec no) {
-    return _mm256_blendv_pd(no, yes, _mm256_cmp_pd(a, b, _CMP_GT_OQ));
+  static Mask greater(Vec a, Vec b) {
+    return static_cast<Mask>(_mm256_movemask_pd(_mm256_cmp_pd(a, b, _CMP_GT_OQ)));
   }
-  static bool any_at_least(Vec a, Vec b) {
-    return _mm256_movemask_pd(_mm256_cmp_pd(a, b, _CMP_GE_OQ)) != 0;
+  static Mask at_least(Vec a, Vec b) {
+    return static_cast<Mask>(_mm256_movemask_pd(_mm256_cmp_pd(a, b, _CMP_GE_OQ)));
+  }
+  static T reduce_max(Vec v) {
+    const __m128d m = _mm_max_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
+    return _mm_cvtsd_f64(_mm_max_sd(m, _mm_unpackhi_pd(m, m)));
   }
 };
 

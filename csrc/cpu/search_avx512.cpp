@@ -1,4 +1,4 @@
-// AVX-512: 32 registers hold 8 rows x 48 codes (24 accumulators) and leave room for the operands.
+// AVX-512: 32 registers hold 8 rows x 3 vectors of codes (24 accumulators) and the operands.
 #include <immintrin.h>
 
 #include "search_kernel.h"
@@ -9,6 +9,7 @@ namespace {
 struct Avx512Float {
   using T = float;
   using Vec = __m512;
+  using Mask = uint16_t;  // a bit per lane
   static constexpr int kWidth = 16, kTileVecs = 3, kTileRows = 8;
   static constexpr int kTileCodes = kWidth * kTileVecs;
   static Vec load(const T* p) { return _mm512_loadu_ps(p); }
@@ -17,15 +18,15 @@ struct Avx512Float {
   static Vec multiply_add(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
   static Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
   static Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
-  static Vec where_greater(Vec a, Vec b, Vec yes, Vec no) {
-    return _mm512_mask_mov_ps(no, _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), yes);
-  }
-  static bool any_at_least(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ) != 0; }
+  static Mask greater(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+  static Mask at_least(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+  static T reduce_max(Vec v) { return _mm512_reduce_max_ps(v); }
 };
 
 struct Avx512Double {
   using T = double;
   using Vec = __m512d;
+  using Mask = uint8_t;  // a bit per lane
   static constexpr int kWidth = 8, kTileVecs = 3, kTileRows = 8;
   static constexpr int kTileCodes = kWidth * kTileVecs;
   static Vec load(const T* p) { return _mm512_loadu_pd(p); }
@@ -34,10 +35,9 @@ struct Avx512Double {
   static Vec multiply_add(Vec a, Vec b, Vec c) { return _mm512_fmadd_pd(a, b, c); }
   static Vec max(Vec a, Vec b) { return _mm512_max_pd(a, b); }
   static Vec min(Vec a, Vec b) { return _mm512_min_pd(a, b); }
-  static Vec where_greater(Vec a, Vec b, Vec yes, Vec no) {
-    return _mm512_mask_mov_pd(no, _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ), yes);
-  }
-  static bool any_at_least(Vec a, Vec b) { return _mm512_cmp_pd_mask(a, b, _CMP_GE_OQ) != 0; }
+  static Mask greater(Vec a, Vec b) { return _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ); }
+  static Mask at_least(Vec a, Vec b) { return _mm512_cmp_pd_mask(a, b, _CMP_GE_OQ); }
+  static T reduce_max(Vec v) { return _mm512_reduce_max_pd(v); }
 };
 
 }  // namespace

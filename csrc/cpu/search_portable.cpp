@@ -7,6 +7,7 @@ namespace {
 template <class Element>
 struct Portable {
   using T = Element;
+  using Mask = uint8_t;  // a bit per lane
   static constexpr int kWidth = 4, kTileVecs = 2, kTileRows = 4;
   static constexpr int kTileCodes = kWidth * kTileVecs;
   struct Vec {
@@ -36,13 +37,20 @@ struct Portable {
   static Vec min(const Vec& a, const Vec& b) {
     return each([&](int i) { return a.at[i] < b.at[i] ? a.at[i] : b.at[i]; });
   }
-  static Vec where_greater(const Vec& a, const Vec& b, const Vec& yes, const Vec& no) {
-    return each([&](int i) { return a.at[i] > b.at[i] ? yes.at[i] : no.at[i]; });
+  static Mask greater(const Vec& a, const Vec& b) {
+    Mask mask = 0;
+    for (int i = 0; i < kWidth; ++i) mask |= Mask((a.at[i] > b.at[i]) << i);
+    return mask;
   }
-  static bool any_at_least(const Vec& a, const Vec& b) {
-    bool any = false;
-    for (int i = 0; i < kWidth; ++i) any |= a.at[i] >= b.at[i];
-    return any;
+  static Mask at_least(const Vec& a, const Vec& b) {
+    Mask mask = 0;
+    for (int i = 0; i < kWidth; ++i) mask |= Mask((a.at[i] >= b.at[i]) << i);
+    return mask;
+  }
+  static T reduce_max(const Vec& v) {
+    T top = v.at[0];
+    for (int i = 1; i < kWidth; ++i) top = v.at[i] > top ? v.at[i] : top;
+    return top;
   }
 };
 
