@@ -33,7 +33,8 @@ class _ResidualLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, width, h, w]; overwritten by its relu, as the recorded gradients show."""
-        return self.res_block(x) + x
+        branch: Tensor = self.res_block(x)
+        return branch + x
 
 
 class _ResidualStack(nn.Module):
@@ -66,7 +67,8 @@ class _Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, 3, H, W] -> [B, width, H/4, W/4]."""
-        return self.conv_stack(x)
+        features: Tensor = self.conv_stack(x)
+        return features
 
 
 class _Decoder(nn.Module):
@@ -84,7 +86,8 @@ class _Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """z: [B, dim, h, w] -> [B, 3, 4h, 4w]."""
-        return self.inverse_conv_stack(z)
+        image: Tensor = self.inverse_conv_stack(z)
+        return image
 
 
 class ReferenceQuantized(NamedTuple):

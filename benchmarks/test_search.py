@@ -27,12 +27,13 @@ def test_search(benchmark, peer: SearchPeer, shape: Shape) -> None:
         assert violating == 0.0
     threads = torch.get_num_threads()
     meter, why_no_peak = try_meter(threads)
-    before = meter.sample() if meter else None
+    if meter:
+        meter.sample()
     benchmark.group = shape.name
     benchmark.pedantic(call, rounds=5, iterations=1, warmup_rounds=1)
     flops = shape.flops / benchmark.stats.stats.median
-    # The peak is taken on both sides of the timing: shared machines drift.
-    peak = (before + meter.sample()) / 2 if meter else None
+    if meter:  # on both sides of the timing: shared machines drift
+        meter.sample()
     benchmark.extra_info.update(
         device="cpu",
         cpu=environment.cpu_model(),
@@ -41,5 +42,5 @@ def test_search(benchmark, peer: SearchPeer, shape: Shape) -> None:
         versions=environment.versions(),
         violating_rows=violating,
         gflops=flops / 1e9,
-        share_of_peak=flops / peak if peak else why_no_peak,
+        share_of_peak=flops / meter.median() if meter else why_no_peak,
     )

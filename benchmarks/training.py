@@ -91,19 +91,24 @@ def train_ours(
     return forward, trained.seconds
 
 
+def _train_reference(images: "ImageData", steps: int, seed: int) -> tuple[Forward, float]:
+    model, seconds = train_reference(
+        lambda step: images.batch(seed, step, BATCH_SIZE), images.variance(), steps, seed
+    )
+
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        output = model(x)
+        return output.x_hat, output.indices
+
+    return forward, seconds
+
+
 def run_one(
     recipe: str, images: "ImageData", steps: int, seed: int, crops: int, keep: Path | None
 ) -> dict[str, Any]:
     """Train one recipe with one seed and measure it."""
     if recipe == "reference":
-        model, seconds = train_reference(
-            lambda step: images.batch(seed, step, BATCH_SIZE), images.variance(), steps, seed
-        )
-
-        def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-            output = model(x)
-            return output.x_hat, output.indices
-
+        forward, seconds = _train_reference(images, steps, seed)
     else:
         with tempfile.TemporaryDirectory() as folder:
             out = (keep or Path(folder)) / f"{recipe}-{seed}"

@@ -94,7 +94,7 @@ class PeakMeter:
 
     def sample(self) -> float:
         """Take one sample of the peak, in FLOP/s, and one of the clock."""
-        flops = statistics.median(
+        flops: float = statistics.median(
             self._library.peak_fma_flops(self._number, self.threads, self._steps)
             for _ in range(_BURSTS)
         )

@@ -94,7 +94,7 @@ def training_step(layer: Callable[[Tensor], tuple[Tensor, Tensor]], fmap: Tensor
     The gradient from above is a dense tensor, as a decoder's is; ones that are an expanded scalar
     would take other paths through some kernels.
     """
-    z = fmap.detach().clone().requires_grad_()
+    z: Tensor = fmap.detach().clone().requires_grad_()
     upstream = torch.ones_like(z)
 
     def call() -> StepResult:

@@ -1,6 +1,6 @@
 """This package's VectorQuantizer, learning by moving averages or by gradient."""
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -15,7 +15,7 @@ def _unavailable() -> str | None:
     return None
 
 
-def _build(learning: str, fmap: Tensor, codebook: Tensor) -> Step:
+def _build(learning: Literal["ema", "gradient"], fmap: Tensor, codebook: Tensor) -> Step:
     from vqvae_fast.nn import VectorQuantizer
 
     num_codes, dim = codebook.shape
