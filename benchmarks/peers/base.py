@@ -1,0 +1,107 @@
+"""What an adapter is."""
+
+import importlib
+import importlib.metadata
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Search = Callable[[], Tensor]
+
+
+def always() -> str | None:
+    """Availability of a peer that needs nothing but torch."""
+    return None
+
+
+def needs(module: str, distribution: str) -> Callable[[], str | None]:
+    """Availability of a peer that needs a package: None, or a sentence that says what is wrong."""
+
+    def reason() -> str | None:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError:
+            return f"{distribution} is not installed (pip install .[bench])"
+        except ImportError as error:
+            return f"{distribution} is installed but does not import: {error}"
+        return None
+
+    return reason
+
+
+@dataclass(frozen=True)
+class SearchPeer:
+    """One way to find nearest codes.
+
+    Attributes:
+        name: id in tables, JSON and tests.
+        timed: what one timed call contains, in words.
+        prepare: (z [N, D], codebook [K, D]) -> a call without arguments that returns int64
+            indices [N]. What ``prepare`` does itself is not timed.
+        unavailable: None, or the reason why the peer cannot run here.
+        dtypes: input dtypes that it takes, as in torch's names.
+    """
+
+    name: str
+    timed: str
+    prepare: Callable[[Tensor, Tensor], Search]
+    unavailable: Callable[[], str | None] = always
+    dtypes: tuple[str, ...] = ("float32", "float64", "bfloat16", "float16")
+
+    def why_not(self, dtype: str) -> str | None:
+        """None when the peer can run on this dtype, else the reason."""
+        if dtype not in self.dtypes:
+            return f"does not take {dtype}"
+        return self.unavailable()
+
+
+@dataclass(frozen=True)
+class LayerPeer:
+    """One quantizer layer.
+
+    Attributes:
+        name: id in tables, JSON and tests.
+        timed: what one timed call contains, in words.
+        build: (feature map [B, D, h, w], codebook [K, D]) -> a call without arguments that does
+            forward and backward in training mode. The layer starts from the given codebook.
+        learning: "ema" or "gradient": layers are compared with those that learn alike.
+        unavailable: None, or the reason why the peer cannot run here.
+    """
+
+    name: str
+    timed: str
+    build: Callable[[Tensor, Tensor], "Step"]
+    learning: str
+    unavailable: Callable[[], str | None] = always
+
+
+class StepResult(NamedTuple):
+    """What one training step of a layer leaves: both [B, D, h, w]."""
+
+    quantized: Tensor
+    grad_z: Tensor
+
+
+Step = Callable[[], StepResult]
+
+
+def training_step(layer: Callable[[Tensor], tuple[Tensor, Tensor]], fmap: Tensor) -> Step:
+    """Forward and backward of ``layer``, which gives (quantized, loss), as one call.
+
+    The gradient from above is a dense tensor, as a decoder's is; ones that are an expanded scalar
+    would take other paths through some kernels.
+    """
+    z: Tensor = fmap.detach().clone().requires_grad_()
+    upstream = torch.ones_like(z)
+
+    def call() -> StepResult:
+        z.grad = None
+        quantized, loss = layer(z)
+        torch.autograd.backward([quantized, loss], [upstream, torch.ones_like(loss)])
+        assert z.grad is not None
+        return StepResult(quantized.detach(), z.grad)
+
+    return call

@@ -1,0 +1,39 @@
+"""The same number of threads for everybody."""
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def all_threads(number: int) -> Iterator[None]:
+    """Give torch, FAISS and every OpenMP or BLAS pool in the process ``number`` threads.
+
+    torch's setting is restored; the pools of the peers are limited for the block's duration where
+    threadpoolctl (a dependency of scikit-learn) is there.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        faiss = _optional("faiss")
+        if faiss is not None:
+            faiss.omp_set_num_threads(number)
+        _optional("sklearn.metrics")  # loads its pools, which the limit below then reaches
+        pools = _optional("threadpoolctl")
+        if pools is None:
+            yield
+        else:
+            with pools.threadpool_limits(number):
+                yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _optional(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None

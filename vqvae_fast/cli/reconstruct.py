@@ -1,0 +1,47 @@
+"""``vqvae-fast reconstruct``."""
+
+from pathlib import Path
+
+import click
+
+from vqvae_fast.training.checkpoint import load_model
+from vqvae_fast.training.config import pick_device
+from vqvae_fast.training.errors import UserError
+from vqvae_fast.training.evaluate import psnr
+from vqvae_fast.training.files import check_output, read_image, write_image
+from vqvae_fast.training.reconstruct import reconstruct_image
+
+
+@click.command(short_help="Encode and decode an image.", context_settings={"show_default": True})
+@click.argument("image", type=click.Path(path_type=Path))
+@click.option("--run", required=True, metavar="RUN", help="Run folder of vqvae-fast train.")
+@click.option(
+    "-o",
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Image file to write.",
+)
+@click.option("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps.")
+def reconstruct(image: Path, run: str, out: Path, device: str) -> None:
+    """Encode IMAGE into codes, decode them again, and save what comes back.
+
+    The image may have any size.
+    """
+    check_output(out)
+    if out.exists() and image.exists() and out.samefile(image):
+        raise UserError(f"--out {out} is the image itself, which is not overwritten")
+    model = load_model(run, pick_device(device))
+    pixels = read_image(image, model.config["in_channels"])
+    result = reconstruct_image(model, pixels)
+    write_image(out, result.pixels)
+    height, width = pixels.shape[:2]
+    click.echo(f"image  {width}x{height} pixels")
+    click.echo(f"codes  {result.latents} of {model.config['n_embeddings']} possible values each")
+    click.echo(f"PSNR   {psnr(result.mse):.2f} dB")
+    click.echo(
+        f"rate   {result.bits_per_pixel:.4f} bits per pixel "
+        f"({result.latents} codes x log2 {model.config['n_embeddings']} / {width * height} pixels)"
+    )
+    click.echo(f"saved  {out}")

@@ -1,0 +1,133 @@
+"""``vqvae-fast train``."""
+
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from vqvae_fast.training import TrainConfig, TrainResult
+from vqvae_fast.training import resume as resume_run
+from vqvae_fast.training import train as train_run
+
+_DEFAULT = TrainConfig()
+# The options that may come with --resume; all others are the run's own.
+_WITH_RESUME = {"resume", "steps", "device", "progress"}
+
+
+@click.command(context_settings={"show_default": True})
+@click.option(
+    "--data",
+    default=_DEFAULT.data,
+    metavar="SOURCE",
+    help="photos, a folder of images, cifar10:FOLDER (binary version), FILE.npy or FILE.npz.",
+)
+@click.option(
+    "--photographs",
+    default=",".join(_DEFAULT.photographs),
+    metavar="NAMES",
+    help="The photographs of --data photos, with commas between.",
+)
+@click.option(
+    "--crop",
+    type=int,
+    metavar="PIXELS",
+    show_default="32, or the whole of smaller images in arrays",
+    help="Side of the random crops.",
+)
+@click.option(
+    "--held-out",
+    type=float,
+    default=_DEFAULT.held_out,
+    metavar="SHARE",
+    help="Share of the data that is never trained on: the right part of each large image.",
+)
+@click.option(
+    "--quantizer",
+    type=click.Choice(["ema", "gradient"]),
+    default=_DEFAULT.quantizer,
+    help="How the codebook learns; gradient does as the reference VQ-VAE does.",
+)
+@click.option("--codebook-size", type=int, default=_DEFAULT.codebook_size, metavar="K")
+@click.option("--dim", type=int, default=_DEFAULT.dim, metavar="D", help="Length of a code.")
+@click.option("--batch-size", type=int, default=_DEFAULT.batch_size, metavar="N")
+@click.option("--steps", type=int, default=_DEFAULT.steps, metavar="N")
+@click.option("--lr", type=float, default=_DEFAULT.lr, metavar="RATE", help="Adam's learning rate.")
+@click.option("--seed", type=int, default=_DEFAULT.seed, metavar="N")
+@click.option(
+    "--device",
+    default=_DEFAULT.device,
+    help="auto (a GPU if there is one), cpu, cuda, cuda:N or mps.",
+)
+@click.option("--dtype", type=click.Choice(["float32", "bf16"]), default=_DEFAULT.dtype)
+@click.option("--compile", is_flag=True, help="Run the training step through torch.compile.")
+@click.option(
+    "--out",
+    metavar="FOLDER",
+    show_default="runs/DATA-QUANTIZER-NUMBER",
+    help="A new or empty folder for the run.",
+)
+@click.option(
+    "--resume",
+    metavar="RUN",
+    help="Continue a run from its checkpoint; --steps N trains it longer.",
+)
+@click.option(
+    "--progress/--no-progress",
+    default=None,
+    show_default="a bar in a terminal, lines elsewhere",
+    help="Show a progress bar.",
+)
+@click.pass_context
+def train(
+    context: click.Context,
+    /,
+    resume: str | None,
+    progress: bool | None,
+    **options: Any,
+) -> int:
+    """Train a VQ-VAE on images.
+
+    Leaves a run folder with the model, its figures and pictures of them. Ctrl-C stops a run after
+    the step in progress, with a checkpoint to --resume from.
+    """
+    given = {
+        name
+        for name in context.params
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
+    if resume is not None:
+        refused = sorted(given - _WITH_RESUME)
+        if refused:
+            names = ", ".join("--" + name.replace("_", "-") for name in refused)
+            raise click.UsageError(
+                f"--resume takes its settings from the run: {names} cannot be given with it"
+            )
+        changes = {name: options[name] for name in ("steps", "device") if name in given}
+        result = resume_run(resume, progress=progress, say=click.echo, **changes)
+    else:
+        options["photographs"] = tuple(options["photographs"].replace(",", " ").split())
+        config = TrainConfig(**options)
+        result = train_run(config, progress=progress, say=click.echo)
+    return _report(result)
+
+
+def _report(result: TrainResult) -> int:
+    """Say how the run ended; the exit status."""
+    if result.held_out is None or result.training is None:
+        click.echo(
+            f"stopped at step {result.step}; continue with: vqvae-fast train --resume {result.run}",
+            err=True,
+        )
+        return 130
+    codes = len(result.held_out.counts)
+    minutes, seconds = divmod(round(result.seconds), 60)
+    click.echo(
+        f"\nheld out  PSNR {result.held_out.psnr:.2f} dB, MSE {result.held_out.mse:.6f} "
+        "(pixel values in 0 to 1)\n"
+        f"codes     {result.training.codes_used} of {codes} in use in the last training batches, "
+        f"{result.held_out.codes_used} on held-out crops\n"
+        f"time      {minutes} min {seconds} s to step {result.step}\n"
+        f"pictures  {result.run}/reconstructions.png, curves.png, usage.png\n"
+        f"try it    vqvae-fast reconstruct IMAGE --run {result.run} -o OUT.png"
+    )
+    return 0

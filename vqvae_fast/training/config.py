@@ -1,0 +1,142 @@
+"""Everything that decides a run, checked before anything is made."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vqvae_fast.training.data import DEFAULT_PHOTOGRAPHS
+from vqvae_fast.training.errors import UserError
+
+_COUNTS = (
+    "codebook_size",
+    "dim",
+    "h_dim",
+    "res_h_dim",
+    "n_res_layers",
+    "downsampling",
+    "batch_size",
+    "steps",
+    "log_every",
+    "eval_every",
+    "eval_crops",
+    "checkpoint_every",
+)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A run of :func:`vqvae_fast.training.train`; the defaults are those of ``vqvae-fast train``.
+
+    Two runs of one config on one machine give the same numbers (on the CPU bit for bit).
+
+    Attributes:
+        data: "photos", a folder, "cifar10:FOLDER", a .npy or .npz file; see
+            :func:`vqvae_fast.training.open_data`. Ignored when :func:`train` is given data.
+        photographs: which photographs "photos" takes.
+        crop: side of the training crops in pixels; None lets the data decide (32 for photographs).
+        held_out: share of the data that is never trained on.
+        quantizer: how the codebook learns. "ema" (moving averages, k-means initialisation,
+            replacement of dead codes), or "gradient" (as the reference VQ-VAE does: uniform
+            initialisation, its loss, no replacement).
+        codebook_size: number of codes K.
+        dim: length of a code D.
+        h_dim: channels of the encoder and the decoder.
+        res_h_dim: inner channels of a residual layer.
+        n_res_layers: residual layers in each of the two.
+        downsampling: how often the encoder halves width and height.
+        beta: weight of the commitment loss (of the codebook loss with "gradient", where the
+            reference has put it).
+        batch_size: crops in a step.
+        steps: steps of the whole run.
+        lr: learning rate of Adam.
+        seed: seed of the initial weights, the batches and the quantizer's random choices.
+        device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", "mps".
+        dtype: "float32", or "bf16" to run the convolutions under bfloat16 autocast.
+        compile: run the training step through torch.compile.
+        log_every: steps between two lines of metrics.jsonl.
+        eval_every: steps between two measurements on the held-out crops.
+        eval_crops: number of held-out crops measured.
+        checkpoint_every: steps between two checkpoints.
+        out: run folder; None takes the next free name below ``runs``.
+    """
+
+    data: str = "photos"
+    photographs: tuple[str, ...] = DEFAULT_PHOTOGRAPHS
+    crop: int | None = None
+    held_out: float = 0.2
+    quantizer: str = "ema"
+    codebook_size: int = 512
+    dim: int = 64
+    h_dim: int = 128
+    res_h_dim: int = 32
+    n_res_layers: int = 2
+    downsampling: int = 2
+    beta: float = 0.25
+    batch_size: int = 32
+    steps: int = 2000
+    lr: float = 3e-4
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "float32"
+    compile: bool = False
+    log_every: int = 10
+    eval_every: int = 250
+    eval_crops: int = 512
+    checkpoint_every: int = 500
+    out: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raise UserError on values that cannot be."""
+        for name in _COUNTS:
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise UserError(f"lr must be above 0, got {self.lr:g}")
+        if not (math.isfinite(self.beta) and self.beta >= 0):
+            raise UserError(f"beta must not be below 0, got {self.beta:g}")
+        if self.seed < 0:
+            raise UserError(f"seed must not be below 0, got {self.seed}")
+        if not 0 < self.held_out < 1:
+            raise UserError(f"held_out must lie between 0 and 1, got {self.held_out:g}")
+        if self.quantizer not in ("ema", "gradient"):
+            raise UserError(f"quantizer must be ema or gradient, got {self.quantizer}")
+        if self.dtype not in ("float32", "bf16"):
+            raise UserError(f"dtype must be float32 or bf16, got {self.dtype}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as config.json and the checkpoint hold them."""
+        return dataclasses.asdict(self) | {"photographs": list(self.photographs)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "TrainConfig":
+        """The inverse of :meth:`to_dict`; raises UserError on unknown or missing settings."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise UserError(f"unknown settings: {', '.join(unknown)}")
+        try:
+            return cls(**values | {"photographs": tuple(values["photographs"])})
+        except (KeyError, TypeError) as error:
+            raise UserError(f"settings are missing or of a wrong type: {error}") from error
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name, or the best one for "auto"; raises UserError where it is not."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device must be auto, cpu, cuda, cuda:N or mps, got {name}") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"device {name} is not available: this torch finds {torch.cuda.device_count()} GPUs"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device mps is not available on this machine")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"device must be auto, cpu, cuda, cuda:N or mps, got {name}")
+    return device

@@ -1,0 +1,66 @@
+"""Images in a NumPy file, [N, H, W, C] or [N, C, H, W]."""
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqvae_fast.training.data.crops import ImageData, crop_of, split_data
+from vqvae_fast.training.errors import UserError
+
+_CHANNELS = (1, 3)
+
+
+def open_array(path: Path, *, crop: int | None, held_out: float) -> ImageData:
+    """Training data of a .npy or .npz file; a .npy stays on disk and is read as needed."""
+    images = as_images(_load(path), str(path))
+    count, height, width, channels = images.shape
+    side = crop_of(crop, height, width)
+    return split_data(
+        images,
+        [(height, width)] * count,
+        crop=side,
+        held_out=held_out,
+        channels=channels,
+        noun="images",
+    )
+
+
+def as_images(array: NDArray[Any], name: str) -> NDArray[Any]:
+    """``array`` as [N, H, W, C], checked: uint8, or float in [0, 1]."""
+    shape = list(array.shape)
+    if array.ndim != 4 or 0 in shape or not {shape[1], shape[3]} & set(_CHANNELS):
+        raise UserError(
+            f"{name} must be [N, H, W, C] or [N, C, H, W] with 1 or 3 channels, got {shape}"
+        )
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
+        raise UserError(f"{name} must be uint8 or float, got {array.dtype}")
+    if array.dtype != np.uint8:
+        low, high = float(array.min()), float(array.max())
+        if not (low >= 0 and high <= 1):  # a NaN compares false
+            raise UserError(
+                f"{name} holds floats from {low:g} to {high:g}; scale the images to [0, 1]"
+            )
+    return array if shape[3] in _CHANNELS else array.transpose(0, 2, 3, 1)
+
+
+def _load(path: Path) -> NDArray[Any]:
+    try:
+        if path.suffix.lower() == ".npy":
+            array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+            return array
+        with np.load(path, allow_pickle=False) as archive:
+            shapes = {name: archive[name].shape for name in archive.files}
+            names = [name for name, shape in shapes.items() if len(shape) == 4]
+            if len(names) == 1:
+                chosen: NDArray[Any] = archive[names[0]]
+                return chosen
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} cannot be read as a NumPy file: {error}") from error
+    listing = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items()) or "none"
+    raise UserError(
+        f"{path} must hold one array [N, H, W, C] or [N, C, H, W], its arrays are: {listing}"
+    )

@@ -1,0 +1,87 @@
+"""Image files: the one reader and the one writer."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+from PIL import ImageOps, UnidentifiedImageError
+
+from vqvae_fast.training.errors import UserError
+from vqvae_fast.training.runfolder import atomic_file
+
+# In these EXIF orientations width and height change places.
+_TURNED = (5, 6, 7, 8)
+_ORIENTATION = 0x0112
+
+
+def read_image(path: Path, channels: int = 3) -> NDArray[np.uint8]:
+    """Read an image file: [H, W, channels] uint8, upright, transparency laid over white.
+
+    Raises:
+        UserError: the file is missing, or not an image that Pillow can read.
+    """
+    with _open(path) as image:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I;16"):
+            # Pillow would clip 16 bits at 255 rather than scale them.
+            upright = Pillow.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+        if upright.has_transparency_data:
+            upright = upright.convert("RGBA")
+            white = Pillow.new("RGBA", upright.size, (255, 255, 255, 255))
+            upright = Pillow.alpha_composite(white, upright)
+        pixels = np.asarray(upright.convert("RGB" if channels == 3 else "L"))
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) in pixels, read from the header alone."""
+    with _open(path) as image:
+        width, height = image.size
+        turned = image.getexif().get(_ORIENTATION) in _TURNED
+    return (width, height) if turned else (height, width)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Pillow.Image]:
+    """Open an image, with every way of failing told in one sentence."""
+    if not path.exists():
+        raise UserError(f"image not found: {path}")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, an image file was expected")
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of large images; whoever names one means it.
+            warnings.simplefilter("ignore", Pillow.DecompressionBombWarning)
+            with Pillow.open(path) as image:
+                yield image
+    except Pillow.DecompressionBombError as error:
+        raise UserError(f"{path} is too large to decode: {error}") from error
+    except UnidentifiedImageError as error:
+        raise UserError(f"{path} is not an image that can be read") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        # Pillow raises SyntaxError for a damaged PNG.
+        raise UserError(f"{path} cannot be read as an image: {error}") from error
+
+
+def check_output(path: Path) -> None:
+    """Raise UserError where an image could not be written, before any work is done for it."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, the name of an image file was expected")
+    if path.suffix.lower() not in Pillow.registered_extensions():
+        raise UserError(f"{path} must end like an image file, for instance .png")
+    if not path.parent.is_dir():
+        raise UserError(f"there is no folder {path.parent} to write {path.name} to")
+
+
+def write_image(path: Path, pixels: NDArray[np.uint8]) -> None:
+    """Write [H, W, C] uint8 in the format of the path's suffix, atomically."""
+    image = Pillow.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    try:
+        with atomic_file(path) as temporary:
+            image.save(temporary)
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path} cannot be written: {error}") from error

@@ -1,0 +1,156 @@
+"""The training loop: a run from its first step, or on from a checkpoint."""
+
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vqvae_fast.models import VQVAEOutput
+from vqvae_fast.training import checkpoint
+from vqvae_fast.training.config import TrainConfig, pick_device
+from vqvae_fast.training.data import ImageData
+from vqvae_fast.training.errors import UserError
+from vqvae_fast.training.evaluate import Evaluation, evaluate
+from vqvae_fast.training.interrupt import StopRequest
+from vqvae_fast.training.progress import Progress
+from vqvae_fast.training.recipe import build_model, build_optimizer
+from vqvae_fast.training.runfolder import Metrics
+from vqvae_fast.training.window import Window
+
+# Steps at the end of a run whose batches are drawn again to count the codes in use.
+TRAINING_WINDOW = 32
+
+
+class StepResult(NamedTuple):
+    """One step's loss (recon / variance + embedding loss) and squared error on [-1, 1]."""
+
+    loss: Tensor
+    mse: Tensor
+    output: VQVAEOutput
+
+
+class Trainer:
+    """A model, its optimizer and its data at some step of a run.
+
+    Everything that a later step depends on is in :meth:`state`; the loop itself adds no more than
+    the order of things.
+    """
+
+    def __init__(self, config: TrainConfig, data: ImageData, variance: float) -> None:
+        """Build the model at step 0; torch's generator must have been seeded."""
+        if data.crop % 2**config.downsampling:
+            raise UserError(
+                f"crop must be a multiple of {2**config.downsampling} for {config.downsampling} "
+                f"halvings, got {data.crop}"
+            )
+        self.config, self.data, self.variance = config, data, variance
+        self.device = pick_device(config.device)
+        self.autocast = torch.bfloat16 if config.dtype == "bf16" else None
+        self.model = build_model(config, data.channels).to(self.device)
+        self.optimizer = build_optimizer(config, self.model)
+        self.window = Window(config.codebook_size, self.device)
+        self.held_out = data.validation(config.eval_crops).to(self.device)
+        self.step = 0
+        self._forward = torch.compile(self._loss) if config.compile else self._loss
+
+    def _loss(self, x: Tensor) -> StepResult:
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            output = self.model.forward_with_indices(x)
+        mse = (output.x_hat.float() - x).square().mean()
+        return StepResult(mse / self.variance + output.embedding_loss, mse, output)
+
+    def advance(self) -> dict[str, float] | None:
+        """One step; a row of metrics where one is due."""
+        config = self.config
+        x = self.data.batch(config.seed, self.step, config.batch_size).to(self.device)
+        result = self._forward(x)
+        self.optimizer.zero_grad()
+        result.loss.backward()
+        self.optimizer.step()
+        self.step += 1
+        self.window.add(*result)
+        measured = self.step % config.eval_every == 0
+        if not measured and self.step % config.log_every:
+            return None
+        row = {"step": self.step, **self.window.read()}
+        if not row["loss"] < float("inf"):  # a NaN compares false
+            raise UserError(
+                f"training diverged: the loss at step {self.step} is {row['loss']}; "
+                "choose a smaller lr"
+            )
+        if measured:
+            held_out = self.evaluate(self.held_out)
+            row |= {
+                "held_out_mse": held_out.mse,
+                "held_out_psnr": held_out.psnr,
+                "held_out_codes_used": held_out.codes_used,
+            }
+        return row
+
+    def evaluate(self, images: Tensor) -> Evaluation:
+        """Measure the model as it is now."""
+        return evaluate(
+            self.model, images, batch_size=self.config.batch_size, autocast=self.autocast
+        )
+
+    def recent_batches(self) -> Tensor:
+        """The training crops of the last steps, [n, C, crop, crop]."""
+        steps = range(max(0, self.step - TRAINING_WINDOW), max(1, self.step))
+        size = self.config.batch_size
+        return torch.cat([self.data.batch(self.config.seed, step, size) for step in steps])
+
+    def state(self) -> dict[str, Any]:
+        """What the checkpoint holds."""
+        return {
+            "config": self.config.to_dict(),
+            "model_config": self.model.config,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "random": checkpoint.random_state(self.device),
+            "window": self.window.state(),
+            "variance": self.variance,
+        }
+
+    def load(self, state: dict[str, Any], run: Path) -> None:
+        """Continue from :meth:`state`, torch's generators included."""
+        if state["variance"] != self.variance:
+            raise UserError(
+                f"the data is not what {run} was trained on: its variance was "
+                f"{state['variance']:.6g}, now it is {self.variance:.6g}"
+            )
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.window.load(state["window"])
+            self.step = int(state["step"])
+            checkpoint.set_random_state(state["random"], self.device)
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"the checkpoint of {run} does not fit its config.json") from error
+
+
+def run_steps(trainer: Trainer, run: Path, progress: bool | None) -> tuple[bool, float]:
+    """Train up to the config's last step, with metrics and checkpoints.
+
+    Returns:
+        Whether a signal ended it early, and the seconds it took. There is a checkpoint of the
+        last step done in either case.
+    """
+    config = trainer.config
+    metrics = Metrics(run, upto=trainer.step)
+    started = time.monotonic()
+    trainer.model.train()
+    bar = Progress(trainer.step, config.steps, config.batch_size, config.codebook_size, progress)
+    with StopRequest() as stop, bar:
+        while trainer.step < config.steps and not stop.requested:
+            row = trainer.advance()
+            if row is not None:
+                metrics.add(row)
+                bar.show(row)
+            bar.step()
+            if trainer.step % config.checkpoint_every == 0:
+                checkpoint.save_checkpoint(run, trainer.state())
+        checkpoint.save_checkpoint(run, trainer.state())
+    return trainer.step < config.steps, time.monotonic() - started

@@ -1,0 +1,170 @@
+"""The pictures of a run. Matplotlib's Figure is used without pyplot: no window, no global state."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vqvae_fast.models import VQVAE
+from vqvae_fast.training.evaluate import Evaluation, psnr
+from vqvae_fast.training.runfolder import atomic_file
+
+# Okabe and Ito's colours, which colour-blind readers tell apart as well.
+_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#666666"
+
+
+@torch.no_grad()
+def save_reconstructions(
+    path: Path, model: VQVAE, tiles: Sequence[Tensor], held_out_psnr: float
+) -> None:
+    """Originals above their reconstructions.
+
+    Args:
+        path: the PNG to write.
+        model: in eval mode.
+        tiles: held-out images [C, side, side] float32 in [-1, 1].
+        held_out_psnr: of the whole held-out set, for the title, in dB.
+    """
+    device = next(model.parameters()).device
+    x = torch.stack(list(tiles))
+    # One at a time: eight large tiles of a deep model need not fit into memory together.
+    x_hat = torch.cat([model(tile[None].to(device))[1].float().cpu() for tile in x])
+    errors = (x_hat - x).square().mean(dim=(1, 2, 3)) / 4
+    figure = Figure(figsize=(1.35 * len(x) + 0.7, 3.3), dpi=150, layout="constrained")
+    figure.suptitle(f"Images the model was not trained on (held-out PSNR {held_out_psnr:.1f} dB)")
+    axes: NDArray[np.object_] = figure.subplots(2, len(x), squeeze=False)
+    for column in range(len(x)):
+        for row, image in enumerate((x[column], x_hat[column])):
+            _show(axes[row, column], image)
+        axes[1, column].set_xlabel(f"{psnr(float(errors[column])):.1f} dB", fontsize=9)
+    axes[0, 0].set_ylabel("original")
+    axes[1, 0].set_ylabel("reconstruction")
+    _save(figure, path)
+
+
+def save_curves(path: Path, rows: Sequence[dict[str, float]], num_codes: int) -> None:
+    """Loss, reconstruction error, perplexity and codes used over the steps.
+
+    Args:
+        path: the PNG to write.
+        rows: lines of metrics.jsonl.
+        num_codes: K.
+    """
+    figure = Figure(figsize=(9, 6), dpi=150, layout="constrained")
+    axes = figure.subplots(2, 2, sharex=True)
+    loss, error, effective, used = axes.flat
+    _curve(loss, rows, "loss", "training")
+    loss.set(title="Loss", ylabel="MSE / variance + embedding loss")
+    _curve(error, rows, "mse", "training")
+    _curve(error, rows, "held_out_mse", "held out", _ORANGE, "o-")
+    error.set(title="Reconstruction error", ylabel="MSE (pixels in 0 to 1)")
+    _log_axis(loss)
+    _log_axis(error)
+    _curve(effective, rows, "perplexity", "training")
+    effective.set(title="Perplexity of a batch", ylabel="effective codes")
+    _curve(used, rows, "codes_used", "training")
+    _curve(used, rows, "held_out_codes_used", "held out", _ORANGE, "o-")
+    used.axhline(num_codes, color=_GREY, linestyle=":", label=f"codebook size {num_codes}")
+    used.set(title="Codes in use", ylabel="codes", ylim=(0, num_codes * 1.08))
+    effective.set_ylim(bottom=0)
+    for axis in axes[1]:
+        axis.set_xlabel("steps")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+        if len(axis.lines) > 1:
+            axis.legend(frameon=False)
+    _save(figure, path)
+
+
+def save_usage(path: Path, training: Evaluation, held_out: Evaluation) -> None:
+    """Histogram of the codebook: how often each code is chosen, the most frequent first.
+
+    Args:
+        path: the PNG to write.
+        training: figures on training crops.
+        held_out: figures on held-out crops.
+    """
+    num_codes = len(held_out.counts)
+    figure = Figure(figsize=(8, 4), dpi=150, layout="constrained")
+    axis = figure.subplots()
+    ranks = np.arange(1, num_codes + 1)
+    for evaluation, name, colour in (
+        (training, "training", _BLUE),
+        (held_out, "held out", _ORANGE),
+    ):
+        counts = np.sort(evaluation.counts.cpu().numpy())[::-1]
+        share = 100 * counts / max(counts.sum(), 1)
+        label = (
+            f"{name} crops: {evaluation.codes_used} of {num_codes} codes in use, "
+            f"perplexity {evaluation.perplexity:.0f}"
+        )
+        # Unused codes have no place on a logarithmic axis: the line ends where the use ends.
+        visible = np.where(share > 0, share, np.nan)
+        axis.step(ranks, visible, where="mid", color=colour, label=label)
+        if evaluation is training:
+            axis.fill_between(ranks, visible, 1e-9, step="mid", color=colour, alpha=0.2)
+    _log_axis(axis)
+    axis.axhline(100 / num_codes, color=_GREY, linestyle=":", label="if all were used equally")
+    axis.set(
+        title="Use of the codebook",
+        xlabel="codes, the most frequent first",
+        ylabel="share of all latent vectors (%)",
+        xlim=(0.5, num_codes + 0.5),
+    )
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False)
+    _save(figure, path)
+
+
+def to_pixels(image: Tensor) -> NDArray[np.uint8]:
+    """[C, H, W] in [-1, 1] -> [H, W, C] uint8, rounded, values beyond the range clipped."""
+    pixels = image.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+    return pixels.permute(1, 2, 0).cpu().numpy()
+
+
+def _show(axis: Axes, image: Tensor) -> None:
+    pixels = to_pixels(image)
+    axis.imshow(
+        pixels[..., 0] if pixels.shape[2] == 1 else pixels,
+        cmap="gray",
+        vmin=0,
+        vmax=255,
+        interpolation="nearest",
+    )
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+
+
+def _curve(
+    axis: Axes,
+    rows: Sequence[dict[str, float]],
+    key: str,
+    label: str,
+    colour: str = _BLUE,
+    style: str = "-",
+) -> None:
+    points = [(row["step"], row[key]) for row in rows if key in row]
+    if points:
+        axis.plot(*zip(*points, strict=True), style, color=colour, markersize=4, label=label)
+
+
+def _log_axis(axis: Axes) -> None:
+    """A logarithmic y axis with plain numbers at 1, 2 and 5 of each decade."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary)

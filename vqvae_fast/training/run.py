@@ -1,0 +1,208 @@
+"""train() and resume(): a whole run, from the config to the pictures."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import Dataset
+
+from vqvae_fast.models import VQVAE
+from vqvae_fast.training import pictures
+from vqvae_fast.training.checkpoint import load_checkpoint
+from vqvae_fast.training.config import TrainConfig, pick_device
+from vqvae_fast.training.data import ImageData, open_data
+from vqvae_fast.training.errors import UserError
+from vqvae_fast.training.evaluate import Evaluation
+from vqvae_fast.training.loop import Trainer, run_steps
+from vqvae_fast.training.runfolder import (
+    CONFIG,
+    RESULT,
+    create_run,
+    open_run,
+    read_metrics,
+    write_json,
+)
+
+_PREVIEW_IMAGES = 8
+
+
+class TrainResult(NamedTuple):
+    """Result of :func:`train` and :func:`resume`.
+
+    Attributes:
+        run: the run folder.
+        model: the trained model, in eval mode.
+        step: steps done.
+        interrupted: a signal ended the run early; the three below are then None.
+        seconds: time of the steps done by this call.
+        held_out: figures on the fixed held-out crops.
+        training: figures on the training crops of the last 32 steps, drawn again.
+    """
+
+    run: Path
+    model: VQVAE
+    step: int
+    interrupted: bool
+    seconds: float
+    held_out: Evaluation | None
+    training: Evaluation | None
+
+
+def train(
+    config: TrainConfig | None = None,
+    data: "Dataset[Any] | ImageData | None" = None,
+    *,
+    validation: "Dataset[Any] | None" = None,
+    progress: bool | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> TrainResult:
+    """Train a VQ-VAE and leave a run folder.
+
+    The folder gets config.json, metrics.jsonl, checkpoint.pt, and at the end result.json,
+    reconstructions.png, curves.png and usage.png. SIGINT (Ctrl-C) and SIGTERM end the run after
+    the step in progress, with a checkpoint. The caller's random state is left as it was.
+
+    Args:
+        config: what to train; None takes the defaults.
+        data: any map-style Dataset of images (see :func:`open_data`), instead of ``config.data``.
+        validation: a Dataset to measure on; None holds a share of ``data`` out.
+        progress: a progress bar; None decides by whether stderr is a terminal.
+        say: takes lines about the run, for instance ``print``.
+
+    Raises:
+        UserError: the config, the data or the run folder is not usable, or training diverged.
+    """
+    config = config or TrainConfig()
+    config = dataclasses.replace(config, device=str(pick_device(config.device)))
+    images = _open(config, data, validation)
+    with torch.random.fork_rng(devices=_gpus(config)):
+        torch.manual_seed(config.seed)
+        trainer = Trainer(config, images, images.variance())
+        source = "dataset" if data is not None else config.data.split(":")[0]
+        label = f"{Path(source).stem}-{config.quantizer}"
+        run = create_run(config.out, label)
+        write_json(run / CONFIG, config.to_dict())
+        return _finish(trainer, run, progress, say)
+
+
+def resume(
+    run: str | Path,
+    data: "Dataset[Any] | ImageData | None" = None,
+    *,
+    validation: "Dataset[Any] | None" = None,
+    steps: int | None = None,
+    device: str | None = None,
+    progress: bool | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> TrainResult:
+    """Continue a run from its checkpoint, on the trajectory that it would have taken.
+
+    Args:
+        run: a run folder.
+        data: the Dataset that it was trained on, if it was one.
+        validation: as in :func:`train`.
+        steps: a new last step, to train longer; None keeps the run's.
+        device: another device; None keeps the run's.
+        progress: as in :func:`train`.
+        say: as in :func:`train`.
+
+    Raises:
+        UserError: not a run folder, a damaged checkpoint, other data, or nothing left to do.
+    """
+    path = open_run(run)
+    config = _read_config(path)
+    changes: dict[str, Any] = {"steps": steps, "device": device}
+    config = dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})
+    config = dataclasses.replace(config, device=str(pick_device(config.device)))
+    state = load_checkpoint(path, "cpu")
+    if state["step"] >= config.steps:
+        raise UserError(
+            f"{path} is at step {state['step']} of {config.steps} already; "
+            "give more --steps to train on"
+        )
+    images = _open(config, data, validation)
+    with torch.random.fork_rng(devices=_gpus(config)):
+        torch.manual_seed(config.seed)
+        trainer = Trainer(config, images, images.variance())
+        trainer.load(state, path)
+        write_json(path / CONFIG, config.to_dict())
+        say(f"resuming at step {trainer.step}")
+        return _finish(trainer, path, progress, say)
+
+
+def _finish(
+    trainer: Trainer, run: Path, progress: bool | None, say: Callable[[str], None]
+) -> TrainResult:
+    """Train to the end, then measure and draw."""
+    say(f"data    {trainer.data.description}")
+    say(f"device  {trainer.device}, {torch.get_num_threads()} CPU threads")
+    say(f"run     {run}")
+    first = trainer.step
+    interrupted, seconds = run_steps(trainer, run, progress)
+    model = trainer.model.eval()
+    if interrupted:
+        return TrainResult(run, model, trainer.step, True, seconds, None, None)
+    held_out = trainer.evaluate(trainer.held_out)
+    training = trainer.evaluate(trainer.recent_batches())
+    images = (trainer.step - first) * trainer.config.batch_size
+    result = TrainResult(run, model, trainer.step, False, seconds, held_out, training)
+    write_json(
+        run / RESULT,
+        {
+            "step": trainer.step,
+            "held_out": _figures(held_out),
+            "training": _figures(training),
+            "codebook_size": trainer.config.codebook_size,
+            "seconds": round(seconds, 3),
+            "images_per_second": round(images / seconds, 1),
+        },
+    )
+    tiles = trainer.data.preview(_PREVIEW_IMAGES, 2**trainer.config.downsampling)
+    pictures.save_reconstructions(run / "reconstructions.png", model, tiles, held_out.psnr)
+    pictures.save_curves(run / "curves.png", read_metrics(run), trainer.config.codebook_size)
+    pictures.save_usage(run / "usage.png", training, held_out)
+    return result
+
+
+def _figures(evaluation: Evaluation) -> dict[str, float]:
+    return {
+        "mse": evaluation.mse,
+        "psnr": evaluation.psnr,
+        "perplexity": evaluation.perplexity,
+        "codes_used": evaluation.codes_used,
+    }
+
+
+def _open(
+    config: TrainConfig,
+    data: "Dataset[Any] | ImageData | None",
+    validation: "Dataset[Any] | None",
+) -> ImageData:
+    if isinstance(data, ImageData):
+        return data
+    return open_data(
+        config.data if data is None else data,
+        photographs=config.photographs,
+        crop=config.crop,
+        held_out=config.held_out,
+        validation=validation,
+    )
+
+
+def _read_config(run: Path) -> TrainConfig:
+    path = run / CONFIG
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise UserError("settings must be a JSON object")
+        return TrainConfig.from_dict(values)
+    except (OSError, ValueError) as error:  # JSON errors and UserError are ValueErrors
+        raise UserError(f"{path} cannot be used: {error}") from error
+
+
+def _gpus(config: TrainConfig) -> list[int]:
+    device = torch.device(config.device)
+    return [device.index or 0] if device.type == "cuda" else []
