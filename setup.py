@@ -18,7 +18,7 @@ MSVC = sys.platform == "win32"
 
 # Each instruction set is a translation unit of its own, so that nothing else is compiled for a
 # machine that may not be there. No -march=native: the build serves other machines too.
-# Contraction is off because every instruction set must round alike; the kernels ask for FMA by name.
+# Contraction is off because every instruction set must round alike; the kernels name their FMAs.
 if MSVC:
     COMMON_FLAGS = ["/std:c++20", "/O2", "/fp:precise"]
     ISA_FLAGS = {"avx512": ["/arch:AVX512"], "avx2": ["/arch:AVX2"], "portable": []}

@@ -16,13 +16,17 @@ from vqvae_fast.functional import (
     quantize,
     segment_sum,
 )
+from vqvae_fast.models import VQVAE
+from vqvae_fast.nn import VectorQuantizer
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "VQVAE",
     "NearestCode",
     "Quantized",
     "SegmentSum",
+    "VectorQuantizer",
     "__version__",
     "nearest_code",
     "quantize",

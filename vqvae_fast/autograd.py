@@ -91,5 +91,6 @@ def _gather(codebook: Tensor, indices: Tensor) -> Tensor:
 def _segment_sum(src: Tensor, indices: Tensor, codebook: Tensor) -> Tensor:
     """Sums of the rows of src that chose each code, in the codebook's shape."""
     total = codebook.shape[:-1].numel()
+    sums: Tensor
     sums, _ = torch.ops.vqvae_fast.segment_sum(src, flat_indices(indices, codebook), total)
     return sums.view(codebook.shape)

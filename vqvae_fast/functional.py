@@ -96,7 +96,7 @@ def quantize(
         _check_channel_first(z, codebook)
         z = z.movedim(1, -1)
     _check_search(z, codebook)
-    quantized, indices, distances, loss = StraightThroughQuantize.apply(
+    quantized, indices, distances, loss = StraightThroughQuantize.apply(  # type: ignore[no-untyped-call]
         z, codebook, commitment_weight, codebook_weight
     )
     if channel_first:

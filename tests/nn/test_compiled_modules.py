@@ -8,11 +8,6 @@ import torch
 from vqvae_fast.models import VQVAE
 from vqvae_fast.nn import VectorQuantizer
 
-# Dynamo itself makes an instance of every autograd Function that it traces.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*Function.*should not be instantiated:DeprecationWarning"
-)
-
 OPTIONS = [
     {},
     {"dead_code_threshold": 1.0},

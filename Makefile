@@ -1,0 +1,55 @@
+# make train   set up .venv if needed, then train a VQ-VAE on real photographs
+# make test    set up .venv if needed, then tests, lint and types
+
+PYTHON ?= python3
+CXX ?= c++
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: train test lint format bench clean prerequisites
+
+train: $(VENV)/.built
+	$(BIN)/vqvae-fast train $(ARGS)
+
+test: $(VENV)/.built lint
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'benchmarks/*.cpp')
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'benchmarks/*.cpp')
+
+bench: $(VENV)/.built
+	$(BIN)/python -m benchmarks.search
+	$(BIN)/python -m benchmarks.layer
+
+clean:
+	rm -rf $(VENV) build vqvae_fast/*.so *.egg-info
+
+# The package is installed in place, so only the compiled part and its build files call for a build.
+SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/cpu/*.cpp csrc/cpu/*.h)
+
+$(VENV)/.built: $(VENV)/.installed $(SOURCES)
+	VQVAE_FAST_REQUIRE_EXT=1 $(BIN)/pip install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(VENV)/.installed: requirements-dev.txt | prerequisites
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --requirement requirements-dev.txt
+	@touch $@
+
+prerequisites:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
+	  { echo "vqvae_fast needs Python 3.10 or newer as '$(PYTHON)'; set PYTHON=... to name it."; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo "vqvae_fast needs Python's venv module (Debian: apt install python3-venv)."; exit 1; }
+	@$(PYTHON) -c 'import os, sysconfig; open(os.path.join(sysconfig.get_path("include"), "Python.h"))' 2>/dev/null || \
+	  { echo "vqvae_fast needs Python's C headers (Debian: apt install python3-dev)."; exit 1; }
+	@echo 'int main() { return 0; }' | $(CXX) -std=c++20 -x c++ -fsyntax-only - 2>/dev/null || \
+	  { echo "vqvae_fast needs a C++20 compiler as '$(CXX)'; set CXX=... to name it."; exit 1; }

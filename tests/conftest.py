@@ -1,0 +1,22 @@
+"""What all tests share."""
+
+import os
+import warnings
+
+import pytest
+
+with warnings.catch_warnings():
+    # Without its kernels the package warns once, at import, and works: no error here.
+    warnings.simplefilter("default")
+    from vqvae_fast import _native
+
+
+def pytest_report_header():
+    if _native.extension is None:
+        return f"vqvae_fast: reference kernels only ({_native.reason})"
+    return f"vqvae_fast: C++ kernels, {', '.join(_native.extension.available_cpu_isas())}"
+
+
+def pytest_sessionstart(session):
+    if os.environ.get("VQVAE_FAST_REQUIRE_EXT") == "1" and _native.extension is None:
+        pytest.exit(f"the C++ extension is required, but {_native.reason}", returncode=1)
