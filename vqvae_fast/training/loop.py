@@ -48,7 +48,7 @@ class Trainer:
         self.config, self.data, self.variance = config, data, variance
         self.device = pick_device(config.device)
         self.autocast = torch.bfloat16 if config.dtype == "bf16" else None
-        self.model = build_model(config, data.channels).to(self.device)
+        self.model = build_model(config, data).to(self.device)
         self.optimizer = build_optimizer(config, self.model)
         self.window = Window(config.codebook_size, self.device)
         self.held_out = data.validation(config.eval_crops).to(self.device)

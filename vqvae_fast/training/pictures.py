@@ -17,6 +17,8 @@ from vqvae_fast.training.runfolder import atomic_file
 
 # Okabe and Ito's colours, which colour-blind readers tell apart as well.
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#666666"
+# Curves of fewer points than this have them marked.
+_FEW = 20
 
 
 @torch.no_grad()
@@ -62,14 +64,14 @@ def save_curves(path: Path, rows: Sequence[dict[str, float]], num_codes: int) ->
     _curve(loss, rows, "loss", "training")
     loss.set(title="Loss", ylabel="MSE / variance + embedding loss")
     _curve(error, rows, "mse", "training")
-    _curve(error, rows, "held_out_mse", "held out", _ORANGE, "o-")
+    _curve(error, rows, "held_out_mse", "held out", _ORANGE)
     error.set(title="Reconstruction error", ylabel="MSE (pixels in 0 to 1)")
     _log_axis(loss)
     _log_axis(error)
     _curve(effective, rows, "perplexity", "training")
     effective.set(title="Perplexity of a batch", ylabel="effective codes")
     _curve(used, rows, "codes_used", "training")
-    _curve(used, rows, "held_out_codes_used", "held out", _ORANGE, "o-")
+    _curve(used, rows, "held_out_codes_used", "held out", _ORANGE)
     used.axhline(num_codes, color=_GREY, linestyle=":", label=f"codebook size {num_codes}")
     used.set(title="Codes in use", ylabel="codes", ylim=(0, num_codes * 1.08))
     effective.set_ylim(bottom=0)
@@ -150,10 +152,11 @@ def _curve(
     key: str,
     label: str,
     colour: str = _BLUE,
-    style: str = "-",
 ) -> None:
     points = [(row["step"], row[key]) for row in rows if key in row]
     if points:
+        # A line through one point is invisible.
+        style = "o-" if len(points) < _FEW else "-"
         axis.plot(*zip(*points, strict=True), style, color=colour, markersize=4, label=label)
 
 
