@@ -14,7 +14,7 @@ class StraightThroughQuantize(torch.autograd.Function):
     ``commitment * mean((z - sg[q])^2) + codebook * mean((sg[z] - q)^2)`` (arXiv 1711.00937, eq. 3).
     Both means are the same number, and it is the sum of the distances that the search has
     measured anyway, so the losses cost no further pass over the data. Saved for backward:
-    z, codebook and indices.
+    z, codebook and indices; z and the quantized vectors if the codebook needs no gradient.
     """
 
     @staticmethod
@@ -28,7 +28,13 @@ class StraightThroughQuantize(torch.autograd.Function):
         """z [..., D], codebook [K, D] or [H, K, D] -> quantized, indices, distances, loss."""
         quantized, indices, distances = torch.ops.vqvae_fast.quantize(z, codebook)
         loss = distances.sum() * ((commitment_weight + codebook_weight) / _count(z))
-        ctx.save_for_backward(z, codebook, indices)
+        if ctx.needs_input_grad[1]:
+            ctx.save_for_backward(z, codebook, indices)
+        else:
+            # The commitment gradient wants the chosen codes as they were in this search. Without
+            # a gradient of its own a codebook is often rewritten before the backward pass (EMA);
+            # autograd refuses that in eager mode, but AOTAutograd computes from the new codes.
+            ctx.save_for_backward(z, quantized)
         ctx.commitment_weight, ctx.codebook_weight = commitment_weight, codebook_weight
         ctx.mark_non_differentiable(indices, distances)
         return quantized, indices, distances, loss
@@ -39,8 +45,12 @@ class StraightThroughQuantize(torch.autograd.Function):
         ctx: Any, grad_quantized: Tensor, _indices: None, _distances: None, grad_loss: Tensor
     ) -> tuple[Tensor | None, Tensor | None, None, None]:
         """Gradients to z (straight-through and commitment) and to the codebook."""
-        z, codebook, indices = ctx.saved_tensors
-        error = _wide(z) - _wide(_gather(codebook, indices))
+        if ctx.needs_input_grad[1]:
+            z, codebook, indices = ctx.saved_tensors
+            quantized = _gather(codebook, indices)
+        else:
+            z, quantized = ctx.saved_tensors
+        error = _wide(z) - _wide(quantized)
         per_element = grad_loss * (2.0 / _count(z))
         grad_z = grad_codebook = None
         if ctx.needs_input_grad[0]:

@@ -15,10 +15,15 @@ _RESIDUAL = re.compile(r"(encoder|decoder)\.\w+\.\d+\.stack\.(\d+)\.(.+)")
 # The reference's training script stores its loss curves as numpy arrays, which torch's restricted
 # unpickler refuses unless their (harmless) constructors are named. Files written under numpy 1
 # and numpy 2 name the same function differently.
+_reconstruct: Any = np.empty(0).__reduce__()[0]
 _NUMPY: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-    (np.empty(0).__reduce__()[0], f"{module}.multiarray._reconstruct")
-    for module in ("numpy.core", "numpy._core")
-] + [np.ndarray, np.dtype, type(np.dtype(np.float32)), type(np.dtype(np.float64))]
+    (_reconstruct, "numpy.core.multiarray._reconstruct"),
+    (_reconstruct, "numpy._core.multiarray._reconstruct"),
+    np.ndarray,
+    np.dtype,
+    type(np.dtype(np.float32)),
+    type(np.dtype(np.float64)),
+]
 
 
 def read_reference_checkpoint(
@@ -56,7 +61,7 @@ def read_reference_checkpoint(
     try:
         return {**_sizes(state), "beta": float(beta), **_semantics(state)}, state
     except (KeyError, IndexError, ValueError, TypeError) as error:
-        raise ValueError(f"{problem}: expected its parameters, {error} is missing") from error
+        raise ValueError(f"{problem}: it lacks or misshapes a parameter ({error})") from error
 
 
 def _sizes(state: dict[str, Tensor]) -> dict[str, int]:

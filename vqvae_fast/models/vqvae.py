@@ -148,7 +148,7 @@ class VQVAE(nn.Module):
         return self.vector_quantization.encode(self._latents(x))
 
     def decode(self, indices: Tensor) -> Tensor:
-        """Images [B, in_channels, H, W] of indices [B, H / 2**downsampling, W / 2**downsampling]."""
+        """Images [B, in_channels, H, W] of the indices that :meth:`encode` returns."""
         image: Tensor = self.decoder(self.vector_quantization.decode(indices))
         return image
 

@@ -11,9 +11,11 @@ from vqvae_fast.nn.sampling import stratified_positions, take_rows
 def replace_dead_codes(z: Tensor, codebook: Tensor, usage: CodeUsage, threshold: float) -> None:
     """Put every code whose moving usage is below ``threshold`` on a random vector of the batch.
 
-    The code's averages are set to those of an average code at its new place (N / K vectors per
-    batch). Without that the next EMA write would carry it back to where it died. All codes are
-    computed and the dead ones selected: nothing waits for the device, and it compiles.
+    The code's averages are set to those of a code at its new place that is chosen just often
+    enough. Without that the next EMA write would carry it back to where it died; and with a larger
+    size it would follow its new vectors more slowly, and be tried elsewhere later, if none choose
+    it. All codes are computed and the dead ones selected: nothing waits for the device, and it
+    compiles.
 
     Args:
         z: [..., D], the batch's vectors, at least one; any strides.
@@ -26,5 +28,5 @@ def replace_dead_codes(z: Tensor, codebook: Tensor, usage: CodeUsage, threshold:
     count = z.shape[:-1].numel()
     positions = stratified_positions(rank, dead.sum().clamp(min=1), count)
     replacements = take_rows(z, positions).to(codebook.dtype)
-    usage.reset(dead, replacements, max(count / len(codebook), threshold))
+    usage.reset(dead, replacements, threshold)
     codebook.copy_(torch.where(dead[:, None], replacements, codebook))

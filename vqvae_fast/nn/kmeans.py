@@ -18,11 +18,13 @@ class KMeans(NamedTuple):
 
 @torch.no_grad()
 def kmeans(samples: Tensor, num_codes: int, iterations: int = 10) -> KMeans:
-    """Lloyd's algorithm from randomly drawn samples.
+    """Lloyd's algorithm from samples that lie far apart.
 
-    A code that loses all its samples is put on a sample drawn with probability proportional to
-    its squared distance from its code, as k-means++ does (Arthur and Vassilvitskii, 2007). Random
-    draws come from torch's default generator of the samples' device.
+    The first codes are samples drawn with probability proportional to their squared distance from
+    the codes drawn before, as in k-means++ (Arthur and Vassilvitskii, 2007), but as many at a time
+    as there are already: the whole start costs one search, not K. A code that loses all its
+    samples is drawn anew in the same way. Random draws come from torch's default generator of the
+    samples' device.
 
     Args:
         samples: [n, D], n >= 1, finite.
@@ -43,8 +45,7 @@ def kmeans(samples: Tensor, num_codes: int, iterations: int = 10) -> KMeans:
             f"num_codes and iterations must be at least 1, got {num_codes} and {iterations}"
         )
     samples = samples if samples.dtype == torch.float64 else samples.float()
-    order = torch.randperm(len(samples), device=samples.device)
-    codes = samples[order.repeat(-(-num_codes // len(samples)))[:num_codes]]
+    codes = _seed(samples, num_codes)
     for _ in range(iterations):
         indices, distances = functional.nearest_code(samples, codes)
         sums, counts = functional.segment_sum(samples, indices, num_codes)
@@ -54,13 +55,32 @@ def kmeans(samples: Tensor, num_codes: int, iterations: int = 10) -> KMeans:
     return KMeans(codes, functional.segment_sum(samples, indices, num_codes).counts)
 
 
-def _fill_empty(codes: Tensor, counts: Tensor, samples: Tensor, distances: Tensor) -> None:
-    """Move codes without samples [K, D], in place, to distinct samples far from their codes."""
-    empty = (counts == 0).nonzero()[:, 0]
+def _seed(samples: Tensor, num_codes: int) -> Tensor:
+    """Samples [n, D] to start from: [K, D]."""
+    codes = samples[torch.randint(len(samples), (1,), device=samples.device)]
+    distances = functional.nearest_code(samples, codes).distances
+    while len(codes) < num_codes:
+        new = samples[_draw(distances, min(len(codes), num_codes - len(codes)))]
+        if len(new) == 0:  # every sample is a code already
+            rest = (num_codes - len(codes),)
+            new = samples[torch.randint(len(samples), rest, device=samples.device)]
+        distances = torch.minimum(distances, functional.nearest_code(samples, new).distances)
+        codes = torch.cat([codes, new])
+    return codes
+
+
+def _draw(weights: Tensor, number: int) -> Tensor:
+    """Up to ``number`` distinct positions by weight [n]; never one whose weight is 0."""
     # The largest of weight / exponential is a draw by weight; the largest m are m distinct draws.
-    keys = distances / torch.empty_like(distances).exponential_()
-    number = min(len(empty), int((keys > 0).sum()))
-    codes[empty[:number]] = samples[keys.topk(number).indices]
+    keys = weights / torch.empty_like(weights).exponential_()
+    return keys.topk(min(number, int((weights > 0).sum()))).indices
+
+
+def _fill_empty(codes: Tensor, counts: Tensor, samples: Tensor, distances: Tensor) -> None:
+    """Move codes without samples, in place, to distinct samples far from their codes."""
+    empty = (counts == 0).nonzero()[:, 0]
+    drawn = _draw(distances, len(empty))
+    codes[empty[: len(drawn)]] = samples[drawn]
 
 
 class KMeansInit(nn.Module):

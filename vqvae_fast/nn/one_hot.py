@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import register_pytree_node
 
 _BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor")
 _COMPARE = ("eq", "ne", "lt", "le", "gt", "ge")
@@ -116,3 +117,12 @@ for _name in _BINARY + _COMPARE + _UNARY:
     setattr(LazyOneHot, f"__{_name}__", _forwarding(_apply))
     if _name in _BINARY:
         setattr(LazyOneHot, f"__r{_name}__", _forwarding(_apply, reflected=True))
+
+
+# torch.export takes apart what a module returns; the indices are the one tensor in here.
+register_pytree_node(
+    LazyOneHot,
+    lambda lazy: ([lazy.indices], (lazy.num_codes, lazy.dtype)),
+    lambda leaves, context: LazyOneHot(*leaves, *context),
+    serialized_type_name="vqvae_fast.nn.LazyOneHot",
+)

@@ -1,6 +1,6 @@
 """The quantizer of a VQ-VAE: the reference's class, with a codebook that stays alive."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,8 @@ class VectorQuantizer(nn.Module):
         kmeans_samples: vectors to collect for it, 4 * n_e unless given. Fewer than n_e also work.
         dead_code_threshold: before each training step, a code that is chosen by fewer vectors per
             batch than this (in the moving average) moves to a random vector of the batch. 0: never.
-            Sensible values lie well below the mean, N / n_e.
+            Sensible values lie well below the mean, N / n_e. With "gradient", the optimizer
+            keeps what momentum it has for the code.
 
     Raises:
         ValueError: an argument is out of range.
@@ -118,7 +119,7 @@ class VectorQuantizer(nn.Module):
             raise ValueError(f"codes must be {list(self.codebook.shape)}, got {list(codes.shape)}")
         self.codebook.copy_(codes)
         if self.ema is not None:
-            everywhere = torch.ones(self.n_e, dtype=torch.bool, device=codes.device)
+            everywhere = torch.ones(self.n_e, dtype=torch.bool, device=self.codebook.device)
             self.ema.reset(everywhere, self.codebook, cluster_size)
         if self.kmeans is not None:
             self.kmeans.finish()
@@ -145,9 +146,11 @@ class VectorQuantizer(nn.Module):
         rows = wide.detach().movedim(1, -1)
         if learns:
             self._prepare(rows)
-        # The backward pass needs the codes of this search, whatever is written to them later.
-        keeps = self.ema is None or not self.training
-        codebook = self.codebook if keeps else self.codebook.clone()
+        codebook = self.codebook
+        if learns and self.dead_code_threshold > 0 and codebook.requires_grad:
+            # The backward pass needs the codes of this search, and the next forward pass, which
+            # may come first, writes to them.
+            codebook = codebook.clone()
         z_q, indices, loss, distances = functional.quantize(
             wide,
             codebook,
@@ -192,6 +195,16 @@ class VectorQuantizer(nn.Module):
                 self.set_codebook(result.codes, (result.counts * per_batch).clamp(min=1))
         if self.ema is not None and self.dead_code_threshold > 0:
             replace_dead_codes(rows, self.codebook, self.ema, self.dead_code_threshold)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # Codes from a checkpoint without moving averages (a reference model's, say) bring their
+        # own: the next EMA write, or k-means, would wipe them out. The parts load after this.
+        codes = state_dict.get(prefix + "embedding.weight")
+        if codes is not None and codes.shape == self.codebook.shape:
+            self.set_codebook(codes)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _check(self, z: Tensor) -> None:
         if z.dim() != 4 or z.shape[1] != self.e_dim:

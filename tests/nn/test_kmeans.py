@@ -1,0 +1,237 @@
+import pytest
+import torch
+
+from vqvae_fast.nn import KMeansInit, VectorQuantizer, kmeans, replace_dead_codes
+from vqvae_fast.nn.kmeans import _fill_empty
+
+
+def blobs(count: int, per_blob: int, dim: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tight clusters far apart: (samples [count * per_blob, dim], their centres)."""
+    centres = torch.randn(count, dim) * 100
+    samples = centres.repeat(per_blob, 1) + torch.randn(count * per_blob, dim) * 0.01
+    return samples[torch.randperm(len(samples))], centres
+
+
+def inertia(samples: torch.Tensor, codes: torch.Tensor) -> float:
+    return float(torch.cdist(samples.double(), codes.double()).square().amin(1).sum())
+
+
+def test_finds_the_clusters():
+    samples, centres = blobs(10, 50)
+    codes, counts = kmeans(samples, 20, 20)
+    assert torch.cdist(centres, codes).amin(1).max() < 0.1
+    assert counts.sum() == 500
+    assert (counts > 0).all()
+
+
+def test_every_round_improves_and_ends_at_the_means():
+    samples = torch.randn(400, 2)
+    errors = []
+    for iterations in (1, 3, 30, 60):
+        torch.manual_seed(1)
+        codes, counts = kmeans(samples, 8, iterations)
+        errors.append(inertia(samples, codes))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > errors[-1]
+    nearest = torch.cdist(samples, codes).argmin(1)
+    for i in range(8):
+        assert counts[i] == (nearest == i).sum()
+        torch.testing.assert_close(codes[i], samples[nearest == i].mean(0))
+
+
+def test_codes_without_samples_move_to_distinct_samples_off_their_codes():
+    samples = torch.tensor([[0.0], [0.0], [1.0], [2.0], [3.0]])
+    codes = torch.tensor([[0.0], [9.0], [9.0], [9.0], [9.0]])
+    counts = torch.tensor([5.0, 0, 0, 0, 0])
+    _fill_empty(codes, counts, samples, samples[:, 0] ** 2)
+    assert codes[0] == 0
+    assert codes[1:4, 0].sort().values.tolist() == [1, 2, 3]
+    assert codes[4] == 9, "there was no fourth"
+
+
+def test_fewer_samples_than_codes():
+    samples = torch.randn(5, 3)
+    codes, counts = kmeans(samples, 12)
+    same = (codes[:, None] == samples[None]).all(-1)
+    assert same.any(1).all()
+    assert same.any(0).all()
+    assert counts.sum() == 5
+    assert counts.max() == 1
+
+
+def test_identical_samples():
+    codes, counts = kmeans(torch.full((20, 2), 3.0), 4)
+    assert (codes == 3).all()
+    assert counts.tolist() == [20, 0, 0, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_dtypes(dtype):
+    codes, counts = kmeans(torch.randn(30, 2).to(dtype), 3)
+    expected = torch.float64 if dtype == torch.float64 else torch.float32
+    assert codes.dtype == counts.dtype == expected
+
+
+def test_repeatable():
+    samples = torch.randn(100, 3)
+    results = []
+    for _ in range(2):
+        torch.manual_seed(4)
+        results.append(kmeans(samples, 10).codes)
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_codes", "iterations", "message"),
+    [
+        ((0, 3), 2, 5, r"samples must be \[n >= 1, D\], got \[0, 3\]"),
+        ((4,), 2, 5, r"got \[4\]"),
+        ((4, 3), 0, 5, "at least 1, got 0 and 5"),
+        ((4, 3), 2, 0, "at least 1, got 2 and 0"),
+    ],
+)
+def test_bad_arguments(shape, num_codes, iterations, message):
+    with pytest.raises(ValueError, match=message):
+        kmeans(torch.zeros(shape), num_codes, iterations)
+
+
+def images(samples: torch.Tensor, side: int) -> torch.Tensor:
+    """Rows [B * side * side, D] as feature maps [B, D, side, side]."""
+    return samples.view(-1, side, side, samples.shape[1]).movedim(-1, 1)
+
+
+@pytest.mark.parametrize("learning", ["gradient", "ema"])
+def test_codes_lie_at_the_data_from_the_deciding_batch_on(learning):
+    samples, centres = blobs(4, 64)
+    batches = images(samples, 4).split(4)  # 64 vectors each
+    quantizer = VectorQuantizer(
+        8, 3, learning=learning, decay=0.9, kmeans_init=True, kmeans_samples=128
+    )
+    start = quantizer.codebook.detach().clone()
+    first = quantizer(batches[0])
+    assert not quantizer.kmeans.done
+    assert not quantizer.kmeans.initted
+    assert quantizer.kmeans.samples.shape == (64, 3)
+    if learning == "gradient":
+        assert torch.equal(quantizer.codebook, start)
+    second = quantizer(batches[1])
+    assert quantizer.kmeans.done
+    assert quantizer.kmeans.initted
+    assert quantizer.kmeans.samples.shape == (0, 3)
+    assert torch.cdist(centres, quantizer.codebook).amin(1).max() < 0.1
+    assert second[0] < 1e-3 * first[0]
+    # The averages belong to the new codes: nothing pulls them back to the old ones.
+    quantizer(batches[2])
+    assert torch.cdist(centres, quantizer.codebook).amin(1).max() < 0.1
+    settled = quantizer.codebook.detach().clone()
+    if learning == "gradient":
+        quantizer(batches[3] + 50)
+        assert torch.equal(quantizer.codebook, settled), "it fired again"
+
+
+def test_averages_after_it_are_those_of_a_batch():
+    quantizer = VectorQuantizer(
+        4, 3, learning="ema", decay=0.999999, kmeans_init=True, kmeans_samples=256
+    )
+    for batch in images(torch.randn(256, 3), 4).split(4):
+        quantizer(batch)
+    # 64 vectors a batch, though k-means counted 256.
+    assert quantizer.ema.cluster_size.sum().item() == pytest.approx(64, rel=0.01)
+
+
+def test_default_number_of_samples_and_surplus():
+    quantizer = VectorQuantizer(8, 3, kmeans_init=True)
+    assert quantizer.kmeans.num_samples == 32
+    z = torch.randn(2, 3, 8, 8)
+    collected = []
+    quantizer.kmeans.num_samples = 33
+    quantizer(z[:1, :, :4, :8])
+    collected.append(quantizer.kmeans.samples)
+    assert torch.equal(collected[0], z[:1, :, :4, :8].movedim(1, -1).reshape(-1, 3))
+    quantizer(z)
+    assert quantizer.kmeans.done
+
+
+def test_never_in_eval_nor_for_an_empty_batch():
+    quantizer = VectorQuantizer(8, 3, kmeans_init=True, kmeans_samples=16).eval()
+    before = {name: value.clone() for name, value in quantizer.state_dict().items()}
+    quantizer(torch.randn(4, 3, 4, 4))
+    quantizer.train()(torch.randn(0, 3, 4, 4))
+    assert not quantizer.kmeans.done
+    for name, value in quantizer.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_samples_that_are_not_finite_are_left_out():
+    init = KMeansInit(2, 3, 10, 5)
+    z = torch.randn(6, 3)
+    z[1, 2], z[4, 0] = torch.nan, torch.inf
+    assert init.collect(z) is None
+    assert torch.equal(init.samples, z[[0, 2, 3, 5]])
+
+
+@pytest.mark.parametrize("saved_after", [1, 3])
+def test_checkpoint_continues_where_it_stopped(saved_after):
+    batches = torch.randn(5, 2, 3, 4, 4)
+    options = {"learning": "ema", "kmeans_init": True, "kmeans_samples": 80}
+    whole = VectorQuantizer(6, 3, **options)
+    for i in range(saved_after):
+        torch.manual_seed(i)
+        whole(batches[i])
+    resumed = VectorQuantizer(6, 3, **options)
+    assert not resumed.kmeans.done
+    resumed.load_state_dict(whole.state_dict())
+    assert resumed.kmeans.done is whole.kmeans.done is (saved_after == 3)
+    assert len(resumed.kmeans.samples) == (32 if saved_after == 1 else 0)
+    for i in range(saved_after, 5):
+        for quantizer in (whole, resumed):
+            torch.manual_seed(i)
+            quantizer(batches[i])
+    assert whole.kmeans.done
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_checkpoint_before_loads_over_a_finished_one():
+    fresh = VectorQuantizer(6, 3, kmeans_init=True)
+    finished = VectorQuantizer(6, 3, kmeans_init=True)
+    finished.set_codebook(torch.randn(6, 3))
+    assert finished.kmeans.done
+    finished.load_state_dict(fresh.state_dict())
+    assert not finished.kmeans.done
+
+
+def test_wrong_checkpoint_is_an_error():
+    with pytest.raises(RuntimeError, match=r"kmeans\.samples"):
+        KMeansInitHolder(4).load_state_dict(KMeansInitHolder(3).state_dict())
+
+
+class KMeansInitHolder(torch.nn.Module):
+    def __init__(self, dim: int):
+        super().__init__()
+        self.kmeans = KMeansInit(2, dim, 10, 5)
+
+
+@pytest.mark.parametrize("options", [{"learning": "ema"}, {"kmeans_init": True}])
+def test_codes_from_a_plain_checkpoint_are_kept(options):
+    plain = VectorQuantizer(6, 3)
+    plain.set_codebook(torch.randn(6, 3) * 10)
+    quantizer = VectorQuantizer(6, 3, **options)
+    missing = quantizer.load_state_dict(plain.state_dict(), strict=False).missing_keys
+    assert missing, "the checkpoint has all that the module needs"
+    quantizer(torch.zeros(2, 3, 4, 4))
+    # The EMA step takes the chosen code along; smoothing touches the last digits of the others.
+    others = torch.arange(6) != plain.codebook.norm(dim=1).argmin()
+    torch.testing.assert_close(
+        quantizer.codebook[others], plain.codebook[others], rtol=1e-4, atol=0
+    )
+
+
+def test_dead_codes_right_after_it_are_left_alone():
+    quantizer = VectorQuantizer(
+        6, 3, learning="ema", kmeans_init=True, kmeans_samples=64, dead_code_threshold=0.5
+    )
+    quantizer(torch.randn(4, 3, 4, 4))
+    codes = quantizer.codebook.clone()
+    replace_dead_codes(torch.full((9, 3), 1e6), codes, quantizer.ema, 0.5)
+    assert torch.equal(codes, quantizer.codebook)
