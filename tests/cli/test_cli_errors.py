@@ -67,6 +67,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
         ("train --steps many", "'many' is not a valid integer"),
         ("train --batch-size -1", "batch_size must be at least 1"),
         ("train --codebook-size 0", "codebook_size must be at least 1"),
+        ("train --codebook-size 99999999999999", "does not fit into memory"),
         ("train --lr 0", "lr must be above 0"),
         ("train --quantizer lloyd", "'lloyd' is not one of"),
         ("train --dtype int4", "'int4' is not one of"),

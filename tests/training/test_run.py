@@ -277,3 +277,32 @@ def test_ema_recipe_does_not_let_the_codebook_die(tiny):
     # 4 crops of 4x4 latents over 16 codes: 4 vectors a code, a quarter of it
     assert quantizer["dead_code_threshold"] == 1.0
     assert quantizer["kmeans_init"]
+
+
+def test_compiled_step_is_the_step(tiny, monkeypatch):
+    """What is handed to torch.compile is what runs; its own failures are told in one sentence."""
+    compiled = []
+
+    def record(function):
+        compiled.append(function)
+        return function
+
+    monkeypatch.setattr(torch, "compile", record)
+    plain = train(tiny)
+    assert compiled == []
+    recorded = train(elsewhere(tiny, "compiled", compile=True))
+    assert len(compiled) == 1
+    assert same(weights(plain.run), weights(recorded.run))
+
+    def no_compiler(function):
+        def fail(x):
+            error = type("InductorError", (RuntimeError,), {"__module__": "torch._inductor.exc"})
+            raise error("no C++ compiler found\n\nSet TORCHDYNAMO_VERBOSE=1")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    with pytest.raises(
+        UserError, match=r"torch\.compile does not work here: no C.. compiler found$"
+    ):
+        train(elsewhere(tiny, "broken", compile=True))

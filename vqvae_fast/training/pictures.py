@@ -97,9 +97,11 @@ def save_usage(path: Path, training: Evaluation, held_out: Evaluation) -> None:
     figure = Figure(figsize=(8, 4), dpi=150, layout="constrained")
     axis = figure.subplots()
     ranks = np.arange(1, num_codes + 1)
+    # Just below the share of a code that is chosen once.
+    lowest = 50 / max(int(training.counts.sum()), int(held_out.counts.sum()), 1)
     for evaluation, name, colour in (
         (training, "training", _BLUE),
-        (held_out, "held out", _ORANGE),
+        (held_out, "held-out", _ORANGE),
     ):
         counts = np.sort(evaluation.counts.cpu().numpy())[::-1]
         share = 100 * counts / max(counts.sum(), 1)
@@ -111,7 +113,7 @@ def save_usage(path: Path, training: Evaluation, held_out: Evaluation) -> None:
         visible = np.where(share > 0, share, np.nan)
         axis.step(ranks, visible, where="mid", color=colour, label=label)
         if evaluation is training:
-            axis.fill_between(ranks, visible, 1e-9, step="mid", color=colour, alpha=0.2)
+            axis.fill_between(ranks, visible, lowest, step="mid", color=colour, alpha=0.2)
     _log_axis(axis)
     axis.axhline(100 / num_codes, color=_GREY, linestyle=":", label="if all were used equally")
     axis.set(
@@ -119,6 +121,7 @@ def save_usage(path: Path, training: Evaluation, held_out: Evaluation) -> None:
         xlabel="codes, the most frequent first",
         ylabel="share of all latent vectors (%)",
         xlim=(0.5, num_codes + 0.5),
+        ylim=(lowest, None),
     )
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)

@@ -45,6 +45,11 @@ def build_model(config: TrainConfig, data: ImageData) -> VQVAE:
         )
     except ValueError as error:
         raise UserError(str(error)) from error
+    except (RuntimeError, MemoryError) as error:
+        raise UserError(
+            f"a model with {config.codebook_size} codes of length {config.dim} "
+            "does not fit into memory"
+        ) from error
 
 
 def build_optimizer(config: TrainConfig, model: VQVAE) -> torch.optim.Optimizer:

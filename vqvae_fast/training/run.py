@@ -138,7 +138,8 @@ def _finish(
 ) -> TrainResult:
     """Train to the end, then measure and draw."""
     say(f"data    {trainer.data.description}")
-    say(f"device  {trainer.device}, {torch.get_num_threads()} CPU threads")
+    threads = f", {torch.get_num_threads()} threads" if trainer.device.type == "cpu" else ""
+    say(f"device  {trainer.device}{threads}")
     say(f"run     {run}")
     first = trainer.step
     interrupted, seconds = run_steps(trainer, run, progress)
