@@ -48,6 +48,16 @@ def test_atomic_file_keeps_the_suffix_by_which_formats_are_chosen(tmp_path):
     assert (tmp_path / "a.png").read_bytes() == b"x"
 
 
+def test_full_disk_is_told(run, monkeypatch):
+    def fail(state, path):
+        path.write_bytes(b"half")
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(UserError, match="is the disk full"):
+        save_checkpoint(run, {})
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
 def test_truncated_checkpoint_is_told_and_left_as_it_is(run, share):
     path = run / "checkpoint.pt"
