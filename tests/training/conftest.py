@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vqvae_fast.training import TrainConfig
+from vqvae_fast.training import TrainConfig, pictures
 
 MakeImage = Callable[..., Path]
 
@@ -49,3 +49,9 @@ def tiny(tmp_path: Path, rng: np.random.Generator) -> TrainConfig:
         checkpoint_every=5,
         out=str(tmp_path / "run"),
     )
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("save_reconstructions", "save_curves", "save_usage"):
+        monkeypatch.setattr(pictures, name, lambda *arguments: None)

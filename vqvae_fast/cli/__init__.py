@@ -13,6 +13,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit; ``arguments`` are sys.argv[1:] unless given."""
     try:
         import click
+        import torch
 
         from vqvae_fast.cli.app import app
         from vqvae_fast.training.errors import UserError
@@ -28,6 +29,8 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(str(error), 1)
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted", INTERRUPTED)
+    except (MemoryError, torch.OutOfMemoryError):
+        _fail("out of memory; choose a smaller --batch-size or model", 1)
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         _fail(f"{error.strerror or error}{where}", 1)

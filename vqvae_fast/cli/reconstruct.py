@@ -38,7 +38,7 @@ def reconstruct(image: Path, run: str, out: Path, device: str) -> None:
     write_image(out, result.pixels)
     height, width = pixels.shape[:2]
     click.echo(f"image  {width}x{height} pixels")
-    click.echo(f"codes  {result.latents} of {model.config['n_embeddings']} possible values each")
+    click.echo(f"codes  {result.latents}, each one of {model.config['n_embeddings']}")
     click.echo(f"PSNR   {psnr(result.mse):.2f} dB")
     click.echo(
         f"rate   {result.bits_per_pixel:.4f} bits per pixel "

@@ -37,8 +37,11 @@ def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
 
 def save_checkpoint(run: Path, state: dict[str, Any]) -> None:
     """Replace the run's checkpoint by ``state``: tensors, numbers, strings and dicts of them."""
-    with atomic_file(run / CHECKPOINT) as temporary:
-        torch.save({"format": _FORMAT, **state}, temporary)
+    try:
+        with atomic_file(run / CHECKPOINT) as temporary:
+            torch.save({"format": _FORMAT, **state}, temporary)
+    except RuntimeError as error:  # torch's way of telling that the disk is full
+        raise UserError(f"{run / CHECKPOINT} cannot be written; is the disk full?") from error
 
 
 def load_checkpoint(run: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

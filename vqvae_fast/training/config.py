@@ -84,7 +84,7 @@ class TrainConfig:
     compile: bool = False
     log_every: int = 10
     eval_every: int = 250
-    eval_crops: int = 512
+    eval_crops: int = 1024
     checkpoint_every: int = 500
     out: str | None = None
 

@@ -48,7 +48,7 @@ class Trainer:
         self.config, self.data, self.variance = config, data, variance
         self.device = pick_device(config.device)
         self.autocast = torch.bfloat16 if config.dtype == "bf16" else None
-        self.model = build_model(config, data.channels).to(self.device)
+        self.model = build_model(config, data).to(self.device)
         self.optimizer = build_optimizer(config, self.model)
         self.window = Window(config.codebook_size, self.device)
         self.held_out = data.validation(config.eval_crops).to(self.device)
@@ -65,9 +65,14 @@ class Trainer:
         """One step; a row of metrics where one is due."""
         config = self.config
         x = self.data.batch(config.seed, self.step, config.batch_size).to(self.device)
-        result = self._forward(x)
         self.optimizer.zero_grad()
-        result.loss.backward()
+        try:
+            result = self._forward(x)
+            result.loss.backward()
+        except RuntimeError as error:
+            if not _from_compiler(error):
+                raise
+            raise UserError(f"torch.compile does not work here: {_essence(error)}") from error
         self.optimizer.step()
         self.step += 1
         self.window.add(*result)
@@ -129,6 +134,17 @@ class Trainer:
             checkpoint.set_random_state(state["random"], self.device)
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"the checkpoint of {run} does not fit its config.json") from error
+
+
+def _from_compiler(error: RuntimeError) -> bool:
+    """By its module's name: importing the class takes a second that most runs need not spend."""
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
+
+
+def _essence(error: Exception) -> str:
+    """The line of a compiler's message that says what is wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 def run_steps(trainer: Trainer, run: Path, progress: bool | None) -> tuple[bool, float]:

@@ -17,6 +17,8 @@ from vqvae_fast.training.runfolder import atomic_file
 
 # Okabe and Ito's colours, which colour-blind readers tell apart as well.
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#666666"
+# Curves of fewer points than this have them marked.
+_FEW = 20
 
 
 @torch.no_grad()
@@ -62,14 +64,14 @@ def save_curves(path: Path, rows: Sequence[dict[str, float]], num_codes: int) ->
     _curve(loss, rows, "loss", "training")
     loss.set(title="Loss", ylabel="MSE / variance + embedding loss")
     _curve(error, rows, "mse", "training")
-    _curve(error, rows, "held_out_mse", "held out", _ORANGE, "o-")
+    _curve(error, rows, "held_out_mse", "held out", _ORANGE)
     error.set(title="Reconstruction error", ylabel="MSE (pixels in 0 to 1)")
     _log_axis(loss)
     _log_axis(error)
     _curve(effective, rows, "perplexity", "training")
     effective.set(title="Perplexity of a batch", ylabel="effective codes")
     _curve(used, rows, "codes_used", "training")
-    _curve(used, rows, "held_out_codes_used", "held out", _ORANGE, "o-")
+    _curve(used, rows, "held_out_codes_used", "held out", _ORANGE)
     used.axhline(num_codes, color=_GREY, linestyle=":", label=f"codebook size {num_codes}")
     used.set(title="Codes in use", ylabel="codes", ylim=(0, num_codes * 1.08))
     effective.set_ylim(bottom=0)
@@ -95,9 +97,11 @@ def save_usage(path: Path, training: Evaluation, held_out: Evaluation) -> None:
     figure = Figure(figsize=(8, 4), dpi=150, layout="constrained")
     axis = figure.subplots()
     ranks = np.arange(1, num_codes + 1)
+    # Just below the share of a code that is chosen once.
+    lowest = 50 / max(int(training.counts.sum()), int(held_out.counts.sum()), 1)
     for evaluation, name, colour in (
         (training, "training", _BLUE),
-        (held_out, "held out", _ORANGE),
+        (held_out, "held-out", _ORANGE),
     ):
         counts = np.sort(evaluation.counts.cpu().numpy())[::-1]
         share = 100 * counts / max(counts.sum(), 1)
@@ -109,7 +113,7 @@ def save_usage(path: Path, training: Evaluation, held_out: Evaluation) -> None:
         visible = np.where(share > 0, share, np.nan)
         axis.step(ranks, visible, where="mid", color=colour, label=label)
         if evaluation is training:
-            axis.fill_between(ranks, visible, 1e-9, step="mid", color=colour, alpha=0.2)
+            axis.fill_between(ranks, visible, lowest, step="mid", color=colour, alpha=0.2)
     _log_axis(axis)
     axis.axhline(100 / num_codes, color=_GREY, linestyle=":", label="if all were used equally")
     axis.set(
@@ -117,6 +121,7 @@ def save_usage(path: Path, training: Evaluation, held_out: Evaluation) -> None:
         xlabel="codes, the most frequent first",
         ylabel="share of all latent vectors (%)",
         xlim=(0.5, num_codes + 0.5),
+        ylim=(lowest, None),
     )
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
@@ -150,10 +155,11 @@ def _curve(
     key: str,
     label: str,
     colour: str = _BLUE,
-    style: str = "-",
 ) -> None:
     points = [(row["step"], row[key]) for row in rows if key in row]
     if points:
+        # A line through one point is invisible.
+        style = "o-" if len(points) < _FEW else "-"
         axis.plot(*zip(*points, strict=True), style, color=colour, markersize=4, label=label)
 
 

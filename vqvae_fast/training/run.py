@@ -82,8 +82,7 @@ def train(
         torch.manual_seed(config.seed)
         trainer = Trainer(config, images, images.variance())
         source = "dataset" if data is not None else config.data.split(":")[0]
-        label = f"{Path(source).stem}-{config.quantizer}"
-        run = create_run(config.out, label)
+        run = create_run(config.out, f"{Path(source).resolve().stem}-{config.quantizer}")
         write_json(run / CONFIG, config.to_dict())
         return _finish(trainer, run, progress, say)
 
@@ -118,7 +117,7 @@ def resume(
     config = dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})
     config = dataclasses.replace(config, device=str(pick_device(config.device)))
     state = load_checkpoint(path, "cpu")
-    if state["step"] >= config.steps:
+    if state["step"] > config.steps or (state["step"] == config.steps and (path / RESULT).exists()):
         raise UserError(
             f"{path} is at step {state['step']} of {config.steps} already; "
             "give more --steps to train on"
@@ -138,8 +137,12 @@ def _finish(
 ) -> TrainResult:
     """Train to the end, then measure and draw."""
     say(f"data    {trainer.data.description}")
-    say(f"device  {trainer.device}, {torch.get_num_threads()} CPU threads")
+    count = torch.get_num_threads()
+    threads = f" ({count} thread{'s' * (count > 1)})" if trainer.device.type == "cpu" else ""
+    say(f"device  {trainer.device}{threads}")
     say(f"run     {run}")
+    # What a shorter run has measured is not true of the model that follows.
+    (run / RESULT).unlink(missing_ok=True)
     first = trainer.step
     interrupted, seconds = run_steps(trainer, run, progress)
     model = trainer.model.eval()
@@ -157,7 +160,7 @@ def _finish(
             "training": _figures(training),
             "codebook_size": trainer.config.codebook_size,
             "seconds": round(seconds, 3),
-            "images_per_second": round(images / seconds, 1),
+            "images_per_second": round(images / max(seconds, 1e-9), 1),
         },
     )
     tiles = trainer.data.preview(_PREVIEW_IMAGES, 2**trainer.config.downsampling)

@@ -14,6 +14,9 @@ from vqvae_fast.training.data.folder import open_folder
 from vqvae_fast.training.data.photos import DEFAULT_PHOTOGRAPHS, PHOTOGRAPHS, open_photos
 from vqvae_fast.training.errors import UserError
 
+# Crops of images that differ in size.
+_CROP = 32
+
 __all__ = ["DEFAULT_PHOTOGRAPHS", "PHOTOGRAPHS", "ImageData", "from_dataset", "open_data"]
 
 
@@ -40,15 +43,17 @@ def open_data(
     """
     if not 0 < held_out < 1:
         raise UserError(f"held_out must lie between 0 and 1, got {held_out:g}")
+    if crop is not None and crop < 4:
+        raise UserError(f"crop must be at least 4 pixels, got {crop}")
     if not isinstance(data, str):
         return from_dataset(data, validation, crop=crop, held_out=held_out)
     if data == "photos":
-        return open_photos(photographs, crop=crop or 32, held_out=held_out)
+        return open_photos(photographs, crop=crop or _CROP, held_out=held_out)
     if data.startswith("cifar10:"):
         return open_cifar10(Path(data.removeprefix("cifar10:")).expanduser(), crop=crop)
     path = Path(data).expanduser()
     if path.is_dir():
-        return open_folder(path, crop=crop or 32, held_out=held_out)
+        return open_folder(path, crop=crop or _CROP, held_out=held_out)
     if not path.exists():
         raise UserError(f"data not found: {path}")
     if path.suffix.lower() not in (".npy", ".npz"):

@@ -1,0 +1,133 @@
+"""Whatever is wrong with the input: one sentence on stderr, a status, nothing overwritten."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vqvae_fast.cli import main
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    np.save(folder / "x.npy", np.random.default_rng(0).random((10, 16, 16, 3)))
+    options = "--steps 1 --codebook-size 8 --dim 4 --batch-size 2 --device cpu"
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", "--data", f"{folder}/x.npy", "--out", f"{folder}/run", *options.split()])
+    assert exit_.value.code == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with things that are no good."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "thesis.txt").write_text("mine")
+    (tmp_path / "text.png").write_text("not a picture")
+    Image.new("RGB", (20, 20)).save(tmp_path / "good.png")
+    (tmp_path / "small").mkdir()
+    Image.new("RGB", (20, 20)).save(tmp_path / "small" / "small.png")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    np.save(tmp_path / "flat.npy", np.zeros((4, 32, 32)))
+    np.save(tmp_path / "ints.npy", np.zeros((4, 32, 32, 3), np.int32))
+    np.save(tmp_path / "one_colour.npy", np.zeros((10, 32, 32, 3), np.uint8))
+    return tmp_path
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("train --data nowhere", "data not found: nowhere"),
+        ("train --data empty", "no images in empty"),
+        ("train --data small", "small.png is too small for crops of 32 pixels: it is 20x20"),
+        ("train --data broken", "broken.jpg"),
+        ("train --data text.png", "must be a folder of images, a .npy or a .npz file"),
+        ("train --data flat.npy", "got [4, 32, 32]"),
+        ("train --data ints.npy", "uint8 or float, got int32"),
+        ("train --data one_colour.npy", "all of one colour"),
+        ("train --data cifar10:empty", "data_batch_1.bin is missing"),
+        ("train --data cifar10:nowhere", "folder not found: nowhere"),
+        ("train --photographs mona_lisa", "got mona_lisa"),
+        ("train --photographs ,", "at least one photograph"),
+        ("train --held-out 0", "held_out must lie between 0 and 1, got 0"),
+        ("train --crop 30", "crop must be a multiple of 4"),
+        ("train --crop 9999", "too small for crops of 9999"),
+        ("train --crop -4", "crop must be at least 4"),
+        ("train --crop 0", "crop must be at least 4"),
+        ("train --steps 0", "steps must be at least 1"),
+        ("train --steps many", "'many' is not a valid integer"),
+        ("train --batch-size -1", "batch_size must be at least 1"),
+        ("train --codebook-size 0", "codebook_size must be at least 1"),
+        ("train --codebook-size 99999999999999", "does not fit into memory"),
+        ("train --lr 0", "lr must be above 0"),
+        ("train --quantizer lloyd", "'lloyd' is not one of"),
+        ("train --dtype int4", "'int4' is not one of"),
+        ("train --device abacus", "device must be auto, cpu, cuda, cuda:N or mps, got abacus"),
+        ("train --device cuda:99", "device cuda:99 is not available"),
+        ("train --device meta", "device must be auto"),
+        ("train --out used", "used is not empty and is not overwritten"),
+        ("train --out good.png", "good.png is a file"),
+        ("train --out good.png/run", "cannot be made"),
+        ("train --resume nowhere", "run folder not found: nowhere"),
+        ("train --resume used", "used is not a run folder"),
+        ("train --resume used --lr 1", "--lr cannot be given with it"),
+        ("train --resume RUN", "step 1 of 1 already"),
+        ("train extra", "unexpected extra argument"),
+        ("train --stepz 3", "No such option"),
+        ("trian", "No such command"),
+        ("reconstruct nowhere.png --run RUN -o o.png", "image not found: nowhere.png"),
+        ("reconstruct text.png --run RUN -o o.png", "text.png is not an image"),
+        ("reconstruct empty --run RUN -o o.png", "empty is a folder"),
+        ("reconstruct good.png --run used -o o.png", "used is not a run folder"),
+        ("reconstruct good.png --run nowhere -o o.png", "run folder not found"),
+        ("reconstruct good.png --run RUN -o good.png", "is the image itself"),
+        ("reconstruct good.png --run RUN -o empty", "empty is a folder"),
+        ("reconstruct good.png --run RUN -o o.xyz", "must end like an image file"),
+        ("reconstruct good.png --run RUN -o no/o.png", "there is no folder no"),
+        ("reconstruct good.png --run RUN", "Missing option '-o'"),
+        ("reconstruct good.png -o o.png", "Missing option '--run'"),
+    ],
+)
+def test_wrong_input_ends_with_one_sentence(here, run, capsys, arguments, sentence):
+    before = snapshot(here), snapshot(run)
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments.replace("RUN", str(run)).split())
+    captured = capsys.readouterr()
+    assert exit_.value.code in (1, 2)
+    assert captured.out == ""
+    assert captured.err.startswith("vqvae-fast: ")
+    assert captured.err.count("\n") == 1
+    assert len(captured.err) < 400
+    assert sentence in captured.err
+    assert before == (snapshot(here), snapshot(run))
+    assert not (here / "runs").exists()
+
+
+def test_truncated_checkpoint(here, run, tmp_path, capsys):
+    copy = here / "copy"
+    copy.mkdir()
+    for path in run.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    content = (copy / "checkpoint.pt").read_bytes()
+    (copy / "checkpoint.pt").write_bytes(content[: len(content) // 2])
+    for arguments in (
+        f"train --resume {copy} --steps 9",
+        f"reconstruct good.png --run {copy} -o o.png",
+    ):
+        before = snapshot(here)
+        with pytest.raises(SystemExit) as exit_:
+            main(arguments.split())
+        assert exit_.value.code == 1
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        assert "checkpoint.pt is truncated" in err
+        assert snapshot(here) == before

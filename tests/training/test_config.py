@@ -1,0 +1,45 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from vqvae_fast.training import TrainConfig, UserError, train
+
+
+def test_config_survives_json(tiny):
+    assert TrainConfig.from_dict(json.loads(json.dumps(tiny.to_dict()))) == tiny
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"lr": -1.0}, "lr must be above 0"),
+        ({"lr": float("nan")}, "lr must be above 0"),
+        ({"held_out": 1.0}, "held_out must lie between 0 and 1"),
+        ({"quantizer": "magic"}, "ema or gradient, got magic"),
+        ({"dtype": "int8"}, "float32 or bf16"),
+        ({"seed": -1}, "seed must not be below 0"),
+        ({"beta": -1.0}, "beta must not be below 0"),
+    ],
+)
+def test_impossible_settings_are_refused(tiny, change, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(tiny, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"device": "abacus"}, "device must be auto, cpu"),
+        ({"device": "cuda:99"}, "cuda:99 is not available"),
+        ({"crop": 10}, "crop must be a multiple of 4"),
+        ({"crop": 17}, "at least 17 pixels"),
+        ({"h_dim": 7}, "h_dim must be even"),
+    ],
+)
+def test_settings_that_do_not_fit_leave_no_run_folder(tiny, change, message):
+    with pytest.raises(UserError, match=message):
+        train(dataclasses.replace(tiny, **change))
+    assert not Path(tiny.out).exists()
