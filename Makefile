@@ -1,15 +1,27 @@
-# make train   set up .venv if needed, then train a VQ-VAE on real photographs
+# make train   set up .venv if needed, then train a VQ-VAE on real photographs into $(RUN), or go
+#              on where Ctrl-C stopped it; make train ARGS="--seed 1 ..." starts a run of its own
 # make test    set up .venv if needed, then tests, lint and types
 
 PYTHON ?= python3
 CXX ?= c++
 VENV ?= .venv
+RUN ?= runs/photos
 BIN := $(VENV)/bin
 
 .PHONY: train test lint format bench clean prerequisites
 
 train: $(VENV)/.built
+ifdef ARGS
 	$(BIN)/vqvae-fast train $(ARGS)
+else
+	@if [ -e $(RUN)/result.json ]; then \
+	  echo "$(RUN) is trained already: look at its pictures, or start another: make train RUN=..."; \
+	elif [ -e $(RUN)/checkpoint.pt ]; then \
+	  $(BIN)/vqvae-fast train --resume $(RUN); \
+	else \
+	  $(BIN)/vqvae-fast train --out $(RUN); \
+	fi
+endif
 
 test: $(VENV)/.built lint
 	$(BIN)/python -m pytest $(ARGS)

@@ -17,13 +17,13 @@ struct Precision;
 template <>
 struct Precision<float> {
   static constexpr double unit = 0x1p-24;     // half an ulp of 1
-  static constexpr double tiny = 0x1p-149;    // the smallest subnormal
+  static constexpr double tiny = 0x1p-126;    // the smallest normal number
   static constexpr double largest = 0x1p120;  // scores stay below this, well short of overflow
 };
 template <>
 struct Precision<double> {
   static constexpr double unit = 0x1p-53;
-  static constexpr double tiny = 0x1p-1074;
+  static constexpr double tiny = 0x1p-1022;
   static constexpr double largest = 0x1p1000;
 };
 
@@ -61,8 +61,8 @@ inline double distance(const Compute<In>* z, const In* code, int64_t stride, int
   return Doubles::sum(sum);
 }
 
-// Relative error of a score in T, centring and the half norm included: at most dim + 5 roundings
-// touch any product, the rest is room for the second order.
+// Relative error of a score in T, centring and the half norm included: at most dim + 3 roundings
+// touch any term, the rest is room for the second order.
 template <class T>
 inline double score_gamma(int64_t dim) {
   return 1.02 * double(dim + 8) * Precision<T>::unit;
