@@ -104,7 +104,7 @@ def run(
     """The whole record: head and one entry per shape."""
     entries = []
     with all_threads(threads):
-        for shape in tqdm(list(shapes), desc="layer", unit="shape"):
+        for shape in tqdm(list(shapes), desc="layer", unit="shape", disable=None):
             entry = compare(gaussian(shape), rounds, min_seconds)
             for name, line in entry["contenders"].items() if with_memory else ():
                 peak = memory.measure("layer", name, shape, threads)

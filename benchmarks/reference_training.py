@@ -35,7 +35,7 @@ def train_reference(
         model = ReferenceVQVAE().train()
     optimizer = reference_optimizer(model)
     start = time.monotonic()
-    for step in tqdm(range(steps), desc=f"reference, seed {seed}", unit="step"):
+    for step in tqdm(range(steps), desc=f"reference, seed {seed}", unit="step", disable=None):
         x = batch(step)
         optimizer.zero_grad()
         output = model(x)

@@ -93,7 +93,7 @@ def run(
     meter, why_no_peak = try_meter(threads)
     entries: list[dict[str, Any]] = []
     with all_threads(threads):
-        for vectors in tqdm(list(datasets), desc="search", unit="shape"):
+        for vectors in tqdm(list(datasets), desc="search", unit="shape", disable=None):
             entry = compare(vectors, meter, rounds, min_seconds)
             if with_memory and entry["data"] == "Gaussian" and entry["dtype"] == "float32":
                 entry["memory"] = memory_of(vectors.shape, threads)

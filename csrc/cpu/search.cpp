@@ -1,10 +1,12 @@
 #include "search.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <memory>
 #include <new>
+#include <type_traits>
 #include <vector>
 
 #include "dispatch.h"
@@ -33,37 +35,58 @@ Buffer allocate(int64_t bytes) {
 template <class In>
 std::vector<Compute<In>> find_centre(const Codes<In>& codes) {
   using T = Compute<In>;
-  constexpr int64_t kSamples = 31;
-  const int64_t samples = std::min(codes.count, kSamples);
-  std::vector<T> centre(codes.dim), sample;
-  for (int64_t d = 0; d < codes.dim; ++d) {
-    sample.clear();
-    for (int64_t s = 0; s < samples; ++s) {
-      const T e = widen(codes.row(part_begin(codes.count, samples, s))[d * codes.element_stride]);
-      if (std::isfinite(e)) sample.push_back(e);
+  constexpr int64_t kSamples = 15;
+  const int64_t wanted = std::min(codes.count, kSamples);
+  std::vector<std::vector<T>> samples;
+  for (int64_t s = 0; s < wanted; ++s) {
+    const In* code = codes.row(part_begin(codes.count, wanted, s));
+    std::vector<T> sample(codes.dim);
+    bool finite = true;
+    for (int64_t d = 0; d < codes.dim; ++d) {
+      sample[d] = widen(code[d * codes.element_stride]);
+      finite &= std::isfinite(sample[d]);
     }
-    if (sample.empty()) continue;
-    const auto middle = sample.begin() + sample.size() / 2;
-    std::nth_element(sample.begin(), middle, sample.end());
-    centre[d] = *middle;
+    if (finite) samples.push_back(std::move(sample));
   }
-  return centre;
+  if (samples.empty()) return std::vector<T>(codes.dim);
+  // All dimensions are sorted at once, by exchanging neighbours: that vectorises.
+  for (size_t round = 0; round < samples.size(); ++round) {
+    for (size_t s = round % 2; s + 1 < samples.size(); s += 2) {
+      T* low = samples[s].data();
+      T* high = samples[s + 1].data();
+      for (int64_t d = 0; d < codes.dim; ++d) {
+        const T a = low[d], b = high[d];
+        low[d] = a < b ? a : b;
+        high[d] = a < b ? b : a;
+      }
+    }
+  }
+  return samples[samples.size() / 2];
 }
 
+// The largest magnitude of codes [first, last), NaN and infinities left out: such a code is never
+// chosen and must not set the scale. Magnitudes order as their bits do, and integers vectorise.
 template <class In>
 Compute<In> largest_magnitude(const Codes<In>& codes, int64_t first, int64_t last) {
   using T = Compute<In>;
-  T largest = 0;
+  using Bits = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+  const Bits infinity = std::bit_cast<Bits>(std::numeric_limits<T>::infinity());
+  Bits largest = 0;
+  const auto include = [&](In element) {
+    const Bits magnitude =
+        std::bit_cast<Bits>(T(widen(element))) & std::numeric_limits<Bits>::max();
+    const Bits finite = magnitude < infinity ? magnitude : 0;
+    largest = finite > largest ? finite : largest;
+  };
   for (int64_t k = first; k < last; ++k) {
     const In* code = codes.row(k);
-    for (int64_t d = 0; d < codes.dim; ++d) {
-      const T magnitude = std::abs(widen(code[d * codes.element_stride]));
-      // An infinity or a NaN must not set the scale: such a code is never chosen.
-      const bool larger = magnitude > largest && magnitude <= std::numeric_limits<T>::max();
-      largest = larger ? magnitude : largest;
+    if (codes.element_stride == 1) {
+      for (int64_t d = 0; d < codes.dim; ++d) include(code[d]);
+    } else {
+      for (int64_t d = 0; d < codes.dim; ++d) include(code[d * codes.element_stride]);
     }
   }
-  return largest;
+  return std::bit_cast<T>(largest);
 }
 
 // The power of two that brings `largest` to about 1, so that no product of ordinary numbers

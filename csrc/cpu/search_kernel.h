@@ -105,8 +105,8 @@ struct Block {
   RowKind* kind;        // [rows]
   Mask* top_lane;       // [rows]: the lane with the best score, as a bit; 0 for rows to pass over
   uint16_t* top_panel;  // [rows]: the panel in the pass at which that lane rose last
-  int64_t* unsettled;   // [num_unsettled]: rows that the first look at a pass cannot settle,
-  T* bound;             // [num_unsettled]: and the score below which a code cannot be the nearest
+  T* bound;             // [rows]: the score below which a code cannot be the nearest
+  int64_t* unsettled;   // [num_unsettled]: rows that the first look at a pass cannot settle
   int64_t rows;
   int64_t num_unsettled;
 
@@ -424,11 +424,13 @@ template <class Simd, class In>
 void measure_others(Block<Simd>& block, const PackedBook<In>& book,
                     const ScoreBound<typename Simd::T>& score_bound, int64_t count,
                     int64_t first_panel, int64_t last_panel, Nearest out) {
+  for (int64_t r = 0; r < count; ++r) {
+    block.bound[r] = score_bound(block.norm[r], out.distances[r]);
+  }
   block.num_unsettled = 0;
   for (int64_t r = 0; r < count; ++r) {
     if (block.top_lane[r] == 0) continue;
-    const auto bound = score_bound(block.norm[r], out.distances[r]);
-    const auto bounds = Simd::broadcast(bound);
+    const auto bounds = Simd::broadcast(block.bound[r]);
     uint32_t lanes = Simd::at_least(Simd::load(block.best(r)), bounds) & ~block.top_lane[r];
     for (; lanes != 0; lanes &= lanes - 1) {
       const int lane = lowest_bit(lanes);
@@ -439,7 +441,6 @@ void measure_others(Block<Simd>& block, const PackedBook<In>& book,
       best.write(out, r);
     }
     if (Simd::at_least(Simd::load(block.second(r)), bounds) != 0) {
-      block.bound[block.num_unsettled] = bound;
       block.unsettled[block.num_unsettled++] = r;
     }
   }
@@ -460,7 +461,7 @@ void measure_candidates(const Block<Simd>& block, const PackedBook<In>& book, in
                      book.start + panel * Simd::kTileCodes, dim);
   for (int64_t place = first; place < last; ++place) {
     const int64_t row = block.unsettled[place];
-    const auto bounds = Simd::broadcast(block.bound[place]);
+    const auto bounds = Simd::broadcast(block.bound[row]);
     Best best{out.distances[row], out.indices[row]};
     for (int j = 0; j < Simd::kTileVecs; ++j) {
       const T* score = scores + (place - first) * Simd::kTileCodes + j * Simd::kWidth;
