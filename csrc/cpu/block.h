@@ -1,0 +1,170 @@
+// A block of rows on its way through the search: reading, centring, and the state it keeps.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+
+#include "contract.h"
+#include "elements.h"
+#include "exact.h"
+
+namespace vqvae_fast {
+namespace {
+
+constexpr int64_t kAlignment = 64;  // a cache line, and the widest vector
+constexpr int64_t kMaxRows = 128;   // rows of a block: more would push their best out of the cache
+constexpr int64_t kPassPanels = 1024;  // panels between two measurements: bounds what is remembered
+
+// Long rows share a panel among more of them, because the panel then comes from further away; in
+// the end they too have to fit into the L2.
+template <class Simd>
+constexpr int64_t block_rows(int64_t dim) {
+  const int64_t bytes = dim * int64_t(sizeof(typename Simd::T));
+  const int64_t rows = bytes < 512 ? kMaxRows / 2 : smaller(kMaxRows, (int64_t{1} << 18) / bytes);
+  return rows < Simd::kTileRows ? Simd::kTileRows : rows / Simd::kTileRows * Simd::kTileRows;
+}
+
+enum class RowKind : int32_t { kOrdinary, kExhaustive, kInfinite, kNan };
+
+// The memory of one thread, in one piece. Per row and lane: the best score and the second best.
+// Where the best came from is kept as one bit a lane and panel, "here the best rose"; a vector of
+// panel numbers in its place costs a tenth of the time at D = 8, for its stores.
+template <class Simd>
+struct Block {
+  using T = typename Simd::T;
+  using Mask = typename Simd::Mask;
+  static constexpr int64_t kStateSize = 2 * Simd::kWidth;
+
+  int64_t row_stride;
+  T* copies;            // [rows][D]: the rows, where they cannot be read in place
+  const T** raw;        // [rows]: the rows as they are
+  T* centred;           // [rows][row_stride]: centred and scaled
+  T* state;             // [rows][2][kWidth]
+  Mask* rose;           // [kPassPanels][rows]
+  double* norm;         // [rows]: |z|, centred and scaled
+  RowKind* kind;        // [rows]
+  Mask* top_lane;       // [rows]: the lane with the best score, as a bit; 0 for rows to pass over
+  uint16_t* top_panel;  // [rows]: the panel in the pass at which that lane rose last
+  T* bound;             // [rows]: the score below which a code cannot be the nearest
+  int64_t* unsettled;   // [num_unsettled]: rows that the first look at a pass cannot settle
+  int64_t rows;
+  int64_t num_unsettled;
+
+  Block(int64_t dim, void* scratch) : rows(block_rows<Simd>(dim)), num_unsettled(0) {
+    // A line between the rows keeps those of a power of two out of each other's cache sets.
+    constexpr int64_t line = kAlignment / int64_t(sizeof(T));
+    row_stride = (dim + line - 1) / line * line + line;
+    at_ = begin_ = reinterpret_cast<uintptr_t>(scratch);
+    copies = take<T>(rows * dim);
+    raw = take<const T*>(rows);
+    centred = take<T>(rows * row_stride);
+    state = take<T>(rows * kStateSize);
+    rose = take<Mask>(kPassPanels * rows);
+    norm = take<double>(rows);
+    kind = take<RowKind>(rows);
+    top_lane = take<Mask>(rows);
+    top_panel = take<uint16_t>(rows);
+    unsettled = take<int64_t>(rows);
+    bound = take<T>(rows);
+  }
+
+  T* best(int64_t row) const { return state + row * kStateSize; }
+  T* second(int64_t row) const { return best(row) + Simd::kWidth; }
+  int64_t bytes() const { return int64_t(at_ - begin_); }
+
+ private:
+  template <class Element>
+  Element* take(int64_t count) {
+    Element* taken = reinterpret_cast<Element*>(at_);
+    at_ += uintptr_t((count * int64_t(sizeof(Element)) + kAlignment - 1) / kAlignment * kAlignment);
+    return taken;
+  }
+  uintptr_t at_;
+  uintptr_t begin_;
+};
+
+template <class Simd>
+int64_t scratch_bytes(int64_t dim) {
+  return Block<Simd>(dim, nullptr).bytes();
+}
+
+// Finds rows [first, first + count): in place, or widened and side by side in `copies`.
+template <class Simd, class In>
+void read_rows(Block<Simd>& block, const Rows<const In>& z, int64_t first, int64_t count) {
+  const int64_t dim = z.dim;
+  if constexpr (sizeof(In) == sizeof(Compute<In>)) {
+    if (z.element_stride == 1) {
+      for (int64_t r = 0; r < count; ++r) block.raw[r] = z.row(first + r);
+      return;
+    }
+  }
+  const In* rows[kMaxRows];
+  for (int64_t r = 0; r < count; ++r) {
+    rows[r] = z.row(first + r);
+    block.raw[r] = block.copies + r * dim;
+  }
+  if (z.element_stride == 1) {
+    for (int64_t r = 0; r < count; ++r) {
+      for (int64_t d = 0; d < dim; ++d) block.copies[r * dim + d] = widen(rows[r][d]);
+    }
+    return;
+  }
+  for (int64_t d = 0; d < dim; ++d) {  // feature maps lie along their rows
+    const int64_t offset = d * z.element_stride;
+    for (int64_t r = 0; r < count; ++r) block.copies[r * dim + d] = widen(rows[r][offset]);
+  }
+}
+
+template <class T>
+RowKind unusual_kind(const T* row, int64_t dim) {
+  RowKind kind = RowKind::kExhaustive;
+  for (int64_t d = 0; d < dim; ++d) {
+    if (row[d] != row[d]) return RowKind::kNan;
+    if (row[d] - row[d] != 0) kind = RowKind::kInfinite;
+  }
+  return kind;
+}
+
+// Writes row `from` of the block, centred and scaled, to place `to`; returns its |z|^2.
+template <class Simd, class In>
+double centre_row(const Block<Simd>& block, const PackedBook<In>& book, int64_t from, int64_t to) {
+  using T = typename Simd::T;
+  using Doubles = typename Simd::Doubles;
+  const int64_t dim = book.codes.dim;
+  const T* raw = block.raw[from];
+  T* out = block.centred + to * block.row_stride;
+  const auto scale = Doubles::broadcast(double(book.scale));
+  typename Doubles::Vec square = Doubles::zero();
+  for (int64_t d = 0; d < dim; d += 8) {
+    // In float64, because the bound needs the norm of the row and not that of its rounding.
+    const auto z =
+        Doubles::subtract(Doubles::multiply(load_lanes<Doubles>(raw + d, 1, dim - d), scale),
+                          load_lanes<Doubles>(book.centre + d, 1, dim - d));
+    square = Doubles::add_square(square, z);
+    Doubles::store(out + d, z);  // rows are padded to whole vectors
+  }
+  return Doubles::sum(square);
+}
+
+template <class Simd>
+void zero_row(const Block<Simd>& block, int64_t dim, int64_t to) {
+  for (int64_t d = 0; d < dim; ++d) block.centred[to * block.row_stride + d] = 0;
+}
+
+// Rows whose scores could overflow, or that are not finite, take another way.
+template <class Simd, class In>
+void classify(const Block<Simd>& block, const PackedBook<In>& book, int64_t count) {
+  using T = typename Simd::T;
+  const int64_t dim = book.codes.dim;
+  const bool long_rows = too_long<T>(dim);
+  for (int64_t r = 0; r < count; ++r) {
+    block.norm[r] = sqrt(centre_row(block, book, r, r));
+    const double reach = block.norm[r] + book.max_norm;
+    const bool ordinary = reach * (1 + reach) < Precision<T>::largest && !long_rows;
+    block.kind[r] = ordinary ? RowKind::kOrdinary : unusual_kind(block.raw[r], dim);
+    if (!ordinary) zero_row(block, dim, r);
+  }
+}
+
+}  // namespace
+}  // namespace vqvae_fast

@@ -1,0 +1,197 @@
+// From the kept scores to the exact answer.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#include "block.h"
+#include "contract.h"
+#include "elements.h"
+#include "exact.h"
+#include "tile.h"
+
+namespace vqvae_fast {
+namespace {
+
+// The nearest code of a row so far. Which of a few candidates is nearest no predictor can know, so
+// offer() is arithmetic that no compiler turns into a branch: distances are not negative, and such
+// float64 numbers order as their bits do.
+class Best {
+ public:
+  Best(double distance, int64_t index) : bits_(to_bits(distance)), index_(index) {}
+
+  void offer(double distance, int64_t index) {
+    const uint64_t bits = to_bits(distance);
+    const bool nearer = (bits < bits_) | ((bits == bits_) & (index < index_));
+    const uint64_t keep = uint64_t{nearer} - 1;  // all bits, or none
+    bits_ = (bits & ~keep) | (bits_ & keep);
+    index_ = int64_t((uint64_t(index) & ~keep) | (uint64_t(index_) & keep));
+  }
+
+  void write(const Nearest& out, int64_t row) const {
+    memcpy(out.distances + row, &bits_, sizeof bits_);
+    out.indices[row] = index_;
+  }
+
+ private:
+  static uint64_t to_bits(double value) {
+    uint64_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+  }
+  uint64_t bits_;
+  int64_t index_;
+};
+
+template <class Simd, class In>
+inline void measure(const PackedBook<In>& book, const Compute<In>* raw, int64_t k, Best& best) {
+  const Codes<In>& codes = book.codes;
+  const In* code = codes.row(k);
+  best.offer(distance<typename Simd::Doubles, In>(raw, code, codes.element_stride, codes.dim), k);
+}
+
+// Measures the codes of a panel that share a lane, side by side.
+template <class Simd, class In>
+inline void measure_lane(const PackedBook<In>& book, const typename Simd::T* raw, int64_t panel,
+                         int lane, Best& best) {
+  using Doubles = typename Simd::Doubles;
+  const Codes<In>& codes = book.codes;
+  const int64_t dim = codes.dim, stride = codes.element_stride;
+  int64_t index[Simd::kTileVecs];
+  const In* code[Simd::kTileVecs];
+  typename Doubles::Vec sum[Simd::kTileVecs];
+  VQVAE_FAST_UNROLL
+  for (int j = 0; j < Simd::kTileVecs; ++j) {
+    // Behind the last code there is padding; to measure the last code twice does no harm.
+    index[j] = smaller(panel * Simd::kTileCodes + j * Simd::kWidth + lane, codes.count - 1);
+    code[j] = codes.row(index[j]);
+    sum[j] = Doubles::zero();
+  }
+  for (int64_t d = 0; d < dim; d += 8) {
+    const auto z = load_lanes<Doubles>(raw + d, 1, dim - d);
+    VQVAE_FAST_UNROLL
+    for (int j = 0; j < Simd::kTileVecs; ++j) {
+      const auto e = load_lanes<Doubles>(code[j] + d * stride, stride, dim - d);
+      sum[j] = Doubles::add_square(sum[j], Doubles::subtract(z, e));
+    }
+  }
+  VQVAE_FAST_UNROLL
+  for (int j = 0; j < Simd::kTileVecs; ++j) {
+    if (book.start[index[j]] > -kInfinity) best.offer(Doubles::sum(sum[j]), index[j]);
+  }
+}
+
+// From here the rows of a block go through one step after the other together, because a row on its
+// own is a chain of latencies that the processor cannot shorten, only overlap with other rows'.
+
+// The lane with each row's best score.
+template <class Simd>
+void find_lanes(const Block<Simd>& block, const ScoreBound<typename Simd::T>& score_bound,
+                int64_t count, Nearest out) {
+  using T = typename Simd::T;
+  for (int64_t r = 0; r < count; ++r) {
+    const auto scores = Simd::load(block.best(r));
+    const T top = Simd::reduce_max(scores);
+    const uint32_t lanes = Simd::at_least(scores, Simd::broadcast(top));
+    const bool any_code = top > -T(kInfinity) && block.kind[r] == RowKind::kOrdinary;
+    const bool can_win =
+        out.indices[r] == kNoCode || top >= score_bound(block.norm[r], out.distances[r]);
+    block.top_lane[r] = any_code && can_win ? typename Simd::Mask(lanes & (~lanes + 1)) : 0;
+  }
+}
+
+// The panel at which that lane rose last.
+template <class Simd>
+void find_panels(const Block<Simd>& block, int64_t count, int64_t num_panels) {
+  const typename Simd::Mask* lane = block.top_lane;
+  uint16_t* found = block.top_panel;
+  for (int64_t panel = 0; panel < num_panels; ++panel) {
+    const typename Simd::Mask* rose = block.rose + panel * block.rows;
+    for (int64_t r = 0; r < count; ++r) {
+      found[r] = (rose[r] & lane[r]) != 0 ? uint16_t(panel) : found[r];
+    }
+  }
+}
+
+template <class Simd, class In>
+void measure_tops(const Block<Simd>& block, const PackedBook<In>& book, int64_t count,
+                  int64_t first_panel, Nearest out) {
+  for (int64_t r = 0; r < count; ++r) {
+    if (block.top_lane[r] == 0) continue;
+    Best best{out.distances[r], out.indices[r]};
+    measure_lane<Simd, In>(book, block.raw[r], first_panel + block.top_panel[r],
+                           lowest_bit(block.top_lane[r]), best);
+    best.write(out, r);
+  }
+}
+
+// Measures the other lanes whose best may still win. Where a second best may win too, nobody knows
+// which code that was: the row goes to the unsettled ones.
+template <class Simd, class In>
+void measure_others(Block<Simd>& block, const PackedBook<In>& book,
+                    const ScoreBound<typename Simd::T>& score_bound, int64_t count,
+                    int64_t first_panel, int64_t last_panel, Nearest out) {
+  for (int64_t r = 0; r < count; ++r) {
+    block.bound[r] = score_bound(block.norm[r], out.distances[r]);
+  }
+  block.num_unsettled = 0;
+  for (int64_t r = 0; r < count; ++r) {
+    if (block.top_lane[r] == 0) continue;
+    const auto bounds = Simd::broadcast(block.bound[r]);
+    uint32_t lanes = Simd::at_least(Simd::load(block.best(r)), bounds) & ~block.top_lane[r];
+    for (; lanes != 0; lanes &= lanes - 1) {
+      const int lane = lowest_bit(lanes);
+      int64_t panel = last_panel - first_panel - 1;
+      while (!(block.rose[panel * block.rows + r] >> lane & 1)) --panel;
+      Best best{out.distances[r], out.indices[r]};
+      measure_lane<Simd, In>(book, block.raw[r], first_panel + panel, lane, best);
+      best.write(out, r);
+    }
+    if (Simd::at_least(Simd::load(block.second(r)), bounds) != 0) {
+      block.unsettled[block.num_unsettled++] = r;
+    }
+  }
+}
+
+// Second look at one panel, for a tile of unsettled rows: measures every code whose score reaches
+// the bound.
+template <class Simd, class In>
+void measure_candidates(const Block<Simd>& block, const PackedBook<In>& book, int64_t tile,
+                        int64_t panel, Nearest out) {
+  using T = typename Simd::T;
+  const int64_t dim = book.codes.dim;
+  const int64_t first = tile * Simd::kTileRows;
+  const int64_t last = smaller(first + Simd::kTileRows, block.num_unsettled);
+  alignas(kAlignment) T scores[Simd::kTileRows * Simd::kTileCodes];
+  store_scores<Simd>(scores, block.centred + first * block.row_stride, block.row_stride,
+                     book.panels + panel * dim * Simd::kTileCodes,
+                     book.start + panel * Simd::kTileCodes, dim);
+  for (int64_t place = first; place < last; ++place) {
+    const int64_t row = block.unsettled[place];
+    const auto bounds = Simd::broadcast(block.bound[row]);
+    Best best{out.distances[row], out.indices[row]};
+    for (int j = 0; j < Simd::kTileVecs; ++j) {
+      const T* score = scores + (place - first) * Simd::kTileCodes + j * Simd::kWidth;
+      for (uint32_t lanes = Simd::at_least(Simd::load(score), bounds); lanes != 0;
+           lanes &= lanes - 1) {
+        const int64_t k = panel * Simd::kTileCodes + j * Simd::kWidth + lowest_bit(lanes);
+        measure<Simd, In>(book, block.raw[row], k, best);
+      }
+    }
+    best.write(out, row);
+  }
+}
+
+template <class Simd, class In>
+Best measure_every_code(const PackedBook<In>& book, const typename Simd::T* raw,
+                        int64_t first_panel, int64_t last_panel) {
+  Best best{kInfinity, kNoCode};
+  const int64_t end = smaller(last_panel * Simd::kTileCodes, book.codes.count);
+  for (int64_t k = first_panel * Simd::kTileCodes; k < end; ++k) {
+    if (book.start[k] > -kInfinity) measure<Simd, In>(book, raw, k, best);
+  }
+  return best;
+}
+
+}  // namespace
+}  // namespace vqvae_fast
