@@ -56,7 +56,8 @@ def nearest_code(z: Tensor, codebook: Tensor) -> NearestCode:
     """
     z, codebook = _autocast_to_float32(z, codebook)
     _check_search(z, codebook)
-    return NearestCode(*torch.ops.vqvae_fast.nearest_code(z, codebook))
+    # Detached, or the dispatcher marks the distances as if they had a gradient to warn about.
+    return NearestCode(*torch.ops.vqvae_fast.nearest_code(z.detach(), codebook.detach()))
 
 
 def quantize(
@@ -134,7 +135,7 @@ def segment_sum(src: Tensor, indices: Tensor, num_segments: int) -> SegmentSum:
     if num_segments < 1:
         raise ValueError(f"num_segments must be at least 1, got {num_segments}")
     _check_devices("src", src, "indices", indices)
-    return SegmentSum(*torch.ops.vqvae_fast.segment_sum(src, indices, num_segments))
+    return SegmentSum(*torch.ops.vqvae_fast.segment_sum(src.detach(), indices, num_segments))
 
 
 def code_statistics(z: Tensor, indices: Tensor, codebook: Tensor) -> SegmentSum:
@@ -155,7 +156,8 @@ def code_statistics(z: Tensor, indices: Tensor, codebook: Tensor) -> SegmentSum:
 
 def _autocast_to_float32(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     """Autocast leaves custom ops alone, and a search in bfloat16 would not be the exact one."""
-    if torch.is_autocast_enabled(z.device.type):
+    device = z.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         narrow = (torch.bfloat16, torch.float16)
         z = z.float() if z.dtype in narrow else z
         codebook = codebook.float() if codebook.dtype in narrow else codebook
