@@ -105,7 +105,7 @@ def segment_sum(src: Tensor, indices: Tensor, num_segments: int) -> tuple[Tensor
         sums [K, D] and counts [K], both float32 (float64 for float64 input).
     """
     dtype = distance_dtype(src.dtype)
-    rows, segment = src.reshape(-1, src.shape[-1]), indices.reshape(-1)
+    rows, segment = src.reshape(indices.numel(), src.shape[-1]), indices.reshape(-1)
     if segment.numel() and int(segment.max()) >= num_segments:
         raise IndexError(f"indices must be below num_segments={num_segments}")
     member = segment >= 0
