@@ -4,7 +4,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from search_oracle import check
+from search_oracle import check, smallest
 
 import vqvae_fast
 
@@ -102,11 +102,12 @@ def test_a_row_has_the_same_answer_in_any_company(implementation):
         assert torch.equal(torch.stack([d for _, d in alone]), distances)
 
 
-def test_flushed_subnormals_lose_no_code(search_everywhere):
+@pytest.mark.parametrize(("dim", "scale"), [(8, 1e-19), (64, 5e-20), (256, 3e-20)])
+def test_flushed_subnormals_lose_no_code(search_everywhere, dim, scale):
     """A process may flush subnormals to zero. Where one code is far off, the products of the others
-    are lost then, though the sums of 64 of them are not."""
-    z = torch.randn(200, 64) * 3e-20
-    codebook = torch.randn(300, 64) * 3e-20
+    are lost then, though sums of them are not."""
+    z = torch.randn(200, dim) * scale
+    codebook = torch.randn(300, dim) * scale
     codebook[7] = 1.0
     if not torch.set_flush_denormal(True):
         pytest.skip("this processor does not flush subnormals")
@@ -114,5 +115,7 @@ def test_flushed_subnormals_lose_no_code(search_everywhere):
         results = search_everywhere(z, codebook)
     finally:
         torch.set_flush_denormal(False)
-    for _, result in results:
-        check(result, z, codebook)
+    # The distances, which are subnormal in float32, may be flushed too; the choice may not suffer.
+    wanted, _, _ = smallest(z, codebook, results[0][1].indices)
+    for isa, result in results:
+        assert torch.equal(result.indices, wanted), isa
