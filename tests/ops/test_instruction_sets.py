@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,30 @@ def test_one_that_is_not_there(restore, name):
     with pytest.raises(ValueError, match=re.escape(message)):
         _native.extension.set_cpu_isa(name)
     assert _native.extension.cpu_isa() == before
+
+
+@needs_extension
+def test_another_may_be_chosen_while_a_search_runs(restore):
+    """The codebook is packed for one instruction set: the search must not go on in another."""
+    z, codebook = torch.randn(200, 16), torch.randn(3000, 16)
+    wanted = vqvae_fast.nearest_code(z, codebook)
+    done = threading.Event()
+
+    def choose():
+        while not done.is_set():
+            for isa in INSTRUCTION_SETS:
+                _native.extension.set_cpu_isa(isa)
+
+    chooser = threading.Thread(target=choose)
+    chooser.start()
+    try:
+        results = [vqvae_fast.nearest_code(z, codebook) for _ in range(200)]
+    finally:
+        done.set()
+        chooser.join()
+    for result in results:
+        assert torch.equal(result.indices, wanted.indices)
+        assert torch.equal(result.distances, wanted.distances)
 
 
 @needs_extension

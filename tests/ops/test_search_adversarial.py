@@ -46,6 +46,12 @@ CASES = {
     "z midway between codes": lambda: (lambda c: (0.5 * (near(c, 0.0) + near(c, 0.0)), c))(
         normal()
     ),
+    "tight clusters far apart": lambda: (
+        lambda centres: (
+            centres[torch.arange(ROWS) % 5] + 0.01 * normal(ROWS),
+            centres[torch.arange(CODES) % 5] + 0.01 * normal(),
+        )
+    )(1000 * normal(5)),
     "collapsed book": lambda: (normal(ROWS), normal(1) + 1e-12 * normal()),
     "codes on a sphere, z at its centre": lambda: (
         1e-4 * normal(ROWS),
@@ -287,3 +293,19 @@ def test_a_bad_code_does_not_spoil_the_scale(implementation):
     codebook[7] = torch.tensor([math.nan, 3e38, 3e38, 0, 0])
     z = torch.randn(70, 5)
     check(implementation.nearest_code(z, codebook), z, codebook)
+
+
+@pytest.mark.parametrize("dim", [16, 256, 4096])
+def test_roundings_that_all_go_one_way(implementation, dim):
+    """Every addition to the nearer code's float32 score is rounded down by almost half a unit in
+    the last place, every addition to the farther one's up: almost a third of the proven bound."""
+    z, codebook = torch.zeros(1, dim), torch.zeros(100, dim)
+    z[0, 0], z[0, 2:] = 1.125, 2.0**-12
+    nearer, farther = 61, 22
+    codebook[[nearer, farther], 0] = 1.0
+    codebook[nearer, 2:] = 2.0**-13 * (1 - 2.0**-10)
+    codebook[farther, 2:] = 2.0**-13 * (1 + 2.0**-10)
+    codebook[farther, 1] = dim**0.5 * 2.0**-13
+    result = implementation.nearest_code(z, codebook)
+    assert result[0].item() == nearer
+    check(result, z, codebook)
