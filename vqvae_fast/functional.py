@@ -143,14 +143,17 @@ def code_statistics(z: Tensor, indices: Tensor, codebook: Tensor) -> SegmentSum:
 
     Args:
         z: [..., D] vectors, or [H, ..., D] with separate books.
-        indices: int64, z.shape[:-1]; negative entries are left out (one book only).
+        indices: int64, z.shape[:-1]; rows with a negative index are left out.
         codebook: [K, D] or [H, K, D]; only its shape is used.
 
     Returns:
         sums like codebook, counts like codebook without D, both float32 (or float64).
     """
     total = codebook.shape[:-1].numel()
-    sums, counts = segment_sum(z, flat_indices(indices, codebook), total)
+    rows = flat_indices(indices, codebook)
+    if codebook.dim() == 3:  # -1 of the second book would be the last code of the first
+        rows = torch.where(indices < 0, -1, rows)
+    sums, counts = segment_sum(z, rows, total)
     return SegmentSum(sums.view(codebook.shape), counts.view(codebook.shape[:-1]))
 
 

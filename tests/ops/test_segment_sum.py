@@ -150,9 +150,12 @@ def test_thread_counts_agree(implementation, feature_map, count):
         assert torch.equal(counts, results[0][1])
 
 
-def test_statistics_of_books():
+@pytest.mark.parametrize("masked", [False, True])
+def test_statistics_of_books(masked):
     z, codebook = torch.randn(3, 5, 4, 2), torch.randn(3, 7, 2)
     indices, _ = vqvae_fast.nearest_code(z, codebook)
+    if masked:  # whole vectors of whole books: none of them may count for another book
+        indices[:, 1:3] = -1
     sums, counts = vqvae_fast.functional.code_statistics(z, indices, codebook)
     assert sums.shape == codebook.shape
     assert counts.shape == (3, 7)
