@@ -119,3 +119,16 @@ def test_flushed_subnormals_lose_no_code(search_everywhere, dim, scale):
     wanted, _, _ = smallest(z, codebook, results[0][1].indices)
     for isa, result in results:
         assert torch.equal(result.indices, wanted), isa
+
+
+def test_a_thread_without_a_usable_code_has_no_say(implementation):
+    """One row and many threads share out the codes. Where all distances overflow, the lowest
+    usable index is due, though the first threads find none."""
+    codebook = 1e200 * torch.randn(4000, 8, dtype=torch.float64)
+    codebook[:3000] = torch.nan
+    z = torch.randn(1, 8, dtype=torch.float64)
+    torch.set_num_threads(5)
+    quantized, indices, distances = implementation.quantize(z, codebook)
+    assert indices.item() == 3000
+    assert distances.item() == torch.inf
+    assert torch.equal(quantized, codebook[3000:3001])

@@ -172,3 +172,27 @@ def test_the_inputs_stay_as_they_are(implementation, dtype):
     implementation.quantize(z, codebook)
     assert torch.equal(z, before[0])
     assert torch.equal(codebook, before[1])
+
+
+def test_rows_keep_apart_from_one_pass_to_the_next(implementation):
+    """Odd rows have ties to settle in the first pass, which takes their neighbours' places."""
+    rows = 10
+    z, codebook = torch.randn(rows, 2), 1000 + torch.rand(50_000, 2)
+    odd = torch.arange(1, rows, 2)
+    codebook[odd] = codebook[odd + 4800] = z[odd] + 0.5  # 4800: the same lane of every tile
+    codebook[-rows:] = z
+    indices, distances = implementation.nearest_code(z, codebook)
+    assert torch.equal(indices, torch.arange(50_000 - rows, 50_000))
+    assert (distances == 0).all()
+
+
+@pytest.mark.parametrize("codes", [1, 3, 25, 101])
+@pytest.mark.parametrize("scale", [1e-310, 1e-160, 1e-30, 1.0, 1e30, 1e200])
+def test_nothing_behind_the_codebook_is_chosen(implementation, codes, scale):
+    """Behind it, where the last tile is padded, lie the very vectors that are looked for."""
+    z = scale * torch.randn(30, 4, dtype=torch.float64)
+    memory = torch.cat([scale * torch.randn(codes, 4, dtype=torch.float64), z, z])
+    check(implementation.nearest_code(z, memory[:codes]), z, memory[:codes])
+    if scale < 1e38:
+        z, memory = z.float(), memory.float()
+        check(implementation.nearest_code(z, memory[:codes]), z, memory[:codes])
