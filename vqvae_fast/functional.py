@@ -56,7 +56,8 @@ def nearest_code(z: Tensor, codebook: Tensor) -> NearestCode:
     """
     z, codebook = _autocast_to_float32(z, codebook)
     _check_search(z, codebook)
-    return NearestCode(*torch.ops.vqvae_fast.nearest_code(z, codebook))
+    # Detached, or the dispatcher marks the distances as if they had a gradient to warn about.
+    return NearestCode(*torch.ops.vqvae_fast.nearest_code(z.detach(), codebook.detach()))
 
 
 def quantize(
@@ -134,7 +135,7 @@ def segment_sum(src: Tensor, indices: Tensor, num_segments: int) -> SegmentSum:
     if num_segments < 1:
         raise ValueError(f"num_segments must be at least 1, got {num_segments}")
     _check_devices("src", src, "indices", indices)
-    return SegmentSum(*torch.ops.vqvae_fast.segment_sum(src, indices, num_segments))
+    return SegmentSum(*torch.ops.vqvae_fast.segment_sum(src.detach(), indices, num_segments))
 
 
 def code_statistics(z: Tensor, indices: Tensor, codebook: Tensor) -> SegmentSum:
@@ -142,20 +143,24 @@ def code_statistics(z: Tensor, indices: Tensor, codebook: Tensor) -> SegmentSum:
 
     Args:
         z: [..., D] vectors, or [H, ..., D] with separate books.
-        indices: int64, z.shape[:-1]; negative entries are left out (one book only).
+        indices: int64, z.shape[:-1]; rows with a negative index are left out.
         codebook: [K, D] or [H, K, D]; only its shape is used.
 
     Returns:
         sums like codebook, counts like codebook without D, both float32 (or float64).
     """
     total = codebook.shape[:-1].numel()
-    sums, counts = segment_sum(z, flat_indices(indices, codebook), total)
+    rows = flat_indices(indices, codebook)
+    if codebook.dim() == 3:  # -1 of the second book would be the last code of the first
+        rows = torch.where(indices < 0, -1, rows)
+    sums, counts = segment_sum(z, rows, total)
     return SegmentSum(sums.view(codebook.shape), counts.view(codebook.shape[:-1]))
 
 
 def _autocast_to_float32(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     """Autocast leaves custom ops alone, and a search in bfloat16 would not be the exact one."""
-    if torch.is_autocast_enabled(z.device.type):
+    device = z.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         narrow = (torch.bfloat16, torch.float16)
         z = z.float() if z.dtype in narrow else z
         codebook = codebook.float() if codebook.dtype in narrow else codebook

@@ -32,7 +32,7 @@ def nearest_code(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
         indices, distances = (torch.stack(part) for part in zip(*books, strict=True))
         return indices, distances
     rows = z.reshape(-1, z.shape[-1])
-    chunk = max(1, _CHUNK_ELEMENTS // codebook.shape[0])
+    chunk = max(1, _CHUNK_ELEMENTS // max(codebook.shape))
     pairs = [_nearest_in_chunk(part, codebook) for part in rows.split(chunk)]
     indices, distances = (torch.cat(part) for part in zip(*pairs, strict=True))
     distances = distances.to(distance_dtype(z.dtype))
@@ -55,7 +55,8 @@ def _nearest_in_chunk(rows: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     scores.masked_fill_(~usable, -torch.inf)
     largest_code = ec.norm(dim=1).max()
     relative = (z.shape[1] + 8) * torch.finfo(torch.float64).eps
-    bound = relative * (zc.norm(dim=1) * largest_code + largest_code.square())
+    underflow = z.shape[1] * torch.finfo(torch.float64).tiny
+    bound = relative * (zc.norm(dim=1) * largest_code + largest_code.square()) + underflow
 
     # Whatever the bound cannot rule out is measured directly. A NaN compares false with all, so
     # "not less" keeps it among the candidates.
@@ -104,7 +105,7 @@ def segment_sum(src: Tensor, indices: Tensor, num_segments: int) -> tuple[Tensor
         sums [K, D] and counts [K], both float32 (float64 for float64 input).
     """
     dtype = distance_dtype(src.dtype)
-    rows, segment = src.reshape(-1, src.shape[-1]), indices.reshape(-1)
+    rows, segment = src.reshape(indices.numel(), src.shape[-1]), indices.reshape(-1)
     if segment.numel() and int(segment.max()) >= num_segments:
         raise IndexError(f"indices must be below num_segments={num_segments}")
     member = segment >= 0

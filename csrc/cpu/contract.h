@@ -8,6 +8,16 @@
 
 #include <stdint.h>
 
+// For the few functions here: left as functions of their own, which the linker may merge, they
+// could be taken from the file of an instruction set that the machine lacks.
+#if defined(__GNUC__)
+#define VQVAE_FAST_INLINE __attribute__((always_inline)) inline
+#elif defined(_MSC_VER)
+#define VQVAE_FAST_INLINE __forceinline
+#else
+#define VQVAE_FAST_INLINE inline
+#endif
+
 namespace vqvae_fast {
 
 struct BFloat16 {
@@ -42,7 +52,7 @@ struct Rows {
   int64_t row_stride;
   int64_t element_stride;
 
-  In* row(int64_t n) const {
+  VQVAE_FAST_INLINE In* row(int64_t n) const {
     const int64_t outer = inner == count ? 0 : n / inner;  // a division is slow
     return data + outer * outer_stride + (n - outer * inner) * row_stride;
   }
@@ -57,7 +67,7 @@ struct Codes {
   int64_t row_stride;
   int64_t element_stride;
 
-  const In* row(int64_t k) const { return data + k * row_stride; }
+  VQVAE_FAST_INLINE const In* row(int64_t k) const { return data + k * row_stride; }
 };
 
 // The codebook as the kernels read it: panels of `width` codes, [panel][D][width], shifted to

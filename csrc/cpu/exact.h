@@ -17,7 +17,7 @@ struct Precision;
 template <>
 struct Precision<float> {
   static constexpr double unit = 0x1p-24;     // half an ulp of 1
-  static constexpr double tiny = 0x1p-126;    // the smallest normal number
+  static constexpr double tiny = 0x1p-126;    // what a result loses that is flushed to zero
   static constexpr double largest = 0x1p120;  // scores stay below this, well short of overflow
 };
 template <>
@@ -61,11 +61,13 @@ inline double distance(const Compute<In>* z, const In* code, int64_t stride, int
   return Doubles::sum(sum);
 }
 
-// Relative error of a score in T, centring and the half norm included: at most dim + 3 roundings
-// touch any term, the rest is room for the second order.
+// Relative error of a score in T: at most dim + 3 roundings in T touch a product (both factors are
+// centred, the product may be rounded, then dim additions) or the half norm. The half norm's sum in
+// float64 has dim / 8 + 4 more, which count where T is float64 too. The rest is room for the second
+// order.
 template <class T>
 inline double score_gamma(int64_t dim) {
-  return 1.02 * double(dim + 8) * Precision<T>::unit;
+  return 1.02 * (double(dim + 8) * Precision<T>::unit + double(dim / 8 + 8) * 0x1p-53);
 }
 
 // Scores of such long rows would be bounded too loosely to rule anything out.
@@ -81,27 +83,30 @@ template <class T>
 class ScoreBound {
  public:
   ScoreBound(int64_t dim, double scale, double max_norm)
-      : square_scale_(scale * scale),
+      : scale_(scale),
         max_norm_(max_norm),
         gamma_(score_gamma<T>(dim)),
-        underflow_(Precision<T>::tiny * 2 * double(dim)),
-        distance_error_(double(dim + 16) * 0x1p-52) {}
+        underflow_(Precision<T>::tiny * 4 * double(dim)),
+        distance_error_(double(dim + 16) * 0x1p-52),
+        distance_underflow_(Precision<double>::tiny * 2 * double(dim)) {}
 
   // norm: |z|, centred and scaled; nearest: a distance, squared and as it is.
   T operator()(double norm, double nearest) const {
     const double square = norm * norm;
-    const double scaled = nearest * square_scale_;
+    // Scaled twice, because the square of a float64 scale may itself under- or overflow.
+    const double scaled = (nearest + distance_underflow_) * scale_ * scale_;
     const double radius = smaller(max_norm_, norm + sqrt(scaled));
     const double score_error =
         gamma_ * (norm + 0.5 * radius) * radius + underflow_ * (1 + norm + radius);
     const double bound =
         0.5 * (square - scaled) - score_error - distance_error_ * (square + scaled);
-    // Rounding to T may raise it by half a unit in the last place.
-    return T(bound - 2 * Precision<T>::unit * fabs(bound));
+    // Rounding to T may raise it by half a unit in the last place. It stays finite, below every
+    // code's score but above that of padding.
+    return T(larger(bound - 2 * Precision<T>::unit * fabs(bound), -Precision<T>::largest));
   }
 
  private:
-  double square_scale_, max_norm_, gamma_, underflow_, distance_error_;
+  double scale_, max_norm_, gamma_, underflow_, distance_error_, distance_underflow_;
 };
 
 }  // namespace

@@ -107,9 +107,9 @@ struct OwnedBook {
 };
 
 template <class In>
-OwnedBook<In> pack_codebook(const Codes<In>& codes, const ThreadPool& pool) {
+OwnedBook<In> pack_codebook(const Engine<In>& engine, const Codes<In>& codes,
+                            const ThreadPool& pool) {
   using T = Compute<In>;
-  const Engine<In>& engine = instruction_set().engine(static_cast<const In*>(nullptr));
   OwnedBook<In> owned{{}, find_centre(codes), nullptr};
   PackedBook<In>& book = owned.book;
   book.codes = codes;
@@ -215,9 +215,9 @@ void gather(const Codes<In>& codes, const int64_t* indices, const Rows<In>& out,
 }
 
 template <class In>
-void search_rows(const PackedBook<In>& book, const Rows<const In>& z, int64_t* indices,
-                 Compute<In>* distances, const Rows<In>& quantized, const ThreadPool& pool) {
-  const Engine<In>& engine = instruction_set().engine(static_cast<const In*>(nullptr));
+void search_rows(const Engine<In>& engine, const PackedBook<In>& book, const Rows<const In>& z,
+                 int64_t* indices, Compute<In>* distances, const Rows<In>& quantized,
+                 const ThreadPool& pool) {
   const int64_t scratch_bytes = engine.scratch_bytes(z.dim);
   const Division by = divide(z.count, book.num_panels, engine.tile_rows, pool.num_threads);
 
@@ -265,12 +265,14 @@ void search_codebook(const Rows<const In>& z, const Codes<In>& codes, int64_t* i
   if (z.count == 0) return;
   const double work = double(z.count) * double(codes.count) * double(z.dim);
   const ThreadPool workers{work < kSearchWork ? 1 : pool.num_threads, pool.run};
-  const OwnedBook<In> owned = pack_codebook(codes, workers);
+  // One engine for the whole call, whatever another thread selects meanwhile.
+  const Engine<In>& engine = instruction_set().engine(static_cast<const In*>(nullptr));
+  const OwnedBook<In> owned = pack_codebook(engine, codes, workers);
   if (owned.book.first_usable < 0) {
     choose_first_code(z, codes, indices, distances);
     gather(codes, indices, quantized, 0, z.count);
   } else {
-    search_rows(owned.book, z, indices, distances, quantized, workers);
+    search_rows(engine, owned.book, z, indices, distances, quantized, workers);
   }
 }
 

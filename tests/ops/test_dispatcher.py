@@ -1,0 +1,184 @@
+"""What torch does with the ops: opcheck, compile, autocast, export, meta tensors, transforms."""
+
+import itertools
+
+import pytest
+import torch
+
+import vqvae_fast
+
+
+def samples(requires_grad, dtype=torch.float32):
+    """Arguments of nearest_code and quantize."""
+    shapes = [((9, 5), (7, 5)), ((2, 3, 5), (7, 5)), ((5,), (7, 5)), ((2, 3, 5), (2, 7, 5))]
+    for z_shape, codebook_shape in [*shapes, ((0, 5), (7, 5))]:
+        yield (
+            torch.randn(z_shape).to(dtype).requires_grad_(requires_grad),
+            torch.randn(codebook_shape).to(dtype).requires_grad_(requires_grad),
+        )
+    feature_map = torch.randn(2, 5, 3, 4).to(dtype).requires_grad_(requires_grad)
+    yield feature_map.movedim(1, -1), torch.randn(7, 5).to(dtype)
+
+
+# aot_dispatch with gradients is not for the bare ops: their gradient is the autograd Function's.
+WITHOUT_GRADIENT = ("test_schema", "test_autograd_registration", "test_faketensor")
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("op", ["nearest_code", "quantize"])
+def test_opcheck_of_searches(op, requires_grad, dtype):
+    tests = WITHOUT_GRADIENT if requires_grad else (*WITHOUT_GRADIENT, "test_aot_dispatch_dynamic")
+    for arguments in samples(requires_grad, dtype):
+        result = torch.library.opcheck(
+            getattr(torch.ops.vqvae_fast, op).default, arguments, test_utils=tests
+        )
+        assert set(result.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_opcheck_of_segment_sum(requires_grad, dtype):
+    tests = WITHOUT_GRADIENT if requires_grad else (*WITHOUT_GRADIENT, "test_aot_dispatch_dynamic")
+    for shape in [(9, 5), (2, 3, 5), (5,), (0, 5)]:
+        src = torch.randn(shape).to(dtype).requires_grad_(requires_grad)
+        indices = torch.randint(-1, 4, shape[:-1])
+        result = torch.library.opcheck(
+            torch.ops.vqvae_fast.segment_sum.default, (src, indices, 4), test_utils=tests
+        )
+        assert set(result.values()) == {"SUCCESS"}
+
+
+def layer(z, codebook, channel_first=False):
+    got = vqvae_fast.quantize(z * 2, codebook, channel_first=channel_first)
+    return got.quantized + 1, got.indices, got.loss, got.distances
+
+
+def run(function, *arguments, **options):
+    z, codebook, *rest = arguments
+    z, codebook = z.clone().requires_grad_(), codebook.clone().requires_grad_()
+    quantized, indices, loss, distances = function(z, codebook, *rest, **options)
+    grads = torch.autograd.grad((quantized * quantized).sum() + loss, (z, codebook))
+    return quantized, indices, loss, distances, *grads
+
+
+# Dynamo itself makes an instance of the autograd Function while it traces one.
+dynamo_warns = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+
+
+@dynamo_warns
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # inductor's own
+@pytest.mark.parametrize(
+    ("backend", "channel_first"), [("aot_eager", False), ("aot_eager", True), ("inductor", True)]
+)
+def test_compiled_in_one_graph(backend, channel_first):
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, backend=backend, fullgraph=True, dynamic=False)
+    z = torch.randn(2, 5, 3, 4) if channel_first else torch.randn(9, 5)
+    codebook = torch.randn(7, 5)
+    for mine, theirs in zip(
+        run(compiled, z, codebook, channel_first=channel_first),
+        run(layer, z, codebook, channel_first=channel_first),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs)
+
+
+@dynamo_warns
+def test_compiled_with_dynamic_shapes_compiles_once():
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, backend=counter, fullgraph=True, dynamic=True)
+    for rows, codes in itertools.product((9, 4, 30), (7, 12)):
+        z, codebook = torch.randn(rows, 5), torch.randn(codes, 5)
+        for mine, theirs in zip(run(compiled, z, codebook), run(layer, z, codebook), strict=True):
+            torch.testing.assert_close(mine, theirs)
+    assert counter.frame_count == 1
+
+
+def test_compiled_searches_and_sums():
+    torch._dynamo.reset()
+
+    def statistics(z, codebook):
+        indices, distances = vqvae_fast.nearest_code(z, codebook)
+        sums, counts = vqvae_fast.segment_sum(z, indices, codebook.shape[0])
+        of_books = vqvae_fast.functional.code_statistics(z[None], indices[None], codebook[None])
+        return indices, distances, sums, counts, *of_books
+
+    compiled = torch.compile(statistics, backend="aot_eager", fullgraph=True, dynamic=True)
+    for rows in (9, 30):
+        z, codebook = torch.randn(rows, 5), torch.randn(7, 5)
+        for mine, theirs in zip(compiled(z, codebook), statistics(z, codebook), strict=True):
+            assert torch.equal(mine, theirs)
+
+
+def test_exported():
+    class Layer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.codebook = torch.nn.Parameter(torch.randn(7, 5))
+
+        def forward(self, z):
+            return tuple(vqvae_fast.quantize(z, self.codebook))
+
+    module = Layer()
+    batch = torch.export.Dim("batch", min=2, max=1000)
+    program = torch.export.export(module, (torch.randn(4, 5),), dynamic_shapes=({0: batch},))
+    assert any("vqvae_fast" in str(node.target) for node in program.graph.nodes)
+    for rows in (2, 4, 33):
+        z = torch.randn(rows, 5)
+        for mine, theirs in zip(program.module()(z), module(z), strict=True):
+            torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16])
+def test_autocast_searches_in_float32(narrow):
+    """Whatever mixture autocast makes of the inputs, the search is the exact one in float32."""
+    z, codebook = torch.randn(40, 5).to(narrow), torch.randn(60, 5)
+    wanted = vqvae_fast.quantize(z.float(), codebook)
+    with torch.autocast("cpu", dtype=narrow):
+        got = vqvae_fast.quantize(z, codebook)
+        found = vqvae_fast.nearest_code(z, codebook)
+        linear = torch.nn.functional.linear(torch.randn(3, 5), torch.randn(5, 5))
+        assert linear.dtype == narrow  # autocast is at work
+        assert vqvae_fast.quantize(linear, codebook).quantized.dtype == torch.float32
+    assert torch.equal(got.indices, wanted.indices)
+    assert torch.equal(found.indices, wanted.indices)
+    assert torch.equal(got.quantized, wanted.quantized)
+    assert torch.equal(got.loss, wanted.loss)
+
+
+def test_autocast_has_the_gradient():
+    z, codebook = torch.randn(40, 5, requires_grad=True), torch.randn(60, 5, requires_grad=True)
+    weight = torch.randn(5, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = vqvae_fast.quantize(torch.nn.functional.linear(z, weight), codebook)
+    grads = torch.autograd.grad(got.loss + got.quantized.sum(), (z, codebook))
+    assert all(grad.abs().max() > 0 for grad in grads)
+    assert all(grad.dtype == torch.float32 for grad in grads)
+
+
+def test_autocast_leaves_float64_alone():
+    z, codebook = torch.randn(40, 5).double(), torch.randn(60, 5).double()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert vqvae_fast.quantize(z, codebook).quantized.dtype == torch.float64
+
+
+def test_meta_tensors():
+    z, codebook = torch.empty(2, 3, 5, device="meta"), torch.empty(7, 5, device="meta")
+    got = vqvae_fast.quantize(z, codebook)
+    assert got.quantized.shape == (2, 3, 5)
+    assert got.indices.shape == got.distances.shape == (2, 3)
+    assert got.loss.shape == ()
+    assert all(part.device.type == "meta" for part in got)
+    assert vqvae_fast.nearest_code(z, codebook).indices.dtype == torch.int64
+    sums, counts = vqvae_fast.segment_sum(z, got.indices, 7)
+    assert sums.shape == (7, 5)
+    assert counts.shape == (7,)
+
+
+def test_inference_mode():
+    z, codebook = torch.randn(40, 5), torch.randn(60, 5, requires_grad=True)
+    wanted = vqvae_fast.quantize(z, codebook)
+    with torch.inference_mode():
+        got = vqvae_fast.quantize(z, codebook)
+    assert torch.equal(got.quantized, wanted.quantized)
+    assert torch.equal(got.indices, wanted.indices)

@@ -1,0 +1,182 @@
+"""Choosing an instruction set, and what is compiled for each."""
+
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import INSTRUCTION_SETS
+
+import vqvae_fast
+from vqvae_fast import _native
+
+ROOT = Path(__file__).parents[2]
+needs_extension = pytest.mark.skipif(not INSTRUCTION_SETS, reason="the C++ extension is not there")
+
+
+def tool(name):
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"{name} is not there")
+    return path
+
+
+@needs_extension
+def test_what_there_is():
+    assert INSTRUCTION_SETS[-1] == "portable"
+    assert set(INSTRUCTION_SETS) <= {"avx512", "avx2", "portable"}
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists() and platform.machine() == "x86_64":
+        flags = set(cpuinfo.read_text().partition("flags")[2].splitlines()[0].split())
+        wanted = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"} <= flags
+        assert ("avx512" in INSTRUCTION_SETS) == wanted
+        assert ("avx2" in INSTRUCTION_SETS) == ({"avx2", "fma"} <= flags)
+
+
+@needs_extension
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_the_chosen_one_serves(restore, isa):
+    _native.extension.set_cpu_isa(isa)
+    assert _native.extension.cpu_isa() == isa
+    assert vqvae_fast.nearest_code(torch.eye(3), torch.eye(3)).indices.tolist() == [0, 1, 2]
+
+
+@needs_extension
+@pytest.mark.parametrize("name", ["nonsense", "", "AVX2", "sse9"])
+def test_one_that_is_not_there(restore, name):
+    before = _native.extension.cpu_isa()
+    message = f"must be one that this machine has ({', '.join(INSTRUCTION_SETS)}), got '{name}'"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        _native.extension.set_cpu_isa(name)
+    assert _native.extension.cpu_isa() == before
+
+
+@needs_extension
+def test_another_may_be_chosen_while_a_search_runs(restore):
+    """The codebook is packed for one instruction set: the search must not go on in another."""
+    z, codebook = torch.randn(200, 16), torch.randn(3000, 16)
+    wanted = vqvae_fast.nearest_code(z, codebook)
+    done = threading.Event()
+
+    def choose():
+        while not done.is_set():
+            for isa in INSTRUCTION_SETS:
+                _native.extension.set_cpu_isa(isa)
+
+    chooser = threading.Thread(target=choose)
+    chooser.start()
+    try:
+        results = [vqvae_fast.nearest_code(z, codebook) for _ in range(200)]
+    finally:
+        done.set()
+        chooser.join()
+    for result in results:
+        assert torch.equal(result.indices, wanted.indices)
+        assert torch.equal(result.distances, wanted.distances)
+
+
+@needs_extension
+def test_build_info():
+    info = _native.extension.build_info()
+    assert info["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert info["cxx"] >= 202002
+
+
+# ---- What the compiler made of them --------------------------------------------------------------
+
+
+def build_settings():
+    """The flags of setup.py, which is run for its names and builds nothing."""
+    lines = (ROOT / "setup.py").read_text().rpartition("setup(**")[0]
+    names: dict = {}
+    exec(compile(lines, "setup.py", "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+def test_a_kernel_file_shares_no_function(tmp_path, isa):
+    """A function that the linker may merge could be taken from the file of a wider instruction
+    set and run on a machine that lacks it. Unoptimised, every function that is used shows."""
+    compiler, nm = tool("g++"), tool("nm")
+    settings = build_settings()
+    if isa not in settings["ISA_FLAGS"]:
+        pytest.skip(f"{isa} is not built for {platform.machine()}")
+    flags = [flag for flag in settings["COMMON_FLAGS"] if not flag.startswith("-O")]
+    macros = [f"-D{name}={value}" for name, value in settings["MACROS"]]
+    source = ROOT / settings["kernel_source"](isa)
+    made = tmp_path / "kernel.o"
+    command = [compiler, *flags, "-O0", *macros, *settings["ISA_FLAGS"][isa]]
+    subprocess.run([*command, "-c", str(source), "-o", str(made)], check=True)
+    listing = subprocess.run([nm, "-C", str(made)], check=True, capture_output=True, text=True)
+    symbols = [line.split(maxsplit=2) for line in listing.stdout.splitlines()]
+    assert len(symbols) > 20
+    shared = [s[-1] for s in symbols if len(s) == 3 and (s[1].isupper() or s[1] in "uvw")]
+    table = {"avx512": "kAvx512", "avx2": "kAvx2", "portable": "kPortable"}[isa]
+    assert shared == [f"vqvae_fast::{table}"]
+
+
+# The accumulators of a tile: one multiply-add each and step.
+MULTIPLY_ADDS = {
+    ("avx512", "Float"): (24, r"vfn?m(add|sub)\d+ps .*%zmm"),
+    ("avx512", "Double"): (24, r"vfn?m(add|sub)\d+pd .*%zmm"),
+    ("avx2", "Float"): (12, r"vfn?m(add|sub)\d+ps .*%ymm"),
+    ("avx2", "Double"): (12, r"vfn?m(add|sub)\d+pd .*%ymm"),
+}
+
+
+def inner_loops(instructions):
+    """The instructions of each loop that holds no other: (address, text) between a backward jump
+    and its target."""
+    place = {address: i for i, (address, _) in enumerate(instructions)}
+    loops = []
+    for i, (address, text) in enumerate(instructions):
+        jump = re.match(r"j\w+\s+([0-9a-f]+)", text)
+        if jump and int(jump[1], 16) <= address and int(jump[1], 16) in place:
+            loops.append((place[int(jump[1], 16)], i))
+    inner = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
+    return [[text for _, text in instructions[begin : end + 1]] for begin, end in inner]
+
+
+@needs_extension
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86 assembly")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads ELF files")
+@pytest.mark.parametrize(("isa", "element"), MULTIPLY_ADDS)
+def test_the_inner_loop_stays_in_registers(isa, element):
+    """An accumulator on the stack costs most of the speed, and compilers put them there easily."""
+    objdump, nm = tool("objdump"), tool("nm")
+    library = _native.extension.__file__
+    symbols = subprocess.run([nm, "-S", library], check=True, capture_output=True, text=True)
+    name = f"{isa.capitalize()}{element}"
+    accumulators, multiply_add = MULTIPLY_ADDS[isa, element]
+    checked = 0
+    for line in symbols.stdout.splitlines():
+        fields = line.split()
+        if len(fields) != 4 or fields[2] not in "tT" or name not in fields[3]:
+            continue
+        begin, size = int(fields[0], 16), int(fields[1], 16)
+        listing = subprocess.run(
+            [
+                *(objdump, "-d", "-w", "--no-show-raw-insn"),
+                *(f"--start-address={begin}", f"--stop-address={begin + size}", library),
+            ],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        found = re.findall(r"^\s*([0-9a-f]+):\s+(\S.*)$", listing.stdout, re.MULTILINE)
+        for loop in inner_loops([(int(address, 16), text) for address, text in found]):
+            if sum(bool(re.match(multiply_add, text)) for text in loop) < accumulators:
+                continue
+            checked += 1
+            # The second look is rare; there a pointer may come from the stack, but no vector.
+            hot = "measure_candidates" not in fields[3]
+            spilled = [text for text in loop if "rsp" in text and (hot or text[0] == "v")]
+            assert not spilled, f"{fields[3]} uses the stack"
+    if not symbols.stdout.strip():
+        pytest.skip("the extension is stripped of its symbols")
+    assert checked >= 2  # the first look and the second

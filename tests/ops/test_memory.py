@@ -1,0 +1,80 @@
+"""Never N x K: the peak of the process is measured, in a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import INSTRUCTION_SETS
+
+MIB = 1 << 20
+MEASURE = """
+import sys, torch, vqvae_fast
+from vqvae_fast import _native, reference
+torch.set_num_threads(1)
+name, rows, codes, dim, data, op = sys.argv[1], *map(int, sys.argv[2:5]), *sys.argv[5:]
+if name == "reference":
+    call = getattr(reference, op)
+else:
+    _native.extension.set_cpu_isa(name)
+    call = getattr(torch.ops.vqvae_fast, op)
+make = torch.randn if data == "normal" else torch.zeros
+z, codebook = make(rows, dim), make(codes, dim)
+call(z[:64], codebook[:64])  # what the first call alone allocates is not the op's
+
+def status(key):
+    lines = open("/proc/self/status").read().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1]) * 1024
+
+open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
+before = status("VmRSS")
+result = call(z, codebook)
+print(status("VmHWM") - before)
+"""
+
+
+def peak(*arguments: object) -> int:
+    """Bytes by which the peak rose, results included."""
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("this system does not tell the peak of a process")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", MEASURE, *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    if "clear_refs" in done.stderr:
+        pytest.skip("this system does not let a process reset its peak")
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+@pytest.mark.parametrize("data", ["normal", "zeros"])
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_kernels(isa, data):
+    """N x K would be 1 GiB of float32. All-equal codes make every one of them a candidate."""
+    rows, codes, dim = (16384, 16384, 8) if data == "normal" else (4096, 16384, 8)
+    packed, results = codes * (dim + 1) * 4, rows * (8 + 4)
+    assert peak(isa, rows, codes, dim, data, "nearest_code") < packed + results + 16 * MIB
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS[:1])
+def test_a_large_codebook_is_packed_once(isa):
+    rows, codes, dim = 64, 1 << 18, 32
+    packed = codes * (dim + 1) * 4
+    assert peak(isa, rows, codes, dim, "normal", "nearest_code") < packed + 16 * MIB
+
+
+def test_reference():
+    """In float64 N x K would be 2 GiB."""
+    assert peak("reference", 16384, 16384, 4, "normal", "nearest_code") < 256 * MIB
+
+
+def test_reference_where_every_code_is_a_candidate():
+    assert peak("reference", 2048, 16384, 4, "zeros", "nearest_code") < 512 * MIB
+
+
+def test_reference_with_one_code():
+    """No chunk of rows is as large as z itself."""
+    assert peak("reference", 1 << 20, 1, 64, "normal", "nearest_code") < 300 * MIB
