@@ -177,7 +177,7 @@ def test_the_inputs_stay_as_they_are(implementation, dtype):
 def test_rows_keep_apart_from_one_pass_to_the_next(implementation):
     """Odd rows have ties to settle in the first pass, which takes their neighbours' places."""
     rows = 10
-    z, codebook = torch.randn(rows, 2), 1000 + torch.rand(50_000, 2)
+    z, codebook = torch.randn(rows, 2), 50 * torch.nn.functional.normalize(torch.randn(50_000, 2))
     odd = torch.arange(1, rows, 2)
     codebook[odd] = codebook[odd + 4800] = z[odd] + 0.5  # 4800: the same lane of every tile
     codebook[-rows:] = z
