@@ -176,10 +176,11 @@ def test_the_inputs_stay_as_they_are(implementation, dtype):
 
 def test_rows_keep_apart_from_one_pass_to_the_next(implementation):
     """Odd rows have ties to settle in the first pass, which takes their neighbours' places."""
-    rows = 10
+    rows = 30
     z, codebook = torch.randn(rows, 2), 50 * torch.nn.functional.normalize(torch.randn(50_000, 2))
+    codebook[:rows] = z + 0.01
     odd = torch.arange(1, rows, 2)
-    codebook[odd] = codebook[odd + 4800] = z[odd] + 0.5  # 4800: the same lane of every tile
+    codebook[odd + 4800] = codebook[odd]  # 4800: the same lane of every tile
     codebook[-rows:] = z
     indices, distances = implementation.nearest_code(z, codebook)
     assert torch.equal(indices, torch.arange(50_000 - rows, 50_000))
