@@ -54,6 +54,7 @@ def nearest_code(z: Tensor, codebook: Tensor) -> NearestCode:
     Memory is O(N + K) beside inputs and outputs, plus one packed copy of the codebook: N x K is
     never written. The same inputs give the same bits whatever the number of threads.
     """
+    _check_tensors(z=z, codebook=codebook)
     z, codebook = _autocast_to_float32(z, codebook)
     _check_search(z, codebook)
     # Detached, or the dispatcher marks the distances as if they had a gradient to warn about.
@@ -92,6 +93,7 @@ def quantize(
         ValueError: a shape, or the devices, do not fit.
         TypeError: a dtype is not a float type, or the two differ.
     """
+    _check_tensors(z=z, codebook=codebook)
     z, codebook = _autocast_to_float32(z, codebook)
     if channel_first:
         _check_channel_first(z, codebook)
@@ -123,6 +125,7 @@ def segment_sum(src: Tensor, indices: Tensor, num_segments: int) -> SegmentSum:
         TypeError: src is not a float type or indices are not int64.
         IndexError: an index is not below ``num_segments``.
     """
+    _check_tensors(src=src, indices=indices)
     if src.dtype not in _FLOAT_DTYPES:
         raise TypeError(f"src must be one of {_names(_FLOAT_DTYPES)}, got {src.dtype}")
     if indices.dtype != torch.int64:
@@ -155,6 +158,12 @@ def code_statistics(z: Tensor, indices: Tensor, codebook: Tensor) -> SegmentSum:
         rows = torch.where(indices < 0, -1, rows)
     sums, counts = segment_sum(z, rows, total)
     return SegmentSum(sums.view(codebook.shape), counts.view(codebook.shape[:-1]))
+
+
+def _check_tensors(**arguments: object) -> None:
+    for name, argument in arguments.items():
+        if not isinstance(argument, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(argument).__name__}")
 
 
 def _autocast_to_float32(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:

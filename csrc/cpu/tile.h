@@ -9,8 +9,11 @@
 // itself, GCC unrolls them too late and sends every accumulator through the stack.
 #if defined(__GNUC__)
 #define VQVAE_FAST_UNROLL _Pragma("GCC unroll 8")
+// Each loop has a function, and so all registers, to itself.
+#define VQVAE_FAST_ALONE __attribute__((noinline))
 #else
 #define VQVAE_FAST_UNROLL
+#define VQVAE_FAST_ALONE
 #endif
 
 namespace vqvae_fast {
@@ -54,8 +57,9 @@ inline void score_tile(Scores<Simd>& scores, const typename Simd::T* rows, int64
 // meet the running best, and measure_lane() will measure all of them: so a vector of scores costs
 // two instructions, the second best included.
 template <class Simd>
-void keep_best(const Block<Simd>& block, int64_t num_tiles, const typename Simd::T* panel,
-               const typename Simd::T* start, int64_t panel_in_pass, int64_t dim) {
+VQVAE_FAST_ALONE void keep_best(const Block<Simd>& block, int64_t num_tiles,
+                                const typename Simd::T* panel, const typename Simd::T* start,
+                                int64_t panel_in_pass, int64_t dim) {
   using Vec = typename Simd::Vec;
   const typename Simd::T* rows = block.centred;
   const int64_t row_stride = block.row_stride;
@@ -79,8 +83,9 @@ void keep_best(const Block<Simd>& block, int64_t num_tiles, const typename Simd:
 }
 
 template <class Simd>
-void store_scores(typename Simd::T* out, const typename Simd::T* rows, int64_t row_stride,
-                  const typename Simd::T* panel, const typename Simd::T* start, int64_t dim) {
+VQVAE_FAST_ALONE void store_scores(typename Simd::T* out, const typename Simd::T* rows,
+                                   int64_t row_stride, const typename Simd::T* panel,
+                                   const typename Simd::T* start, int64_t dim) {
   Scores<Simd> scores;
   score_tile<Simd>(scores, rows, row_stride, panel, start, dim);
   VQVAE_FAST_UNROLL

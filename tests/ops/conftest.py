@@ -3,12 +3,12 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from kernels import INSTRUCTION_SETS
 
 import vqvae_fast
 from vqvae_fast import _native, reference
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-INSTRUCTION_SETS = _native.extension.available_cpu_isas() if _native.extension else []
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import INSTRUCTION_SETS
+from kernels import INSTRUCTION_SETS
 
 MIB = 1 << 20
 MEASURE = """

@@ -8,7 +8,7 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
-from conftest import INSTRUCTION_SETS
+from kernels import INSTRUCTION_SETS
 
 import vqvae_fast
 

@@ -2,7 +2,7 @@ import re
 
 import pytest
 import torch
-from conftest import INSTRUCTION_SETS
+from kernels import INSTRUCTION_SETS
 
 import vqvae_fast
 
@@ -138,3 +138,11 @@ def test_the_sum_alone_refuses_what_is_unsafe():
     ]:
         with pytest.raises((ValueError, TypeError, IndexError, RuntimeError)):
             op(src, indices, count)
+
+
+@SEARCHES
+def test_what_is_no_tensor(function):
+    with pytest.raises(TypeError, match="^z must be a torch.Tensor, got list$"):
+        function([[0.0]], torch.zeros(5, 1))
+    with pytest.raises(TypeError, match="^codebook must be a torch.Tensor, got ndarray$"):
+        function(torch.zeros(4, 1), torch.zeros(5, 1).numpy())
