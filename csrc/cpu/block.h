@@ -40,7 +40,7 @@ struct Block {
   const T** raw;        // [rows]: the rows as they are
   T* centred;           // [rows][row_stride]: centred and scaled
   T* state;             // [rows][2][kWidth]
-  Mask* rose;           // [kPassPanels][rows]
+  Mask* rose;           // [panels of a pass][rows]
   double* norm;         // [rows]: |z|, centred and scaled
   RowKind* kind;        // [rows]
   Mask* top_lane;       // [rows]: the lane with the best score, as a bit; 0 for rows to pass over
@@ -50,16 +50,18 @@ struct Block {
   int64_t rows;
   int64_t num_unsettled;
 
-  Block(int64_t dim, void* scratch) : rows(block_rows<Simd>(dim)), num_unsettled(0) {
-    // A line between the rows keeps those of a power of two out of each other's cache sets.
-    constexpr int64_t line = kAlignment / int64_t(sizeof(T));
-    row_stride = (dim + line - 1) / line * line + line;
+  Block(int64_t dim, int64_t num_panels, void* scratch)
+      : rows(block_rows<Simd>(dim)), num_unsettled(0) {
+    // Whole groups of the eight lanes that centre_row() writes. A line between long rows keeps
+    // those of a power of two out of each other's cache sets.
+    row_stride = (dim + 7) / 8 * 8;
+    if (dim >= 512) row_stride += kAlignment / int64_t(sizeof(T));
     at_ = begin_ = reinterpret_cast<uintptr_t>(scratch);
     copies = take<T>(rows * dim);
     raw = take<const T*>(rows);
     centred = take<T>(rows * row_stride);
     state = take<T>(rows * kStateSize);
-    rose = take<Mask>(kPassPanels * rows);
+    rose = take<Mask>(smaller(num_panels, kPassPanels) * rows);
     norm = take<double>(rows);
     kind = take<RowKind>(rows);
     top_lane = take<Mask>(rows);
@@ -84,8 +86,8 @@ struct Block {
 };
 
 template <class Simd>
-int64_t scratch_bytes(int64_t dim) {
-  return Block<Simd>(dim, nullptr).bytes();
+int64_t scratch_bytes(int64_t dim, int64_t num_panels) {
+  return Block<Simd>(dim, num_panels, nullptr).bytes();
 }
 
 // Finds rows [first, first + count): in place, or widened and side by side in `copies`.

@@ -107,8 +107,8 @@ struct Engine {
   int64_t tile_rows;
   // Fills panels [first, last) of `book`. All but max_norm and first_usable must be set.
   PackedRange (*pack)(const PackedBook<In>& book, int64_t first, int64_t last);
-  // Bytes of scratch that `search` needs for rows of length `dim`.
-  int64_t (*scratch_bytes)(int64_t dim);
+  // Bytes of scratch that `search` needs for rows of length `dim` and that many panels.
+  int64_t (*scratch_bytes)(int64_t dim, int64_t num_panels);
   // Nearest code among panels [first_panel, last_panel) for rows [first_row, last_row). Writes
   // at [row - first_row].
   void (*search)(const PackedBook<In>& book, const Rows<const In>& z, int64_t first_row,

@@ -18,7 +18,7 @@ namespace {
 // What a thread must have to do before waking it pays: multiply-adds of the search, elements of a
 // codebook to pack.
 constexpr double kSearchWork = 1 << 16;
-constexpr int64_t kPackWork = 1 << 15;
+constexpr int64_t kPackWork = 1 << 13;
 
 struct FreeAligned {
   void operator()(void* p) const { ::operator delete[](p, std::align_val_t{64}); }
@@ -218,7 +218,7 @@ template <class In>
 void search_rows(const Engine<In>& engine, const PackedBook<In>& book, const Rows<const In>& z,
                  int64_t* indices, Compute<In>* distances, const Rows<In>& quantized,
                  const ThreadPool& pool) {
-  const int64_t scratch_bytes = engine.scratch_bytes(z.dim);
+  const int64_t scratch_bytes = engine.scratch_bytes(z.dim, book.num_panels);
   const Division by = divide(z.count, book.num_panels, engine.tile_rows, pool.num_threads);
 
   if (by.code_parts == 1) {

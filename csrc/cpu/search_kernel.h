@@ -31,8 +31,13 @@ void search_pass(Block<Simd>& block, const PackedBook<In>& book, int64_t count, 
     Simd::store(block.state + i, nothing);
   }
   for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-    keep_best<Simd>(block, tiles, book.panels + panel * dim * Simd::kTileCodes,
-                    book.start + panel * Simd::kTileCodes, panel - first_panel, dim);
+    const int64_t codes = smaller(book.codes.count - panel * Simd::kTileCodes, Simd::kTileCodes);
+    const int64_t vecs = (codes + Simd::kWidth - 1) / Simd::kWidth;
+    const auto look = vecs == 1   ? keep_best<Simd, 1>
+                      : vecs == 2 ? keep_best<Simd, 2>
+                                  : keep_best<Simd, Simd::kTileVecs>;
+    look(block, tiles, book.panels + panel * dim * Simd::kTileCodes,
+         book.start + panel * Simd::kTileCodes, panel - first_panel, dim);
   }
 
   const ScoreBound<T> score_bound(dim, double(book.scale), book.max_norm);
@@ -91,7 +96,7 @@ void search_block(Block<Simd>& block, const PackedBook<In>& book, int64_t count,
 template <class Simd, class In>
 void search(const PackedBook<In>& book, const Rows<const In>& z, int64_t first_row,
             int64_t last_row, int64_t first_panel, int64_t last_panel, void* scratch, Nearest out) {
-  Block<Simd> block(z.dim, scratch);
+  Block<Simd> block(z.dim, last_panel - first_panel, scratch);
   for (int64_t row = first_row; row < last_row; row += block.rows) {
     const int64_t count = smaller(block.rows, last_row - row);
     read_rows<Simd, In>(block, z, row, count);

@@ -19,32 +19,33 @@
 namespace vqvae_fast {
 namespace {
 
-// Scores of one tile: kTileRows rows against one panel.
-template <class Simd>
+// Scores of one tile: kTileRows rows against the first kVecs vectors of a panel.
+template <class Simd, int kVecs>
 struct Scores {
-  typename Simd::Vec at[Simd::kTileRows][Simd::kTileVecs];
+  typename Simd::Vec at[Simd::kTileRows][kVecs];
 };
 
-template <class Simd>
-inline void score_tile(Scores<Simd>& scores, const typename Simd::T* rows, int64_t row_stride,
-                       const typename Simd::T* panel, const typename Simd::T* start, int64_t dim) {
+template <class Simd, int kVecs>
+inline void score_tile(Scores<Simd, kVecs>& scores, const typename Simd::T* rows,
+                       int64_t row_stride, const typename Simd::T* panel,
+                       const typename Simd::T* start, int64_t dim) {
   using Vec = typename Simd::Vec;
   VQVAE_FAST_UNROLL
-  for (int j = 0; j < Simd::kTileVecs; ++j) {
+  for (int j = 0; j < kVecs; ++j) {
     VQVAE_FAST_UNROLL
     for (int i = 0; i < Simd::kTileRows; ++i) {
       scores.at[i][j] = Simd::load(start + j * Simd::kWidth);
     }
   }
   for (int64_t d = 0; d < dim; ++d) {
-    Vec codes[Simd::kTileVecs];
+    Vec codes[kVecs];
     VQVAE_FAST_UNROLL
-    for (int j = 0; j < Simd::kTileVecs; ++j) codes[j] = Simd::load(panel + j * Simd::kWidth);
+    for (int j = 0; j < kVecs; ++j) codes[j] = Simd::load(panel + j * Simd::kWidth);
     VQVAE_FAST_UNROLL
     for (int i = 0; i < Simd::kTileRows; ++i) {
       const Vec z = Simd::broadcast(rows[i * row_stride]);
       VQVAE_FAST_UNROLL
-      for (int j = 0; j < Simd::kTileVecs; ++j) {
+      for (int j = 0; j < kVecs; ++j) {
         scores.at[i][j] = Simd::multiply_add(z, codes[j], scores.at[i][j]);
       }
     }
@@ -55,8 +56,9 @@ inline void score_tile(Scores<Simd>& scores, const typename Simd::T* rows, int64
 
 // First look at one panel. Its codes that share a lane are reduced to their maximum before they
 // meet the running best, and measure_lane() will measure all of them: so a vector of scores costs
-// two instructions, the second best included.
-template <class Simd>
+// two instructions, the second best included. The last panel may be filled in part: a codebook of
+// 2^n codes never is a multiple of three vectors.
+template <class Simd, int kVecs>
 VQVAE_FAST_ALONE void keep_best(const Block<Simd>& block, int64_t num_tiles,
                                 const typename Simd::T* panel, const typename Simd::T* start,
                                 int64_t panel_in_pass, int64_t dim) {
@@ -66,13 +68,13 @@ VQVAE_FAST_ALONE void keep_best(const Block<Simd>& block, int64_t num_tiles,
   typename Simd::T* state = block.state;
   typename Simd::Mask* rose = block.rose + panel_in_pass * block.rows;
   for (int64_t tile = 0; tile < num_tiles; ++tile, rows += Simd::kTileRows * row_stride) {
-    Scores<Simd> scores;
-    score_tile<Simd>(scores, rows, row_stride, panel, start, dim);
+    Scores<Simd, kVecs> scores;
+    score_tile<Simd, kVecs>(scores, rows, row_stride, panel, start, dim);
     VQVAE_FAST_UNROLL
     for (int i = 0; i < Simd::kTileRows; ++i, state += Block<Simd>::kStateSize) {
       Vec top = scores.at[i][0];
       VQVAE_FAST_UNROLL
-      for (int j = 1; j < Simd::kTileVecs; ++j) top = Simd::max(top, scores.at[i][j]);
+      for (int j = 1; j < kVecs; ++j) top = Simd::max(top, scores.at[i][j]);
       const Vec best = Simd::load(state);
       const Vec second = Simd::load(state + Simd::kWidth);
       *rose++ = Simd::greater(top, best);
@@ -86,8 +88,8 @@ template <class Simd>
 VQVAE_FAST_ALONE void store_scores(typename Simd::T* out, const typename Simd::T* rows,
                                    int64_t row_stride, const typename Simd::T* panel,
                                    const typename Simd::T* start, int64_t dim) {
-  Scores<Simd> scores;
-  score_tile<Simd>(scores, rows, row_stride, panel, start, dim);
+  Scores<Simd, Simd::kTileVecs> scores;
+  score_tile<Simd, Simd::kTileVecs>(scores, rows, row_stride, panel, start, dim);
   VQVAE_FAST_UNROLL
   for (int i = 0; i < Simd::kTileRows; ++i) {
     VQVAE_FAST_UNROLL
