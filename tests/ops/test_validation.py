@@ -142,7 +142,7 @@ def test_the_sum_alone_refuses_what_is_unsafe():
 
 @SEARCHES
 def test_what_is_no_tensor(function):
-    with pytest.raises(TypeError, match="^z must be a torch.Tensor, got list$"):
+    with pytest.raises(TypeError, match=r"^z must be a torch\.Tensor, got list$"):
         function([[0.0]], torch.zeros(5, 1))
-    with pytest.raises(TypeError, match="^codebook must be a torch.Tensor, got ndarray$"):
+    with pytest.raises(TypeError, match=r"^codebook must be a torch\.Tensor, got ndarray$"):
         function(torch.zeros(4, 1), torch.zeros(5, 1).numpy())
