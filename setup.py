@@ -25,7 +25,9 @@ if MSVC:
     ISA_FLAGS = {"avx512": ["/arch:AVX512"], "avx2": ["/arch:AVX2"], "portable": []}
 else:
     COMMON_FLAGS = ["-std=c++20", "-O3", "-ffp-contract=off", "-fno-math-errno"]
-    COMMON_FLAGS += ["-fno-trapping-math", "-fopenmp"]
+    COMMON_FLAGS += ["-fno-trapping-math"]
+    if sys.platform != "darwin":  # Apple's compiler has no OpenMP: one thread there
+        COMMON_FLAGS += ["-fopenmp"]
     ISA_FLAGS = {
         "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
         "avx2": ["-mavx2", "-mfma"],

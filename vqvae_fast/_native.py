@@ -6,10 +6,15 @@ warning: the package still works, only slower. A user who asks for an instructio
 machine lacks gets an error at import, not a slower answer.
 """
 
-import importlib
+import importlib.util
 import os
+import sys
 import warnings
+from importlib.machinery import PathFinder
+from pathlib import Path
 from types import ModuleType
+
+_NAME = "vqvae_fast._C"
 
 
 def _load() -> tuple[ModuleType | None, str]:
@@ -20,9 +25,9 @@ def _load() -> tuple[ModuleType | None, str]:
             stacklevel=2,
         )
         return None, "VQVAE_FAST_NO_EXT=1 is set"
-    try:
-        module = importlib.import_module("vqvae_fast._C")
-    except ModuleNotFoundError:
+    # Beside this file and nowhere else: another installation's module is not ours.
+    spec = PathFinder.find_spec(_NAME, [str(Path(__file__).parent)])
+    if spec is None or spec.loader is None:
         reason = "the C++ extension was not built (no compiler at install time?)"
         warnings.warn(
             f"vqvae_fast: {reason}; searches run in plain PyTorch, exact but slower. "
@@ -30,6 +35,9 @@ def _load() -> tuple[ModuleType | None, str]:
             stacklevel=2,
         )
         return None, reason
+    try:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
     except ImportError as error:
         reason = f"the C++ extension is there but does not load: {error}"
         warnings.warn(
@@ -38,6 +46,7 @@ def _load() -> tuple[ModuleType | None, str]:
             stacklevel=2,
         )
         return None, reason
+    sys.modules[_NAME] = module
     wanted = os.environ.get("VQVAE_FAST_CPU_ISA")
     if wanted:
         module.set_cpu_isa(wanted)

@@ -14,7 +14,8 @@ class StraightThroughQuantize(torch.autograd.Function):
     ``commitment * mean((z - sg[q])^2) + codebook * mean((sg[z] - q)^2)`` (arXiv 1711.00937, eq. 3).
     Both means are the same number, and it is the sum of the distances that the search has
     measured anyway, so the losses cost no further pass over the data. Saved for backward:
-    z, codebook and indices; z and the quantized vectors if the codebook needs no gradient.
+    z, codebook and indices; only the error z - q if the codebook needs no gradient. There is no
+    second derivative: what ``create_graph=True`` returns is a constant.
     """
 
     @staticmethod
@@ -30,11 +31,12 @@ class StraightThroughQuantize(torch.autograd.Function):
         loss = distances.sum() * ((commitment_weight + codebook_weight) / _count(z))
         if ctx.needs_input_grad[1]:
             ctx.save_for_backward(z, codebook, indices)
-        else:
+        elif ctx.needs_input_grad[0]:
             # The commitment gradient wants the chosen codes as they were in this search. Without
-            # a gradient of its own a codebook is often rewritten before the backward pass (EMA);
-            # autograd refuses that in eager mode, but AOTAutograd computes from the new codes.
-            ctx.save_for_backward(z, quantized)
+            # a gradient of its own a codebook is often rewritten before the backward pass (EMA):
+            # autograd refuses that in eager mode, and AOTAutograd computes from the new codes.
+            # The error is nobody else's, so nothing that is done to z or q can change it.
+            ctx.save_for_backward(_wide(z) - _wide(quantized))
         ctx.commitment_weight, ctx.codebook_weight = commitment_weight, codebook_weight
         ctx.mark_non_differentiable(indices, distances)
         return quantized, indices, distances, loss
@@ -47,15 +49,14 @@ class StraightThroughQuantize(torch.autograd.Function):
         """Gradients to z (straight-through and commitment) and to the codebook."""
         if ctx.needs_input_grad[1]:
             z, codebook, indices = ctx.saved_tensors
-            quantized = _gather(codebook, indices)
+            error = _wide(z) - _wide(_gather(codebook, indices))
         else:
-            z, quantized = ctx.saved_tensors
-        error = _wide(z) - _wide(quantized)
-        per_element = grad_loss * (2.0 / _count(z))
+            (error,) = ctx.saved_tensors
+        per_element = grad_loss * (2.0 / _count(error))
         grad_z = grad_codebook = None
         if ctx.needs_input_grad[0]:
             grad_z = grad_quantized + (per_element * ctx.commitment_weight) * error
-            grad_z = grad_z.to(z.dtype)
+            grad_z = grad_z.to(grad_quantized.dtype)
         if ctx.needs_input_grad[1]:
             # A sum of the errors, not the difference of two sums: far from the origin the two
             # sums would agree in all their digits.

@@ -34,11 +34,11 @@ def can_run_cpp(device: torch.device) -> Backend:
     if extension is None:
         return Backend("C++", False, _native.reason)
     isa, others = extension.cpu_isa(), extension.available_cpu_isas()
+    has = f"this processor has {', '.join(others)}"
+    if isa != others[0]:
+        return Backend(f"C++ ({isa})", True, f"selected by VQVAE_FAST_CPU_ISA; {has}")
     return Backend(
-        f"C++ ({isa})",
-        True,
-        f"fastest of the instruction sets that this processor has: {', '.join(others)} "
-        "(VQVAE_FAST_CPU_ISA overrides the choice)",
+        f"C++ ({isa})", True, f"the fastest; {has} (VQVAE_FAST_CPU_ISA overrides the choice)"
     )
 
 

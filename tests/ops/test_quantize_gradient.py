@@ -229,7 +229,23 @@ def test_what_is_saved():
     saved.clear()
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         got = vqvae_fast.quantize(z, codebook.detach())
-    assert {t.data_ptr() for t in saved} == {z.data_ptr(), got.quantized.data_ptr()}
+    assert [tuple(t.shape) for t in saved] == [(400, 6)]
+    assert torch.equal(saved[0], z - got.quantized)
+
+
+@pytest.mark.parametrize("learned", [True, False], ids=["codebook learned", "codebook frozen"])
+def test_the_result_may_be_changed_in_place(learned):
+    z, codebook = leaves((40, 6), (17, 6))
+    codebook.requires_grad_(learned)
+    inputs = (z, codebook) if learned else (z,)
+    results = []
+    for inplace in (True, False):
+        got = vqvae_fast.quantize(z, codebook)
+        y = torch.nn.functional.relu(got.quantized * 1 if not inplace else got.quantized, inplace)
+        results.append(torch.autograd.grad(y.square().sum() + got.loss, inputs))
+    for one, other in zip(*results, strict=True):
+        assert one.any()
+        assert torch.equal(one, other)
 
 
 def test_nothing_is_saved_without_a_gradient():
@@ -259,6 +275,12 @@ def test_a_second_derivative_is_refused():
     (grad,) = torch.autograd.grad(loss, z, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
+
+
+def test_a_gradient_of_the_loss_alone_is_a_constant():
+    z, codebook = leaves((40, 6), (17, 6))
+    (grad,) = torch.autograd.grad(vqvae_fast.quantize(z, codebook).loss, z, create_graph=True)
+    assert not grad.requires_grad
 
 
 @pytest.mark.parametrize("channel_first", [False, True])

@@ -20,7 +20,8 @@ def test_config_survives_json(tiny):
         ({"held_out": 1.0}, "held_out must lie between 0 and 1"),
         ({"quantizer": "magic"}, "ema or gradient, got magic"),
         ({"dtype": "int8"}, "float32 or bf16"),
-        ({"seed": -1}, "seed must not be below 0"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"seed": 2**63}, "seed must be at least 0 and below 2"),
         ({"beta": -1.0}, "beta must not be below 0"),
     ],
 )

@@ -97,8 +97,8 @@ class TrainConfig:
             raise UserError(f"lr must be above 0, got {self.lr:g}")
         if not (math.isfinite(self.beta) and self.beta >= 0):
             raise UserError(f"beta must not be below 0, got {self.beta:g}")
-        if self.seed < 0:
-            raise UserError(f"seed must not be below 0, got {self.seed}")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed must be at least 0 and below 2^63, got {self.seed}")
         if not 0 < self.held_out < 1:
             raise UserError(f"held_out must lie between 0 and 1, got {self.held_out:g}")
         if self.quantizer not in ("ema", "gradient"):

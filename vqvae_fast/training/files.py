@@ -29,6 +29,9 @@ def read_image(path: Path, channels: int = 3) -> NDArray[np.uint8]:
         if upright.mode.startswith("I;16"):
             # Pillow would clip 16 bits at 255 rather than scale them.
             upright = Pillow.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+        elif upright.mode in ("F", "I"):
+            # Their range is nowhere written, and Pillow would clip these too.
+            raise UserError(f"{path} has 32-bit pixels, 8 or 16 bits were expected")
         if upright.has_transparency_data:
             upright = upright.convert("RGBA")
             white = Pillow.new("RGBA", upright.size, (255, 255, 255, 255))

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from vqvae_fast.models import VQVAE
 from vqvae_fast.training import pictures
-from vqvae_fast.training.checkpoint import load_checkpoint
+from vqvae_fast.training.checkpoint import load_checkpoint, save_checkpoint
 from vqvae_fast.training.config import TrainConfig, pick_device
 from vqvae_fast.training.data import ImageData, open_data
 from vqvae_fast.training.errors import UserError
@@ -84,6 +84,7 @@ def train(
         source = "dataset" if data is not None else config.data.split(":")[0]
         run = create_run(config.out, f"{Path(source).resolve().stem}-{config.quantizer}")
         write_json(run / CONFIG, config.to_dict())
+        save_checkpoint(run, trainer.state())  # whatever ends the run, it can be resumed
         return _finish(trainer, run, progress, say)
 
 

@@ -100,12 +100,12 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
     """The rows of a run's metrics.jsonl; a line cut off by a crash is left out."""
     path = run / METRICS
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+        except ValueError:
             break
-        if not isinstance(row, dict) or "step" not in row:
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
             break
         rows.append(row)
     return rows
