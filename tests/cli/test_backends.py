@@ -29,8 +29,15 @@ def test_cpu_gets_the_extension_with_its_instruction_set():
     first, second = backends.backends("cpu")
     assert first == backends.chosen("cpu")
     assert first.name == "C++ (avx2)"
+    assert first.reason.startswith("selected by VQVAE_FAST_CPU_ISA; ")
     assert "avx512, avx2, portable" in first.reason
     assert second.available
+
+
+@pytest.mark.usefixtures("extension")
+def test_the_best_instruction_set_is_said_to_be_the_fastest(monkeypatch):
+    monkeypatch.setattr(_native.extension, "cpu_isa", lambda: "avx512")
+    assert backends.chosen("cpu").reason.startswith("the fastest; ")
 
 
 @pytest.mark.usefixtures("no_extension")
