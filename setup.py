@@ -28,9 +28,12 @@ else:
     COMMON_FLAGS += ["-fno-trapping-math"]
     if sys.platform != "darwin":  # Apple's compiler has no OpenMP: one thread there
         COMMON_FLAGS += ["-fopenmp"]
+    # What these two do in vectors they say; what the compiler pairs up beside it (the addresses of
+    # three codes, say) goes through memory and costs more than it saves.
+    NAMED_VECTORS = ["-fno-tree-slp-vectorize"]
     ISA_FLAGS = {
-        "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
-        "avx2": ["-mavx2", "-mfma"],
+        "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", *NAMED_VECTORS],
+        "avx2": ["-mavx2", "-mfma", *NAMED_VECTORS],
         "portable": [],
     }
 if not IS_X86:

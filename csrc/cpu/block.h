@@ -45,6 +45,7 @@ struct Block {
   RowKind* kind;        // [rows]
   Mask* top_lane;       // [rows]: the lane with the best score, as a bit; 0 for rows to pass over
   uint16_t* top_panel;  // [rows]: the panel in the pass at which that lane rose last
+  double* measured;     // [rows][kTileVecs]: the distances of the codes there
   T* bound;             // [rows]: the score below which a code cannot be the nearest
   int64_t* unsettled;   // [num_unsettled]: rows that the first look at a pass cannot settle
   int64_t rows;
@@ -66,6 +67,7 @@ struct Block {
     kind = take<RowKind>(rows);
     top_lane = take<Mask>(rows);
     top_panel = take<uint16_t>(rows);
+    measured = take<double>(rows * Simd::kTileVecs);
     unsettled = take<int64_t>(rows);
     bound = take<T>(rows);
   }
@@ -132,18 +134,25 @@ template <class Simd, class In>
 double centre_row(const Block<Simd>& block, const PackedBook<In>& book, int64_t from, int64_t to) {
   using T = typename Simd::T;
   using Doubles = typename Simd::Doubles;
+  using Vec = typename Doubles::Vec;
   const int64_t dim = book.codes.dim;
   const T* raw = block.raw[from];
   T* out = block.centred + to * block.row_stride;
-  const auto scale = Doubles::broadcast(double(book.scale));
-  typename Doubles::Vec square = Doubles::zero();
-  for (int64_t d = 0; d < dim; d += 8) {
-    // In float64, because the bound needs the norm of the row and not that of its rounding.
-    const auto z =
-        Doubles::subtract(Doubles::multiply(load_lanes<Doubles>(raw + d, 1, dim - d), scale),
-                          load_lanes<Doubles>(book.centre + d, 1, dim - d));
-    square = Doubles::add_square(square, z);
-    Doubles::store(out + d, z);  // rows are padded to whole vectors
+  const Vec scale = Doubles::broadcast(double(book.scale));
+  Vec square = Doubles::zero();
+  // In float64, because the bound needs the norm of the row and not that of its rounding.
+  const auto centre = [&](int64_t d, Vec z, Vec shift) {
+    const Vec centred = Doubles::subtract(Doubles::multiply(z, scale), shift);
+    square = Doubles::add_square(square, centred);
+    Doubles::store(out + d, centred);  // rows are padded to whole vectors
+  };
+  const int64_t whole = whole_lanes(dim, 1);
+  for (int64_t d = 0; d < whole; d += 8) {
+    centre(d, load_lanes<Doubles>(raw + d), load_lanes<Doubles>(book.centre + d));
+  }
+  for (int64_t d = whole; d < dim; d += 8) {
+    centre(d, load_lanes<Doubles>(raw + d, 1, dim - d),
+           load_lanes<Doubles>(book.centre + d, 1, dim - d));
   }
   return Doubles::sum(square);
 }

@@ -18,6 +18,17 @@
 #define VQVAE_FAST_INLINE inline
 #endif
 
+// Loops over a tile must be unrolled before the compiler decides what lives in registers: left to
+// itself, GCC unrolls them too late and sends every accumulator through the stack.
+#if defined(__GNUC__)
+#define VQVAE_FAST_UNROLL _Pragma("GCC unroll 8")
+// Each loop has a function, and so all registers, to itself.
+#define VQVAE_FAST_ALONE __attribute__((noinline))
+#else
+#define VQVAE_FAST_UNROLL
+#define VQVAE_FAST_ALONE
+#endif
+
 namespace vqvae_fast {
 
 struct BFloat16 {
@@ -105,6 +116,8 @@ template <class In>
 struct Engine {
   int64_t panel_width;
   int64_t tile_rows;
+  // Of the elements of codes [first, last), NaN and infinities left out.
+  Compute<In> (*largest_magnitude)(const Codes<In>& codes, int64_t first, int64_t last);
   // Fills panels [first, last) of `book`. All but max_norm and first_usable must be set.
   PackedRange (*pack)(const PackedBook<In>& book, int64_t first, int64_t last);
   // Bytes of scratch that `search` needs for rows of length `dim` and that many panels.

@@ -10,26 +10,39 @@
 namespace vqvae_fast {
 namespace {
 
-inline float bits_to_float(uint32_t bits) {
+inline uint32_t to_bits(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+inline uint64_t to_bits(double value) {
+  uint64_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+inline float from_bits(uint32_t bits) {
   float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+inline double from_bits(uint64_t bits) {
+  double value;
   memcpy(&value, &bits, sizeof value);
   return value;
 }
 
 inline float widen(float value) { return value; }
 inline double widen(double value) { return value; }
-inline float widen(BFloat16 value) { return bits_to_float(uint32_t{value.bits} << 16); }
+inline float widen(BFloat16 value) { return from_bits(uint32_t{value.bits} << 16); }
 
 // Branch-free, so that loops over it vectorise: the exponent is re-biased by a multiplication
 // (which also normalises subnormals), and only infinities and NaNs need their exponent set.
 inline float widen(Half value) {
   const uint32_t magnitude = value.bits & 0x7fffu;
   const uint32_t sign = uint32_t{value.bits & 0x8000u} << 16;
-  const float scaled = bits_to_float(magnitude << 13) * 0x1p112f;
-  uint32_t bits;
-  memcpy(&bits, &scaled, sizeof bits);
-  bits |= magnitude >= 0x7c00u ? 0x7f800000u : 0u;
-  return bits_to_float(bits | sign);
+  const float scaled = from_bits(magnitude << 13) * 0x1p112f;
+  const uint32_t special = magnitude >= 0x7c00u ? 0x7f800000u : 0u;
+  return from_bits(to_bits(scaled) | special | sign);
 }
 
 inline int lowest_bit(uint32_t bits) {

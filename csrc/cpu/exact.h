@@ -31,34 +31,64 @@ inline double smaller(double a, double b) { return a < b ? a : b; }
 inline double larger(double a, double b) { return a > b ? a : b; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Elements [0, min(count, 8)) at p as eight float64 lanes, zeros behind them. Doubles is the
-// instruction set's eight lanes of float64.
+// Eight neighbouring elements as float64 lanes, for which each instruction set has a type Doubles.
 template <class Doubles, class In>
-inline typename Doubles::Vec load_lanes(const In* p, int64_t stride, int64_t count) {
+inline typename Doubles::Vec load_lanes(const In* p) {
   if constexpr (sizeof(In) == sizeof(Compute<In>)) {
-    if (stride == 1 && count >= 8) return Doubles::load(p);
-  }
-  Compute<In> lanes[8] = {};
-  if (stride == 1 && count >= 8) {
-    for (int l = 0; l < 8; ++l) lanes[l] = widen(p[l]);
+    return Doubles::load(p);
   } else {
-    for (int l = 0; l < 8 && l < count; ++l) lanes[l] = widen(p[l * stride]);
+    Compute<In> lanes[8];
+    for (int l = 0; l < 8; ++l) lanes[l] = widen(p[l]);
+    return Doubles::load(lanes);
   }
+}
+
+// The same of elements that lie apart, or are fewer than eight: zeros stand in for those missing.
+template <class Doubles, class In>
+VQVAE_FAST_ALONE typename Doubles::Vec load_lanes(const In* p, int64_t stride, int64_t count) {
+  Compute<In> lanes[8] = {};
+  for (int l = 0; l < 8 && l < count; ++l) lanes[l] = widen(p[l * stride]);
   return Doubles::load(lanes);
 }
 
-// The distance that decides: sum((z - e)^2) in float64, its lanes added in one fixed order, so that
-// every instruction set gets the same bits (no file is compiled with contraction of a*b+c).
-template <class Doubles, class In>
-inline double distance(const Compute<In>* z, const In* code, int64_t stride, int64_t dim) {
-  typename Doubles::Vec sum = Doubles::zero();
-  for (int64_t d = 0; d < dim; d += 8) {
-    const auto difference =
-        Doubles::subtract(load_lanes<Doubles>(z + d, 1, dim - d),
-                          load_lanes<Doubles>(code + d * stride, stride, dim - d));
-    sum = Doubles::add_square(sum, difference);
+// How many elements from the first on can be read eight at a time, as they lie.
+inline int64_t whole_lanes(int64_t dim, int64_t stride) { return stride == 1 ? dim / 8 * 8 : 0; }
+
+// Adds the squared differences of elements [first, last) of one row from a few codes.
+template <class Doubles, int kCodes, class LoadRow, class LoadCode>
+inline void add_squares(typename Doubles::Vec (&sums)[kCodes], int64_t first, int64_t last,
+                        LoadRow load_row, LoadCode load_code) {
+  for (int64_t d = first; d < last; d += 8) {
+    const auto row = load_row(d);
+    VQVAE_FAST_UNROLL
+    for (int j = 0; j < kCodes; ++j) {
+      sums[j] = Doubles::add_square(sums[j], Doubles::subtract(row, load_code(j, d)));
+    }
   }
-  return Doubles::sum(sum);
+}
+
+// The distances that decide, of one row from a few codes: sum((z - e)^2) in float64, its lanes added
+// in one fixed order, so that every instruction set gets the same bits (no file is compiled with
+// contraction of a*b+c).
+template <class Doubles, int kCodes, class In>
+inline void measure(const Compute<In>* z, const In* const (&codes)[kCodes], int64_t stride,
+                    int64_t dim, double* distances) {
+  typename Doubles::Vec sums[kCodes];
+  VQVAE_FAST_UNROLL
+  for (int j = 0; j < kCodes; ++j) sums[j] = Doubles::zero();
+  const int64_t whole = whole_lanes(dim, stride);
+  add_squares<Doubles>(
+      sums, 0, whole, [&](int64_t d) { return load_lanes<Doubles>(z + d); },
+      [&](int j, int64_t d) { return load_lanes<Doubles>(codes[j] + d); });
+  if (whole < dim) {
+    add_squares<Doubles>(
+        sums, whole, dim, [&](int64_t d) { return load_lanes<Doubles>(z + d, 1, dim - d); },
+        [&](int j, int64_t d) {
+          return load_lanes<Doubles>(codes[j] + d * stride, stride, dim - d);
+        });
+  }
+  VQVAE_FAST_UNROLL
+  for (int j = 0; j < kCodes; ++j) distances[j] = Doubles::sum(sums[j]);
 }
 
 // Relative error of a score in T: at most dim + 3 roundings in T touch a product (both factors are

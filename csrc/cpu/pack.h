@@ -11,6 +11,32 @@
 namespace vqvae_fast {
 namespace {
 
+// The largest magnitude of codes [first, last), NaN and infinities left out: such a code is never
+// chosen and must not set the scale. Magnitudes order as their bits do, and integers vectorise.
+template <class In>
+Compute<In> largest_magnitude(const Codes<In>& codes, int64_t first, int64_t last) {
+  using T = Compute<In>;
+  using Bits = decltype(to_bits(T()));
+  constexpr Bits all_but_sign = ~Bits{0} >> 1;
+  const Bits infinity = to_bits(T(kInfinity));
+  Bits largest = 0;
+  const auto include = [&](In element) {
+    const Bits magnitude = to_bits(widen(element)) & all_but_sign;
+    // A mask: of two conditions in a row GCC makes one, and then no vectors.
+    const Bits finite = magnitude & (Bits{0} - Bits{magnitude < infinity});
+    largest = finite > largest ? finite : largest;
+  };
+  if (codes.element_stride == 1 && codes.row_stride == codes.dim) {
+    const In* elements = codes.row(first);
+    for (int64_t i = 0; i < (last - first) * codes.dim; ++i) include(elements[i]);
+  } else {
+    for (int64_t k = first; k < last; ++k) {
+      for (int64_t d = 0; d < codes.dim; ++d) include(codes.row(k)[d * codes.element_stride]);
+    }
+  }
+  return from_bits(largest);
+}
+
 // Centres and scales one code into its column of a panel; returns |e|^2 of what it wrote.
 template <class Simd, class In>
 double pack_code(const PackedBook<In>& book, int64_t k, Compute<In>* column) {

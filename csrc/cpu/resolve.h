@@ -2,7 +2,6 @@
 #pragma once
 
 #include <stdint.h>
-#include <string.h>
 
 #include "block.h"
 #include "contract.h"
@@ -22,62 +21,79 @@ class Best {
 
   void offer(double distance, int64_t index) {
     const uint64_t bits = to_bits(distance);
-    const bool nearer = (bits < bits_) | ((bits == bits_) & (index < index_));
+    take_if((bits < bits_) | ((bits == bits_) & (index < index_)), bits, index);
+  }
+
+  // The same for an index that is larger than all before.
+  void offer_later(double distance, int64_t index) {
+    const uint64_t bits = to_bits(distance);
+    take_if(bits < bits_, bits, index);
+  }
+
+  bool is_finite() const { return bits_ < to_bits(kInfinity); }  // nor NaN
+  double distance() const { return from_bits(bits_); }
+  int64_t index() const { return index_; }
+
+  void write(const Nearest& out, int64_t row) const {
+    out.distances[row] = distance();
+    out.indices[row] = index_;
+  }
+
+ private:
+  void take_if(bool nearer, uint64_t bits, int64_t index) {
     const uint64_t keep = uint64_t{nearer} - 1;  // all bits, or none
     bits_ = (bits & ~keep) | (bits_ & keep);
     index_ = int64_t((uint64_t(index) & ~keep) | (uint64_t(index_) & keep));
   }
 
-  void write(const Nearest& out, int64_t row) const {
-    memcpy(out.distances + row, &bits_, sizeof bits_);
-    out.indices[row] = index_;
-  }
-
- private:
-  static uint64_t to_bits(double value) {
-    uint64_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return bits;
-  }
   uint64_t bits_;
   int64_t index_;
 };
 
 template <class Simd, class In>
-inline void measure(const PackedBook<In>& book, const Compute<In>* raw, int64_t k, Best& best) {
+inline void measure_code(const PackedBook<In>& book, const Compute<In>* raw, int64_t k,
+                         Best& best) {
   const Codes<In>& codes = book.codes;
-  const In* code = codes.row(k);
-  best.offer(distance<typename Simd::Doubles, In>(raw, code, codes.element_stride, codes.dim), k);
+  const In* const code[] = {codes.row(k)};
+  double distance;
+  measure<typename Simd::Doubles>(raw, code, codes.element_stride, codes.dim, &distance);
+  best.offer(distance, k);
 }
 
-// Measures the codes of a panel that share a lane, side by side.
+// Code j of those that share a lane of a panel. Behind the last code there is padding; to take the
+// last code twice does no harm.
+template <class Simd, class In>
+inline int64_t lane_code(const PackedBook<In>& book, int64_t panel, int lane, int j) {
+  return smaller(panel * Simd::kTileCodes + j * Simd::kWidth + lane, book.codes.count - 1);
+}
+
 template <class Simd, class In>
 inline void measure_lane(const PackedBook<In>& book, const typename Simd::T* raw, int64_t panel,
-                         int lane, Best& best) {
-  using Doubles = typename Simd::Doubles;
+                         int lane, double* distances) {
   const Codes<In>& codes = book.codes;
-  const int64_t dim = codes.dim, stride = codes.element_stride;
-  int64_t index[Simd::kTileVecs];
   const In* code[Simd::kTileVecs];
-  typename Doubles::Vec sum[Simd::kTileVecs];
   VQVAE_FAST_UNROLL
   for (int j = 0; j < Simd::kTileVecs; ++j) {
-    // Behind the last code there is padding; to measure the last code twice does no harm.
-    index[j] = smaller(panel * Simd::kTileCodes + j * Simd::kWidth + lane, codes.count - 1);
-    code[j] = codes.row(index[j]);
-    sum[j] = Doubles::zero();
+    code[j] = codes.row(lane_code<Simd>(book, panel, lane, j));
   }
-  for (int64_t d = 0; d < dim; d += 8) {
-    const auto z = load_lanes<Doubles>(raw + d, 1, dim - d);
-    VQVAE_FAST_UNROLL
-    for (int j = 0; j < Simd::kTileVecs; ++j) {
-      const auto e = load_lanes<Doubles>(code[j] + d * stride, stride, dim - d);
-      sum[j] = Doubles::add_square(sum[j], Doubles::subtract(z, e));
-    }
-  }
+  measure<typename Simd::Doubles>(raw, code, codes.element_stride, codes.dim, distances);
+}
+
+// Offers the nearest of them. A code that is not finite is never nearer than infinity, so only there
+// must the unusable ones be told apart.
+template <class Simd, class In>
+inline void offer_lane(const PackedBook<In>& book, int64_t panel, int lane,
+                       const double* distances, Best& best) {
+  Best nearest{distances[0], 0};
   VQVAE_FAST_UNROLL
+  for (int j = 1; j < Simd::kTileVecs; ++j) nearest.offer_later(distances[j], j);
+  if (nearest.is_finite()) {
+    best.offer(nearest.distance(), lane_code<Simd>(book, panel, lane, int(nearest.index())));
+    return;
+  }
   for (int j = 0; j < Simd::kTileVecs; ++j) {
-    if (book.start[index[j]] > -kInfinity) best.offer(Doubles::sum(sum[j]), index[j]);
+    const int64_t k = lane_code<Simd>(book, panel, lane, j);
+    if (book.start[k] > -kInfinity) best.offer(distances[j], k);
   }
 }
 
@@ -113,14 +129,28 @@ void find_panels(const Block<Simd>& block, int64_t count, int64_t num_panels) {
   }
 }
 
+// Measures the codes there. All rows are measured before any is decided: a loop that does both takes
+// twice as long at D = 8.
 template <class Simd, class In>
-void measure_tops(const Block<Simd>& block, const PackedBook<In>& book, int64_t count,
-                  int64_t first_panel, Nearest out) {
-  for (int64_t r = 0; r < count; ++r) {
+VQVAE_FAST_ALONE void measure_tops(const Block<Simd>& block, const PackedBook<In>& book,
+                                   int64_t count, int64_t first_panel) {
+  double* distances = block.measured;
+  for (int64_t r = 0; r < count; ++r, distances += Simd::kTileVecs) {
+    if (block.top_lane[r] == 0) continue;
+    measure_lane<Simd, In>(book, block.raw[r], first_panel + block.top_panel[r],
+                           lowest_bit(block.top_lane[r]), distances);
+  }
+}
+
+template <class Simd, class In>
+VQVAE_FAST_ALONE void offer_tops(const Block<Simd>& block, const PackedBook<In>& book,
+                                 int64_t count, int64_t first_panel, Nearest out) {
+  const double* distances = block.measured;
+  for (int64_t r = 0; r < count; ++r, distances += Simd::kTileVecs) {
     if (block.top_lane[r] == 0) continue;
     Best best{out.distances[r], out.indices[r]};
-    measure_lane<Simd, In>(book, block.raw[r], first_panel + block.top_panel[r],
-                           lowest_bit(block.top_lane[r]), best);
+    offer_lane<Simd, In>(book, first_panel + block.top_panel[r], lowest_bit(block.top_lane[r]),
+                         distances, best);
     best.write(out, r);
   }
 }
@@ -143,8 +173,10 @@ void measure_others(Block<Simd>& block, const PackedBook<In>& book,
       const int lane = lowest_bit(lanes);
       int64_t panel = last_panel - first_panel - 1;
       while (!(block.rose[panel * block.rows + r] >> lane & 1)) --panel;
+      double distances[Simd::kTileVecs];
+      measure_lane<Simd, In>(book, block.raw[r], first_panel + panel, lane, distances);
       Best best{out.distances[r], out.indices[r]};
-      measure_lane<Simd, In>(book, block.raw[r], first_panel + panel, lane, best);
+      offer_lane<Simd, In>(book, first_panel + panel, lane, distances, best);
       best.write(out, r);
     }
     if (Simd::at_least(Simd::load(block.second(r)), bounds) != 0) {
@@ -175,7 +207,7 @@ void measure_candidates(const Block<Simd>& block, const PackedBook<In>& book, in
       for (uint32_t lanes = Simd::at_least(Simd::load(score), bounds); lanes != 0;
            lanes &= lanes - 1) {
         const int64_t k = panel * Simd::kTileCodes + j * Simd::kWidth + lowest_bit(lanes);
-        measure<Simd, In>(book, block.raw[row], k, best);
+        measure_code<Simd, In>(book, block.raw[row], k, best);
       }
     }
     best.write(out, row);
@@ -188,7 +220,7 @@ Best measure_every_code(const PackedBook<In>& book, const typename Simd::T* raw,
   Best best{kInfinity, kNoCode};
   const int64_t end = smaller(last_panel * Simd::kTileCodes, book.codes.count);
   for (int64_t k = first_panel * Simd::kTileCodes; k < end; ++k) {
-    if (book.start[k] > -kInfinity) measure<Simd, In>(book, raw, k, best);
+    if (book.start[k] > -kInfinity) measure_code<Simd, In>(book, raw, k, best);
   }
   return best;
 }

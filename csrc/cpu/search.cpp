@@ -1,12 +1,10 @@
 #include "search.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <limits>
 #include <memory>
 #include <new>
-#include <type_traits>
 #include <vector>
 
 #include "dispatch.h"
@@ -35,58 +33,36 @@ Buffer allocate(int64_t bytes) {
 template <class In>
 std::vector<Compute<In>> find_centre(const Codes<In>& codes) {
   using T = Compute<In>;
-  constexpr int64_t kSamples = 15;
+  constexpr int64_t kSamples = 9;
+  const int64_t dim = codes.dim;
   const int64_t wanted = std::min(codes.count, kSamples);
-  std::vector<std::vector<T>> samples;
+  std::vector<T> samples(wanted * dim);
+  int64_t count = 0;
   for (int64_t s = 0; s < wanted; ++s) {
     const In* code = codes.row(part_begin(codes.count, wanted, s));
-    std::vector<T> sample(codes.dim);
+    T* sample = samples.data() + count * dim;
     bool finite = true;
-    for (int64_t d = 0; d < codes.dim; ++d) {
+    for (int64_t d = 0; d < dim; ++d) {
       sample[d] = widen(code[d * codes.element_stride]);
       finite &= std::isfinite(sample[d]);
     }
-    if (finite) samples.push_back(std::move(sample));
+    count += finite;
   }
-  if (samples.empty()) return std::vector<T>(codes.dim);
+  if (count == 0) return std::vector<T>(dim);
   // All dimensions are sorted at once, by exchanging neighbours: that vectorises.
-  for (size_t round = 0; round < samples.size(); ++round) {
-    for (size_t s = round % 2; s + 1 < samples.size(); s += 2) {
-      T* low = samples[s].data();
-      T* high = samples[s + 1].data();
-      for (int64_t d = 0; d < codes.dim; ++d) {
+  for (int64_t round = 0; round < count; ++round) {
+    for (int64_t s = round % 2; s + 1 < count; s += 2) {
+      T* low = samples.data() + s * dim;
+      T* high = low + dim;
+      for (int64_t d = 0; d < dim; ++d) {
         const T a = low[d], b = high[d];
         low[d] = a < b ? a : b;
         high[d] = a < b ? b : a;
       }
     }
   }
-  return samples[samples.size() / 2];
-}
-
-// The largest magnitude of codes [first, last), NaN and infinities left out: such a code is never
-// chosen and must not set the scale. Magnitudes order as their bits do, and integers vectorise.
-template <class In>
-Compute<In> largest_magnitude(const Codes<In>& codes, int64_t first, int64_t last) {
-  using T = Compute<In>;
-  using Bits = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
-  const Bits infinity = std::bit_cast<Bits>(std::numeric_limits<T>::infinity());
-  Bits largest = 0;
-  const auto include = [&](In element) {
-    const Bits magnitude =
-        std::bit_cast<Bits>(T(widen(element))) & std::numeric_limits<Bits>::max();
-    const Bits finite = magnitude < infinity ? magnitude : 0;
-    largest = finite > largest ? finite : largest;
-  };
-  for (int64_t k = first; k < last; ++k) {
-    const In* code = codes.row(k);
-    if (codes.element_stride == 1) {
-      for (int64_t d = 0; d < codes.dim; ++d) include(code[d]);
-    } else {
-      for (int64_t d = 0; d < codes.dim; ++d) include(code[d * codes.element_stride]);
-    }
-  }
-  return std::bit_cast<T>(largest);
+  const T* median = samples.data() + count / 2 * dim;
+  return std::vector<T>(median, median + dim);
 }
 
 // The power of two that brings `largest` to about 1, so that no product of ordinary numbers
@@ -120,8 +96,8 @@ OwnedBook<In> pack_codebook(const Engine<In>& engine, const Codes<In>& codes,
                                             std::min(pool.num_threads, book.num_panels));
   std::vector<T> largest(parts);
   pool.run(parts, [&](int64_t i) {
-    largest[i] = largest_magnitude(codes, part_begin(codes.count, parts, i),
-                                   part_begin(codes.count, parts, i + 1));
+    largest[i] = engine.largest_magnitude(codes, part_begin(codes.count, parts, i),
+                                          part_begin(codes.count, parts, i + 1));
   });
   book.scale = scale_for(*std::max_element(largest.begin(), largest.end()));
   for (T& c : owned.centre) c *= book.scale;

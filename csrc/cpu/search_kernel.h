@@ -43,7 +43,8 @@ void search_pass(Block<Simd>& block, const PackedBook<In>& book, int64_t count, 
   const ScoreBound<T> score_bound(dim, double(book.scale), book.max_norm);
   find_lanes<Simd>(block, score_bound, count, out);
   find_panels<Simd>(block, count, last_panel - first_panel);
-  measure_tops<Simd, In>(block, book, count, first_panel, out);
+  measure_tops<Simd, In>(block, book, count, first_panel);
+  offer_tops<Simd, In>(block, book, count, first_panel, out);
   measure_others<Simd, In>(block, book, score_bound, count, first_panel, last_panel, out);
 }
 
@@ -107,7 +108,8 @@ void search(const PackedBook<In>& book, const Rows<const In>& z, int64_t first_r
 
 template <class Simd, class In>
 constexpr Engine<In> make_engine() {
-  return {Simd::kTileCodes, Simd::kTileRows, pack<Simd, In>, scratch_bytes<Simd>, search<Simd, In>};
+  return {Simd::kTileCodes, Simd::kTileRows,     largest_magnitude<In>,
+          pack<Simd, In>,   scratch_bytes<Simd>, search<Simd, In>};
 }
 
 template <class Simd32, class Simd64>

@@ -5,17 +5,6 @@
 
 #include "block.h"
 
-// Loops over a tile must be unrolled before the compiler decides what lives in registers: left to
-// itself, GCC unrolls them too late and sends every accumulator through the stack.
-#if defined(__GNUC__)
-#define VQVAE_FAST_UNROLL _Pragma("GCC unroll 8")
-// Each loop has a function, and so all registers, to itself.
-#define VQVAE_FAST_ALONE __attribute__((noinline))
-#else
-#define VQVAE_FAST_UNROLL
-#define VQVAE_FAST_ALONE
-#endif
-
 namespace vqvae_fast {
 namespace {
 
