@@ -45,14 +45,16 @@ struct Block {
   RowKind* kind;        // [rows]
   Mask* top_lane;       // [rows]: the lane with the best score, as a bit; 0 for rows to pass over
   uint16_t* top_panel;  // [rows]: the panel in the pass at which that lane rose last
-  double* measured;     // [rows][kTileVecs]: the distances of the codes there
+  int64_t* top_code;    // [rows]: the first of the codes there
+  double* measured;     // [rows][kTileVecs]: their distances
   T* bound;             // [rows]: the score below which a code cannot be the nearest
   int64_t* unsettled;   // [num_unsettled]: rows that the first look at a pass cannot settle
   int64_t rows;
   int64_t num_unsettled;
+  bool any_unusual;  // whether any row is not ordinary
 
   Block(int64_t dim, int64_t num_panels, void* scratch)
-      : rows(block_rows<Simd>(dim)), num_unsettled(0) {
+      : rows(block_rows<Simd>(dim)), num_unsettled(0), any_unusual(false) {
     // Whole groups of the eight lanes that centre_row() writes. A line between long rows keeps
     // those of a power of two out of each other's cache sets.
     row_stride = (dim + 7) / 8 * 8;
@@ -67,6 +69,7 @@ struct Block {
     kind = take<RowKind>(rows);
     top_lane = take<Mask>(rows);
     top_panel = take<uint16_t>(rows);
+    top_code = take<int64_t>(rows);
     measured = take<double>(rows * Simd::kTileVecs);
     unsettled = take<int64_t>(rows);
     bound = take<T>(rows);
@@ -131,28 +134,22 @@ RowKind unusual_kind(const T* row, int64_t dim) {
 
 // Writes row `from` of the block, centred and scaled, to place `to`; returns its |z|^2.
 template <class Simd, class In>
-double centre_row(const Block<Simd>& block, const PackedBook<In>& book, int64_t from, int64_t to) {
+inline double centre_row(const Block<Simd>& block, const PackedBook<In>& book, int64_t from,
+                         int64_t to) {
   using T = typename Simd::T;
   using Doubles = typename Simd::Doubles;
-  using Vec = typename Doubles::Vec;
   const int64_t dim = book.codes.dim;
   const T* raw = block.raw[from];
   T* out = block.centred + to * block.row_stride;
-  const Vec scale = Doubles::broadcast(double(book.scale));
-  Vec square = Doubles::zero();
-  // In float64, because the bound needs the norm of the row and not that of its rounding.
-  const auto centre = [&](int64_t d, Vec z, Vec shift) {
-    const Vec centred = Doubles::subtract(Doubles::multiply(z, scale), shift);
-    square = Doubles::add_square(square, centred);
-    Doubles::store(out + d, centred);  // rows are padded to whole vectors
-  };
-  const int64_t whole = whole_lanes(dim, 1);
-  for (int64_t d = 0; d < whole; d += 8) {
-    centre(d, load_lanes<Doubles>(raw + d), load_lanes<Doubles>(book.centre + d));
-  }
-  for (int64_t d = whole; d < dim; d += 8) {
-    centre(d, load_lanes<Doubles>(raw + d, 1, dim - d),
-           load_lanes<Doubles>(book.centre + d, 1, dim - d));
+  const auto scale = Doubles::broadcast(double(book.scale));
+  typename Doubles::Vec square = Doubles::zero();
+  for (int64_t d = 0; d < dim; d += 8) {
+    // In float64, because the bound needs the norm of the row and not that of its rounding.
+    const auto z =
+        Doubles::subtract(Doubles::multiply(load_lanes<Doubles>(raw + d, 1, dim - d), scale),
+                          load_lanes<Doubles>(book.centre + d, 1, dim - d));
+    square = Doubles::add_square(square, z);
+    Doubles::store(out + d, z);  // rows are padded to whole vectors
   }
   return Doubles::sum(square);
 }
@@ -162,18 +159,30 @@ void zero_row(const Block<Simd>& block, int64_t dim, int64_t to) {
   for (int64_t d = 0; d < dim; ++d) block.centred[to * block.row_stride + d] = 0;
 }
 
-// Rows whose scores could overflow, or that are not finite, take another way.
+// Centres all rows. Those whose scores could overflow, or that are not finite, take another way.
 template <class Simd, class In>
-void classify(const Block<Simd>& block, const PackedBook<In>& book, int64_t count) {
+VQVAE_FAST_ALONE void classify(Block<Simd>& block, const PackedBook<In>& book, int64_t count) {
   using T = typename Simd::T;
   const int64_t dim = book.codes.dim;
+  double* norm = block.norm;
+  for (int64_t r = 0; r < count; ++r) norm[r] = centre_row(block, book, r, r);
   const bool long_rows = too_long<T>(dim);
+  const double max_norm = book.max_norm;
+  RowKind* kind = block.kind;
+  int unusual = 0;
   for (int64_t r = 0; r < count; ++r) {
-    block.norm[r] = sqrt(centre_row(block, book, r, r));
-    const double reach = block.norm[r] + book.max_norm;
+    norm[r] = sqrt(norm[r]);
+    const double reach = norm[r] + max_norm;
     const bool ordinary = reach * (1 + reach) < Precision<T>::largest && !long_rows;
-    block.kind[r] = ordinary ? RowKind::kOrdinary : unusual_kind(block.raw[r], dim);
-    if (!ordinary) zero_row(block, dim, r);
+    kind[r] = ordinary ? RowKind::kOrdinary : RowKind::kExhaustive;
+    unusual += !ordinary;
+  }
+  block.any_unusual = unusual != 0;
+  if (!block.any_unusual) return;
+  for (int64_t r = 0; r < count; ++r) {
+    if (kind[r] == RowKind::kOrdinary) continue;
+    kind[r] = unusual_kind(block.raw[r], dim);
+    zero_row(block, dim, r);
   }
 }
 

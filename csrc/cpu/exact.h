@@ -43,52 +43,53 @@ inline typename Doubles::Vec load_lanes(const In* p) {
   }
 }
 
-// The same of elements that lie apart, or are fewer than eight: zeros stand in for those missing.
+// The same of elements that may lie apart or be fewer than eight: zeros stand in for those missing.
 template <class Doubles, class In>
-VQVAE_FAST_ALONE typename Doubles::Vec load_lanes(const In* p, int64_t stride, int64_t count) {
+inline typename Doubles::Vec load_lanes(const In* p, int64_t stride, int64_t count) {
+  if (stride == 1 && count >= 8) return load_lanes<Doubles>(p);
   Compute<In> lanes[8] = {};
   for (int l = 0; l < 8 && l < count; ++l) lanes[l] = widen(p[l * stride]);
   return Doubles::load(lanes);
 }
 
-// How many elements from the first on can be read eight at a time, as they lie.
-inline int64_t whole_lanes(int64_t dim, int64_t stride) { return stride == 1 ? dim / 8 * 8 : 0; }
-
-// Adds the squared differences of elements [first, last) of one row from a few codes.
+// The distances that decide, of one row from a few codes: sum((z - e)^2) in float64, its lanes
+// added in one fixed order, so that every instruction set gets the same bits (no file is compiled
+// with contraction of a*b+c). load_row and load_code give the eight elements from d on.
 template <class Doubles, int kCodes, class LoadRow, class LoadCode>
-inline void add_squares(typename Doubles::Vec (&sums)[kCodes], int64_t first, int64_t last,
-                        LoadRow load_row, LoadCode load_code) {
-  for (int64_t d = first; d < last; d += 8) {
+inline void measure(int64_t dim, double* distances, LoadRow load_row, LoadCode load_code) {
+  typename Doubles::Vec sums[kCodes];
+  VQVAE_FAST_UNROLL
+  for (int j = 0; j < kCodes; ++j) sums[j] = Doubles::zero();
+  for (int64_t d = 0; d < dim; d += 8) {
     const auto row = load_row(d);
     VQVAE_FAST_UNROLL
     for (int j = 0; j < kCodes; ++j) {
       sums[j] = Doubles::add_square(sums[j], Doubles::subtract(row, load_code(j, d)));
     }
   }
+  VQVAE_FAST_UNROLL
+  for (int j = 0; j < kCodes; ++j) distances[j] = Doubles::sum(sums[j]);
 }
 
-// The distances that decide, of one row from a few codes: sum((z - e)^2) in float64, its lanes added
-// in one fixed order, so that every instruction set gets the same bits (no file is compiled with
-// contraction of a*b+c).
+template <class Doubles, int kCodes, class In>
+VQVAE_FAST_ALONE void measure_apart(const Compute<In>* z, const In* const (&codes)[kCodes],
+                                    int64_t stride, int64_t dim, double* distances) {
+  measure<Doubles, kCodes>(
+      dim, distances, [&](int64_t d) { return load_lanes<Doubles>(z + d, 1, dim - d); },
+      [&](int j, int64_t d) {
+        return load_lanes<Doubles>(codes[j] + d * stride, stride, dim - d);
+      });
+}
+
 template <class Doubles, int kCodes, class In>
 inline void measure(const Compute<In>* z, const In* const (&codes)[kCodes], int64_t stride,
                     int64_t dim, double* distances) {
-  typename Doubles::Vec sums[kCodes];
-  VQVAE_FAST_UNROLL
-  for (int j = 0; j < kCodes; ++j) sums[j] = Doubles::zero();
-  const int64_t whole = whole_lanes(dim, stride);
-  add_squares<Doubles>(
-      sums, 0, whole, [&](int64_t d) { return load_lanes<Doubles>(z + d); },
-      [&](int j, int64_t d) { return load_lanes<Doubles>(codes[j] + d); });
-  if (whole < dim) {
-    add_squares<Doubles>(
-        sums, whole, dim, [&](int64_t d) { return load_lanes<Doubles>(z + d, 1, dim - d); },
-        [&](int j, int64_t d) {
-          return load_lanes<Doubles>(codes[j] + d * stride, stride, dim - d);
-        });
+  if (stride != 1 || dim % 8 != 0) {
+    return measure_apart<Doubles>(z, codes, stride, dim, distances);
   }
-  VQVAE_FAST_UNROLL
-  for (int j = 0; j < kCodes; ++j) distances[j] = Doubles::sum(sums[j]);
+  measure<Doubles, kCodes>(
+      dim, distances, [&](int64_t d) { return load_lanes<Doubles>(z + d); },
+      [&](int j, int64_t d) { return load_lanes<Doubles>(codes[j] + d); });
 }
 
 // Relative error of a score in T: at most dim + 3 roundings in T touch a product (both factors are

@@ -60,39 +60,40 @@ inline void measure_code(const PackedBook<In>& book, const Compute<In>* raw, int
   best.offer(distance, k);
 }
 
-// Code j of those that share a lane of a panel. Behind the last code there is padding; to take the
-// last code twice does no harm.
-template <class Simd, class In>
-inline int64_t lane_code(const PackedBook<In>& book, int64_t panel, int lane, int j) {
-  return smaller(panel * Simd::kTileCodes + j * Simd::kWidth + lane, book.codes.count - 1);
+// Codes of a panel that share a lane lie kWidth apart. Behind the last code there is padding; to
+// take the last code twice does no harm.
+template <class Simd>
+inline int64_t lane_code(int64_t first, int j, int64_t last_code) {
+  return smaller(first + j * Simd::kWidth, last_code);
 }
 
+// Measures the codes of a panel that share a lane with code `first`, side by side.
 template <class Simd, class In>
-inline void measure_lane(const PackedBook<In>& book, const typename Simd::T* raw, int64_t panel,
-                         int lane, double* distances) {
-  const Codes<In>& codes = book.codes;
+inline void measure_lane(const Codes<In>& codes, const typename Simd::T* raw, int64_t first,
+                         double* distances) {
   const In* code[Simd::kTileVecs];
   VQVAE_FAST_UNROLL
   for (int j = 0; j < Simd::kTileVecs; ++j) {
-    code[j] = codes.row(lane_code<Simd>(book, panel, lane, j));
+    code[j] = codes.row(lane_code<Simd>(first, j, codes.count - 1));
   }
   measure<typename Simd::Doubles>(raw, code, codes.element_stride, codes.dim, distances);
 }
 
-// Offers the nearest of them. A code that is not finite is never nearer than infinity, so only there
-// must the unusable ones be told apart.
+// Offers the nearest of them. A code that is not finite is never nearer than infinity, so only
+// there must the unusable ones be told apart.
 template <class Simd, class In>
-inline void offer_lane(const PackedBook<In>& book, int64_t panel, int lane,
-                       const double* distances, Best& best) {
+inline void offer_lane(const PackedBook<In>& book, int64_t first, const double* distances,
+                       Best& best) {
+  const int64_t last_code = book.codes.count - 1;
   Best nearest{distances[0], 0};
   VQVAE_FAST_UNROLL
   for (int j = 1; j < Simd::kTileVecs; ++j) nearest.offer_later(distances[j], j);
   if (nearest.is_finite()) {
-    best.offer(nearest.distance(), lane_code<Simd>(book, panel, lane, int(nearest.index())));
+    best.offer(nearest.distance(), lane_code<Simd>(first, int(nearest.index()), last_code));
     return;
   }
   for (int j = 0; j < Simd::kTileVecs; ++j) {
-    const int64_t k = lane_code<Simd>(book, panel, lane, j);
+    const int64_t k = lane_code<Simd>(first, j, last_code);
     if (book.start[k] > -kInfinity) best.offer(distances[j], k);
   }
 }
@@ -129,28 +130,34 @@ void find_panels(const Block<Simd>& block, int64_t count, int64_t num_panels) {
   }
 }
 
-// Measures the codes there. All rows are measured before any is decided: a loop that does both takes
-// twice as long at D = 8.
+// Measures the codes there. All rows are measured before any is decided: a loop that does both
+// takes twice as long at D = 8.
 template <class Simd, class In>
-VQVAE_FAST_ALONE void measure_tops(const Block<Simd>& block, const PackedBook<In>& book,
-                                   int64_t count, int64_t first_panel) {
+VQVAE_FAST_ALONE void measure_tops(const Block<Simd>& block, const Codes<In>& codes, int64_t count,
+                                   int64_t first_panel) {
+  const Codes<In> local = codes;  // in registers: the compiler cannot know that nobody writes to it
+  const typename Simd::T* const* raw = block.raw;
+  const typename Simd::Mask* lane = block.top_lane;
+  const uint16_t* panel = block.top_panel;
+  int64_t* first = block.top_code;
   double* distances = block.measured;
   for (int64_t r = 0; r < count; ++r, distances += Simd::kTileVecs) {
-    if (block.top_lane[r] == 0) continue;
-    measure_lane<Simd, In>(book, block.raw[r], first_panel + block.top_panel[r],
-                           lowest_bit(block.top_lane[r]), distances);
+    if (lane[r] == 0) continue;
+    first[r] = (first_panel + panel[r]) * Simd::kTileCodes + lowest_bit(lane[r]);
+    measure_lane<Simd, In>(local, raw[r], first[r], distances);
   }
 }
 
 template <class Simd, class In>
 VQVAE_FAST_ALONE void offer_tops(const Block<Simd>& block, const PackedBook<In>& book,
-                                 int64_t count, int64_t first_panel, Nearest out) {
+                                 int64_t count, Nearest out) {
+  const typename Simd::Mask* lane = block.top_lane;
+  const int64_t* first = block.top_code;
   const double* distances = block.measured;
   for (int64_t r = 0; r < count; ++r, distances += Simd::kTileVecs) {
-    if (block.top_lane[r] == 0) continue;
+    if (lane[r] == 0) continue;
     Best best{out.distances[r], out.indices[r]};
-    offer_lane<Simd, In>(book, first_panel + block.top_panel[r], lowest_bit(block.top_lane[r]),
-                         distances, best);
+    offer_lane<Simd, In>(book, first[r], distances, best);
     best.write(out, r);
   }
 }
@@ -174,9 +181,10 @@ void measure_others(Block<Simd>& block, const PackedBook<In>& book,
       int64_t panel = last_panel - first_panel - 1;
       while (!(block.rose[panel * block.rows + r] >> lane & 1)) --panel;
       double distances[Simd::kTileVecs];
-      measure_lane<Simd, In>(book, block.raw[r], first_panel + panel, lane, distances);
+      const int64_t first = (first_panel + panel) * Simd::kTileCodes + lane;
+      measure_lane<Simd, In>(book.codes, block.raw[r], first, distances);
       Best best{out.distances[r], out.indices[r]};
-      offer_lane<Simd, In>(book, first_panel + panel, lane, distances, best);
+      offer_lane<Simd, In>(book, first, distances, best);
       best.write(out, r);
     }
     if (Simd::at_least(Simd::load(block.second(r)), bounds) != 0) {
@@ -223,6 +231,23 @@ Best measure_every_code(const PackedBook<In>& book, const typename Simd::T* raw,
     if (book.start[k] > -kInfinity) measure_code<Simd, In>(book, raw, k, best);
   }
   return best;
+}
+
+// The rows that are not ordinary.
+template <class Simd, class In>
+VQVAE_FAST_ALONE void resolve_unusual(const Block<Simd>& block, const PackedBook<In>& book,
+                                      int64_t count, int64_t first_panel, int64_t last_panel,
+                                      Nearest out) {
+  for (int64_t r = 0; r < count; ++r) {
+    if (block.kind[r] == RowKind::kOrdinary) continue;
+    Best best{kInfinity, book.first_usable};  // infinitely far from every code: a tie
+    if (block.kind[r] == RowKind::kExhaustive) {
+      best = measure_every_code<Simd, In>(book, block.raw[r], first_panel, last_panel);
+    } else if (block.kind[r] == RowKind::kNan) {
+      best = {kInfinity - kInfinity, 0};
+    }
+    best.write(out, r);
+  }
 }
 
 }  // namespace

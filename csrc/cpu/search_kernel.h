@@ -43,8 +43,8 @@ void search_pass(Block<Simd>& block, const PackedBook<In>& book, int64_t count, 
   const ScoreBound<T> score_bound(dim, double(book.scale), book.max_norm);
   find_lanes<Simd>(block, score_bound, count, out);
   find_panels<Simd>(block, count, last_panel - first_panel);
-  measure_tops<Simd, In>(block, book, count, first_panel);
-  offer_tops<Simd, In>(block, book, count, first_panel, out);
+  measure_tops<Simd, In>(block, book.codes, count, first_panel);
+  offer_tops<Simd, In>(block, book, count, out);
   measure_others<Simd, In>(block, book, score_bound, count, first_panel, last_panel, out);
 }
 
@@ -75,16 +75,11 @@ void search_block(Block<Simd>& block, const PackedBook<In>& book, int64_t count,
     zero_row(block, book.codes.dim, r);
   }
   for (int64_t r = 0; r < count; ++r) {
-    Best best{kInfinity, kNoCode};
-    if (block.kind[r] == RowKind::kExhaustive) {
-      best = measure_every_code<Simd, In>(book, block.raw[r], first_panel, last_panel);
-    } else if (block.kind[r] == RowKind::kInfinite) {
-      best = {kInfinity, book.first_usable};  // infinitely far from every code: a tie
-    } else if (block.kind[r] == RowKind::kNan) {
-      best = {kInfinity - kInfinity, 0};
-    }
-    best.write(out, r);
+    out.distances[r] = kInfinity;
+    out.indices[r] = kNoCode;
   }
+  if (block.any_unusual)
+    resolve_unusual<Simd, In>(block, book, count, first_panel, last_panel, out);
   for (int64_t panel = first_panel; panel < last_panel; panel += kPassPanels) {
     const int64_t end = smaller(panel + kPassPanels, last_panel);
     search_pass<Simd, In>(block, book, count, panel, end, out);
