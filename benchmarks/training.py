@@ -192,7 +192,7 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--crops", type=int, default=512, help="held-out crops to measure on")
+    parser.add_argument("--crops", type=int, default=1024, help="held-out crops to measure on")
     parser.add_argument("--keep", type=Path, help="keep our run folders here")
     parser.add_argument("--json", type=Path, metavar="OUT", help="instead of benchmarks/results/")
     return parser.parse_args(given)
