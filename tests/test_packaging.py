@@ -95,6 +95,47 @@ def test_a_required_extension_that_cannot_be_built_is_an_error(source):
 
 
 @pytest.mark.parametrize(
+    ("lacking", "sentence"),
+    [
+        ("import venv", "vqvae_fast needs Python's venv module"),
+        ("Python.h", "vqvae_fast needs Python's C headers"),
+    ],
+)
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_names_the_part_of_python_that_is_missing(lacking, sentence, tmp_path):
+    python = tmp_path / "python"  # fails at what mentions the missing part
+    python.write_text(
+        f"#!/bin/sh\ncase \"$*\" in *'{lacking}'*) exit 1;; esac\nexec '{sys.executable}' \"$@\"\n"
+    )
+    python.chmod(0o755)
+    process = subprocess.run(
+        ["make", "train", f"VENV={tmp_path / 'venv'}", f"PYTHON={python}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode != 0
+    assert sentence in process.stdout
+    assert not (tmp_path / "venv").exists()
+
+
+@pytest.mark.skipif(
+    not (Path(sys.prefix) / ".built").exists() or shutil.which("make") is None,
+    reason="this environment was not made by make",
+)
+def test_a_second_make_installs_and_builds_nothing():
+    process = subprocess.run(
+        ["make", "--dry-run", "test", f"VENV={sys.prefix}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0
+    assert "-m pytest" in process.stdout
+    assert "pip install" not in process.stdout
+
+
+@pytest.mark.parametrize(
     ("variable", "sentence"),
     [
         ("PYTHON", "vqvae_fast needs Python 3.10 or newer as 'no-such-tool'"),

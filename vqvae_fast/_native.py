@@ -49,7 +49,10 @@ def _load() -> tuple[ModuleType | None, str]:
     sys.modules[_NAME] = module
     wanted = os.environ.get("VQVAE_FAST_CPU_ISA")
     if wanted:
-        module.set_cpu_isa(wanted)
+        try:
+            module.set_cpu_isa(wanted)
+        except ValueError as error:
+            raise ValueError(f"VQVAE_FAST_CPU_ISA: {error}") from None
     return module, ""
 
 

@@ -135,6 +135,8 @@ def segment_sum(src: Tensor, indices: Tensor, num_segments: int) -> SegmentSum:
             f"indices must have src's shape without its last dimension, {_shape(src.shape[:-1])}, "
             f"got {_shape(indices.shape)}"
         )
+    if not isinstance(num_segments, (int, torch.SymInt)):
+        raise TypeError(f"num_segments must be an integer, got {num_segments!r}")
     if num_segments < 1:
         raise ValueError(f"num_segments must be at least 1, got {num_segments}")
     _check_devices("src", src, "indices", indices)

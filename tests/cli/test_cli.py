@@ -95,7 +95,6 @@ def test_every_option_reaches_the_config(images, tmp_path, capsys):
         "--seed": 5,
         "--device": "cpu",
         "--dtype": "bf16",
-        "--photographs": "coffee, china",
         "--data": images,
         "--out": run,
     }
@@ -103,9 +102,16 @@ def test_every_option_reaches_the_config(images, tmp_path, capsys):
     assert call("train", *arguments) == 0
     config = json.loads((run / "config.json").read_text())
     for option, value in given.items():
-        expected = ["coffee", "china"] if option == "--photographs" else value
-        expected = str(expected) if isinstance(expected, Path) else expected
+        expected = str(value) if isinstance(value, Path) else value
         assert config[option.strip("-").replace("-", "_")] == expected
+
+
+def test_the_photographs_can_be_chosen(tmp_path, capsys):
+    run = tmp_path / "run"
+    names = ("--photographs", "coffee, china")
+    assert call("train", "--out", run, "--steps", 1, *names, *SMALL) == 0
+    assert json.loads((run / "config.json").read_text())["photographs"] == ["coffee", "china"]
+    assert "2 photographs" in capsys.readouterr().out
 
 
 def test_lines_take_the_place_of_the_bar_where_there_is_no_terminal(images, tmp_path, capsys):
@@ -151,6 +157,28 @@ def test_ctrl_c_leaves_a_checkpoint_that_resumes_on_the_same_trajectory(images, 
     whole = ["--data", images, "--out", tmp_path / "whole", "--steps", resumed_rows, *SMALL]
     assert call("train", *whole) == 0
     assert metrics.read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+
+
+def test_photographs_are_trained_on_and_drawn(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert call("train", "--out", run, "--steps", 10, *SMALL) == 0
+    out = capsys.readouterr().out
+    assert "8 photographs" in out
+    assert f"pictures  {run}/reconstructions.png" in out
+    for name in ("reconstructions", "curves", "usage"):
+        pixels = pixels_of(run / f"{name}.png")
+        assert min(pixels.shape[:2]) > 100
+        assert pixels.std() > 1  # something is drawn
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [10]
+
+
+def test_a_run_resumes_from_another_folder(images, tmp_path, monkeypatch):
+    monkeypatch.chdir(images.parent)
+    assert call("train", "--data", images.name, "--out", "run", "--steps", 1, *SMALL) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert call("train", "--resume", tmp_path / "run", "--steps", 2) == 0
 
 
 def test_module_can_be_run(tmp_path):

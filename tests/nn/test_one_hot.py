@@ -59,6 +59,13 @@ def test_read_it_is_the_reference_one_hot(lazy):
     assert lazy.dense() is dense
 
 
+def test_elements_can_be_set(lazy):
+    lazy[0] = 2.0
+    lazy[1, 3] = torch.tensor(5.0)
+    assert lazy.dense()[0].tolist() == [2.0] * 5
+    assert lazy[1, 3] == 5.0
+
+
 @pytest.mark.parametrize(
     "use",
     [

@@ -1,5 +1,6 @@
 import inspect
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -270,6 +271,8 @@ def test_wrong_dtype(method):
         ({"n_e": 0}, "n_e must be a positive integer, got 0"),
         ({"e_dim": -4}, "e_dim must be a positive integer, got -4"),
         ({"n_e": 8.0}, r"n_e must be a positive integer, got 8\.0"),
+        ({"n_e": True}, "n_e must be a positive integer, got True"),
+        ({"n_e": "8"}, "n_e must be a positive integer, got '8'"),
         ({"beta": -0.1}, r"beta must not be negative, got -0\.1"),
         ({"beta": float("nan")}, "beta must not be negative, got nan"),
         ({"learning": "sgd"}, "learning must be 'gradient' or 'ema', got 'sgd'"),
@@ -284,6 +287,12 @@ def test_wrong_dtype(method):
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         VectorQuantizer(**{"n_e": 8, "e_dim": 4, **arguments})
+
+
+def test_integers_of_numpy_are_integers():
+    layer = VectorQuantizer(np.int64(8), np.int32(4), kmeans_init=True, kmeans_samples=np.int64(16))
+    assert layer.embedding.weight.shape == (8, 4)
+    assert type(layer.n_e) is int
 
 
 def test_print_says_what_it_is():

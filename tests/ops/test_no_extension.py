@@ -91,7 +91,9 @@ def test_an_instruction_set_that_is_not_there():
     done = python(USE, VQVAE_FAST_CPU_ISA="nonsense")
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("ValueError: the CPU instruction set must be one that this machine has")
+    assert last.startswith(
+        "ValueError: VQVAE_FAST_CPU_ISA: the CPU instruction set must be one that this machine has"
+    )
     assert last.endswith("got 'nonsense'")
 
 

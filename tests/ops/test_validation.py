@@ -93,6 +93,8 @@ def test_segment_sum_types():
         vqvae_fast.segment_sum(
             torch.zeros(4, 8, dtype=torch.int64), torch.zeros(4, dtype=torch.int64), 3
         )
+    with pytest.raises(TypeError, match=r"^num_segments must be an integer, got 2\.5$"):
+        vqvae_fast.segment_sum(torch.zeros(4, 8), torch.zeros(4, dtype=torch.int64), 2.5)
     with pytest.raises(TypeError, match=r"^indices must be torch.int64, got torch.int32$"):
         vqvae_fast.segment_sum(torch.zeros(4, 8), torch.zeros(4, dtype=torch.int32), 3)
     with pytest.raises(ValueError, match=r"^indices must be on src's device cpu, got meta$"):

@@ -22,6 +22,12 @@ def test_config_survives_json(tiny):
         ({"dtype": "int8"}, "float32 or bf16"),
         ({"seed": -1}, "seed must be at least 0"),
         ({"seed": 2**63}, "seed must be at least 0 and below 2"),
+        ({"steps": "2"}, "steps must be an integer, got '2'"),
+        ({"batch_size": 2.5}, "batch_size must be an integer, got 2.5"),
+        ({"dim": True}, "dim must be an integer, got True"),
+        ({"seed": None}, "seed must be an integer, got None"),
+        ({"lr": "fast"}, "lr must be a number, got 'fast'"),
+        ({"data": 3}, "data must be a string, got 3"),
         ({"beta": -1.0}, "beta must not be below 0"),
     ],
 )

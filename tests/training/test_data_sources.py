@@ -163,6 +163,8 @@ def test_array_file_errors(tmp_path):
     (tmp_path / "x.npz").write_bytes(b"PK nonsense")
     with pytest.raises(UserError, match="cannot be read"):
         open_data(str(tmp_path / "x.npz"))
+    with pytest.raises(UserError, match=r"it is not one, or holds Python objects$"):
+        open_data(str(tmp_path / "x.npz"))
     (tmp_path / "x.csv").write_text("1,2")
     with pytest.raises(UserError, match=r"a \.npy or a \.npz"):
         open_data(str(tmp_path / "x.csv"))

@@ -23,7 +23,7 @@ from vqvae_fast.training.reconstruct import reconstruct_image
     metavar="FILE",
     help="Image file to write.",
 )
-@click.option("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps.")
+@click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
 def reconstruct(image: Path, run: str, out: Path, device: str) -> None:
     """Encode IMAGE into codes, decode them again, and save what comes back.
 

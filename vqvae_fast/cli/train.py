@@ -56,7 +56,7 @@ _WITH_RESUME = {"resume", "steps", "device", "progress"}
 @click.option(
     "--device",
     default=_DEFAULT.device,
-    help="auto (a GPU if there is one), cpu, cuda, cuda:N or mps.",
+    help="auto (a GPU if there is one), cpu, cuda or cuda:N.",
 )
 @click.option("--dtype", type=click.Choice(["float32", "bf16"]), default=_DEFAULT.dtype)
 @click.option("--compile", is_flag=True, help="Run the training step through torch.compile.")
@@ -105,6 +105,8 @@ def train(
         changes = {name: options[name] for name in ("steps", "device") if name in given}
         result = resume_run(resume, progress=progress, say=click.echo, **changes)
     else:
+        if "photographs" in given and options["data"] != _DEFAULT.data:
+            raise click.UsageError("--photographs goes with --data photos only")
         options["photographs"] = tuple(options["photographs"].replace(",", " ").split())
         config = TrainConfig(**options)
         result = train_run(config, progress=progress, say=click.echo)

@@ -79,6 +79,9 @@ class LazyOneHot:
     def __getitem__(self, index: Any) -> Tensor:
         return self.dense()[index]
 
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.dense()[index] = _densify(value)
+
     def __len__(self) -> int:
         return self.indices.shape[0]
 

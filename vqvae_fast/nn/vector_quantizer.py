@@ -1,5 +1,6 @@
 """The quantizer of a VQ-VAE: the reference's class, with a codebook that stays alive."""
 
+import operator
 from typing import Any, Literal
 
 import torch
@@ -65,16 +66,11 @@ class VectorQuantizer(nn.Module):
         dead_code_threshold: float = 0.0,
     ):
         super().__init__()
+        n_e, e_dim = _positive("n_e", n_e), _positive("e_dim", e_dim)
+        kmeans_iters = _positive("kmeans_iters", kmeans_iters)
         if kmeans_samples is None:
             kmeans_samples = _SAMPLES_PER_CODE * n_e
-        for name, number in (
-            ("n_e", n_e),
-            ("e_dim", e_dim),
-            ("kmeans_iters", kmeans_iters),
-            ("kmeans_samples", kmeans_samples),
-        ):
-            if not isinstance(number, int) or number < 1:
-                raise ValueError(f"{name} must be a positive integer, got {number!r}")
+        kmeans_samples = _positive("kmeans_samples", kmeans_samples)
         if learning not in ("gradient", "ema"):
             raise ValueError(f"learning must be 'gradient' or 'ema', got {learning!r}")
         if not 0 <= decay < 1:
@@ -209,3 +205,14 @@ class VectorQuantizer(nn.Module):
     def _check(self, z: Tensor) -> None:
         if z.dim() != 4 or z.shape[1] != self.e_dim:
             raise ValueError(f"z must be [B, e_dim={self.e_dim}, H, W], got {list(z.shape)}")
+
+
+def _positive(name: str, number: Any) -> int:
+    """The number as an int; integers of NumPy and the like are welcome."""
+    try:
+        whole = 0 if isinstance(number, bool) else operator.index(number)
+    except TypeError:
+        whole = 0
+    if whole < 1:
+        raise ValueError(f"{name} must be a positive integer, got {number!r}")
+    return whole

@@ -53,7 +53,7 @@ class TrainConfig:
         steps: steps of the whole run.
         lr: learning rate of Adam.
         seed: seed of the initial weights, the batches and the quantizer's random choices.
-        device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", "mps".
+        device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1".
         dtype: "float32", or "bf16" to run the convolutions under bfloat16 autocast.
         compile: run the training step through torch.compile.
         log_every: steps between two lines of metrics.jsonl.
@@ -90,9 +90,20 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Raise UserError on values that cannot be."""
+        for name in (*_COUNTS, "seed"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise UserError(f"{name} must be an integer, got {value!r}")
         for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("lr", "beta", "held_out"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or isinstance(value, bool):
+                raise UserError(f"{name} must be a number, got {value!r}")
+        for name in ("data", "device"):
+            if not isinstance(getattr(self, name), str):
+                raise UserError(f"{name} must be a string, got {getattr(self, name)!r}")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise UserError(f"lr must be above 0, got {self.lr:g}")
         if not (math.isfinite(self.beta) and self.beta >= 0):
@@ -130,13 +141,11 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"device must be auto, cpu, cuda, cuda:N or mps, got {name}") from error
+        raise UserError(f"device must be auto, cpu, cuda or cuda:N, got {name}") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
             f"device {name} is not available: this torch finds {torch.cuda.device_count()} GPUs"
         )
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError("device mps is not available on this machine")
-    if device.type not in ("cpu", "cuda", "mps"):
-        raise UserError(f"device must be auto, cpu, cuda, cuda:N or mps, got {name}")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device must be auto, cpu, cuda or cuda:N, got {name}")
     return device

@@ -74,7 +74,8 @@ def check_output(path: Path) -> None:
     """Raise UserError where an image could not be written, before any work is done for it."""
     if path.is_dir():
         raise UserError(f"{path} is a folder, the name of an image file was expected")
-    if path.suffix.lower() not in Pillow.registered_extensions():
+    # Pillow also knows formats that it can only read.
+    if Pillow.registered_extensions().get(path.suffix.lower()) not in Pillow.SAVE:
         raise UserError(f"{path} must end like an image file, for instance .png")
     if not path.parent.is_dir():
         raise UserError(f"there is no folder {path.parent} to write {path.name} to")

@@ -13,7 +13,7 @@ from vqvae_fast.models import VQVAE
 from vqvae_fast.training import pictures
 from vqvae_fast.training.checkpoint import load_checkpoint, save_checkpoint
 from vqvae_fast.training.config import TrainConfig, pick_device
-from vqvae_fast.training.data import ImageData, open_data
+from vqvae_fast.training.data import ImageData, absolute_source, open_data
 from vqvae_fast.training.errors import UserError
 from vqvae_fast.training.evaluate import Evaluation
 from vqvae_fast.training.loop import Trainer, run_steps
@@ -78,9 +78,12 @@ def train(
     config = config or TrainConfig()
     config = dataclasses.replace(config, device=str(pick_device(config.device)))
     images = _open(config, data, validation)
+    config = dataclasses.replace(config, data=absolute_source(config.data))
     with torch.random.fork_rng(devices=_gpus(config)):
         torch.manual_seed(config.seed)
         trainer = Trainer(config, images, images.variance())
+        # A batch that does not fit into memory fails here, before there is a folder.
+        images.batch(config.seed, 0, config.batch_size)
         source = "dataset" if data is not None else config.data.split(":")[0]
         run = create_run(config.out, f"{Path(source).resolve().stem}-{config.quantizer}")
         write_json(run / CONFIG, config.to_dict())

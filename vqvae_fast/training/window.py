@@ -11,9 +11,8 @@ class Window:
     """Sums of a step's figures; reading them is the only time the loop waits for the device."""
 
     def __init__(self, num_codes: int, device: torch.device) -> None:
-        # loss, mse and perplexity. mps has no float64.
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        self._sums = torch.zeros(3, dtype=dtype, device=device)
+        # loss, mse and perplexity.
+        self._sums = torch.zeros(3, dtype=torch.float64, device=device)
         self._counts = torch.zeros(num_codes, dtype=torch.int64, device=device)
         self._steps = 0
 

@@ -16,8 +16,16 @@ from vqvae_fast.training.errors import UserError
 
 # Crops of images that differ in size.
 _CROP = 32
+_PHOTOS, _CIFAR10 = "photos", "cifar10:"
 
-__all__ = ["DEFAULT_PHOTOGRAPHS", "PHOTOGRAPHS", "ImageData", "from_dataset", "open_data"]
+__all__ = [
+    "DEFAULT_PHOTOGRAPHS",
+    "PHOTOGRAPHS",
+    "ImageData",
+    "absolute_source",
+    "from_dataset",
+    "open_data",
+]
 
 
 def open_data(
@@ -47,11 +55,13 @@ def open_data(
         raise UserError(f"crop must be at least 4 pixels, got {crop}")
     if not isinstance(data, str):
         return from_dataset(data, validation, crop=crop, held_out=held_out)
-    if data == "photos":
+    if data == _PHOTOS:
         return open_photos(photographs, crop=crop or _CROP, held_out=held_out)
-    if data.startswith("cifar10:"):
-        return open_cifar10(Path(data.removeprefix("cifar10:")).expanduser(), crop=crop)
+    if data.startswith(_CIFAR10):
+        return open_cifar10(Path(data.removeprefix(_CIFAR10)).expanduser(), crop=crop)
     path = Path(data).expanduser()
+    if not data:
+        raise UserError("data must be named: photos, a folder, cifar10:FOLDER, a .npy or .npz file")
     if path.is_dir():
         return open_folder(path, crop=crop or _CROP, held_out=held_out)
     if not path.exists():
@@ -59,3 +69,11 @@ def open_data(
     if path.suffix.lower() not in (".npy", ".npz"):
         raise UserError(f"data must be a folder of images, a .npy or a .npz file, got {path}")
     return open_array(path, crop=crop, held_out=held_out)
+
+
+def absolute_source(data: str) -> str:
+    """The name of a source that :func:`open_data` understands in every working directory."""
+    if data == _PHOTOS:
+        return data
+    kind = _CIFAR10 if data.startswith(_CIFAR10) else ""
+    return kind + str(Path(data.removeprefix(kind)).expanduser().resolve())

@@ -59,7 +59,9 @@ def _load(path: Path) -> NDArray[Any]:
                 chosen: NDArray[Any] = archive[names[0]]
                 return chosen
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} cannot be read as a NumPy file: {error}") from error
+        # NumPy takes what it does not know for a pickle, and advises to run the code in it.
+        why = "it is not one, or holds Python objects" if "pickle" in str(error) else error
+        raise UserError(f"{path} cannot be read as a NumPy file: {why}") from error
     listing = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items()) or "none"
     raise UserError(
         f"{path} must hold one array [N, H, W, C] or [N, C, H, W], its arrays are: {listing}"

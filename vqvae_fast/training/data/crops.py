@@ -66,16 +66,17 @@ class Regions:
         Returns:
             [count, C, side, side] float32 in [-1, 1].
         """
+        # In one piece and first, so that a size beyond the memory fails at once, not after minutes.
+        crops = np.empty((count, self.read(0).shape[2], side, side), dtype=np.float32)
         chosen = rng.integers(len(self.boxes), size=count)
         draws = rng.random((count, 3))
-        crops = []
-        for region, (down, across, flip) in zip(chosen.tolist(), draws, strict=True):
+        for place, region, (down, across, flip) in zip(crops, chosen.tolist(), draws, strict=True):
             pixels = self.read(region)
             top = int(down * (pixels.shape[0] - side + 1))
             left = int(across * (pixels.shape[1] - side + 1))
             crop = pixels[top : top + side, left : left + side]
-            crops.append(to_unit_range(crop[:, ::-1] if flip < 0.5 else crop))
-        return torch.from_numpy(np.stack(crops).transpose(0, 3, 1, 2).copy())
+            place[:] = to_unit_range(crop[:, ::-1] if flip < 0.5 else crop).transpose(2, 0, 1)
+        return torch.from_numpy(crops)
 
 
 @dataclass(frozen=True)
