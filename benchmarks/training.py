@@ -125,11 +125,15 @@ def run_one(
     }
 
 
-def load(path: Path, steps: int) -> dict[str, dict[str, Any]]:
-    """The runs that are there already, by "recipe-seed"; those of another length do not count."""
+def load(path: Path, steps: int, crops: int) -> dict[str, dict[str, Any]]:
+    """The runs that are there already, by "recipe-seed"; those of another length do not count.
+
+    Nor do any that were measured on another number of held-out crops.
+    """
     if not path.is_file():
         return {}
-    runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+    record = json.loads(path.read_text(encoding="utf-8"))
+    runs = record["runs"] if record["crops"] == crops else {}
     return {name: run for name, run in runs.items() if run["steps"] == steps}
 
 
@@ -205,7 +209,7 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
     options = _arguments(given)
     out = options.json or results.default_path("training")
     images = open_data("photos")
-    runs = load(out, options.steps)
+    runs = load(out, options.steps, options.crops)
     head = environment.describe("benchmarks.training", torch.get_num_threads())
     record = head | {"data": images.description, "crops": options.crops, "runs": runs}
     for seed in options.seeds:

@@ -1,6 +1,7 @@
 """The public functions: they validate once, then hand over to the ops."""
 
-from typing import NamedTuple
+import operator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -135,8 +136,7 @@ def segment_sum(src: Tensor, indices: Tensor, num_segments: int) -> SegmentSum:
             f"indices must have src's shape without its last dimension, {_shape(src.shape[:-1])}, "
             f"got {_shape(indices.shape)}"
         )
-    if not isinstance(num_segments, (int, torch.SymInt)):
-        raise TypeError(f"num_segments must be an integer, got {num_segments!r}")
+    num_segments = _integer("num_segments", num_segments)
     if num_segments < 1:
         raise ValueError(f"num_segments must be at least 1, got {num_segments}")
     _check_devices("src", src, "indices", indices)
@@ -166,6 +166,16 @@ def _check_tensors(**arguments: object) -> None:
     for name, argument in arguments.items():
         if not isinstance(argument, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(argument).__name__}")
+
+
+def _integer(name: str, number: Any) -> int:
+    """The number, if it is an integer; NumPy's are, too."""
+    if isinstance(number, (int, torch.SymInt)):
+        return number  # type: ignore[return-value]  # torch.compile's sizes stay what they are
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {number!r}") from None
 
 
 def _autocast_to_float32(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:

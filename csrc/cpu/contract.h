@@ -22,7 +22,8 @@
 // itself, GCC unrolls them too late and sends every accumulator through the stack.
 #if defined(__GNUC__)
 #define VQVAE_FAST_UNROLL _Pragma("GCC unroll 8")
-// Each loop has a function, and so all registers, to itself.
+// A function of its own: for a loop that needs all registers, and for what is rare and must not
+// take any from the loop beside it.
 #define VQVAE_FAST_ALONE __attribute__((noinline))
 #else
 #define VQVAE_FAST_UNROLL

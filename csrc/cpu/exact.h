@@ -56,7 +56,7 @@ inline typename Doubles::Vec load_lanes(const In* p, int64_t stride, int64_t cou
 // added in one fixed order, so that every instruction set gets the same bits (no file is compiled
 // with contraction of a*b+c). load_row and load_code give the eight elements from d on.
 template <class Doubles, int kCodes, class LoadRow, class LoadCode>
-inline void measure(int64_t dim, double* distances, LoadRow load_row, LoadCode load_code) {
+inline void add_squares(int64_t dim, double* distances, LoadRow load_row, LoadCode load_code) {
   typename Doubles::Vec sums[kCodes];
   VQVAE_FAST_UNROLL
   for (int j = 0; j < kCodes; ++j) sums[j] = Doubles::zero();
@@ -74,7 +74,7 @@ inline void measure(int64_t dim, double* distances, LoadRow load_row, LoadCode l
 template <class Doubles, int kCodes, class In>
 VQVAE_FAST_ALONE void measure_apart(const Compute<In>* z, const In* const (&codes)[kCodes],
                                     int64_t stride, int64_t dim, double* distances) {
-  measure<Doubles, kCodes>(
+  add_squares<Doubles, kCodes>(
       dim, distances, [&](int64_t d) { return load_lanes<Doubles>(z + d, 1, dim - d); },
       [&](int j, int64_t d) {
         return load_lanes<Doubles>(codes[j] + d * stride, stride, dim - d);
@@ -87,7 +87,7 @@ inline void measure(const Compute<In>* z, const In* const (&codes)[kCodes], int6
   if (stride != 1 || dim % 8 != 0) {
     return measure_apart<Doubles>(z, codes, stride, dim, distances);
   }
-  measure<Doubles, kCodes>(
+  add_squares<Doubles, kCodes>(
       dim, distances, [&](int64_t d) { return load_lanes<Doubles>(z + d); },
       [&](int j, int64_t d) { return load_lanes<Doubles>(codes[j] + d); });
 }

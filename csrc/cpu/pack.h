@@ -22,7 +22,7 @@ Compute<In> largest_magnitude(const Codes<In>& codes, int64_t first, int64_t las
   Bits largest = 0;
   const auto include = [&](In element) {
     const Bits magnitude = to_bits(widen(element)) & all_but_sign;
-    // A mask: of two conditions in a row GCC makes one, and then no vectors.
+    // A mask and not a condition: GCC would join it with the next line's and then not vectorise.
     const Bits finite = magnitude & (Bits{0} - Bits{magnitude < infinity});
     largest = finite > largest ? finite : largest;
   };

@@ -35,7 +35,7 @@ def test_smoke_run_of_all_recipes(tmp_path, capsys, monkeypatch):
     assert all(f"\n| {recipe} " in table for recipe in training.RECIPES)
 
     # A run of another length is another run.
-    assert training.load(out, 3) == {}
+    assert training.load(out, 3, 8) == {}
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "ema-0",
         "training.json",

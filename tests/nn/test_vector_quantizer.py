@@ -259,6 +259,12 @@ def test_wrong_feature_map(shape):
     assert torch.equal(quantizer.codebook, before)
 
 
+@pytest.mark.parametrize("z", [torch.zeros(1, 4, 2, 2, dtype=torch.int64), None, [1.0]])
+def test_feature_maps_are_tensors_of_floats(z):
+    with pytest.raises(TypeError, match=r"z must be a tensor of floats, got (torch|NoneType|list)"):
+        VectorQuantizer(9, 4)(z)
+
+
 @pytest.mark.parametrize("method", ["__call__", "encode"])
 def test_wrong_dtype(method):
     with pytest.raises(TypeError, match=r"torch\.float64"):

@@ -1,5 +1,6 @@
 import re
 
+import numpy as np
 import pytest
 import torch
 from kernels import INSTRUCTION_SETS
@@ -86,6 +87,11 @@ def test_channel_first():
 def test_segment_sum(src, indices, count, error, message):
     with pytest.raises(error, match=re.escape(message)):
         vqvae_fast.segment_sum(torch.zeros(src), torch.zeros(indices, dtype=torch.int64), count)
+
+
+def test_segment_sum_takes_numpys_integers():
+    sums, _ = vqvae_fast.segment_sum(torch.ones(4, 8), torch.zeros(4).long(), np.int64(3))
+    assert sums.shape == (3, 8)
 
 
 def test_segment_sum_types():

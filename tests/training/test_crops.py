@@ -51,7 +51,7 @@ def test_crops_of_a_batch_and_of_validation_come_from_their_own_regions():
 
 def test_crops_reach_every_column_and_are_flipped_half_of_the_time():
     data = image_data([(8, 40)], crop=8, share=0.5)
-    crops = data.train.crops(np.random.default_rng(0), 600, 8)
+    crops = data.train.crops(np.random.default_rng(0), 600, 8, 1)
     flipped = (crops[:, 0, 0, 0] > crops[:, 0, 0, 7]).float().mean()
     assert 0.4 < flipped < 0.6
     first = {round(v, 6) for v in crops[:, 0, 0, :].min(dim=1).values.tolist()}

@@ -125,7 +125,7 @@ def test_array_layouts_and_dtypes_are_the_same_images(tmp_path, rng, channels, d
     assert last.crop == 20
     assert torch.equal(last.batch(0, 0, 6), first.batch(0, 0, 6))
     expected = images.astype(np.float32) / 127.5 - 1
-    found = last.held_out.crops(np.random.default_rng(0), 1, 20).numpy()[0, 0]
+    found = last.held_out.crops(np.random.default_rng(0), 1, 20, last.channels).numpy()[0, 0]
     rows = [e[:20, i : i + 20, 0] for e in expected for i in range(5)]
     assert min(abs(found - r[:, ::s]).max() for r in rows for s in (1, -1)) < 2e-3
 
@@ -212,3 +212,14 @@ def test_unsuitable_datasets_are_refused():
 
     with pytest.raises(UserError, match="one size"):
         open_data(Growing(torch.zeros(10, 3, 16, 16))).variance()
+
+
+@pytest.mark.parametrize("first", [1, 3])
+def test_datasets_of_mixed_channels_are_refused_by_the_first_batch(first):
+    odd = 4 - first
+    pictures = [torch.rand(first if i < 5 else odd, 16, 16) for i in range(10)]
+    data = open_data(pictures, held_out=0.2)
+    with pytest.raises(
+        UserError, match=rf"all images must have {first} channels, got one with {odd}"
+    ):
+        data.batch(0, 0, 64)

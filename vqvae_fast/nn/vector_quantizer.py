@@ -135,6 +135,7 @@ class VectorQuantizer(nn.Module):
 
         Raises:
             ValueError: z is not [B, e_dim, H, W].
+            TypeError: z is not a tensor of floats.
         """
         self._check(z)
         learns = self.training and z.numel() > 0
@@ -203,6 +204,9 @@ class VectorQuantizer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _check(self, z: Tensor) -> None:
+        if not isinstance(z, Tensor) or not z.is_floating_point():
+            what = z.dtype if isinstance(z, Tensor) else type(z).__name__
+            raise TypeError(f"z must be a tensor of floats, got {what}")
         if z.dim() != 4 or z.shape[1] != self.e_dim:
             raise ValueError(f"z must be [B, e_dim={self.e_dim}, H, W], got {list(z.shape)}")
 

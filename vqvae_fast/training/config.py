@@ -1,8 +1,9 @@
 """Everything that decides a run, checked before anything is made."""
 
 import dataclasses
-import math
+import sys
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ _COUNTS = (
     "eval_crops",
     "checkpoint_every",
 )
+
+
+_LARGEST = sys.float_info.max
 
 
 @dataclass(frozen=True)
@@ -97,16 +101,27 @@ class TrainConfig:
         for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+            if getattr(self, name) >= 2**63:
+                raise UserError(f"{name} must be below 2^63, got {getattr(self, name)}")
         for name in ("lr", "beta", "held_out"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or isinstance(value, bool):
                 raise UserError(f"{name} must be a number, got {value!r}")
+            if not -_LARGEST <= value <= _LARGEST:  # a NaN compares false
+                raise UserError(f"{name} must be a finite number, got {str(value)[:12]}")
         for name in ("data", "device"):
             if not isinstance(getattr(self, name), str):
                 raise UserError(f"{name} must be a string, got {getattr(self, name)!r}")
-        if not (math.isfinite(self.lr) and self.lr > 0):
+        if not isinstance(self.out, (str, NoneType)):
+            raise UserError(f"out must be a string or None, got {self.out!r}")
+        if not isinstance(self.crop, (int, NoneType)):
+            raise UserError(f"crop must be an integer or None, got {self.crop!r}")
+        photographs: Any = self.photographs  # a string would be read letter by letter
+        if isinstance(photographs, str):
+            raise UserError(f"photographs must be a tuple of names, got {self.photographs!r}")
+        if not self.lr > 0:
             raise UserError(f"lr must be above 0, got {self.lr:g}")
-        if not (math.isfinite(self.beta) and self.beta >= 0):
+        if not self.beta >= 0:
             raise UserError(f"beta must not be below 0, got {self.beta:g}")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed must be at least 0 and below 2^63, got {self.seed}")

@@ -13,7 +13,7 @@ from vqvae_fast.models import VQVAE
 from vqvae_fast.training import pictures
 from vqvae_fast.training.checkpoint import load_checkpoint, save_checkpoint
 from vqvae_fast.training.config import TrainConfig, pick_device
-from vqvae_fast.training.data import ImageData, absolute_source, open_data
+from vqvae_fast.training.data import ImageData, absolute_source, open_data, source_label
 from vqvae_fast.training.errors import UserError
 from vqvae_fast.training.evaluate import Evaluation
 from vqvae_fast.training.loop import Trainer, run_steps
@@ -82,10 +82,10 @@ def train(
     with torch.random.fork_rng(devices=_gpus(config)):
         torch.manual_seed(config.seed)
         trainer = Trainer(config, images, images.variance())
-        # A batch that does not fit into memory fails here, before there is a folder.
+        # What cannot be drawn, or is beyond all memory, fails here, before there is a folder.
         images.batch(config.seed, 0, config.batch_size)
-        source = "dataset" if data is not None else config.data.split(":")[0]
-        run = create_run(config.out, f"{Path(source).resolve().stem}-{config.quantizer}")
+        label = "dataset" if data is not None else source_label(config.data)
+        run = create_run(config.out, f"{label}-{config.quantizer}")
         write_json(run / CONFIG, config.to_dict())
         save_checkpoint(run, trainer.state())  # whatever ends the run, it can be resumed
         return _finish(trainer, run, progress, say)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vqvae_fast.training.errors import UserError
+from vqvae_fast.training.errors import UserError, user_path
 
 CONFIG, METRICS, RESULT, CHECKPOINT = "config.json", "metrics.jsonl", "result.json", "checkpoint.pt"
 
@@ -42,7 +42,7 @@ def create_run(out: str | None, label: str) -> Path:
         UserError: ``out`` holds something already, or cannot be written.
     """
     if out is not None:
-        path = Path(out).expanduser()
+        path = user_path(out)
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file, a run folder was expected")
         if path.is_dir() and any(path.iterdir()):
@@ -66,7 +66,7 @@ def create_run(out: str | None, label: str) -> Path:
 
 def open_run(run: str | Path) -> Path:
     """The folder of an existing run; raises UserError where it is not one."""
-    path = Path(run).expanduser()
+    path = user_path(run)
     if not path.exists():
         raise UserError(f"run folder not found: {path}")
     if not path.is_dir() or not (path / CONFIG).is_file():

@@ -1,7 +1,6 @@
 """Where training images come from: photographs, folders, CIFAR-10, arrays, torch Datasets."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -12,7 +11,7 @@ from vqvae_fast.training.data.crops import ImageData
 from vqvae_fast.training.data.dataset import from_dataset
 from vqvae_fast.training.data.folder import open_folder
 from vqvae_fast.training.data.photos import DEFAULT_PHOTOGRAPHS, PHOTOGRAPHS, open_photos
-from vqvae_fast.training.errors import UserError
+from vqvae_fast.training.errors import UserError, user_path
 
 # Crops of images that differ in size.
 _CROP = 32
@@ -25,6 +24,7 @@ __all__ = [
     "absolute_source",
     "from_dataset",
     "open_data",
+    "source_label",
 ]
 
 
@@ -58,8 +58,8 @@ def open_data(
     if data == _PHOTOS:
         return open_photos(photographs, crop=crop or _CROP, held_out=held_out)
     if data.startswith(_CIFAR10):
-        return open_cifar10(Path(data.removeprefix(_CIFAR10)).expanduser(), crop=crop)
-    path = Path(data).expanduser()
+        return open_cifar10(user_path(data.removeprefix(_CIFAR10)), crop=crop)
+    path = user_path(data)
     if not data:
         raise UserError("data must be named: photos, a folder, cifar10:FOLDER, a .npy or .npz file")
     if path.is_dir():
@@ -76,4 +76,12 @@ def absolute_source(data: str) -> str:
     if data == _PHOTOS:
         return data
     kind = _CIFAR10 if data.startswith(_CIFAR10) else ""
-    return kind + str(Path(data.removeprefix(kind)).expanduser().resolve())
+    return kind + str(user_path(data.removeprefix(kind)).resolve())
+
+
+def source_label(data: str) -> str:
+    """A short name of a source, for the run folder."""
+    if data == _PHOTOS or data.startswith(_CIFAR10):
+        return data.split(":")[0]
+    path = user_path(data).resolve()
+    return path.name if path.is_dir() else path.stem

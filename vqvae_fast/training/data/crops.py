@@ -60,18 +60,25 @@ class Regions:
             )
         return part
 
-    def crops(self, rng: np.random.Generator, count: int, side: int) -> Tensor:
+    def crops(self, rng: np.random.Generator, count: int, side: int, channels: int) -> Tensor:
         """Random crops, each flipped left to right half of the time.
 
         Returns:
             [count, C, side, side] float32 in [-1, 1].
         """
         # In one piece and first, so that a size beyond the memory fails at once, not after minutes.
-        crops = np.empty((count, self.read(0).shape[2], side, side), dtype=np.float32)
+        try:
+            crops = np.empty((count, channels, side, side), dtype=np.float32)
+        except ValueError as error:  # more bytes than can be addressed
+            raise MemoryError from error
         chosen = rng.integers(len(self.boxes), size=count)
         draws = rng.random((count, 3))
         for place, region, (down, across, flip) in zip(crops, chosen.tolist(), draws, strict=True):
             pixels = self.read(region)
+            if pixels.shape[2] != channels:
+                raise UserError(
+                    f"all images must have {channels} channels, got one with {pixels.shape[2]}"
+                )
             top = int(down * (pixels.shape[0] - side + 1))
             left = int(across * (pixels.shape[1] - side + 1))
             crop = pixels[top : top + side, left : left + side]
@@ -101,11 +108,13 @@ class ImageData:
         It depends on (seed, step) alone: a resumed run draws what the whole run would have drawn,
         with no sampler state to save.
         """
-        return self.train.crops(np.random.default_rng([seed, step]), size, self.crop)
+        return self.train.crops(np.random.default_rng([seed, step]), size, self.crop, self.channels)
 
     def validation(self, count: int) -> Tensor:
         """The fixed held-out crops: [count, C, crop, crop] float32 in [-1, 1]."""
-        return self.held_out.crops(np.random.default_rng(_HELD_OUT_SEED), count, self.crop)
+        return self.held_out.crops(
+            np.random.default_rng(_HELD_OUT_SEED), count, self.crop, self.channels
+        )
 
     def variance(self) -> float:
         """Variance of the training pixels on the model's scale, all channels together.
