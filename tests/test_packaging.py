@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 SEARCH = (
     "import torch, vqvae_fast as v;"
     "r = v.nearest_code(torch.tensor([[0.9], [2.1]]), torch.tensor([[0.0], [1.0], [2.0]]));"
@@ -60,6 +61,11 @@ def search_with(wheel, folder):
     )
 
 
+def make(*arguments):
+    """Run `make` in the project."""
+    return subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True)
+
+
 def test_a_wheel_with_a_compiler_has_the_kernels(source, tmp_path):
     process, wheel = build_wheel(source, VQVAE_FAST_REQUIRE_EXT="1")
     assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-2000:]
@@ -101,35 +107,25 @@ def test_a_required_extension_that_cannot_be_built_is_an_error(source):
         ("Python.h", "vqvae_fast needs Python's C headers"),
     ],
 )
-@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@needs_make
 def test_make_names_the_part_of_python_that_is_missing(lacking, sentence, tmp_path):
     python = tmp_path / "python"  # fails at what mentions the missing part
     python.write_text(
         f"#!/bin/sh\ncase \"$*\" in *'{lacking}'*) exit 1;; esac\nexec '{sys.executable}' \"$@\"\n"
     )
     python.chmod(0o755)
-    process = subprocess.run(
-        ["make", "train", f"VENV={tmp_path / 'venv'}", f"PYTHON={python}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    process = make("train", f"VENV={tmp_path / 'venv'}", f"PYTHON={python}")
     assert process.returncode != 0
     assert sentence in process.stdout
     assert not (tmp_path / "venv").exists()
 
 
+@needs_make
 @pytest.mark.skipif(
-    not (Path(sys.prefix) / ".built").exists() or shutil.which("make") is None,
-    reason="this environment was not made by make",
+    not (Path(sys.prefix) / ".built").exists(), reason="this environment was not made by make"
 )
 def test_a_second_make_installs_and_builds_nothing():
-    process = subprocess.run(
-        ["make", "--dry-run", "test", f"VENV={sys.prefix}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    process = make("--dry-run", "test", f"VENV={sys.prefix}")
     assert process.returncode == 0
     assert "-m pytest" in process.stdout
     assert "pip install" not in process.stdout
@@ -142,14 +138,9 @@ def test_a_second_make_installs_and_builds_nothing():
         ("CXX", "vqvae_fast needs a C++20 compiler as 'no-such-tool'"),
     ],
 )
-@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@needs_make
 def test_make_names_what_is_missing(variable, sentence, tmp_path):
-    process = subprocess.run(
-        ["make", "test", f"VENV={tmp_path / 'venv'}", f"{variable}=no-such-tool"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    process = make("test", f"VENV={tmp_path / 'venv'}", f"{variable}=no-such-tool")
     assert process.returncode != 0
     assert sentence in process.stdout
     assert not (tmp_path / "venv").exists()

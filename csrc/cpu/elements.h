@@ -10,26 +10,17 @@
 namespace vqvae_fast {
 namespace {
 
-inline uint32_t to_bits(float value) {
-  uint32_t bits;
-  memcpy(&bits, &value, sizeof bits);
-  return bits;
+template <class To, class From>
+inline To cast_bits(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  memcpy(&to, &from, sizeof to);
+  return to;
 }
-inline uint64_t to_bits(double value) {
-  uint64_t bits;
-  memcpy(&bits, &value, sizeof bits);
-  return bits;
-}
-inline float from_bits(uint32_t bits) {
-  float value;
-  memcpy(&value, &bits, sizeof value);
-  return value;
-}
-inline double from_bits(uint64_t bits) {
-  double value;
-  memcpy(&value, &bits, sizeof value);
-  return value;
-}
+inline uint32_t to_bits(float value) { return cast_bits<uint32_t>(value); }
+inline uint64_t to_bits(double value) { return cast_bits<uint64_t>(value); }
+inline float from_bits(uint32_t bits) { return cast_bits<float>(bits); }
+inline double from_bits(uint64_t bits) { return cast_bits<double>(bits); }
 
 inline float widen(float value) { return value; }
 inline double widen(double value) { return value; }

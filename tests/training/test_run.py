@@ -92,6 +92,15 @@ def test_resumed_run_repeats_the_whole_run_bit_for_bit(tiny, quantizer, stop):
     assert resumed.training.mse == whole.training.mse
 
 
+# What torch's own compiler warns of when it is first imported.
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_a_compiled_run_follows_the_eager_one(tiny):
+    eager = train(tiny)
+    compiled = train(elsewhere(tiny, "compiled", compile=True))
+    assert compiled.held_out.mse == pytest.approx(eager.held_out.mse, rel=1e-3)
+    assert not same(weights(compiled.run), weights(eager.run))  # other kernels, other roundings
+
+
 def test_resume_in_the_middle_of_kmeans_collection(tiny):
     # 4 images of 4x4 latents a step: 64 samples are complete after one step, 1024 after 16.
     tiny = dataclasses.replace(tiny, codebook_size=256, steps=20)
