@@ -48,21 +48,19 @@ class StraightThroughQuantize(torch.autograd.Function):
     ) -> tuple[Tensor | None, Tensor | None, None, None]:
         """Gradients to z (straight-through and commitment) and to the codebook."""
         if ctx.needs_input_grad[1]:
-            z, codebook, indices = ctx.saved_tensors
-            error = _wide(z) - _wide(_gather(codebook, indices))
-        else:
-            (error,) = ctx.saved_tensors
-        per_element = grad_loss * (2.0 / _count(error))
-        grad_z = grad_codebook = None
-        if ctx.needs_input_grad[0]:
-            grad_z = grad_quantized + (per_element * ctx.commitment_weight) * error
-            grad_z = grad_z.to(grad_quantized.dtype)
-        if ctx.needs_input_grad[1]:
-            # A sum of the errors, not the difference of two sums: far from the origin the two
-            # sums would agree in all their digits.
-            sums = _segment_sum(error, indices, codebook)
-            grad_codebook = (sums * (per_element * -ctx.codebook_weight)).to(codebook.dtype)
-        return grad_z, grad_codebook, None, None
+            grad_z, grad_codebook = torch.ops.vqvae_fast.quantize_backward(
+                grad_quantized,
+                grad_loss,
+                *ctx.saved_tensors,
+                ctx.commitment_weight,
+                ctx.codebook_weight,
+            )
+            return grad_z if ctx.needs_input_grad[0] else None, grad_codebook, None, None
+        if not ctx.needs_input_grad[0]:
+            return None, None, None, None
+        (error,) = ctx.saved_tensors
+        scale = grad_loss * (2.0 / _count(error)) * ctx.commitment_weight
+        return (grad_quantized + scale * error).to(grad_quantized.dtype), None, None, None
 
 
 def _count(z: Tensor) -> int:
@@ -73,25 +71,3 @@ def _count(z: Tensor) -> int:
 def _wide(t: Tensor) -> Tensor:
     """float32 at least: half-precision errors would be rounded twice."""
     return t if t.dtype == torch.float64 else t.float()
-
-
-def flat_indices(indices: Tensor, codebook: Tensor) -> Tensor:
-    """indices of separate books [H, ...] as rows of the books laid end to end [H * K]."""
-    if codebook.dim() == 2:
-        return indices
-    heads, num_codes = codebook.shape[:2]
-    offset = torch.arange(heads, device=indices.device) * num_codes
-    return indices + offset.view(-1, *[1] * (indices.dim() - 1))
-
-
-def _gather(codebook: Tensor, indices: Tensor) -> Tensor:
-    flat = codebook.reshape(-1, codebook.shape[-1])
-    return flat[flat_indices(indices, codebook)]
-
-
-def _segment_sum(src: Tensor, indices: Tensor, codebook: Tensor) -> Tensor:
-    """Sums of the rows of src that chose each code, in the codebook's shape."""
-    total = codebook.shape[:-1].numel()
-    sums: Tensor
-    sums, _ = torch.ops.vqvae_fast.segment_sum(src, flat_indices(indices, codebook), total)
-    return sums.view(codebook.shape)

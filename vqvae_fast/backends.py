@@ -1,63 +1,162 @@
-"""Which kernel serves a search, and why.
+"""Which kernels serve a call, and why.
 
-The dispatcher makes the choice (the extension registers its kernels under the ops' names, the
-reference serves every other call); these checks follow the same order and explain it.
+Each check says whether one backend can serve tensors on a device, and gives the reason; the first
+that can is chosen. ``VQVAE_FAST_BACKEND`` asks for one by name: the same check answers, and where
+it says no, the call is an error rather than a slower answer.
 """
 
+import functools
+import importlib.util
+import os
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
-from vqvae_fast import _native
+from vqvae_fast import _native, reference
+
+
+class Kernels(Protocol):
+    """The ops as one backend runs them; arguments and results are those of the ops."""
+
+    nearest_code: Callable[..., tuple[Tensor, Tensor]]
+    quantize: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    segment_sum: Callable[..., tuple[Tensor, Tensor]]
+    quantize_backward: Callable[..., tuple[Tensor, Tensor]]
 
 
 class Backend(NamedTuple):
-    """One way of running the search on a device.
+    """One way of running the ops on a device.
 
     Attributes:
-        name: what runs.
+        name: what ``VQVAE_FAST_BACKEND`` calls it.
+        title: what runs.
         available: whether it can run here.
         reason: why, or why not.
     """
 
     name: str
+    title: str
     available: bool
     reason: str
+
+
+def can_run_triton(device: torch.device) -> Backend:
+    """The Triton kernels: for CUDA tensors, or for CPU tensors in Triton's interpreter."""
+
+    def answer(available: bool, reason: str) -> Backend:
+        return Backend("triton", "Triton", available, reason)
+
+    if importlib.util.find_spec("triton") is None:
+        return answer(False, "the package triton is not installed")
+    if device.type == "cpu":
+        if _native.triton_interprets:
+            return answer(True, "in its interpreter, for tests: exact, but very slow")
+        return answer(False, "it serves CUDA tensors, not cpu")
+    if device.type != "cuda":
+        return answer(False, f"it serves CUDA tensors, not {device.type}")
+    if torch.cuda.is_available() and torch.version.hip is None:
+        capability = torch.cuda.get_device_capability(device)
+        if capability < (8, 0):
+            return answer(False, f"it needs compute capability 8.0, this GPU has {capability}")
+    return answer(True, "matrix units, and an exact answer")
+
+
+def can_run_cuda(device: torch.device) -> Backend:
+    """The compiled CUDA kernels, for CUDA tensors."""
+    if device.type != "cuda":
+        return Backend("cuda", "CUDA C++", False, f"it serves CUDA tensors, not {device.type}")
+    if _native.cuda_extension is None:
+        return Backend("cuda", "CUDA C++", False, _native.cuda_reason)
+    return Backend("cuda", "CUDA C++", True, "float32 arithmetic on every GPU since sm_75")
 
 
 def can_run_cpp(device: torch.device) -> Backend:
     """The compiled C++ kernels, for CPU tensors."""
     extension = _native.extension
     if device.type != "cpu":
-        return Backend("C++", False, f"it serves CPU tensors, not {device.type}")
+        return Backend("cpp", "C++", False, f"it serves CPU tensors, not {device.type}")
     if extension is None:
-        return Backend("C++", False, _native.reason)
+        return Backend("cpp", "C++", False, _native.reason)
     isa, others = extension.cpu_isa(), extension.available_cpu_isas()
-    has = f"this processor has {', '.join(others)}"
-    if isa != others[0]:
-        return Backend(f"C++ ({isa})", True, f"selected by VQVAE_FAST_CPU_ISA; {has}")
-    return Backend(
-        f"C++ ({isa})", True, f"the fastest; {has} (VQVAE_FAST_CPU_ISA overrides the choice)"
+    why = (
+        f"selected by VQVAE_FAST_CPU_ISA; this processor has {', '.join(others)}"
+        if isa != others[0]
+        else f"the fastest; this processor has {', '.join(others)} "
+        "(VQVAE_FAST_CPU_ISA overrides the choice)"
     )
+    return Backend("cpp", f"C++ ({isa})", True, why)
 
 
 def can_run_reference(device: torch.device) -> Backend:
     """Plain PyTorch, for tensors anywhere."""
-    where = "" if device.type == "cpu" else f"; there is no kernel of its own for {device.type} yet"
-    return Backend("PyTorch reference", True, f"runs on every device, exact but slower{where}")
+    return Backend("reference", "PyTorch reference", True, "runs on every device, exact but slower")
 
 
 # In the order in which they are tried.
-_CHECKS: tuple[Callable[[torch.device], Backend], ...] = (can_run_cpp, can_run_reference)
+_CHECKS: dict[str, Callable[[torch.device], Backend]] = {
+    "triton": can_run_triton,
+    "cuda": can_run_cuda,
+    "cpp": can_run_cpp,
+    "reference": can_run_reference,
+}
+# The devices that a request by name is about: on all others the choice stays automatic.
+_SERVES = {
+    "triton": ("cuda", "cpu") if _native.triton_interprets else ("cuda",),
+    "cuda": ("cuda",),
+    "cpp": ("cpu",),
+    "reference": ("cpu", "cuda"),
+}
+
+
+def requested() -> str | None:
+    """The backend that VQVAE_FAST_BACKEND names, or None.
+
+    Raises:
+        ValueError: there is no such backend.
+    """
+    name = os.environ.get("VQVAE_FAST_BACKEND", "auto")
+    if name == "auto":
+        return None
+    if name not in _CHECKS:
+        known = ", ".join(_CHECKS)
+        raise ValueError(f"VQVAE_FAST_BACKEND must be auto or one of {known}, got {name!r}")
+    return name
 
 
 def backends(device: torch.device | str) -> list[Backend]:
     """Every backend with its reason, in the order in which they are tried."""
     device = torch.device(device)
-    return [check(device) for check in _CHECKS]
+    return [check(device) for check in _CHECKS.values()]
 
 
 def chosen(device: torch.device | str) -> Backend:
-    """The backend that serves searches on a device: the first that can run."""
+    """The backend that serves tensors on a device: the requested one, or the first that can.
+
+    Raises:
+        RuntimeError: the requested backend cannot run there.
+    """
+    device = torch.device(device)
+    name = requested()
+    if name is not None and device.type in _SERVES[name]:
+        backend = _CHECKS[name](device)
+        if not backend.available:
+            raise RuntimeError(f"VQVAE_FAST_BACKEND={name}, but {backend.reason}")
+        return backend
     return next(backend for backend in backends(device) if backend.available)
+
+
+@functools.cache
+def kernels(device: torch.device) -> Kernels:
+    """The chosen backend's functions. The choice is made once for each device.
+
+    The C++ kernels are not among them: they register themselves with the dispatcher.
+    """
+    name = chosen(device).name
+    modules: dict[str, Callable[[], Any]] = {
+        "triton": lambda: importlib.import_module("vqvae_fast.triton"),
+        "cuda": lambda: _native.cuda_extension,
+        "reference": lambda: reference,
+    }
+    return modules[name]()  # type: ignore[no-any-return]

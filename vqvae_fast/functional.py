@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vqvae_fast.autograd import StraightThroughQuantize, flat_indices
+from vqvae_fast.autograd import StraightThroughQuantize
+from vqvae_fast.reference import flat_indices
 
 _FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

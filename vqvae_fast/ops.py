@@ -1,14 +1,18 @@
-"""What the dispatcher knows: the schemas, the fakes and the fallback of torch.ops.vqvae_fast.*.
+"""What the dispatcher knows: the schemas, the fakes and the kernels of torch.ops.vqvae_fast.*.
 
-The compiled extension registers faster kernels for the CPU under the same names when it loads.
-Everything else is served by :mod:`vqvae_fast.reference`. Inputs are validated by
-:mod:`vqvae_fast.functional`; the ops themselves only refuse what would be unsafe.
+The compiled extension registers its kernels for the CPU under the same names when it loads;
+:mod:`vqvae_fast.backends` chooses for CUDA; everything else is served by
+:mod:`vqvae_fast.reference`. Inputs are validated by :mod:`vqvae_fast.functional`; the ops
+themselves only refuse what would be unsafe.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vqvae_fast import _native, reference  # noqa: F401  (_native registers the CPU kernels)
+from vqvae_fast import _native, backends, reference
 
 _library = torch.library.Library("vqvae_fast", "FRAGMENT")
 
@@ -19,9 +23,37 @@ _library.define(
 _library.define(
     "segment_sum(Tensor src, Tensor indices, SymInt num_segments) -> (Tensor sums, Tensor counts)"
 )
+_library.define(
+    "quantize_backward(Tensor grad_quantized, Tensor grad_loss, Tensor z, Tensor codebook, "
+    "Tensor indices, float commitment_weight, float codebook_weight) "
+    "-> (Tensor grad_z, Tensor grad_codebook)"
+)
+
+
+def _quantize_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """The readable formula around the segment sum of whoever serves the device."""
+    return reference.quantize_backward(
+        *arguments, segment_sum=torch.ops.vqvae_fast.segment_sum.default
+    )
+
+
+def _chosen_kernel(name: str) -> Callable[..., Any]:
+    """The op ``name`` of the backend that is chosen for the first tensor's device."""
+
+    def kernel(first: Tensor, *rest: Any) -> Any:
+        with torch.no_grad():  # autograd lies around the ops, never inside
+            return getattr(backends.kernels(first.device), name)(first, *rest)
+
+    return kernel
+
 
 for _name in ("nearest_code", "quantize", "segment_sum"):
     _library.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")
+_library.impl("quantize_backward", _quantize_backward, "CompositeExplicitAutograd")
+for _name in ("nearest_code", "quantize", "segment_sum", "quantize_backward"):
+    _library.impl(_name, _chosen_kernel(_name), "CUDA")
+    if _native.triton_interprets:
+        _library.impl(_name, _chosen_kernel(_name), "CPU")
 
 
 @torch.library.register_fake("vqvae_fast::nearest_code", lib=_library)
@@ -43,3 +75,16 @@ def _(src: Tensor, indices: Tensor, num_segments: int) -> tuple[Tensor, Tensor]:
     dtype = reference.distance_dtype(src.dtype)
     sums = src.new_empty((num_segments, src.shape[-1]), dtype=dtype)
     return sums, src.new_empty((num_segments,), dtype=dtype)
+
+
+@torch.library.register_fake("vqvae_fast::quantize_backward", lib=_library)
+def _(
+    grad_quantized: Tensor,
+    grad_loss: Tensor,
+    z: Tensor,
+    codebook: Tensor,
+    indices: Tensor,
+    commitment_weight: float,
+    codebook_weight: float,
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(z), codebook.new_empty(codebook.shape)

@@ -4,6 +4,8 @@ The kernels are checked against this page, and it serves every call that no kern
 It keeps the same contract: exact answers, lowest index on ties, never N x K in memory.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -114,3 +116,52 @@ def segment_sum(src: Tensor, indices: Tensor, num_segments: int) -> tuple[Tensor
     order = torch.argsort(segment, stable=True)
     sums = torch.segment_reduce(rows[order], "sum", lengths=counts, axis=0, initial=0.0)
     return sums.to(dtype), counts.to(dtype)
+
+
+@torch.no_grad()
+def quantize_backward(
+    grad_quantized: Tensor,
+    grad_loss: Tensor,
+    z: Tensor,
+    codebook: Tensor,
+    indices: Tensor,
+    commitment_weight: float,
+    codebook_weight: float,
+    *,
+    segment_sum: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] = segment_sum,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the quantized vectors and of the loss to z and to the codebook.
+
+    Args:
+        grad_quantized: like z, any strides; it goes straight through.
+        grad_loss: 0-d.
+        z: [..., D], or [H, ..., D] with separate books.
+        codebook: [K, D], or [H, K, D].
+        indices: int64, z.shape[:-1], the codes that the search chose.
+        commitment_weight: weight of mean((z - sg[q])^2).
+        codebook_weight: weight of mean((sg[z] - q)^2).
+        segment_sum: sums the errors of each code.
+
+    Returns:
+        grad_z like z and grad_codebook like codebook.
+    """
+    wide = distance_dtype(z.dtype)
+    flat, codes = flat_indices(indices, codebook), codebook.reshape(-1, codebook.shape[-1])
+    error = z.to(wide) - codes[flat].to(wide)
+    per_element = grad_loss.to(wide) * (2.0 / max(z.numel(), 1))
+    grad_z = torch.empty_like(z)
+    grad_z.copy_(grad_quantized + (per_element * commitment_weight) * error)
+    # A sum of the errors, not the difference of two sums: far from the origin the two sums would
+    # agree in all their digits.
+    sums, _ = segment_sum(error, flat, len(codes))
+    grad_codebook = (sums * (per_element * -codebook_weight)).to(codebook.dtype)
+    return grad_z, grad_codebook.view(codebook.shape)
+
+
+def flat_indices(indices: Tensor, codebook: Tensor) -> Tensor:
+    """indices of separate books [H, ...] as rows of the books laid end to end [H * K]."""
+    if codebook.dim() == 2:
+        return indices
+    heads, num_codes = codebook.shape[:2]
+    offset = torch.arange(heads, device=indices.device) * num_codes
+    return indices + offset.view(-1, *[1] * (indices.dim() - 1))

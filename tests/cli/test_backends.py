@@ -1,3 +1,4 @@
+import importlib.util
 import types
 
 import pytest
@@ -24,14 +25,34 @@ def no_extension(monkeypatch):
     monkeypatch.setattr(_native, "reason", "there was no compiler")
 
 
+@pytest.fixture(autouse=True)
+def choice(monkeypatch):
+    monkeypatch.delenv("VQVAE_FAST_BACKEND", raising=False)
+    monkeypatch.setattr(_native, "triton_interprets", False)
+    monkeypatch.setattr(_native, "cuda_extension", None)
+    monkeypatch.setattr(_native, "cuda_reason", "there was no nvcc")
+
+
+def triton_is_installed(monkeypatch, installed):
+    real = importlib.util.find_spec
+
+    def find_spec(name):
+        return (object() if installed else None) if name == "triton" else real(name)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+
+
+def available(device):
+    return [backend.name for backend in backends.backends(device) if backend.available]
+
+
 @pytest.mark.usefixtures("extension")
 def test_cpu_gets_the_extension_with_its_instruction_set():
-    first, second = backends.backends("cpu")
-    assert first == backends.chosen("cpu")
-    assert first.name == "C++ (avx2)"
-    assert first.reason.startswith("selected by VQVAE_FAST_CPU_ISA; ")
-    assert "avx512, avx2, portable" in first.reason
-    assert second.available
+    served = backends.chosen("cpu")
+    assert (served.name, served.title) == ("cpp", "C++ (avx2)")
+    assert served.reason.startswith("selected by VQVAE_FAST_CPU_ISA; ")
+    assert "avx512, avx2, portable" in served.reason
+    assert available("cpu") == ["cpp", "reference"]
 
 
 @pytest.mark.usefixtures("extension")
@@ -42,28 +63,83 @@ def test_the_best_instruction_set_is_said_to_be_the_fastest(monkeypatch):
 
 @pytest.mark.usefixtures("no_extension")
 def test_cpu_without_the_extension_gets_the_reference_and_the_reason():
-    first, second = backends.backends(torch.device("cpu"))
-    assert (first.available, first.reason) == (False, "there was no compiler")
-    assert backends.chosen("cpu") == second
+    assert backends.chosen(torch.device("cpu")).name == "reference"
+    assert backends.can_run_cpp(torch.device("cpu"))[2:] == (False, "there was no compiler")
+
+
+def test_cuda_without_triton_and_without_nvcc_gets_the_reference(monkeypatch):
+    triton_is_installed(monkeypatch, False)
+    triton, cuda, cpp, reference = backends.backends("cuda")
+    assert triton[2:] == (False, "the package triton is not installed")
+    assert cuda[2:] == (False, "there was no nvcc")
+    assert not cpp.available
+    assert backends.chosen("cuda") == reference
+
+
+def test_cuda_gets_triton_before_the_extension(monkeypatch):
+    triton_is_installed(monkeypatch, True)
+    monkeypatch.setattr(_native, "cuda_extension", object())
+    assert available("cuda") == ["triton", "cuda", "reference"]
+    assert backends.chosen("cuda").name == "triton"
+    monkeypatch.setenv("VQVAE_FAST_BACKEND", "cuda")
+    assert backends.chosen("cuda").name == "cuda"
 
 
 @pytest.mark.usefixtures("extension")
-def test_cuda_gets_the_reference_and_is_told_so():
-    served = backends.chosen("cuda")
-    assert served.name == "PyTorch reference"
-    assert "cuda" in served.reason
+def test_an_old_gpu_gets_the_extension(monkeypatch):
+    triton_is_installed(monkeypatch, True)
+    monkeypatch.setattr(_native, "cuda_extension", object())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert backends.chosen("cuda").name == "cuda"
+    assert "compute capability 8.0" in backends.can_run_triton(torch.device("cuda")).reason
+
+
+@pytest.mark.usefixtures("extension")
+def test_a_request_is_about_its_own_devices(monkeypatch):
+    monkeypatch.setenv("VQVAE_FAST_BACKEND", "cuda")
+    assert backends.chosen("cpu").name == "cpp"
+    monkeypatch.setenv("VQVAE_FAST_BACKEND", "reference")
+    assert backends.chosen("cuda").name == "reference"
+
+
+def test_a_request_that_cannot_be_met_says_why(monkeypatch):
+    monkeypatch.setenv("VQVAE_FAST_BACKEND", "cuda")
+    with pytest.raises(RuntimeError, match="VQVAE_FAST_BACKEND=cuda, but there was no nvcc"):
+        backends.chosen("cuda")
+
+
+def test_a_request_for_nobody(monkeypatch):
+    monkeypatch.setenv("VQVAE_FAST_BACKEND", "fastest")
+    with pytest.raises(ValueError, match=r"one of triton, cuda, cpp, reference, got 'fastest'"):
+        backends.chosen("cpu")
+
+
+def test_other_devices_get_the_reference():
+    assert available("meta") == ["reference"]
 
 
 @pytest.mark.parametrize("state", ["extension", "no_extension"])
-def test_info_marks_the_kernel_that_serves(state, request, capsys):
+def test_info_marks_the_kernel_that_serves(state, request, capsys, monkeypatch):
+    triton_is_installed(monkeypatch, False)
     request.getfixturevalue(state)
     with pytest.raises(SystemExit) as exit_:
         main(["info"])
     assert exit_.value.code == 0
     out = capsys.readouterr().out
     served = [line for line in out.splitlines() if line.startswith(" -> ")]
-    name = "C++ (avx2)" if state == "extension" else "PyTorch reference"
-    assert served[0].startswith(f" -> {name}: ")
+    title = "C++ (avx2)" if state == "extension" else "PyTorch reference"
+    assert served[0].startswith(f" -> {title}: ")
     assert served[1].startswith(" -> PyTorch reference: ")
     assert ("there was no compiler" in out) == (state == "no_extension")
     assert ("somecc 1.2" in out) == (state == "extension")
+
+
+@pytest.mark.usefixtures("extension")
+def test_info_tells_a_request_that_cannot_be_met(monkeypatch, capsys):
+    triton_is_installed(monkeypatch, False)
+    monkeypatch.setenv("VQVAE_FAST_BACKEND", "cuda")
+    with pytest.raises(SystemExit) as exit_:
+        main(["info"])
+    assert exit_.value.code == 0
+    assert "VQVAE_FAST_BACKEND=cuda, but there was no nvcc" in capsys.readouterr().out

@@ -92,8 +92,7 @@ def test_resumed_run_repeats_the_whole_run_bit_for_bit(tiny, quantizer, stop):
     assert resumed.training.mse == whole.training.mse
 
 
-# What torch's own compiler warns of when it is first imported.
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("default")  # torch's compiler warns of its own insides
 def test_a_compiled_run_follows_the_eager_one(tiny):
     eager = train(tiny)
     compiled = train(elsewhere(tiny, "compiled", compile=True))

@@ -21,12 +21,17 @@ def info() -> None:
     for device in ("cpu", "cuda"):
         here = device == "cpu" or torch.cuda.is_available()
         click.echo(f"\nsearch on {device}{'' if here else ' (no such device here)'}")
-        served = chosen(device)
+        served = None
+        try:
+            served = chosen(device)
+        except RuntimeError as error:
+            click.echo(f" !! {error}")
         for backend in backends(device):
             mark = "->" if backend == served else "  "
             answer = "" if backend.available else "not available: "
-            click.echo(f" {mark} {backend.name}: {answer}{backend.reason}")
-    if _native.extension is not None:
-        click.echo("\nbuild of the extension")
-        for key, value in _native.extension.build_info().items():
-            click.echo(f"    {key}: {value}")
+            click.echo(f" {mark} {backend.title}: {answer}{backend.reason}")
+    for kind, extension in (("C++", _native.extension), ("CUDA", _native.cuda_extension)):
+        if extension is not None:
+            click.echo(f"\nbuild of the {kind} extension")
+            for key, value in extension.build_info().items():
+                click.echo(f"    {key}: {value}")
