@@ -44,12 +44,17 @@ def restore() -> Iterator[None]:
         _native.extension.set_cpu_isa(isa)
 
 
-@pytest.fixture(params=["reference", *INSTRUCTION_SETS])
+# In a process of Triton's interpreter (make test-interpret) its kernels serve the ops.
+ALL = ["triton"] if _native.triton_interprets else ["reference", *INSTRUCTION_SETS]
+
+
+@pytest.fixture(params=ALL)
 def implementation(request: pytest.FixtureRequest, restore: None) -> Implementation:
-    """The reference, and the kernels of every instruction set of this machine."""
+    """The reference, and the kernels of every instruction set of this machine; or Triton's."""
     if request.param == "reference":
         return REFERENCE
-    _native.extension.set_cpu_isa(request.param)
+    if request.param in INSTRUCTION_SETS:
+        _native.extension.set_cpu_isa(request.param)
     return KERNELS
 
 

@@ -24,11 +24,6 @@ class Configuration(NamedTuple):
     num_warps: int
     num_stages: int
 
-    @property
-    def measure_dim(self) -> int:
-        """Elements that are measured at a time."""
-        return min(self.block_dim, 32)
-
 
 # A row block's codes all come through L2: at full speed that is 4096 / block_rows bytes a clock and
 # SM, of about 30 that an H100 has. So 128 rows, and two programs an SM where registers and shared

@@ -1,7 +1,9 @@
 """The search: scores on the matrix unit, a proven bound, and exact distances for what is left.
 
-docs/exactness.md derives the bound. Three kernels: `prepare` packs the codebook, `search` settles
-nearly every row, `exact` measures every code for the rows that the bound could not settle.
+Four kernels: `prepare` packs the codebook, `scan` finds each row's best groups of codes, `settle`
+measures them and knows by a bound (docs/exactness.md) whether any other code can be nearer, and
+`exact` measures every code for the few rows where one can. The host waits for none of them, so
+CUDA graphs capture a search.
 """
 
 import torch
@@ -13,7 +15,8 @@ from vqvae_fast.triton.configurations import configuration
 from vqvae_fast.triton.exact import exact_kernel
 from vqvae_fast.triton.prepare import prepare
 from vqvae_fast.triton.rows import Rows, as_rows
-from vqvae_fast.triton.search_kernel import search_kernel
+from vqvae_fast.triton.scan import TILES_PER_SPAN, scan_kernel
+from vqvae_fast.triton.settle import settle_kernel
 
 # What packing costs in relative and in absolute error, and from where on it is impossible.
 _ROUNDING = {
@@ -22,11 +25,14 @@ _ROUNDING = {
 }
 # The bound holds for rows up to this length; longer ones are measured in full.
 _LONGEST_ROW = 1 << 16
-# Elements of the codebook that one program measures for a listed row, at least.
-_EXACT_ELEMENTS = 1 << 17
-# Programs an SM that there should be, or the codes of a row block are shared out.
+# Programs an SM that there should be, or the codes of a block of rows are shared out; no part is
+# smaller than a few tiles, which its beginning and end would outweigh.
 _PROGRAMS_PER_SM = 2
-_MOST_PARTS = 64
+_LEAST_TILES = 4
+_SETTLE_ROWS = 32
+_EXACT_ROWS = 16
+_EXACT_CODES = 64
+_MEASURE_DIM = 32
 
 
 def nearest_code(
@@ -73,29 +79,23 @@ def _search(
     heads, num_codes, dim = codebook.shape
     num_rows = indices.numel() // heads
     programs = _PROGRAMS_PER_SM * _multiprocessors(z.device)
-    exact_parts = max(1, min(num_codes * dim // _EXACT_ELEMENTS, _MOST_PARTS))
     filtered = z.dtype != torch.float64 and dim <= _LONGEST_ROW
-
-    config = configuration(dim, packed_dtype)
-    row_blocks = triton.cdiv(num_rows, config.block_rows)
-    tiles = triton.cdiv(num_codes, config.block_codes)
-    parts = max(1, min(programs // (row_blocks * heads), tiles // 4, _MOST_PARTS))
-    parts = parts if filtered else 1
+    exact_items = max(2 * programs, triton.cdiv(num_rows, _EXACT_ROWS))
 
     # Counters, which start at 0: one fill for all of them.
-    sizes = [heads, heads, heads, heads * row_blocks, heads * num_rows if exact_parts > 1 else 0]
+    sizes = [heads, heads, heads, heads * exact_items]
     zeros = torch.zeros(sum(sizes), dtype=torch.int32, device=z.device)
-    max_norm, has_outliers, num_listed, block_arrivals, row_arrivals = zeros.split(sizes)
-    most = max(parts, exact_parts)
-    partial = heads * num_rows * most if most > 1 else 0
-    part_distances = z.new_empty(partial, dtype=torch.float64)
-    part_codes = z.new_empty(partial, dtype=torch.int64)
-    listed = z.new_empty(heads * num_rows if filtered else 0, dtype=torch.int64)
+    max_norm, has_outliers, num_listed, arrivals = zeros.split(sizes)
+    listed = z.new_empty((heads, num_rows) if filtered else 0, dtype=torch.int64)
 
     z_arguments = (*rows.arguments, z.stride(0), num_rows)
     book_arguments = (codebook, *codebook.stride(), num_codes, dim)
     outputs = (indices, distances, *target.arguments, target.tensor.stride(0))
     if filtered:
+        config = configuration(dim, packed_dtype)
+        row_blocks = triton.cdiv(num_rows, config.block_rows)
+        tiles = triton.cdiv(num_codes, config.block_codes)
+        parts = max(1, min(programs // (row_blocks * heads), tiles // _LEAST_TILES))
         packed = prepare(
             codebook,
             max_norm,
@@ -104,47 +104,75 @@ def _search(
             block_codes=config.block_codes,
             block_dim=config.block_dim,
         )
-        chunks = packed.codes.shape[2] // config.block_dim
-        search_kernel[(row_blocks, parts, heads)](
+        packed_codes, columns = packed.codes.shape[1:]
+        scores = z.new_empty((3, heads, parts, num_rows), dtype=torch.float32)
+        groups = torch.empty_like(scores, dtype=torch.int32)
+        rest = torch.empty_like(scores[0])
+        rounding, row_norm = torch.empty_like(scores[:2, :, 0])
+        scan_kernel[(row_blocks, parts, heads)](
             *z_arguments,
-            *book_arguments,
-            *packed,
-            packed.codes.shape[1],
-            chunks,
-            *outputs,
-            listed,
-            num_listed,
-            block_arrivals,
-            part_distances,
-            part_codes,
-            parts,
-            ONE_CHUNK=chunks == 1,
-            SEVERAL_PARTS=parts > 1,
-            QUANTIZE=quantized is not None,
+            dim,
+            packed.codes,
+            packed.bias,
+            packed.centre,
+            packed.scale,
+            packed_codes,
+            columns // config.block_dim,
+            scores,
+            groups,
+            rest,
+            rounding,
+            row_norm,
+            ONE_CHUNK=columns == config.block_dim,
+            SEVERAL_SPANS=triton.cdiv(tiles, parts) > TILES_PER_SPAN.value,
             BLOCK_ROWS=config.block_rows,
             BLOCK_CODES=config.block_codes,
             BLOCK_DIM=config.block_dim,
             GROUP=config.group,
-            MEASURE_DIM=config.measure_dim,
-            **_ROUNDING[packed_dtype],
             NUM_STAGES=config.num_stages,
             num_warps=config.num_warps,
         )
-    exact_kernel[(min(2 * programs, num_rows * exact_parts), heads)](
+        settle_kernel[(triton.cdiv(num_rows, _SETTLE_ROWS), heads)](
+            *z_arguments,
+            *book_arguments,
+            *outputs,
+            packed.centre,
+            packed.scale,
+            max_norm,
+            has_outliers,
+            columns,
+            scores,
+            groups,
+            rest,
+            rounding,
+            row_norm,
+            parts,
+            listed,
+            num_listed,
+            QUANTIZE=quantized is not None,
+            BLOCK_ROWS=_SETTLE_ROWS,
+            GROUP=config.group,
+            SLOTS=config.block_codes // config.group,
+            CHUNK=_MEASURE_DIM,
+            **_ROUNDING[packed_dtype],
+            num_warps=4,
+        )
+    shape = (heads, exact_items, _EXACT_ROWS)
+    exact_kernel[(min(2 * programs, exact_items), heads)](
         *z_arguments,
         *book_arguments,
         *outputs,
         listed,
         num_listed,
-        row_arrivals,
-        part_distances,
-        part_codes,
-        exact_parts,
+        arrivals,
+        z.new_empty(shape, dtype=torch.float64),
+        z.new_empty(shape, dtype=torch.int64),
+        exact_items,
         ALL_ROWS=not filtered,
-        SEVERAL_PARTS=exact_parts > 1,
         QUANTIZE=quantized is not None,
-        BLOCK_CODES=64,
-        CHUNK=32,
+        BLOCK_ROWS=_EXACT_ROWS,
+        BLOCK_CODES=_EXACT_CODES,
+        CHUNK=_MEASURE_DIM,
         num_warps=4,
     )
     if quantized is not None and target.tensor.data_ptr() != quantized.data_ptr():
