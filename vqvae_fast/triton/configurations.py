@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+import triton
 
 
 class Configuration(NamedTuple):
@@ -23,6 +24,36 @@ class Configuration(NamedTuple):
     group: int
     num_warps: int
     num_stages: int
+
+
+class SupportConfiguration(NamedTuple):
+    """The launch parameters of the kernels around the scan.
+
+    Attributes:
+        prepare_codes: codes that a program packs.
+        settle_rows: rows that a program settles.
+        exact_rows: listed rows that a program measures together.
+        exact_codes: codes that they are measured against at a time.
+        exact_step: elements at a time.
+        chunk: elements at a time of a candidate.
+    """
+
+    prepare_codes: int
+    settle_rows: int
+    exact_rows: int
+    exact_codes: int
+    exact_step: int
+    chunk: int
+
+
+_SUPPORT = SupportConfiguration(32, 32, 16, 64, 2, 32)
+# The interpreter takes as long for a small block as for a large one.
+_SUPPORT_INTERPRETED = SupportConfiguration(2048, 128, 16, 256, 32, 32)
+
+
+def support_configuration() -> SupportConfiguration:
+    """The configuration of the kernels around the scan."""
+    return _SUPPORT_INTERPRETED if triton.knobs.runtime.interpret else _SUPPORT
 
 
 # A row block's codes all come through L2: at full speed that is 4096 / block_rows bytes a clock and

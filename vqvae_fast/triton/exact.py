@@ -20,6 +20,14 @@ def arrives_last(counter, expected):
     return tl.max(tl.atomic_add(counter, 1, sem="acq_rel"), axis=0) == expected - 1
 
 
+@triton.jit
+def load_elements(rows, stride, d, mask, dim):
+    """Elements d of the rows at `rows` [R], float64 [R, len(d)]; 0 behind dim."""
+    valid = mask[:, None] & (d < dim)[None, :]
+    value = tl.load(rows[:, None] + (d.to(tl.int64) * stride)[None, :], valid, other=0.0)
+    return value.to(tl.float64)
+
+
 @triton.jit(
     do_not_specialize=[
         "z_inner", "z_outer_stride", "z_inner_stride", "z_head", "num_rows",
@@ -37,6 +45,7 @@ def exact_kernel(
     QUANTIZE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CODES: tl.constexpr,
+    STEP: tl.constexpr,
     CHUNK: tl.constexpr,
 ):  # fmt: skip
     """A fixed number of programs share out what there is, without the host knowing how much.
@@ -72,14 +81,16 @@ def exact_kernel(
             is_code = code < last
             usable = is_code
             distance = tl.zeros((BLOCK_ROWS, BLOCK_CODES), tl.float64)
-            z_ptrs, e_ptrs = z_rows, book + code * code_stride
-            for _ in range(dim):
-                a = tl.load(z_ptrs, is_row, other=0.0).to(tl.float64)
-                e = tl.load(e_ptrs, is_code, other=0.0).to(tl.float64)
-                usable &= tl.abs(e) < float("inf")
-                distance += (a[:, None] - e[None, :]) * (a[:, None] - e[None, :])
-                z_ptrs += z_stride
-                e_ptrs += code_element
+            for start in range(0, dim, STEP):
+                d = start + tl.arange(0, STEP)
+                valid = is_code[:, None] & (d < dim)[None, :]
+                a = load_elements(z_rows, z_stride, d, is_row, dim)
+                e_ptrs = (book + code * code_stride)[:, None]
+                e_ptrs += (d.to(tl.int64) * code_element)[None, :]
+                e = tl.load(e_ptrs, valid, other=0.0).to(tl.float64)
+                usable &= tl.min((tl.abs(e) < float("inf")).to(tl.int32), axis=1) > 0
+                difference = a[:, None, :] - e[None, :, :]
+                distance += tl.sum(difference * difference, axis=2)
             # The first usable code stays when nothing is nearer: an infinite distance is one, too.
             nearer = (distance < lane_distance) | (lane_code == NO_CODE)
             nearer &= usable[None, :]
@@ -107,14 +118,13 @@ def exact_kernel(
                     code = tl.where(nearer, k, code)
             is_nan = tl.zeros((BLOCK_ROWS,), tl.int32)
             to_first = tl.zeros((BLOCK_ROWS,), tl.float64)
-            z_ptrs, e_ptrs = z_rows, book + tl.zeros((1,), tl.int64)
-            for _ in range(dim):
-                a = tl.load(z_ptrs, is_row, other=0.0).to(tl.float64)
-                e = tl.load(e_ptrs).to(tl.float64)
-                is_nan |= (a != a).to(tl.int32)
-                to_first += (a - e) * (a - e)
-                z_ptrs += z_stride
-                e_ptrs += code_element
+            for start in range(0, dim, CHUNK):
+                d = start + tl.arange(0, CHUNK)
+                a = load_elements(z_rows, z_stride, d, is_row, dim)
+                e = tl.load(book + d.to(tl.int64) * code_element, d < dim, other=0.0)
+                is_nan |= tl.max((a != a).to(tl.int32), axis=1)
+                difference = a - e.to(tl.float64)[None, :]
+                to_first += tl.sum(difference * difference, axis=1)
             nowhere = code == NO_CODE
             distance = tl.where(nowhere, to_first, distance)
             distance = tl.where(is_nan > 0, float("nan"), distance)

@@ -44,6 +44,7 @@ def prepare(
     dtype: torch.dtype,
     block_codes: int,
     block_dim: int,
+    codes_at_once: int,
 ) -> Prepared:
     """Pack the books for the search.
 
@@ -54,6 +55,7 @@ def prepare(
         dtype: of the packed codes.
         block_codes: the packed codes are a multiple of it.
         block_dim: the packed dimension is a multiple of it, a power of two.
+        codes_at_once: codes that a program packs.
     """
     heads, num_codes, dim = codebook.shape
     rows = triton.cdiv(num_codes, block_codes) * block_codes
@@ -67,8 +69,7 @@ def prepare(
         max_norm,
         has_outliers,
     )
-    block = 32 if block_dim <= 128 else 16
-    prepare_kernel[(triton.cdiv(rows, block), heads)](
+    prepare_kernel[(triton.cdiv(rows, codes_at_once), heads)](
         codebook,
         *codebook.stride(),
         num_codes,
@@ -76,7 +77,7 @@ def prepare(
         *prepared,
         rows,
         columns // block_dim,
-        BLOCK_CODES=block,
+        BLOCK_CODES=codes_at_once,
         BLOCK_DIM=block_dim,
         num_warps=4,
     )

@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 
 from vqvae_fast.reference import distance_dtype
-from vqvae_fast.triton.configurations import configuration
+from vqvae_fast.triton.configurations import configuration, support_configuration
 from vqvae_fast.triton.exact import exact_kernel
 from vqvae_fast.triton.prepare import prepare
 from vqvae_fast.triton.rows import Rows, as_rows
@@ -29,10 +29,6 @@ _LONGEST_ROW = 1 << 16
 # smaller than a few tiles, which its beginning and end would outweigh.
 _PROGRAMS_PER_SM = 2
 _LEAST_TILES = 4
-_SETTLE_ROWS = 32
-_EXACT_ROWS = 16
-_EXACT_CODES = 64
-_MEASURE_DIM = 32
 
 
 def nearest_code(
@@ -80,7 +76,8 @@ def _search(
     num_rows = indices.numel() // heads
     programs = _PROGRAMS_PER_SM * _multiprocessors(z.device)
     filtered = z.dtype != torch.float64 and dim <= _LONGEST_ROW
-    exact_items = max(2 * programs, triton.cdiv(num_rows, _EXACT_ROWS))
+    support = support_configuration()
+    exact_items = max(2 * programs, triton.cdiv(num_rows, support.exact_rows))
 
     # Counters, which start at 0: one fill for all of them.
     sizes = [heads, heads, heads, heads * exact_items]
@@ -102,6 +99,7 @@ def _search(
             has_outliers,
             dtype=packed_dtype,
             block_codes=config.block_codes,
+            codes_at_once=support.prepare_codes,
             block_dim=config.block_dim,
         )
         packed_codes, columns = packed.codes.shape[1:]
@@ -132,7 +130,7 @@ def _search(
             NUM_STAGES=config.num_stages,
             num_warps=config.num_warps,
         )
-        settle_kernel[(triton.cdiv(num_rows, _SETTLE_ROWS), heads)](
+        settle_kernel[(triton.cdiv(num_rows, support.settle_rows), heads)](
             *z_arguments,
             *book_arguments,
             *outputs,
@@ -150,14 +148,14 @@ def _search(
             listed,
             num_listed,
             QUANTIZE=quantized is not None,
-            BLOCK_ROWS=_SETTLE_ROWS,
+            BLOCK_ROWS=support.settle_rows,
             GROUP=config.group,
             SLOTS=config.block_codes // config.group,
-            CHUNK=_MEASURE_DIM,
+            CHUNK=support.chunk,
             **_ROUNDING[packed_dtype],
             num_warps=4,
         )
-    shape = (heads, exact_items, _EXACT_ROWS)
+    shape = (heads, exact_items, support.exact_rows)
     exact_kernel[(min(2 * programs, exact_items), heads)](
         *z_arguments,
         *book_arguments,
@@ -170,9 +168,10 @@ def _search(
         exact_items,
         ALL_ROWS=not filtered,
         QUANTIZE=quantized is not None,
-        BLOCK_ROWS=_EXACT_ROWS,
-        BLOCK_CODES=_EXACT_CODES,
-        CHUNK=_MEASURE_DIM,
+        BLOCK_ROWS=support.exact_rows,
+        BLOCK_CODES=support.exact_codes,
+        STEP=support.exact_step,
+        CHUNK=support.chunk,
         num_warps=4,
     )
     if quantized is not None and target.tensor.data_ptr() != quantized.data_ptr():
