@@ -50,8 +50,8 @@ def compiled_for(target: GPUTarget) -> Iterator[list[Launch]]:
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         compiled = run(self, *args, grid=grid, warmup=True, **kwargs)
-        constants = {p.name: kwargs[p.name] for p in self.params if p.is_constexpr}
-        name = self.fn.__name__.removesuffix("_kernel")
+        constants = {p.name: kwargs.get(p.name) for p in self.params if p.is_constexpr}
+        name = self.fn.__name__.strip("_").removesuffix("_kernel")
         launches[id(compiled)] = Launch(name, constants, compiled.metadata.num_warps, compiled)
         collected[:] = launches.values()
         return compiled

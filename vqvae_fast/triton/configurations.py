@@ -85,9 +85,6 @@ def configuration(dim: int, dtype: torch.dtype) -> Configuration:
     return next((table[block] for block in sorted(table) if dim <= block), pieces)
 
 
-def all_configurations(dtype: torch.dtype) -> list[tuple[Configuration, bool]]:
-    """Every configuration that can be chosen, and whether its rows are in one piece."""
-    table, pieces = (
-        (_FLOAT16, _FLOAT16_PIECES) if dtype == torch.float16 else (_FLOAT32, _FLOAT32_PIECES)
-    )
-    return [(entry, True) for entry in table.values()] + [(pieces, False)]
+def block_dims(dtype: torch.dtype) -> list[int]:
+    """The largest D of each configuration whose rows are in one piece; longer ones share one."""
+    return list(_FLOAT16 if dtype == torch.float16 else _FLOAT32)

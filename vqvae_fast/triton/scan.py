@@ -55,6 +55,7 @@ def scan_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CODES: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
+    CHECK_DIM: tl.constexpr,
     GROUP: tl.constexpr,
     NUM_STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -82,13 +83,12 @@ def scan_kernel(
     scale = tl.load(scale_of_book + head)
 
     # The rows, once: whether they can be packed, and what rounding does to them.
-    column = tl.arange(0, BLOCK_DIM)
     fits = is_row
     rounding_square = tl.zeros((BLOCK_ROWS,), tl.float32)
     norm_square = tl.zeros((BLOCK_ROWS,), tl.float32)
-    rounded = tl.zeros((BLOCK_ROWS, BLOCK_DIM), packed.dtype.element_ty)
-    for chunk in range(chunks):
-        value = load_scaled(z_rows, z_stride, centre, scale, chunk * BLOCK_DIM + column, dim, is_row)
+    for start in range(0, columns, CHECK_DIM):
+        d = start + tl.arange(0, CHECK_DIM)
+        value = load_scaled(z_rows, z_stride, centre, scale, d, dim, is_row)
         rounded, chunk_fits = round_rows(value, packed.dtype.element_ty)
         fits &= chunk_fits
         back = rounded.to(tl.float32)
@@ -101,6 +101,13 @@ def scan_kernel(
     entry = (head * parts + part) * num_rows + row
     entries = tl.num_programs(2).to(tl.int64) * parts * num_rows
     tl.store(rest + entry, tl.where(fits, UNSEEN, float("inf")), is_row)
+
+    column = tl.arange(0, BLOCK_DIM)
+    if ONE_CHUNK:
+        row_tile, _fits = round_rows(
+            load_scaled(z_rows, z_stride, centre, scale, column, dim, is_row),
+            packed.dtype.element_ty,
+        )
 
     tiles = packed_codes // BLOCK_CODES
     first_tile = part * tiles // parts
@@ -117,12 +124,12 @@ def scan_kernel(
             score = tl.broadcast_to(tl.load(bias_ptrs)[None, :], (BLOCK_ROWS, BLOCK_CODES))
             if ONE_CHUNK:
                 codes = tl.load(codes_ptrs)
-                score = tl.dot(rounded, tl.trans(codes), score, input_precision=PRECISION)
+                score = tl.dot(row_tile, tl.trans(codes), score, input_precision=PRECISION)
             else:
                 for chunk in range(chunks):
                     d = chunk * BLOCK_DIM + column
                     value = load_scaled(z_rows, z_stride, centre, scale, d, dim, is_row)
-                    piece, _ = round_rows(value, packed.dtype.element_ty)
+                    piece, _fits = round_rows(value, packed.dtype.element_ty)
                     codes = tl.load(codes_ptrs + chunk * BLOCK_DIM)
                     score = tl.dot(piece, tl.trans(codes), score, input_precision=PRECISION)
             group = tl.max(tl.reshape(score, (BLOCK_ROWS, GROUP, SLOTS)), axis=1)
@@ -149,7 +156,7 @@ def scan_kernel(
             group_2 = tl.load(groups + entries + entry, seen, other=0)
             group_3 = tl.load(groups + 2 * entries + entry, seen, other=0)
         others = tl.maximum(others, tl.load(rest + entry, is_row, other=UNSEEN))
-        for _ in tl.static_range(3):
+        for _rank in tl.static_range(3):
             value = tl.max(best, axis=1)
             slot = tl.argmax(best, axis=1)
             best = tl.where(slots[None, :] == slot[:, None], UNSEEN, best)

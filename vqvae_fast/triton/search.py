@@ -126,6 +126,7 @@ def _search(
             BLOCK_ROWS=config.block_rows,
             BLOCK_CODES=config.block_codes,
             BLOCK_DIM=config.block_dim,
+            CHECK_DIM=16,
             GROUP=config.group,
             NUM_STAGES=config.num_stages,
             num_warps=config.num_warps,

@@ -1,0 +1,75 @@
+"""Every Triton kernel in every configuration that a call can choose, by making the calls."""
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu_check.offline import Launch, compiled_for
+from vqvae_fast import triton as kernels
+from vqvae_fast.triton.configurations import block_dims
+from vqvae_fast.triton.scan import TILES_PER_SPAN
+
+ROWS, CODES = 500, 1024
+# More codes than the tile numbers of one span can name.
+SPANS = TILES_PER_SPAN.value * 128 * 8
+
+
+class Case(NamedTuple):
+    """A call whose launches are compiled. ``dim``: D."""
+
+    name: str
+    dim: int
+    dtype: torch.dtype
+    call: Callable[[], object]
+
+
+def cases(packed: torch.dtype = torch.float16) -> Iterator[Case]:
+    """Ours. Input types differ in their loads alone, so each configuration gets one of them,
+    and the smallest block all of them.
+    """
+    dims = block_dims(packed)
+    for dim in (*dims, 2 * max(dims)):
+        dtypes = [torch.float32 if packed == torch.float32 or dim != 64 else torch.bfloat16]
+        if dim == min(dims):
+            dtypes += [torch.bfloat16, torch.float16]
+        for dtype in dtypes:
+            z, codebook = torch.zeros(ROWS, dim, dtype=dtype), torch.zeros(CODES, dim, dtype=dtype)
+            yield Case("search", dim, dtype, _search(z, codebook, packed))
+    z, codebook = torch.zeros(ROWS, 64), torch.zeros(1, 64).expand(SPANS, 64)
+    yield Case("search, large K", 64, torch.float32, _search(z, codebook, packed))
+    z, codebook = torch.zeros(ROWS, 64).double(), torch.zeros(CODES, 64).double()
+    yield Case("search", 64, torch.float64, _search(z, codebook, packed))
+
+
+def _search(z: Tensor, codebook: Tensor, packed: torch.dtype) -> Callable[[], object]:
+    return lambda: kernels.quantize(z, codebook, packed_dtype=packed)
+
+
+def peer_cases() -> Iterator[Case]:
+    """The assignment kernel of flash-kmeans, as it configures itself on an H100."""
+    if importlib.util.find_spec("flash_kmeans") is None:
+        return
+    peer = importlib.import_module("flash_kmeans.assign_euclid_triton")
+    for dim in (64, 128, 256):
+        x, c = (torch.zeros(1, n, dim, dtype=torch.bfloat16) for n in (65536, 8192))
+        x_sq, c_sq = x[..., 0].float(), c[..., 0].float()
+        out = torch.zeros(1, 65536, dtype=torch.int32)
+        config = peer._heuristic_euclid_config_h100_smallD(65536, 8192, dim, x.dtype)
+
+        def call(x=x, c=c, x_sq=x_sq, c_sq=c_sq, out=out, dim=dim, config=config) -> None:
+            strides = [s for t in (x, c, x_sq, c_sq, out) for s in t.stride()]
+            arguments = (x, c, x_sq, c_sq, out, 1, 65536, 8192, dim, *strides)
+            peer._euclid_assign_kernel[(1,)](*arguments, D_PAD=dim, **config)
+
+        yield Case("flash-kmeans", dim, torch.bfloat16, call)
+
+
+def compile_case(case: Case, target: object) -> list[Launch]:
+    """The kernels that the case launches, compiled for a target."""
+    with compiled_for(target) as launches:  # type: ignore[arg-type]
+        case.call()
+    return launches

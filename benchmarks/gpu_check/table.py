@@ -1,0 +1,109 @@
+"""The table of what was compiled, and what must hold of it."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from benchmarks.gpu_check import amdgcn, sass
+from benchmarks.gpu_check.cases import Case, compile_case
+from benchmarks.gpu_check.offline import TARGETS, Launch
+
+# Arithmetic instructions a score that the scan may spend on sm_90, bfloat16, D = 64.
+MOST_ARITHMETIC = 2.0
+
+
+class Row(NamedTuple):
+    """One kernel for one target."""
+
+    target: str
+    case: str
+    dim: int
+    dtype: str
+    kernel: str
+    warps: int
+    registers: int
+    spilled: int
+    shared: int
+    matrix: str
+    loop: int
+    arithmetic: float | None
+
+
+def rows(cases: list[Case], target_name: str) -> Iterator[Row]:
+    """A row for every kernel that the cases launch; each kernel once."""
+    target, _ = TARGETS[target_name]
+    seen: set[int] = set()
+    for case in cases:
+        for launch in compile_case(case, target):
+            if id(launch.compiled) not in seen:
+                seen.add(id(launch.compiled))
+                yield _row(case, launch, target_name)
+
+
+def _row(case: Case, launch: Launch, target: str) -> Row:
+    compiled = launch.compiled
+    arithmetic = None
+    if target.startswith("gfx"):
+        registers, spilled, matrix = amdgcn.resources(compiled.asm["amdgcn"])
+        loop = 0
+    else:
+        found = sass.resources(compiled.asm["cubin"])
+        main = sass.main_loop(compiled.asm["cubin"])
+        registers, spilled, loop = found.registers, found.stack, main.total()
+        matrix = {op: n for op, n in found.opcodes.items() if op in sass.MATRIX}
+        scores = _scores_of_loop(launch)
+        if main and scores:
+            arithmetic = sass.arithmetic(main) / (scores / (32 * launch.num_warps))
+    return Row(
+        target,
+        case.name,
+        case.dim,
+        str(case.dtype).removeprefix("torch."),
+        launch.name,
+        launch.num_warps,
+        registers,
+        spilled,
+        compiled.metadata.shared,
+        " ".join(f"{n} {op}" for op, n in sorted(matrix.items())),
+        loop,
+        arithmetic,
+    )
+
+
+def _scores_of_loop(launch: Launch) -> int | None:
+    """Scores that one turn of the innermost loop with a product finishes; None if it only adds."""
+    constants = launch.constants
+    if "BLOCK_N" in constants:  # flash-kmeans
+        return constants["BLOCK_N"] * constants["BLOCK_K"]
+    if constants.get("ONE_CHUNK"):
+        return constants["BLOCK_ROWS"] * constants["BLOCK_CODES"]
+    return None
+
+
+def defects(row: Row) -> list[str]:
+    """What must not be, in sentences; empty for a sound kernel."""
+    _, most_shared = TARGETS[row.target]
+    found = []
+    if row.spilled:
+        found.append(f"spills {row.spilled}")
+    if row.shared > most_shared:
+        found.append(f"asks for {row.shared} bytes of shared memory, of {most_shared}")
+    if row.kernel == "scan" and not row.matrix:
+        found.append("does not use the matrix unit")
+    sets_the_bar = (row.target, row.kernel, row.dim, row.dtype) == ("sm_90", "scan", 64, "bfloat16")
+    if sets_the_bar and (row.arithmetic is None or row.arithmetic > MOST_ARITHMETIC):
+        found.append(f"spends {row.arithmetic} arithmetic instructions a score")
+    return found
+
+
+def markdown(found: list[Row]) -> str:
+    """The rows as a table."""
+    lines = [
+        "| target | call | D | input | kernel | warps | registers | spilled | shared | "
+        "matrix instructions | loop | arithmetic a score |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in found:
+        *cells, arithmetic = row
+        last = "" if arithmetic is None else f"{arithmetic:.2f}"
+        lines.append("| " + " | ".join(str(cell) for cell in (*cells, last)) + " |")
+    return "\n".join(lines)
