@@ -11,11 +11,11 @@ from torch import Tensor
 from benchmarks.gpu_check.offline import Launch, compiled_for
 from vqvae_fast import triton as kernels
 from vqvae_fast.triton.configurations import block_dims
-from vqvae_fast.triton.scan import TILES_PER_SPAN
+from vqvae_fast.triton.scan import TILES_PER_PART
 
 ROWS, CODES = 500, 1024
 # More codes than the tile numbers of one span can name.
-SPANS = TILES_PER_SPAN.value * 128 * 8
+SPANS = TILES_PER_PART.value * 128 * 8
 
 
 class Case(NamedTuple):

@@ -30,9 +30,8 @@ def load_elements(rows, stride, d, mask, dim):
 
 @triton.jit(
     do_not_specialize=[
-        "z_inner", "z_outer_stride", "z_inner_stride", "z_head", "num_rows",
-        "book_stride", "code_stride", "num_codes", "dim",
-        "q_inner", "q_outer_stride", "q_inner_stride", "q_head", "most_items",
+        "z_inner", "num_rows", "num_codes",
+        "q_inner", "most_items",
     ]
 )  # fmt: skip
 def exact_kernel(

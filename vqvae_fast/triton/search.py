@@ -15,7 +15,7 @@ from vqvae_fast.triton.configurations import configuration, support_configuratio
 from vqvae_fast.triton.exact import exact_kernel
 from vqvae_fast.triton.prepare import prepare
 from vqvae_fast.triton.rows import Rows, as_rows
-from vqvae_fast.triton.scan import TILES_PER_SPAN, scan_kernel
+from vqvae_fast.triton.scan import TILES_PER_PART, scan_kernel
 from vqvae_fast.triton.settle import settle_kernel
 
 # What packing costs in relative and in absolute error, and from where on it is impossible.
@@ -29,6 +29,8 @@ _LONGEST_ROW = 1 << 16
 # smaller than a few tiles, which its beginning and end would outweigh.
 _PROGRAMS_PER_SM = 2
 _LEAST_TILES = 4
+# Of a slab of rows and the parts of the codes, 28 bytes each: what a search keeps stays O(N + K).
+_ENTRIES = 1 << 21
 
 
 def nearest_code(
@@ -90,72 +92,75 @@ def _search(
     outputs = (indices, distances, *target.arguments, target.tensor.stride(0))
     if filtered:
         config = configuration(dim, packed_dtype)
-        row_blocks = triton.cdiv(num_rows, config.block_rows)
-        tiles = triton.cdiv(num_codes, config.block_codes)
-        parts = max(1, min(programs // (row_blocks * heads), tiles // _LEAST_TILES))
         packed = prepare(
             codebook,
             max_norm,
             has_outliers,
             dtype=packed_dtype,
             block_codes=config.block_codes,
-            codes_at_once=support.prepare_codes,
             block_dim=config.block_dim,
+            codes_at_once=support.prepare_codes,
         )
         packed_codes, columns = packed.codes.shape[1:]
-        scores = z.new_empty((3, heads, parts, num_rows), dtype=torch.float32)
+        tiles = packed_codes // config.block_codes
+        row_blocks = triton.cdiv(num_rows, config.block_rows)
+        parts = max(1, min(programs // (row_blocks * heads), tiles // _LEAST_TILES))
+        parts = max(parts, triton.cdiv(tiles, TILES_PER_PART.value))
+        slab_rows = min(num_rows, max(_ENTRIES // (parts * heads), config.block_rows))
+        scores = z.new_empty((3, heads, parts, slab_rows), dtype=torch.float32)
         groups = torch.empty_like(scores, dtype=torch.int32)
         rest = torch.empty_like(scores[0])
-        rounding, row_norm = torch.empty_like(scores[:2, :, 0])
-        scan_kernel[(row_blocks, parts, heads)](
-            *z_arguments,
-            dim,
-            packed.codes,
-            packed.bias,
-            packed.centre,
-            packed.scale,
-            packed_codes,
-            columns // config.block_dim,
-            scores,
-            groups,
-            rest,
-            rounding,
-            row_norm,
-            ONE_CHUNK=columns == config.block_dim,
-            SEVERAL_SPANS=triton.cdiv(tiles, parts) > TILES_PER_SPAN.value,
-            BLOCK_ROWS=config.block_rows,
-            BLOCK_CODES=config.block_codes,
-            BLOCK_DIM=config.block_dim,
-            CHECK_DIM=16,
-            GROUP=config.group,
-            NUM_STAGES=config.num_stages,
-            num_warps=config.num_warps,
-        )
-        settle_kernel[(triton.cdiv(num_rows, support.settle_rows), heads)](
-            *z_arguments,
-            *book_arguments,
-            *outputs,
-            packed.centre,
-            packed.scale,
-            max_norm,
-            has_outliers,
-            columns,
-            scores,
-            groups,
-            rest,
-            rounding,
-            row_norm,
-            parts,
-            listed,
-            num_listed,
-            QUANTIZE=quantized is not None,
-            BLOCK_ROWS=support.settle_rows,
-            GROUP=config.group,
-            SLOTS=config.block_codes // config.group,
-            CHUNK=support.chunk,
-            **_ROUNDING[packed_dtype],
-            num_warps=4,
-        )
+        rounding, row_norm = z.new_empty((2, heads, slab_rows), dtype=torch.float32)
+        for first_row in range(0, num_rows, slab_rows):
+            slab = (*z_arguments, first_row, slab_rows)
+            scan_kernel[(triton.cdiv(slab_rows, config.block_rows), parts, heads)](
+                *slab,
+                dim,
+                packed.codes,
+                packed.bias,
+                packed.centre,
+                packed.scale,
+                packed_codes,
+                columns // config.block_dim,
+                scores,
+                groups,
+                rest,
+                rounding,
+                row_norm,
+                ONE_CHUNK=columns == config.block_dim,
+                BLOCK_ROWS=config.block_rows,
+                BLOCK_CODES=config.block_codes,
+                BLOCK_DIM=config.block_dim,
+                CHECK_DIM=16,
+                GROUP=config.group,
+                NUM_STAGES=config.num_stages,
+                num_warps=config.num_warps,
+            )
+            settle_kernel[(triton.cdiv(slab_rows, support.settle_rows), heads)](
+                *slab,
+                *book_arguments,
+                *outputs,
+                packed.centre,
+                packed.scale,
+                max_norm,
+                has_outliers,
+                columns,
+                scores,
+                groups,
+                rest,
+                rounding,
+                row_norm,
+                parts,
+                listed,
+                num_listed,
+                QUANTIZE=quantized is not None,
+                BLOCK_ROWS=support.settle_rows,
+                GROUP=config.group,
+                SLOTS=config.block_codes // config.group,
+                CHUNK=support.chunk,
+                **_ROUNDING[packed_dtype],
+                num_warps=4,
+            )
     shape = (heads, exact_items, support.exact_rows)
     exact_kernel[(min(2 * programs, exact_items), heads)](
         *z_arguments,

@@ -85,13 +85,13 @@ def measure_group(
 
 @triton.jit(
     do_not_specialize=[
-        "z_inner", "z_outer_stride", "z_inner_stride", "z_head", "num_rows",
-        "book_stride", "code_stride", "num_codes", "dim",
-        "q_inner", "q_outer_stride", "q_inner_stride", "q_head", "columns", "parts",
+        "z_inner", "num_rows", "first_row", "slab_rows", "num_codes",
+        "q_inner", "columns", "parts",
     ]
 )  # fmt: skip
 def settle_kernel(
     z, z_inner, z_outer_stride, z_inner_stride, z_stride, z_head, num_rows,
+    first_row, slab_rows,
     codebook, book_stride, code_stride, code_element, num_codes, dim,
     indices, distances,
     quantized, q_inner, q_outer_stride, q_inner_stride, q_stride, q_head,
@@ -109,29 +109,30 @@ def settle_kernel(
 ):  # fmt: skip
     """Writes the results of the rows that the bound settles, and lists the others."""
     head = tl.program_id(1).to(tl.int64)
-    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    is_row = row < num_rows
+    in_slab = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    row = first_row + in_slab
+    is_row = (row < num_rows) & (in_slab < slab_rows)
     z_rows = z + head * z_head + row_offsets(row, z_inner, z_outer_stride, z_inner_stride)
     book = codebook + head * book_stride
     centre += head * columns
     scale = tl.load(scale_of_book + head)
     longest = tl.load(max_norm + head).to(tl.float32, bitcast=True)
     outliers = tl.load(has_outliers + head)
-    z_rounding = tl.load(rounding + head * num_rows + row, is_row, other=0.0)
-    z_norm = tl.load(row_norm + head * num_rows + row, is_row, other=0.0)
-    entry = head * parts * num_rows + row
-    entries = tl.num_programs(1).to(tl.int64) * parts * num_rows
+    z_rounding = tl.load(rounding + head * slab_rows + in_slab, is_row, other=0.0)
+    z_norm = tl.load(row_norm + head * slab_rows + in_slab, is_row, other=0.0)
+    entry = head * parts * slab_rows + in_slab
+    entries = tl.num_programs(1).to(tl.int64) * parts * slab_rows
 
     # The best group of all parts, first: its distance gives the bound.
     top = tl.full((BLOCK_ROWS,), UNSEEN, tl.float32)
     top_group = tl.full((BLOCK_ROWS,), -1, tl.int32)
     others = tl.full((BLOCK_ROWS,), UNSEEN, tl.float32)
     for part in range(parts):
-        score = tl.load(scores + entry + part * num_rows, is_row, other=UNSEEN)
-        group = tl.load(groups + entry + part * num_rows, is_row, other=0)
+        score = tl.load(scores + entry + part * slab_rows, is_row, other=UNSEEN)
+        group = tl.load(groups + entry + part * slab_rows, is_row, other=0)
         top_group = tl.where(score > top, group, top_group)
         top = tl.maximum(top, score)
-        others = tl.maximum(others, tl.load(rest + entry + part * num_rows, is_row, other=UNSEEN))
+        others = tl.maximum(others, tl.load(rest + entry + part * slab_rows, is_row, other=UNSEEN))
 
     nearest = tl.full((BLOCK_ROWS,), float("inf"), tl.float64)
     nearest_code = tl.full((BLOCK_ROWS,), NO_CODE, tl.int64)
@@ -142,7 +143,7 @@ def settle_kernel(
         group = top_group
         wanted = is_row & (top_group >= 0)
         if i > 0:
-            place = entry + ((i - 1) % 3) * entries + ((i - 1) // 3) * num_rows
+            place = entry + ((i - 1) % 3) * entries + ((i - 1) // 3) * slab_rows
             score = tl.load(scores + place, is_row, other=UNSEEN)
             group = tl.load(groups + place, is_row, other=0)
             wanted = is_row & (score >= lowest) & (score > UNSEEN) & (group != top_group)
