@@ -2,8 +2,6 @@
 
 namespace vqvae_fast {
 
-using SearchTile = Tile<8>;  // 64 rows, 128 threads
-
 template <class In>
 int64_t search_workspace(const Rows<const In>& z, const Codes<In>& codes, int processors) {
   return plan_search<In, SearchTile>(z, codes, processors, nullptr).bytes;

@@ -17,6 +17,8 @@
 namespace vqvae_fast {
 namespace {
 
+using SearchTile = Tile<8>;  // 64 rows, 128 threads
+
 // How one search is divided, and where in its workspace everything lies.
 struct SearchPlan {
   bool filtered;   // float32 scores first; else every code is measured in float64

@@ -80,11 +80,10 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   gridDim = config->gridDim;
   const int64_t blocks = int64_t{config->gridDim.x} * config->gridDim.y;
   const host_cuda::Threads threads(static_cast<int>(config->blockDim.x), run);
-  for (int64_t i = 0; i < blocks; ++i) {
+  threads.run_blocks(blocks, [&](int64_t i) {
     const int64_t at = host_cuda::blocks_backwards() ? blocks - 1 - i : i;
     blockIdx = dim3(static_cast<unsigned>(at % config->gridDim.x),
                     static_cast<unsigned>(at / config->gridDim.x));
-    threads.run_block();
-  }
+  });
   return cudaSuccess;
 }

@@ -41,7 +41,7 @@ inline int lane() { return static_cast<int>(self().thread.x) % kLanes; }
 
 [[noreturn]] inline void go_on_with_next() {
   Scheduler& s = scheduler();
-  if (s.running == 0) longjmp(s.context, 1);
+  if (s.running == 0) _longjmp(s.context, 1);
   do {
     s.current = (s.current + 1) % s.count;
   } while (self().done);
@@ -91,6 +91,15 @@ class Threads {
  public:
   Threads(int count, std::function<void()> body) : count_(count), body_(std::move(body)) {}
 
+  // Runs the body of all threads for each block; begin says which.
+  void run_blocks(int64_t blocks, const std::function<void(int64_t)>& begin) const {
+    for (int64_t block = 0; block < blocks; ++block) {
+      begin(block);
+      run_block();
+    }
+  }
+
+ private:
   void run_block() const {
     Scheduler& s = scheduler();
     s.body = &body_;
@@ -109,7 +118,6 @@ class Threads {
     if (_setjmp(s.context) == 0) go_on_with_next();
   }
 
- private:
   int count_;
   std::function<void()> body_;
 };

@@ -2,7 +2,7 @@
 #include <vector>
 
 #include "cuda_runtime.h"
-#include "search.h"
+#include "search.cuh"
 #include "segment_sum.h"
 
 namespace {
@@ -50,6 +50,9 @@ std::vector<char> garbage(int64_t bytes) {
 
 extern "C" {
 
+// Rows of the last search that the bound left in doubt; -1 where there was no bound.
+int64_t host_rows_in_doubt = -1;
+
 void host_blocks_backwards(int backwards) { host_cuda::blocks_backwards() = backwards != 0; }
 
 int host_search(int type, const View* z, const View* book, int64_t* indices, void* distances,
@@ -59,8 +62,13 @@ int host_search(int type, const View* z, const View* book, int64_t* indices, voi
     const auto latents = rows<const In>(*z);
     const auto all_codes = codes<In>(*book);
     auto workspace = garbage(search_workspace(latents, all_codes, kProcessors));
-    return search_codebook<In>(latents, all_codes, indices, static_cast<Compute<In>*>(distances),
-                               rows<In>(*quantized), workspace.data(), kProcessors, nullptr);
+    const int error =
+        search_codebook<In>(latents, all_codes, indices, static_cast<Compute<In>*>(distances),
+                            rows<In>(*quantized), workspace.data(), kProcessors, nullptr);
+    const SearchPlan plan =
+        plan_search<In, SearchTile>(latents, all_codes, kProcessors, workspace.data());
+    host_rows_in_doubt = plan.filtered ? plan.book.facts->in_doubt : -1;
+    return error;
   });
 }
 
