@@ -30,9 +30,7 @@ void search_one(const Tensor& z, const Tensor& codebook, const Tensor& indices,
     using In = std::remove_pointer_t<decltype(element)>;
     Tensor z_copy, quantized_copy;
     const auto rows = as_rows<const In>(z, &z_copy);
-    const Codes<In> codes{reinterpret_cast<const In*>(codebook.const_data_ptr()), codebook.size(0),
-                          codebook.size(1), codebook.stride(0),
-                          codebook.size(1) == 1 ? 1 : codebook.stride(1)};
+    const auto codes = as_codes<In>(codebook);
     Rows<In> out{};
     if (quantized.defined()) out = as_rows<In>(quantized, &quantized_copy);
     search_codebook<In>(rows, codes, indices.mutable_data_ptr<int64_t>(),

@@ -68,6 +68,13 @@ Rows<In> as_rows(const Tensor& t, Tensor* copy) {
           u.size(-1) == 1 ? 1 : u.stride(-1)};
 }
 
+// codebook: [K, D].
+template <class In>
+Codes<In> as_codes(const Tensor& codebook) {
+  return {reinterpret_cast<const In*>(codebook.const_data_ptr()), codebook.size(0),
+          codebook.size(1), codebook.stride(0), codebook.size(1) == 1 ? 1 : codebook.stride(1)};
+}
+
 inline void check_search(const Tensor& z, const Tensor& codebook) {
   TORCH_CHECK_TYPE(z.scalar_type() == codebook.scalar_type(), "codebook must have z's dtype ",
                    z.scalar_type(), ", got ", codebook.scalar_type());

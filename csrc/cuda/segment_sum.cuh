@@ -94,6 +94,12 @@ struct WriteGradient {
   }
 };
 
+// What a chunk leaves of a segment that goes on in another.
+struct Piece {
+  uint32_t segment;
+  double sum;
+};
+
 // A thread for each chunk and element. A chunk leaves two pieces at most, for the segment that it
 // begins in and for the one that it ends in; both places are always written, because the next
 // round reads them in order, and a place without a piece gets zero in the segment of its neighbour.
@@ -109,19 +115,18 @@ __global__ void __launch_bounds__(kSumThreads)
     const int64_t end = begin + kChunk < count ? begin + kChunk : count;
     const uint32_t before = begin > 0 ? segments[begin - 1] : kNoSegment;
     const uint32_t behind = end < count ? segments[end] : kNoSegment;
-    uint32_t piece[2] = {kNoSegment, kNoSegment};
-    double piece_sum[2] = {0, 0};
+    Piece head{kNoSegment, 0}, tail{kNoSegment, 0};
     double sum = 0;
     uint32_t segment = segments[begin];
     for (int64_t at = begin; at < end; ++at) {
-      const bool member = segment < num_segments;
+      const bool member = segment < num_segments, ends = at + 1 == end;
       if (member) sum += source.value(at, segment, d);
-      const uint32_t next = at + 1 < end ? segments[at + 1] : behind;
-      if (next == segment && at + 1 < end) continue;
-      if (member && (segment == before || segment == behind)) {
-        const int place = segment == before ? 0 : 1;
-        piece[place] = segment;
-        piece_sum[place] = sum;
+      const uint32_t next = ends ? behind : segments[at + 1];
+      if (next == segment && !ends) continue;
+      if (member && segment == before) {
+        head = {segment, sum};
+      } else if (member && segment == behind) {
+        tail = {segment, sum};
       } else if (member) {
         write(segment, d, sum);
       }
@@ -129,12 +134,12 @@ __global__ void __launch_bounds__(kSumThreads)
       segment = next;
     }
     if (piece_segments == nullptr) continue;
-    if (piece[0] == kNoSegment) piece[0] = piece[1];
-    if (piece[1] == kNoSegment) piece[1] = piece[0];
-    for (int place = 0; place < 2; ++place) {
-      if (d == 0) piece_segments[2 * chunk + place] = piece[place];
-      pieces[(2 * chunk + place) * dim + d] = piece_sum[place];
+    if (d == 0) {
+      piece_segments[2 * chunk] = head.segment == kNoSegment ? tail.segment : head.segment;
+      piece_segments[2 * chunk + 1] = tail.segment == kNoSegment ? head.segment : tail.segment;
     }
+    pieces[2 * chunk * dim + d] = head.sum;
+    pieces[(2 * chunk + 1) * dim + d] = tail.sum;
   }
 }
 

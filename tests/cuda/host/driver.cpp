@@ -115,24 +115,26 @@ void check_search(const char* about, const Matrix<In>& z, const Matrix<In>& book
              "a distance", about);
     }
     for (int64_t d = 0; d < z.dim; ++d) {
-      expect(memcmp(&quantized.at(n, d), &book.at(k, d), sizeof(In)) == 0, "a quantized row", about);
+      expect(memcmp(&quantized.at(n, d), &book.at(k, d), sizeof(In)) == 0, "a quantized row",
+             about);
     }
   }
 }
 
+// Each barrier of so many real threads takes long: not every type meets every shape.
 template <class In>
-void check_searches() {
+void check_searches(int num_shapes) {
   struct {
     int64_t rows, codes, dim;
-  } shapes[] = {{1, 1, 1}, {33, 129, 9}, {31, 257, 3}, {65, 5, 17}, {2, 400, 8}};
-  for (const auto& shape : shapes) {
-    for (const bool transposed : {false, true}) {
-      const auto z = random_matrix<In>(shape.rows, shape.dim, transposed, 0, 0);
-      const auto book = random_matrix<In>(shape.codes, shape.dim, !transposed, 0, 0);
-      check_search("normal numbers", z, book, transposed ? 1 : 2);
-    }
+  } shapes[] = {{33, 129, 9}, {2, 257, 8}, {65, 5, 17}, {1, 1, 1}};
+  for (int i = 0; i < num_shapes; ++i) {
+    const auto& shape = shapes[i];
+    const bool transposed = i % 2 != 0;
+    const auto z = random_matrix<In>(shape.rows, shape.dim, transposed, 0, 0);
+    const auto book = random_matrix<In>(shape.codes, shape.dim, !transposed, 0, 0);
+    check_search("normal numbers", z, book, transposed ? 2 : 1);
   }
-  const auto z = random_matrix<In>(20, 5, false, 1, 3);
+  const auto z = random_matrix<In>(9, 5, false, 1, 3);
   auto book = random_matrix<In>(140, 5, false, 1, 3);
   check_search("ties", z, book, 1);
   book.at(7, 2) = element<In>(NAN);
@@ -210,10 +212,10 @@ void check_sums(int64_t rows, int64_t segments, int64_t dim, bool one_segment) {
 }  // namespace
 
 int main() {
-  check_searches<float>();
+  check_searches<float>(4);
 #ifndef VQVAE_FAST_TEST_WITHOUT_BARRIER
-  check_searches<Half>();
-  check_searches<double>();
+  check_searches<Half>(1);
+  check_searches<double>(1);
   check_far_codes();
   check_sums<float>(1, 1, 1, false);
   check_sums<float>(300, 17, 3, false);

@@ -19,8 +19,8 @@ struct View {
 
 template <class In>
 Rows<In> rows(const View& v) {
-  return {static_cast<In*>(v.data), v.count, v.dim, v.inner, v.outer_stride, v.row_stride,
-          v.element_stride};
+  return {static_cast<In*>(v.data), v.count,      v.dim,           v.inner,
+          v.outer_stride,           v.row_stride, v.element_stride};
 }
 template <class In>
 Codes<In> codes(const View& v) {
