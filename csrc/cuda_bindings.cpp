@@ -197,9 +197,7 @@ pybind11::dict build_info() {
   info["torch"] = TORCH_VERSION;
   info["cuda"] =
       std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
-#ifdef VQVAE_FAST_CUDA_ARCHS
-  info["archs"] = VQVAE_FAST_CUDA_ARCHS;
-#endif
+  info["archs"] = compiled_for();
   return info;
 }
 

@@ -1,6 +1,12 @@
 #include "search.cuh"
 
+// nvcc's list of the architectures that it compiles for, as text.
+#define VQVAE_FAST_TEXT(...) #__VA_ARGS__
+#define VQVAE_FAST_EXPANDED_TEXT(...) VQVAE_FAST_TEXT(__VA_ARGS__)
+
 namespace vqvae_fast {
+
+const char* compiled_for() { return VQVAE_FAST_EXPANDED_TEXT(__CUDA_ARCH_LIST__); }
 
 template <class In>
 int64_t search_workspace(const Rows<const In>& z, const Codes<In>& codes, int processors) {

@@ -9,6 +9,9 @@
 
 namespace vqvae_fast {
 
+// The GPU architectures that the kernels were compiled for, as in "800,900".
+const char* compiled_for();
+
 // Bytes of device memory that a search of these rows needs: O(N + K), and one packed copy of the
 // codebook. processors: how many multiprocessors the device has.
 template <class In>
