@@ -27,7 +27,7 @@ struct Settling {
 template <class In, class Tile>
 __device__ __forceinline__ void settle(const Rows<const In>& z, const Codes<In>& codes,
                                        const Book& book, int64_t first_row, int64_t first_code,
-                                       const int64_t* row_offset, const Best<Tile>& best,
+                                       const In* const* row_start, const Best<Tile>& best,
                                        Settling& settling, Found* found) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int half = lane / 16, leader = 16 * half;
@@ -42,7 +42,7 @@ __device__ __forceinline__ void settle(const Rows<const In>& z, const Codes<In>&
     return codes.row(k < codes.count ? k : codes.count - 1);
   };
   const auto row_at = [&](int i) {
-    return z.data + row_offset[place_in_tile<Tile::kRowThreads>(row_thread, i)];
+    return row_start[place_in_tile<Tile::kRowThreads>(row_thread, i)];
   };
 
   int winner[8];  // for each row the lane that has the best score
@@ -125,21 +125,21 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerProcessor)
     search(Rows<const In> z, Codes<In> codes, Book book, Found* found) {
   __shared__ __align__(16) Stage<Tile> stages[2];
   __shared__ Best<Tile> best;
-  __shared__ int64_t row_offset[Tile::kRows];
+  __shared__ const In* row_start[Tile::kRows];
   __shared__ Settling settling[Tile::kThreads / 32];
   const int t = static_cast<int>(threadIdx.x);
   const int64_t first_row = int64_t{blockIdx.x} * Tile::kRows;
   if (t < Tile::kRows) {  // rows past the last are the last
     const int64_t n = first_row + t;
-    row_offset[t] = z.row(n < z.count ? n : z.count - 1) - z.data;
+    row_start[t] = z.row(n < z.count ? n : z.count - 1);
   }
   __syncthreads();
   const int64_t ranges = gridDim.y, range = blockIdx.y;
   const int64_t each = book.tiles / ranges, rest = book.tiles % ranges;
   const int64_t first = each * range + (range < rest ? range : rest);
-  search_tiles<In, Tile>(z, book, first, first + each + (range < rest), row_offset, stages, best);
-  settle<In, Tile>(z, codes, book, first_row, first * kTileCodes, row_offset, best,
-                   settling[t / 32], found + range * z.count);
+  search_tiles<In, Tile>(z, book, first, first + each + (range < rest), row_start, stages, best);
+  settle<In, Tile>(z, codes, book, first_row, first * kTileCodes, row_start, best, settling[t / 32],
+                   found + range * z.count);
 }
 
 // What the ranges found, put together. Rows in doubt go on the list, and their index says where:

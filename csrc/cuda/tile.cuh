@@ -69,8 +69,8 @@ template <class In, class Tile>
 class Feeder {
  public:
   __device__ __forceinline__ Feeder(const Rows<const In>& z, const Book& book, float scale,
-                                    const int64_t* row_offset)
-      : z_(z), book_(book), scale_(scale), row_offset_(row_offset) {
+                                    const In* const* row_start)
+      : z_(z), book_(book), scale_(scale), row_start_(row_start) {
     const int t = static_cast<int>(threadIdx.x);
     // Where elements of a row lie together, 8 threads read them; where rows do, neighbours read
     // neighbouring rows.
@@ -84,10 +84,10 @@ class Feeder {
     const int t = static_cast<int>(threadIdx.x), dim = static_cast<int>(z_.dim);
     const bool inside = from + depth_ < dim;
     centre_ = inside ? book_.centre[from + depth_] : 0.0f;
-    const In* z = z_.data + (inside ? from + depth_ : 0) * z_.element_stride;
+    const int64_t element = (inside ? from + depth_ : 0) * z_.element_stride;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      rows_[i] = inside ? widen(z[row_offset_[row_ + i * kRowStep]]) : 0.0f;
+      rows_[i] = inside ? widen(row_start_[row_ + i * kRowStep][element]) : 0.0f;
     }
 #pragma unroll
     for (int i = 0; i < kCodeLoads; ++i) {
@@ -116,7 +116,7 @@ class Feeder {
   const Rows<const In>& z_;
   const Book& book_;
   float scale_;
-  const int64_t* row_offset_;  // [kRows], shared memory
+  const In* const* row_start_;  // [kRows], shared memory
   int row_, depth_;
   float rows_[4];
   float centre_;
@@ -185,12 +185,13 @@ __device__ __forceinline__ void keep_best(const float (&score)[8][8], int first_
   }
 }
 
-// Tiles [first, last) of the book. All threads of the block must come here; row_offset and stages
+// Tiles [first, last) of the book. All threads of the block must come here; row_start and stages
 // are shared, and nobody may write them meanwhile.
 template <class In, class Tile>
 __device__ __forceinline__ void search_tiles(const Rows<const In>& z, const Book& book,
-                                             int64_t first, int64_t last, const int64_t* row_offset,
-                                             Stage<Tile>* stages, Best<Tile>& best) {
+                                             int64_t first, int64_t last,
+                                             const In* const* row_start, Stage<Tile>* stages,
+                                             Best<Tile>& best) {
   const int t = static_cast<int>(threadIdx.x), code_thread = t % Tile::kCodeThreads;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
@@ -201,7 +202,7 @@ __device__ __forceinline__ void search_tiles(const Rows<const In>& z, const Book
   const int dim = static_cast<int>(z.dim), tiles = static_cast<int>(last - first);
   const float* codes = book.codes + first * dim * kTileCodes;
   const float* start = book.start + first * kTileCodes;
-  Feeder<In, Tile> feeder(z, book, book.facts->scale, row_offset);
+  Feeder<In, Tile> feeder(z, book, book.facts->scale, row_start);
   feeder.load(0, codes);
   feeder.store(stages[0]);
   __syncthreads();

@@ -70,7 +70,7 @@ def library() -> ctypes.CDLL:
 class View(ctypes.Structure):
     """Rows as rows.h lays them out; of a codebook only what Codes has counts."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("data", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("count", "dim", "inner", "outer", "row", "element")),
     ]

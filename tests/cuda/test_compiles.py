@@ -75,7 +75,13 @@ def resources(messages):
     )
     for symbol, arch, stores, loads, registers, rest in re.findall(pattern, messages, re.DOTALL):
         shared = re.search(r"(\d+) bytes smem", rest)
-        yield symbol, arch, int(registers), int(shared[1]) if shared else 0, int(stores) + int(loads)
+        yield (
+            symbol,
+            arch,
+            int(registers),
+            int(shared[1]) if shared else 0,
+            int(stores) + int(loads),
+        )
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -117,7 +123,7 @@ def multiply_share(instructions):
     """Of the loop over elements: FFMA instructions, and all of them. What only the last step of a
     tile runs, the comparison of the scores (FMNMX), is not counted: a branch leaps over it."""
     place = {address: i for i, (address, _) in enumerate(instructions)}
-    targets = [place.get(branch_target(text), None) for _, text in instructions]
+    targets = [place.get(branch_target(text)) for _, text in instructions]
     loops = [(to, i) for i, to in enumerate(targets) if to is not None and to <= i]
     best = (0, 1)
     for begin, end in loops:
