@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,7 +50,7 @@ def test_what_is_forced_but_impossible_says_why():
 
 def test_nvcc_is_looked_for(names, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.version, "cuda", "12.6")
-    monkeypatch.setattr(torch.utils.cpp_extension, "CUDA_HOME", str(tmp_path))
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(tmp_path))
     assert "nvcc was not found" in names["why_no_cuda"]()
     assert not names["wants_cuda"]()
     nvcc = tmp_path / "bin" / ("nvcc.exe" if sys.platform == "win32" else "nvcc")
@@ -70,7 +71,7 @@ def test_the_extension(names, monkeypatch, tmp_path, cuda, last):
     for folder in ("include", "lib64", "lib/x64"):
         (tmp_path / folder).mkdir(parents=True)
     monkeypatch.setattr(torch.version, "cuda", cuda)
-    monkeypatch.setattr(torch.utils.cpp_extension, "CUDA_HOME", str(tmp_path))
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.6")
