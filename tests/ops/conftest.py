@@ -58,16 +58,25 @@ def restore() -> Iterator[None]:
         _native.extension.set_cpu_isa(isa)
 
 
-@pytest.fixture(params=["reference", *INSTRUCTION_SETS, "cuda on the host"])
+# In a process of Triton's interpreter (make test-interpret) its kernels serve the ops.
+ALL = (
+    ["triton"]
+    if _native.triton_interprets
+    else ["reference", *INSTRUCTION_SETS, "cuda on the host"]
+)
+
+
+@pytest.fixture(params=ALL)
 def implementation(request: pytest.FixtureRequest, restore: None) -> Implementation:
-    """The reference, the kernels of every instruction set of this machine, and those for CUDA."""
+    """The reference, every instruction set's kernels and CUDA's stand-in; or Triton's."""
     if request.param == "reference":
         return REFERENCE
     if request.param == "cuda on the host":
         if reason := host_kernels.why_not():
             pytest.skip(reason)
         return HOST_CUDA
-    _native.extension.set_cpu_isa(request.param)
+    if request.param in INSTRUCTION_SETS:
+        _native.extension.set_cpu_isa(request.param)
     return KERNELS
 
 

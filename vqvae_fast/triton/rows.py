@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import triton
+import triton.language as tl
 from torch import Tensor
 
 
@@ -51,5 +52,6 @@ def _levels(t: Tensor) -> list[tuple[int, int]]:
 
 @triton.jit
 def row_offsets(rows, inner, outer_stride, inner_stride):
-    """Offsets, int64, of ``rows`` (int64) in a tensor that lies as a ``Rows`` says."""
+    """Offsets, int64, of ``rows`` in a tensor that lies as a ``Rows`` says."""
+    rows = rows.to(tl.int64)
     return (rows // inner) * outer_stride + (rows % inner) * inner_stride

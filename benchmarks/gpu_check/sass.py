@@ -1,0 +1,118 @@
+"""What the assembler made of a kernel: registers, spills, and the instructions of its main loop."""
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import triton
+
+_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+MATRIX = ("HMMA", "HGMMA", "UTCHMMA", "UTCQMMA", "OMMA")
+# What works on numbers in the vector units. Moves, loads, address and loop control are not among
+# them: IADD3 and its like are counted all the same, as nobody can tell what they add.
+_ARITHMETIC = [
+    "FADD",
+    "FMUL",
+    "FFMA",
+    "FFMA2",
+    "FMNMX",
+    "FMNMX3",
+    "FSETP",
+    "FSEL",
+    "FSET",
+    "FADD2",
+    "FMUL2",
+    "IADD3",
+    "IADD",
+    "VIADD",
+    "IMNMX",
+    "VIMNMX",
+    "VIMNMX3",
+    "ISETP",
+    "SEL",
+    "LOP3",
+    "LOP",
+    "SHF",
+    "SHL",
+    "SHR",
+    "LEA",
+    "PRMT",
+    "IABS",
+    "I2F",
+    "F2I",
+    "HADD2",
+    "HMUL2",
+    "HFMA2",
+    "HMNMX2",
+    "HSETP2",
+    "F2F",
+    "F2FP",
+    "MUFU",
+    "DADD",
+    "DMUL",
+    "DFMA",
+    "DSETP",
+]
+
+
+class Resources(NamedTuple):
+    """Of one kernel: registers a thread, bytes of stack (spills), instructions by opcode."""
+
+    registers: int
+    stack: int
+    opcodes: Counter[str]
+
+
+def resources(cubin: bytes) -> Resources:
+    """Reads them from the binary."""
+    usage, listing = _dump(cubin, "-res-usage"), _dump(cubin, "-sass")
+    (registers,) = re.findall(r"REG:(\d+)", usage)
+    (stack,) = re.findall(r"STACK:(\d+)", usage)
+    return Resources(int(registers), int(stack), _opcodes(t for _, t in _instructions(listing)))
+
+
+def main_loop(cubin: bytes) -> Counter[str]:
+    """Opcodes of the innermost loop that multiplies matrices; empty if there is none."""
+    instructions = _instructions(_dump(cubin, "-sass"))
+    loops = []
+    for address, text in instructions:
+        jump = re.search(r"\bBRA\S*\s.*?(0x[0-9a-f]+)", text)
+        if jump and int(jump[1], 16) < address:
+            start = int(jump[1], 16)
+            loops.append(_opcodes(t for a, t in instructions if start <= a <= address))
+    with_matrices = [loop for loop in loops if any(op in loop for op in MATRIX)]
+    return min(with_matrices, key=lambda loop: loop.total(), default=Counter())
+
+
+def arithmetic(loop: Counter[str]) -> int:
+    """Arithmetic instructions of a loop's body, a thread's."""
+    moves = loop["IMAD.MOV"]  # a move in the guise of a multiplication
+    return sum(loop[op] for op in _ARITHMETIC) + loop["IMAD"] - moves
+
+
+def _dump(cubin: bytes, what: str) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(_TOOLS / "cuobjdump"), what, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _instructions(listing: str) -> list[tuple[int, str]]:
+    """(address, text without its predicate) of every instruction."""
+    found = re.findall(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?(\S.*?);", listing, re.M)
+    return [(int(address, 16), text) for address, text in found]
+
+
+def _opcodes(texts) -> Counter[str]:
+    """By opcode, and IMAD.MOV also on its own."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        opcode = text.split()[0]
+        counts[opcode.split(".")[0]] += 1
+        if opcode.startswith("IMAD.MOV"):
+            counts["IMAD.MOV"] += 1
+    return counts

@@ -1,0 +1,93 @@
+"""Which tile sizes a search uses: a table, small enough to compile and check as a whole."""
+
+from typing import NamedTuple
+
+import torch
+import triton
+
+
+class Configuration(NamedTuple):
+    """The launch parameters of one search kernel.
+
+    Attributes:
+        block_rows: rows of z a program holds.
+        block_codes: codes of a tile.
+        block_dim: elements of a row that are multiplied at a time; D is padded to a multiple.
+        group: codes of a tile that share a slot, and are measured together.
+        num_warps: warps of a program.
+        num_stages: tiles of the codebook on their way from memory.
+    """
+
+    block_rows: int
+    block_codes: int
+    block_dim: int
+    group: int
+    num_warps: int
+    num_stages: int
+
+
+class SupportConfiguration(NamedTuple):
+    """The launch parameters of the kernels around the scan.
+
+    Attributes:
+        prepare_codes: codes that a program packs.
+        settle_rows: rows that a program settles.
+        exact_rows: listed rows that a program measures together.
+        exact_codes: codes that they are measured against at a time.
+        exact_step: elements at a time.
+        chunk: elements at a time of a candidate.
+    """
+
+    prepare_codes: int
+    settle_rows: int
+    exact_rows: int
+    exact_codes: int
+    exact_step: int
+    chunk: int
+
+
+_SUPPORT = SupportConfiguration(32, 32, 16, 64, 2, 32)
+# The interpreter takes as long for a small block as for a large one.
+_SUPPORT_INTERPRETED = SupportConfiguration(2048, 128, 16, 256, 32, 32)
+
+
+def support_configuration() -> SupportConfiguration:
+    """The configuration of the kernels around the scan."""
+    return _SUPPORT_INTERPRETED if triton.knobs.runtime.interpret else _SUPPORT
+
+
+# A row block's codes all come through L2: at full speed that is 4096 / block_rows bytes a clock and
+# SM, of about 30 that an H100 has. So 128 rows, and two programs an SM where registers and shared
+# memory allow, one of which multiplies while the other compares.
+_FLOAT16 = {
+    16: Configuration(128, 128, 16, 8, 8, 3),
+    32: Configuration(128, 128, 32, 8, 8, 3),
+    64: Configuration(128, 128, 64, 8, 8, 3),
+    128: Configuration(128, 128, 128, 8, 8, 2),
+    256: Configuration(128, 64, 256, 8, 8, 2),
+}
+# Longer rows come in pieces, again for every tile.
+_FLOAT16_PIECES = Configuration(128, 128, 64, 8, 8, 3)
+# Fused multiply-adds instead of the matrix unit: for comparison.
+_FLOAT32 = {
+    16: Configuration(64, 64, 16, 8, 4, 2),
+    32: Configuration(64, 64, 32, 8, 4, 2),
+    64: Configuration(64, 64, 64, 8, 4, 2),
+}
+_FLOAT32_PIECES = Configuration(64, 64, 32, 8, 4, 2)
+
+
+def configuration(dim: int, dtype: torch.dtype) -> Configuration:
+    """The configuration for rows of ``dim`` elements and packed codes of a dtype."""
+    table, pieces = (
+        (_FLOAT16, _FLOAT16_PIECES) if dtype == torch.float16 else (_FLOAT32, _FLOAT32_PIECES)
+    )
+    return next((table[block] for block in sorted(table) if dim <= block), pieces)
+
+
+def all_configurations(dtype: torch.dtype) -> list[tuple[Configuration, bool]]:
+    """Every configuration that can be chosen, and whether its rows are in one piece."""
+    table, pieces = (
+        (_FLOAT16, _FLOAT16_PIECES) if dtype == torch.float16 else (_FLOAT32, _FLOAT32_PIECES)
+    )
+    return [(entry, True) for entry in table.values()] + [(pieces, False)]

@@ -1,0 +1,209 @@
+"""The codebook as the search reads it: centred, scaled, rounded to the matrix unit's type.
+
+Any centre and any power of two as scale give the right answer (docs/exactness.md); good ones make
+the bound tight. Both come from nine codes and from medians, so that one huge code spoils neither.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# Below every score that two packed vectors can have, and far from float32's limit.
+NEVER_CHOSEN = tl.constexpr(-1e30)
+
+
+class Prepared(NamedTuple):
+    """A packed codebook.
+
+    Attributes:
+        codes: [H, rows, columns], float16 or float32; zero behind K and D.
+        bias: [H, rows] float32, -|e|^2/2 of the centred, scaled code; NEVER_CHOSEN for a code that
+            cannot be packed and for padding.
+        centre: [H, columns] float32, unscaled.
+        scale: [H] float32, a power of two.
+        max_norm: [H] int32, the bits of the largest packed code's norm as a float32.
+        has_outliers: [H] int32, not 0 if a finite code is too large to be packed.
+    """
+
+    codes: Tensor
+    bias: Tensor
+    centre: Tensor
+    scale: Tensor
+    max_norm: Tensor
+    has_outliers: Tensor
+
+
+def prepare(
+    codebook: Tensor,
+    max_norm: Tensor,
+    has_outliers: Tensor,
+    *,
+    dtype: torch.dtype,
+    block_codes: int,
+    block_dim: int,
+    codes_at_once: int,
+) -> Prepared:
+    """Pack the books for the search.
+
+    Args:
+        codebook: [H, K, D], any strides; float32, bfloat16 or float16.
+        max_norm: [H] int32 zeros, which become Prepared.max_norm.
+        has_outliers: [H] int32 zeros, which become Prepared.has_outliers.
+        dtype: of the packed codes.
+        block_codes: the packed codes are a multiple of it.
+        block_dim: the packed dimension is a multiple of it, a power of two.
+        codes_at_once: codes that a program packs.
+    """
+    heads, num_codes, dim = codebook.shape
+    rows = triton.cdiv(num_codes, block_codes) * block_codes
+    columns = triton.cdiv(dim, block_dim) * block_dim
+    new = codebook.new_empty
+    prepared = Prepared(
+        new((heads, rows, columns), dtype=dtype),
+        new((heads, rows), dtype=torch.float32),
+        new((heads, columns), dtype=torch.float32),
+        new((heads,), dtype=torch.float32),
+        max_norm,
+        has_outliers,
+    )
+    prepare_kernel[(triton.cdiv(rows, codes_at_once), heads)](
+        codebook,
+        *codebook.stride(),
+        num_codes,
+        dim,
+        *prepared,
+        rows,
+        columns // block_dim,
+        BLOCK_CODES=codes_at_once,
+        BLOCK_DIM=block_dim,
+        num_warps=4,
+    )
+    return prepared
+
+
+@triton.jit
+def median_of_3(a, b, c):
+    """The middle one, elementwise."""
+    return tl.maximum(tl.minimum(a, b), tl.minimum(tl.maximum(a, b), c))
+
+
+@triton.jit
+def sample(book, stride_code, stride_dim, num_codes, i, d, dim):
+    """Elements d of the i-th of nine evenly spaced codes, as float32; 0 where not finite."""
+    code = (num_codes - 1).to(tl.int64) * i // 8
+    value = tl.load(book + code * stride_code + d * stride_dim, mask=d < dim, other=0.0)
+    value = value.to(tl.float32)
+    return tl.where(tl.abs(value) < float("inf"), value, 0.0)
+
+
+@triton.jit
+def centre_of(book, stride_code, stride_dim, num_codes, d, dim):
+    """The median of three medians of three codes, elements d."""
+    a = median_of_3(
+        sample(book, stride_code, stride_dim, num_codes, 0, d, dim),
+        sample(book, stride_code, stride_dim, num_codes, 3, d, dim),
+        sample(book, stride_code, stride_dim, num_codes, 6, d, dim),
+    )
+    b = median_of_3(
+        sample(book, stride_code, stride_dim, num_codes, 1, d, dim),
+        sample(book, stride_code, stride_dim, num_codes, 4, d, dim),
+        sample(book, stride_code, stride_dim, num_codes, 7, d, dim),
+    )
+    c = median_of_3(
+        sample(book, stride_code, stride_dim, num_codes, 2, d, dim),
+        sample(book, stride_code, stride_dim, num_codes, 5, d, dim),
+        sample(book, stride_code, stride_dim, num_codes, 8, d, dim),
+    )
+    return median_of_3(a, b, c)
+
+
+@triton.jit
+def scale_of(magnitude):
+    """The power of two that brings a magnitude into [1/16, 1/8).
+
+    So low, because latents may be a million times larger than a codebook that was just
+    initialised, and float16 ends at 65504.
+    """
+    exponent = (magnitude.to(tl.int32, bitcast=True) >> 23) & 255
+    exponent = tl.minimum(tl.maximum(250 - exponent, 1), 254)
+    return (exponent << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit(do_not_specialize=["num_codes", "dim", "rows", "chunks", "stride_head", "stride_code"])
+def prepare_kernel(
+    codebook,
+    stride_head,
+    stride_code,
+    stride_dim,
+    num_codes,
+    dim,
+    codes,
+    bias,
+    centre,
+    scale,
+    max_norm,
+    has_outliers,
+    rows,
+    chunks,
+    BLOCK_CODES: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+):
+    head = tl.program_id(1).to(tl.int64)
+    book = codebook + head * stride_head
+    num_codes = num_codes.to(tl.int64)
+
+    # The spread of the book: the median of nine distances to the centre, the largest if that is 0.
+    spread = tl.zeros((16,), tl.float32)
+    which = tl.arange(0, 16)
+    for chunk in range(chunks):
+        d = chunk * BLOCK_DIM + tl.arange(0, BLOCK_DIM)
+        middle = centre_of(book, stride_code, stride_dim, num_codes, d, dim)
+        for i in tl.static_range(9):
+            value = sample(book, stride_code, stride_dim, num_codes, i, d, dim)
+            reach = tl.max(tl.abs(value - middle), axis=0)
+            spread = tl.where(which == i, tl.maximum(spread, reach), spread)
+    smaller = tl.sum(
+        (spread[None, :] < spread[:, None]).to(tl.int32) * (which < 9)[None, :], axis=1
+    )
+    median = tl.max(tl.where((which < 9) & (smaller <= 4), spread, 0.0), axis=0)
+    median = tl.where(median > 0, median, tl.max(spread, axis=0))
+    power = tl.where(median > 0, scale_of(median), 1.0)
+
+    code = tl.program_id(0).to(tl.int64) * BLOCK_CODES + tl.arange(0, BLOCK_CODES)
+    columns = chunks * BLOCK_DIM
+    norm = tl.zeros((BLOCK_CODES,), tl.float32)
+    packable = code < num_codes
+    finite = code < num_codes
+    for chunk in range(chunks):
+        d = chunk * BLOCK_DIM + tl.arange(0, BLOCK_DIM)
+        middle = centre_of(book, stride_code, stride_dim, num_codes, d, dim)
+        value = tl.load(
+            book + code[:, None] * stride_code + d[None, :] * stride_dim,
+            mask=(code < num_codes)[:, None] & (d < dim)[None, :],
+            other=0.0,
+        ).to(tl.float32)
+        finite &= tl.min((tl.abs(value) < float("inf")).to(tl.int32), axis=1) > 0
+        value = tl.where((d < dim)[None, :], (value - middle[None, :]) * power, 0.0)
+        packed = value.to(codes.dtype.element_ty)
+        fits = tl.abs(packed.to(tl.float32)) < float("inf")  # false for NaN, too
+        packable &= tl.min(fits.to(tl.int32), axis=1) > 0
+        norm += tl.sum(value * value, axis=1)
+        tl.store(
+            codes + (head * rows + code[:, None]) * columns + d[None, :],
+            tl.where(fits & (code < num_codes)[:, None], packed, 0.0),
+            mask=(code < rows)[:, None],
+        )
+        if tl.program_id(0) == 0:
+            tl.store(centre + head * columns + d, middle)
+    # Squares that overflow float32 (in the IEEE variant alone) are not packable either.
+    packable &= norm < 1e28
+    tl.store(bias + head * rows + code, tl.where(packable, -0.5 * norm, NEVER_CHOSEN), code < rows)
+    longest = tl.max(tl.where(packable, tl.sqrt(norm), 0.0), axis=0)
+    tl.atomic_max(max_norm + head, longest.to(tl.int32, bitcast=True), sem="relaxed")
+    outliers = tl.max((finite & (packable == 0)).to(tl.int32), axis=0)
+    tl.atomic_max(has_outliers + head, outliers, sem="relaxed")
+    if tl.program_id(0) == 0:
+        tl.store(scale + head, power)

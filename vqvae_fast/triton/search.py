@@ -1,0 +1,193 @@
+"""The search: scores on the matrix unit, a proven bound, and exact distances for what is left.
+
+Four kernels: `prepare` packs the codebook, `scan` finds each row's best groups of codes, `settle`
+measures them and knows by a bound (docs/exactness.md) whether any other code can be nearer, and
+`exact` measures every code for the few rows where one can. The host waits for none of them, so
+CUDA graphs capture a search.
+"""
+
+import torch
+import triton
+from torch import Tensor
+
+from vqvae_fast.reference import distance_dtype
+from vqvae_fast.triton.configurations import configuration, support_configuration
+from vqvae_fast.triton.exact import exact_kernel
+from vqvae_fast.triton.prepare import prepare
+from vqvae_fast.triton.rows import Rows, as_rows
+from vqvae_fast.triton.scan import TILES_PER_SPAN, scan_kernel
+from vqvae_fast.triton.settle import settle_kernel
+
+# What packing costs in relative and in absolute error, and from where on it is impossible.
+_ROUNDING = {
+    torch.float16: {"EPSILON": 2.0**-11 * 1.001, "SUBNORMAL": 2.0**-25, "LARGEST": 65504.0},
+    torch.float32: {"EPSILON": 2.0**-23, "SUBNORMAL": 2.0**-149, "LARGEST": 1e13},
+}
+# The bound holds for rows up to this length; longer ones are measured in full.
+_LONGEST_ROW = 1 << 16
+# Programs an SM that there should be, or the codes of a block of rows are shared out; no part is
+# smaller than a few tiles, which its beginning and end would outweigh.
+_PROGRAMS_PER_SM = 2
+_LEAST_TILES = 4
+
+
+def nearest_code(
+    z: Tensor, codebook: Tensor, *, packed_dtype: torch.dtype = torch.float16
+) -> tuple[Tensor, Tensor]:
+    """The op of this name. packed_dtype: float32 multiplies without the matrix unit."""
+    indices, distances = _results(z)
+    _search(z, codebook, indices, distances, None, packed_dtype)
+    return indices, distances
+
+
+def quantize(
+    z: Tensor, codebook: Tensor, *, packed_dtype: torch.dtype = torch.float16
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The op of this name: the search, and the chosen codes in z's strides."""
+    indices, distances = _results(z)
+    quantized = torch.empty_like(z)
+    _search(z, codebook, indices, distances, quantized, packed_dtype)
+    return quantized, indices, distances
+
+
+def _results(z: Tensor) -> tuple[Tensor, Tensor]:
+    shape = z.shape[:-1]
+    return (
+        z.new_empty(shape, dtype=torch.int64),
+        z.new_empty(shape, dtype=distance_dtype(z.dtype)),
+    )
+
+
+def _search(
+    z: Tensor,
+    codebook: Tensor,
+    indices: Tensor,
+    distances: Tensor,
+    quantized: Tensor | None,
+    packed_dtype: torch.dtype,
+) -> None:
+    if indices.numel() == 0:
+        return
+    if codebook.dim() == 2:
+        z, codebook = z[None], codebook[None]
+        quantized = quantized if quantized is None else quantized[None]
+    rows, target = _rows_of_books(z), _rows_of_books(z if quantized is None else quantized)
+    heads, num_codes, dim = codebook.shape
+    num_rows = indices.numel() // heads
+    programs = _PROGRAMS_PER_SM * _multiprocessors(z.device)
+    filtered = z.dtype != torch.float64 and dim <= _LONGEST_ROW
+    support = support_configuration()
+    exact_items = max(2 * programs, triton.cdiv(num_rows, support.exact_rows))
+
+    # Counters, which start at 0: one fill for all of them.
+    sizes = [heads, heads, heads, heads * exact_items]
+    zeros = torch.zeros(sum(sizes), dtype=torch.int32, device=z.device)
+    max_norm, has_outliers, num_listed, arrivals = zeros.split(sizes)
+    listed = z.new_empty((heads, num_rows) if filtered else 0, dtype=torch.int64)
+
+    z_arguments = (*rows.arguments, z.stride(0), num_rows)
+    book_arguments = (codebook, *codebook.stride(), num_codes, dim)
+    outputs = (indices, distances, *target.arguments, target.tensor.stride(0))
+    if filtered:
+        config = configuration(dim, packed_dtype)
+        row_blocks = triton.cdiv(num_rows, config.block_rows)
+        tiles = triton.cdiv(num_codes, config.block_codes)
+        parts = max(1, min(programs // (row_blocks * heads), tiles // _LEAST_TILES))
+        packed = prepare(
+            codebook,
+            max_norm,
+            has_outliers,
+            dtype=packed_dtype,
+            block_codes=config.block_codes,
+            codes_at_once=support.prepare_codes,
+            block_dim=config.block_dim,
+        )
+        packed_codes, columns = packed.codes.shape[1:]
+        scores = z.new_empty((3, heads, parts, num_rows), dtype=torch.float32)
+        groups = torch.empty_like(scores, dtype=torch.int32)
+        rest = torch.empty_like(scores[0])
+        rounding, row_norm = torch.empty_like(scores[:2, :, 0])
+        scan_kernel[(row_blocks, parts, heads)](
+            *z_arguments,
+            dim,
+            packed.codes,
+            packed.bias,
+            packed.centre,
+            packed.scale,
+            packed_codes,
+            columns // config.block_dim,
+            scores,
+            groups,
+            rest,
+            rounding,
+            row_norm,
+            ONE_CHUNK=columns == config.block_dim,
+            SEVERAL_SPANS=triton.cdiv(tiles, parts) > TILES_PER_SPAN.value,
+            BLOCK_ROWS=config.block_rows,
+            BLOCK_CODES=config.block_codes,
+            BLOCK_DIM=config.block_dim,
+            GROUP=config.group,
+            NUM_STAGES=config.num_stages,
+            num_warps=config.num_warps,
+        )
+        settle_kernel[(triton.cdiv(num_rows, support.settle_rows), heads)](
+            *z_arguments,
+            *book_arguments,
+            *outputs,
+            packed.centre,
+            packed.scale,
+            max_norm,
+            has_outliers,
+            columns,
+            scores,
+            groups,
+            rest,
+            rounding,
+            row_norm,
+            parts,
+            listed,
+            num_listed,
+            QUANTIZE=quantized is not None,
+            BLOCK_ROWS=support.settle_rows,
+            GROUP=config.group,
+            SLOTS=config.block_codes // config.group,
+            CHUNK=support.chunk,
+            **_ROUNDING[packed_dtype],
+            num_warps=4,
+        )
+    shape = (heads, exact_items, support.exact_rows)
+    exact_kernel[(min(2 * programs, exact_items), heads)](
+        *z_arguments,
+        *book_arguments,
+        *outputs,
+        listed,
+        num_listed,
+        arrivals,
+        z.new_empty(shape, dtype=torch.float64),
+        z.new_empty(shape, dtype=torch.int64),
+        exact_items,
+        ALL_ROWS=not filtered,
+        QUANTIZE=quantized is not None,
+        BLOCK_ROWS=support.exact_rows,
+        BLOCK_CODES=support.exact_codes,
+        STEP=support.exact_step,
+        CHUNK=support.chunk,
+        num_warps=4,
+    )
+    if quantized is not None and target.tensor.data_ptr() != quantized.data_ptr():
+        quantized.copy_(target.tensor)
+
+
+def _rows_of_books(t: Tensor) -> Rows:
+    """t: [H, ..., D] as the rows of one book, in a tensor with all books."""
+    rows = as_rows(t[0])
+    if rows.tensor.data_ptr() != t.data_ptr():
+        t = t.contiguous()
+        rows = as_rows(t[0])
+    return rows._replace(tensor=t)
+
+
+def _multiprocessors(device: torch.device) -> int:
+    if device.type == "cpu":  # the interpreter, where a few are enough to be several
+        return 2
+    return torch.cuda.get_device_properties(device).multi_processor_count
