@@ -13,49 +13,11 @@ _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 MATRIX = ("HMMA", "HGMMA", "UTCHMMA", "UTCQMMA", "OMMA")
 # What works on numbers in the vector units. Moves, loads, address and loop control are not among
 # them: IADD3 and its like are counted all the same, as nobody can tell what they add.
-_ARITHMETIC = [
-    "FADD",
-    "FMUL",
-    "FFMA",
-    "FFMA2",
-    "FMNMX",
-    "FMNMX3",
-    "FSETP",
-    "FSEL",
-    "FSET",
-    "FADD2",
-    "FMUL2",
-    "IADD3",
-    "IADD",
-    "VIADD",
-    "IMNMX",
-    "VIMNMX",
-    "VIMNMX3",
-    "ISETP",
-    "SEL",
-    "LOP3",
-    "LOP",
-    "SHF",
-    "SHL",
-    "SHR",
-    "LEA",
-    "PRMT",
-    "IABS",
-    "I2F",
-    "F2I",
-    "HADD2",
-    "HMUL2",
-    "HFMA2",
-    "HMNMX2",
-    "HSETP2",
-    "F2F",
-    "F2FP",
-    "MUFU",
-    "DADD",
-    "DMUL",
-    "DFMA",
-    "DSETP",
-]
+_ARITHMETIC = (
+    "FADD FMUL FFMA FFMA2 FMNMX FMNMX3 FSETP FSEL FSET FADD2 FMUL2 "
+    "IADD3 IADD VIADD IMNMX VIMNMX VIMNMX3 ISETP SEL LOP3 LOP SHF SHL SHR LEA PRMT IABS I2F F2I "
+    "HADD2 HMUL2 HFMA2 HMNMX2 HSETP2 F2F F2FP MUFU DADD DMUL DFMA DSETP"
+).split()
 
 
 class Resources(NamedTuple):

@@ -165,9 +165,7 @@ def prepare_kernel(
             value = sample(book, stride_code, stride_dim, num_codes, i, d, dim)
             reach = tl.max(tl.abs(value - middle), axis=0)
             spread = tl.where(which == i, tl.maximum(spread, reach), spread)
-    smaller = tl.sum(
-        (spread[None, :] < spread[:, None]).to(tl.int32) * (which < 9)[None, :], axis=1
-    )
+    smaller = tl.sum((spread[None, :] < spread[:, None]).to(tl.int32) * (which < 9)[None, :], axis=1)
     median = tl.max(tl.where((which < 9) & (smaller <= 4), spread, 0.0), axis=0)
     median = tl.where(median > 0, median, tl.max(spread, axis=0))
     power = tl.where(median > 0, scale_of(median), 1.0)

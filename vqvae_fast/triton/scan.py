@@ -88,9 +88,7 @@ def scan_kernel(
     norm_square = tl.zeros((BLOCK_ROWS,), tl.float32)
     rounded = tl.zeros((BLOCK_ROWS, BLOCK_DIM), packed.dtype.element_ty)
     for chunk in range(chunks):
-        value = load_scaled(
-            z_rows, z_stride, centre, scale, chunk * BLOCK_DIM + column, dim, is_row
-        )
+        value = load_scaled(z_rows, z_stride, centre, scale, chunk * BLOCK_DIM + column, dim, is_row)
         rounded, chunk_fits = round_rows(value, packed.dtype.element_ty)
         fits &= chunk_fits
         back = rounded.to(tl.float32)

@@ -14,7 +14,9 @@ def is_nearer(distance, code, than_distance, than_code):
 
 
 @triton.jit
-def write_quantized(quantized, q_stride, code, code_element, mask, dim, CHUNK: tl.constexpr):
+def write_quantized(
+    quantized, q_stride, code, code_element, mask, dim, CHUNK: tl.constexpr
+):
     """Copies each row's code. quantized, code: pointers [R]."""
     for start in range(0, dim, CHUNK):
         d = start + tl.arange(0, CHUNK)
