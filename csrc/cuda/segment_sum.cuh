@@ -84,13 +84,13 @@ struct WriteGradient {
   In* gradients;  // [K][D]
   int64_t dim;
   const Compute<In>* grad_loss;
-  Compute<In> factor;  // 2 / elements
+  Compute<In> per_loss;  // 2 / elements
   Compute<In> weight;
 
   __device__ __forceinline__ void operator()(uint32_t segment, int64_t d, double sum) const {
     using T = Compute<In>;
     gradients[segment * dim + d] =
-        Narrow<In>::from(static_cast<T>(sum) * (*grad_loss * factor * -weight));
+        Narrow<In>::from(static_cast<T>(sum) * (*grad_loss * per_loss * -weight));
   }
 };
 
@@ -275,14 +275,15 @@ cudaError_t run_segment_sum(const Rows<const In>& src, const int64_t* indices, i
 }
 
 // Elements are taken in the order in which the result lies: along rows, or along feature maps.
+// per_loss: 2 / elements, which the host divides: float64 is slow on many GPUs.
 template <class In>
-__global__ void __launch_bounds__(kSumThreads) add_commitment(QuantizeBackward<In> pass) {
+__global__ void __launch_bounds__(kSumThreads)
+    add_commitment(QuantizeBackward<In> pass, Compute<In> per_loss, Compute<In> weight) {
   using T = Compute<In>;
   const Rows<const In>& z = pass.z;
   const bool along_rows = pass.grad_z.element_stride != 1;
   const int64_t step = int64_t{gridDim.x} * blockDim.x, total = z.count * z.dim;
-  const T per_element = *pass.grad_loss * static_cast<T>(2 / pass.elements);
-  const T factor = per_element * static_cast<T>(pass.commitment_weight);
+  const T factor = *pass.grad_loss * per_loss * weight;
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < total; i += step) {
     const int64_t n = along_rows ? i % z.count : i / z.dim;
     const int64_t d = along_rows ? i / z.count : i % z.dim;
@@ -308,10 +309,11 @@ cudaError_t run_backward(const QuantizeBackward<In>& pass, void* workspace, cuda
     return cudaMemsetAsync(pass.grad_codebook, 0, static_cast<size_t>(elements) * sizeof(In), s);
   });
   if (z.count == 0) return launch.error();
-  launch(add_commitment<In>, blocks_for(z.count * z.dim, kSumThreads), kSumThreads, pass);
+  const auto per_loss = static_cast<T>(2 / pass.elements);
+  launch(add_commitment<In>, blocks_for(z.count * z.dim, kSumThreads), kSumThreads, pass, per_loss,
+         static_cast<T>(pass.commitment_weight));
   sort_rows(plan, pass.indices, z.count, pass.codes.count, launch);
-  const WriteGradient<In> write{pass.grad_codebook, z.dim, pass.grad_loss,
-                                static_cast<T>(2 / pass.elements),
+  const WriteGradient<In> write{pass.grad_codebook, z.dim, pass.grad_loss, per_loss,
                                 static_cast<T>(pass.codebook_weight)};
   add_sorted(plan, z.count, z.dim, pass.codes.count,
              SortedErrors<In>{z, pass.codes, plan.sorted_rows}, write, launch);
