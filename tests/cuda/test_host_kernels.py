@@ -123,3 +123,14 @@ def test_rounding_to_16_bits():
             z, torch.tensor(0.5 * len(every)), every[:, None], book, chosen, 1.5, 1.0
         )
         assert torch.equal(grad_z[:, 0], (every.float() * 1.5).to(dtype))
+
+
+def test_a_code_too_far_to_be_packed_is_the_nearest():
+    """The nine codes that give centre and scale are near 0, and unusable. Of the others one is
+    packed, one is beyond what is packed, and the latter is the nearer."""
+    codebook = torch.randn(100, 2)
+    codebook[:, 0] = torch.nan
+    codebook[5] = torch.tensor([-0.9 * 2.0**60, 0])
+    codebook[6] = torch.tensor([1.1 * 2.0**60, 0])
+    z = torch.tensor([[0.9 * 2.0**58, 0], [-0.9 * 2.0**58, 0]])
+    assert host_kernels.nearest_code(z, codebook)[0].tolist() == [6, 5]
