@@ -5,6 +5,8 @@ import torch
 from search_oracle import check
 from torch import Tensor
 
+from vqvae_fast import _native
+
 ROWS, CODES, DIM = 133, 101, 11
 
 
@@ -144,7 +146,8 @@ def test_every_float16(implementation):
     every = bits.view(torch.float16)
     every = every[every.isfinite() & ~((every == 0) & every.signbit())]
     # 63,487 rows against 63,487 codes would be long: neighbouring ones are what could be confused.
-    for part in every.sort().values.split(4096):
+    parts = every.sort().values.split(4096)
+    for part in parts[:: 8 if _native.triton_interprets else 1]:  # its interpreter takes its time
         indices, distances = implementation.nearest_code(part[:, None], part[:, None])
         assert torch.equal(indices, torch.arange(len(part)))
         assert (distances == 0).all()

@@ -46,7 +46,7 @@ class SupportConfiguration(NamedTuple):
     chunk: int
 
 
-_SUPPORT = SupportConfiguration(32, 32, 16, 64, 2, 32)
+_SUPPORT = SupportConfiguration(32, 32, 16, 64, 2, 16)
 # The interpreter takes as long for a small block as for a large one.
 _SUPPORT_INTERPRETED = SupportConfiguration(2048, 128, 16, 256, 32, 32)
 

@@ -17,7 +17,7 @@ def scaled_distance(z, z_stride, code, code_element, scale, wanted, dim, CHUNK: 
         d = d.to(tl.int64)
         a = tl.load(z[:, None] + (d * z_stride)[None, :], mask, other=0.0).to(tl.float32)
         e = tl.load(code[:, None] + (d * code_element)[None, :], mask, other=0.0).to(tl.float32)
-        difference = (a - e) * scale
+        difference = a * scale - e * scale  # first scaled: a difference may overflow
         total += tl.sum(difference * difference, axis=1)
     return total
 
