@@ -125,12 +125,13 @@ def test_rounding_to_16_bits():
         assert torch.equal(grad_z[:, 0], (every.float() * 1.5).to(dtype))
 
 
-def test_a_code_too_far_to_be_packed_is_the_nearest():
-    """The nine codes that give centre and scale are near 0, and unusable. Of the others one is
-    packed, one is beyond what is packed, and the latter is the nearer."""
+@pytest.mark.parametrize("power", range(56, 64))
+def test_a_code_too_far_to_be_packed_is_the_nearest(power):
+    """The nine codes that give centre and scale are near 0, and unusable. Of the others, for one
+    of these powers, one is packed, one is beyond what is packed, and the latter is the nearer."""
     codebook = torch.randn(100, 2)
     codebook[:, 0] = torch.nan
-    codebook[5] = torch.tensor([-0.9 * 2.0**60, 0])
-    codebook[6] = torch.tensor([1.1 * 2.0**60, 0])
-    z = torch.tensor([[0.9 * 2.0**58, 0], [-0.9 * 2.0**58, 0]])
+    codebook[5] = torch.tensor([-0.9 * 2.0**power, 0])
+    codebook[6] = torch.tensor([1.1 * 2.0**power, 0])
+    z = torch.tensor([[0.9 * 2.0 ** (power - 2), 0], [-0.9 * 2.0 ** (power - 2), 0]])
     assert host_kernels.nearest_code(z, codebook)[0].tolist() == [6, 5]
