@@ -8,6 +8,10 @@ VENV ?= .venv
 RUN ?= runs/photos
 BIN := $(VENV)/bin
 
+# As git's patterns: what clang-format looks after.
+CXX_FILES := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'benchmarks/*.cpp' 'tests/*.cpp' \
+  'tests/*.h' 'tests/*.cuh'
+
 .PHONY: train test lint format bench clean prerequisites
 
 train: $(VENV)/.built
@@ -30,12 +34,12 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'benchmarks/*.cpp')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files $(CXX_FILES))
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'benchmarks/*.cpp')
+	$(BIN)/clang-format -i $$(git ls-files $(CXX_FILES))
 
 bench: $(VENV)/.built
 	$(BIN)/python -m benchmarks.search
@@ -45,7 +49,7 @@ clean:
 	rm -rf $(VENV) build vqvae_fast/*.so *.egg-info
 
 # The package is installed in place, so only the compiled part and its build files call for a build.
-SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/cpu/*.cpp csrc/cpu/*.h)
+SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/cpu/*.* csrc/cuda/*.*)
 
 $(VENV)/.built: $(VENV)/.installed $(SOURCES)
 	VQVAE_FAST_REQUIRE_EXT=1 $(BIN)/pip install --quiet --no-build-isolation --no-deps --editable .

@@ -1,7 +1,9 @@
-"""Builds the C++ extension. Everything else is in pyproject.toml.
+"""Builds the C++ extension and, where torch has CUDA and nvcc is there, the CUDA extension.
 
-Switches: VQVAE_FAST_NO_EXT=1 builds none; VQVAE_FAST_REQUIRE_EXT=1 fails where it cannot be built
-(the default warns and installs the slower, pure-Python package). MAX_JOBS is honoured.
+Switches: VQVAE_FAST_NO_EXT=1 builds neither; VQVAE_FAST_REQUIRE_EXT=1 fails where one cannot be
+built (the default warns and installs what there is). FORCE_CUDA=1 asks for the CUDA extension, with
+or without a GPU, and fails without it; FORCE_CUDA=0 leaves it out. MAX_JOBS and
+TORCH_CUDA_ARCH_LIST are honoured. Everything else is in pyproject.toml.
 """
 
 import os
@@ -46,8 +48,54 @@ def kernel_source(isa: str) -> str:
     return f"csrc/cpu/search_{isa}.cpp"
 
 
+def why_no_cuda() -> str | None:
+    """Why the CUDA extension cannot be built here, or None."""
+    import torch
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} was built without CUDA"
+    nvcc = os.path.join(CUDA_HOME or "", "bin", "nvcc.exe" if MSVC else "nvcc")
+    if CUDA_HOME is None or not os.path.exists(nvcc):
+        return f"nvcc was not found (CUDA_HOME={CUDA_HOME})"
+    return None
+
+
+def wants_cuda() -> bool:
+    """Whether to build the CUDA extension: where it can be, unless FORCE_CUDA says otherwise."""
+    forced = os.environ.get("FORCE_CUDA")
+    reason = why_no_cuda()
+    if forced == "1" and reason is not None:
+        raise SystemExit(f"FORCE_CUDA=1 is set, but {reason}")
+    return forced != "0" and reason is None
+
+
+def default_cuda_archs() -> str:
+    """For TORCH_CUDA_ARCH_LIST where no GPU says what to build for: all that there may be."""
+    import torch
+
+    version = tuple(int(part) for part in (torch.version.cuda or "0.0").split(".")[:2])
+    return "7.5;8.0;8.6;8.9;9.0" + (";10.0;12.0+PTX" if version >= (12, 8) else "+PTX")
+
+
+def cuda_extension():
+    """The CUDA extension: one file that knows torch, and kernels that need nvcc alone."""
+    import torch
+    from torch.utils.cpp_extension import CUDAExtension
+
+    if torch.cuda.device_count() == 0:
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default_cuda_archs())
+    return CUDAExtension(
+        "vqvae_fast._cuda",
+        ["csrc/cuda_bindings.cpp", *sorted(glob("csrc/cuda/*.cu"))],
+        # No --use_fast_math: the bound on the error of the scores wants IEEE arithmetic.
+        extra_compile_args={"cxx": COMMON_FLAGS, "nvcc": ["-O3"]},
+        depends=glob("csrc/*.h") + glob("csrc/cuda/*"),
+    )
+
+
 def extension_arguments() -> dict:
-    """ext_modules and cmdclass for setup(), or nothing where the extension is not to be built."""
+    """ext_modules and cmdclass for setup(), or nothing where no extension is to be built."""
     if os.environ.get("VQVAE_FAST_NO_EXT") == "1":
         return {}
     from torch.utils.cpp_extension import BuildExtension, CppExtension
@@ -58,44 +106,54 @@ def extension_arguments() -> dict:
         """Compiles each instruction set with its own flags, then the rest as torch does."""
 
         def build_extensions(self) -> None:
-            try:
-                self._compile_kernels()
-                super().build_extensions()
-            except Exception as error:  # whatever a missing or failing compiler raises
-                if required:
-                    raise
-                self.extensions.clear()
-                print(
-                    f"warning: the C++ extension was not built ({error}).\n"
-                    "warning: vqvae_fast installs without it: exact, but slower.",
-                    file=sys.stderr,
-                )
+            # One by one: an extension that cannot be built must not take the other with it.
+            wanted, built = self.extensions, []
+            for extension in wanted:
+                self.extensions = [extension]
+                cuda = extension.name == "vqvae_fast._cuda"
+                try:
+                    if not cuda:
+                        self._compile_kernels(extension)
+                    super().build_extensions()
+                    built.append(extension)
+                except Exception as error:  # whatever a missing or failing compiler raises
+                    if required or (cuda and os.environ.get("FORCE_CUDA") == "1"):
+                        raise
+                    name, rest = ("CUDA", "slower on GPUs") if cuda else ("C++", "slower")
+                    print(
+                        f"warning: the {name} extension was not built ({error}).\n"
+                        f"warning: vqvae_fast installs without it: exact, but {rest}.",
+                        file=sys.stderr,
+                    )
+            wanted[:] = built
+            self.extensions = wanted
 
-        def _compile_kernels(self) -> None:
+        def _compile_kernels(self, extension) -> None:
             def compile_one(isa: str) -> list[str]:
                 return self.compiler.compile(
                     [kernel_source(isa)],
                     output_dir=self.build_temp,
                     macros=MACROS,
                     extra_postargs=COMMON_FLAGS + ISA_FLAGS[isa],
-                    depends=glob("csrc/cpu/*.h"),
+                    depends=glob("csrc/*.h") + glob("csrc/cpu/*.h"),
                 )
 
             jobs = int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))
             with ThreadPoolExecutor(jobs) as pool:
                 for objects in pool.map(compile_one, ISA_FLAGS):
-                    self.extensions[0].extra_objects.extend(objects)
+                    extension.extra_objects.extend(objects)
 
     kernels = {kernel_source(isa) for isa in ("avx512", "avx2", "portable")}
     sources = ["csrc/bindings.cpp", *sorted(set(glob("csrc/cpu/*.cpp")) - kernels)]
-    extension = CppExtension(
+    cpu_extension = CppExtension(
         "vqvae_fast._C",
         sources,
         define_macros=MACROS,
         extra_compile_args=COMMON_FLAGS,
-        depends=glob("csrc/cpu/*"),
+        depends=glob("csrc/*.h") + glob("csrc/cpu/*"),
     )
-    return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildKernels}}
+    extensions = [cpu_extension, *([cuda_extension()] if wants_cuda() else [])]
+    return {"ext_modules": extensions, "cmdclass": {"build_ext": BuildKernels}}
 
 
 setup(**extension_arguments())

@@ -8,15 +8,7 @@
 
 #include <stdint.h>
 
-// For the few functions here: left as functions of their own, which the linker may merge, they
-// could be taken from the file of an instruction set that the machine lacks.
-#if defined(__GNUC__)
-#define VQVAE_FAST_INLINE __attribute__((always_inline)) inline
-#elif defined(_MSC_VER)
-#define VQVAE_FAST_INLINE __forceinline
-#else
-#define VQVAE_FAST_INLINE inline
-#endif
+#include "../rows.h"
 
 // Loops over a tile must be unrolled before the compiler decides what lives in registers: left to
 // itself, GCC unrolls them too late and sends every accumulator through the stack.
@@ -31,56 +23,6 @@
 #endif
 
 namespace vqvae_fast {
-
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Half {
-  uint16_t bits;
-};
-
-// The arithmetic that an input type is searched in. 16-bit inputs are exact in float.
-template <class In>
-struct ComputeType {
-  using type = float;
-};
-template <>
-struct ComputeType<double> {
-  using type = double;
-};
-template <class In>
-using Compute = typename ComputeType<In>::type;
-
-// Rows of D elements in memory: row n lies at (n / inner) * outer_stride + (n % inner) *
-// row_stride. Two levels are what it takes to read [B, D, H, W] feature maps in place, and
-// strides are counted in elements.
-template <class In>
-struct Rows {
-  In* data;
-  int64_t count;
-  int64_t dim;
-  int64_t inner;
-  int64_t outer_stride;
-  int64_t row_stride;
-  int64_t element_stride;
-
-  VQVAE_FAST_INLINE In* row(int64_t n) const {
-    const int64_t outer = inner == count ? 0 : n / inner;  // a division is slow
-    return data + outer * outer_stride + (n - outer * inner) * row_stride;
-  }
-};
-
-// A codebook in memory.
-template <class In>
-struct Codes {
-  const In* data;
-  int64_t count;
-  int64_t dim;
-  int64_t row_stride;
-  int64_t element_stride;
-
-  VQVAE_FAST_INLINE const In* row(int64_t k) const { return data + k * row_stride; }
-};
 
 // The codebook as the kernels read it: panels of `width` codes, [panel][D][width], shifted to
 // `centre` and scaled by a power of two so that its largest element is about 1.

@@ -1,35 +1,14 @@
-// What is exact: distances in float64, and the bound on the error of the fast scores.
+// What is exact: distances in float64. Beside them the bound on the error of the fast scores.
 #pragma once
 
-#include <math.h>
 #include <stdint.h>
 
+#include "../elements.h"
+#include "../score_bound.h"
 #include "contract.h"
-#include "elements.h"
 
 namespace vqvae_fast {
 namespace {
-
-constexpr double kInfinity = HUGE_VAL;
-
-template <class T>
-struct Precision;
-template <>
-struct Precision<float> {
-  static constexpr double unit = 0x1p-24;     // half an ulp of 1
-  static constexpr double tiny = 0x1p-126;    // what a result loses that is flushed to zero
-  static constexpr double largest = 0x1p120;  // scores stay below this, well short of overflow
-};
-template <>
-struct Precision<double> {
-  static constexpr double unit = 0x1p-53;
-  static constexpr double tiny = 0x1p-1022;
-  static constexpr double largest = 0x1p1000;
-};
-
-inline double smaller(double a, double b) { return a < b ? a : b; }
-inline double larger(double a, double b) { return a > b ? a : b; }
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Eight neighbouring elements as float64 lanes, for which each instruction set has a type Doubles.
 template <class Doubles, class In>
@@ -91,54 +70,6 @@ inline void measure(const Compute<In>* z, const In* const (&codes)[kCodes], int6
       dim, distances, [&](int64_t d) { return load_lanes<Doubles>(z + d); },
       [&](int j, int64_t d) { return load_lanes<Doubles>(codes[j] + d); });
 }
-
-// Relative error of a score in T: at most dim + 3 roundings in T touch a product (both factors are
-// centred, the product may be rounded, then dim additions) or the half norm. The half norm's sum in
-// float64 has dim / 8 + 4 more, which count where T is float64 too. The rest is room for the second
-// order.
-template <class T>
-inline double score_gamma(int64_t dim) {
-  return 1.02 * (double(dim + 8) * Precision<T>::unit + double(dim / 8 + 8) * 0x1p-53);
-}
-
-// Scores of such long rows would be bounded too loosely to rule anything out.
-template <class T>
-inline bool too_long(int64_t dim) {
-  return score_gamma<T>(dim) > 0.01;
-}
-
-// The score below which no code can be as near as a given distance: the exact score of that
-// distance, less the largest error of a computed score. Only codes with |e| <= |z| + distance can
-// be that near, so one far-off code does not widen the bound. docs/exactness.md derives it.
-template <class T>
-class ScoreBound {
- public:
-  ScoreBound(int64_t dim, double scale, double max_norm)
-      : scale_(scale),
-        max_norm_(max_norm),
-        gamma_(score_gamma<T>(dim)),
-        underflow_(Precision<T>::tiny * 4 * double(dim)),
-        distance_error_(double(dim + 16) * 0x1p-52),
-        distance_underflow_(Precision<double>::tiny * 2 * double(dim)) {}
-
-  // norm: |z|, centred and scaled; nearest: a distance, squared and as it is.
-  T operator()(double norm, double nearest) const {
-    const double square = norm * norm;
-    // Scaled twice, because the square of a float64 scale may itself under- or overflow.
-    const double scaled = (nearest + distance_underflow_) * scale_ * scale_;
-    const double radius = smaller(max_norm_, norm + sqrt(scaled));
-    const double score_error =
-        gamma_ * (norm + 0.5 * radius) * radius + underflow_ * (1 + norm + radius);
-    const double bound =
-        0.5 * (square - scaled) - score_error - distance_error_ * (square + scaled);
-    // Rounding to T may raise it by half a unit in the last place. It stays finite, below every
-    // code's score but above that of padding.
-    return T(larger(bound - 2 * Precision<T>::unit * fabs(bound), -Precision<T>::largest));
-  }
-
- private:
-  double scale_, max_norm_, gamma_, underflow_, distance_error_, distance_underflow_;
-};
 
 }  // namespace
 }  // namespace vqvae_fast

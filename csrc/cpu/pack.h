@@ -4,8 +4,8 @@
 #include <math.h>
 #include <stdint.h>
 
+#include "../elements.h"
 #include "contract.h"
-#include "elements.h"
 #include "exact.h"
 
 namespace vqvae_fast {

@@ -3,9 +3,9 @@
 
 #include <stdint.h>
 
+#include "../elements.h"
 #include "block.h"
 #include "contract.h"
-#include "elements.h"
 #include "exact.h"
 #include "tile.h"
 

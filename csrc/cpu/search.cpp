@@ -7,8 +7,8 @@
 #include <new>
 #include <vector>
 
+#include "../elements.h"
 #include "dispatch.h"
-#include "elements.h"
 
 namespace vqvae_fast {
 namespace {

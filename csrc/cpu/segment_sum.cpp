@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "elements.h"
+#include "../elements.h"
 
 namespace vqvae_fast {
 namespace {

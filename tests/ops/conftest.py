@@ -1,6 +1,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import host_kernels
 import pytest
 import torch
 from kernels import INSTRUCTION_SETS
@@ -18,13 +19,26 @@ class Implementation:
     nearest_code: Callable
     quantize: Callable
     segment_sum: Callable
+    quantize_backward: Callable
 
 
-REFERENCE = Implementation(reference.nearest_code, reference.quantize, reference.segment_sum)
+REFERENCE = Implementation(
+    reference.nearest_code,
+    reference.quantize,
+    reference.segment_sum,
+    reference.quantize_backward,
+)
 KERNELS = Implementation(
     lambda z, codebook: torch.ops.vqvae_fast.nearest_code(z, codebook),
     lambda z, codebook: torch.ops.vqvae_fast.quantize(z, codebook),
     lambda src, indices, count: torch.ops.vqvae_fast.segment_sum(src, indices, count),
+    lambda *arguments: torch.ops.vqvae_fast.quantize_backward(*arguments),
+)
+HOST_CUDA = Implementation(
+    host_kernels.nearest_code,
+    host_kernels.quantize,
+    host_kernels.segment_sum,
+    host_kernels.quantize_backward,
 )
 
 
@@ -45,14 +59,22 @@ def restore() -> Iterator[None]:
 
 
 # In a process of Triton's interpreter (make test-interpret) its kernels serve the ops.
-ALL = ["triton"] if _native.triton_interprets else ["reference", *INSTRUCTION_SETS]
+ALL = (
+    ["triton"]
+    if _native.triton_interprets
+    else ["reference", *INSTRUCTION_SETS, "cuda on the host"]
+)
 
 
 @pytest.fixture(params=ALL)
 def implementation(request: pytest.FixtureRequest, restore: None) -> Implementation:
-    """The reference, and the kernels of every instruction set of this machine; or Triton's."""
+    """The reference, every instruction set's kernels and CUDA's stand-in; or Triton's."""
     if request.param == "reference":
         return REFERENCE
+    if request.param == "cuda on the host":
+        if reason := host_kernels.why_not():
+            pytest.skip(reason)
+        return HOST_CUDA
     if request.param in INSTRUCTION_SETS:
         _native.extension.set_cpu_isa(request.param)
     return KERNELS
@@ -65,7 +87,7 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 
 @pytest.fixture
 def search_everywhere(restore: None) -> Callable:
-    """Runs nearest_code in every instruction set; returns a list of (name, result)."""
+    """Runs nearest_code in every instruction set and on CUDA's stand-in: (name, result) of each."""
     if not INSTRUCTION_SETS:
         pytest.skip("the C++ extension is not there")
 
@@ -74,6 +96,9 @@ def search_everywhere(restore: None) -> Callable:
         for isa in INSTRUCTION_SETS:
             _native.extension.set_cpu_isa(isa)
             results.append((isa, vqvae_fast.nearest_code(z, codebook)))
+        if host_kernels.why_not() is None:
+            on_the_host = vqvae_fast.functional.NearestCode(*host_kernels.nearest_code(z, codebook))
+            results.append(("cuda on the host", on_the_host))
         return results
 
     return run

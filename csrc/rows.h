@@ -1,0 +1,72 @@
+// Tensors as all kernels see them, on the CPU and on the GPU: raw pointers and strides. No torch
+// headers here.
+#pragma once
+
+#include <stdint.h>
+
+// For the few functions here: left as functions of their own, which the linker may merge, they
+// could be taken from the file of an instruction set that the machine lacks.
+// nvcc compiles them for the device too.
+#if defined(__CUDACC__)
+#define VQVAE_FAST_INLINE __host__ __device__ __forceinline__
+#elif defined(__GNUC__)
+#define VQVAE_FAST_INLINE __attribute__((always_inline)) inline
+#elif defined(_MSC_VER)
+#define VQVAE_FAST_INLINE __forceinline
+#else
+#define VQVAE_FAST_INLINE inline
+#endif
+
+namespace vqvae_fast {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
+// The arithmetic that an input type is searched in. 16-bit inputs are exact in float.
+template <class In>
+struct ComputeType {
+  using type = float;
+};
+template <>
+struct ComputeType<double> {
+  using type = double;
+};
+template <class In>
+using Compute = typename ComputeType<In>::type;
+
+// Rows of D elements in memory: row n lies at (n / inner) * outer_stride + (n % inner) *
+// row_stride. Two levels are what it takes to read [B, D, H, W] feature maps in place, and
+// strides are counted in elements.
+template <class In>
+struct Rows {
+  In* data;
+  int64_t count;
+  int64_t dim;
+  int64_t inner;
+  int64_t outer_stride;
+  int64_t row_stride;
+  int64_t element_stride;
+
+  VQVAE_FAST_INLINE In* row(int64_t n) const {
+    const int64_t outer = inner == count ? 0 : n / inner;  // a division is slow
+    return data + outer * outer_stride + (n - outer * inner) * row_stride;
+  }
+};
+
+// A codebook in memory.
+template <class In>
+struct Codes {
+  const In* data;
+  int64_t count;
+  int64_t dim;
+  int64_t row_stride;
+  int64_t element_stride;
+
+  VQVAE_FAST_INLINE const In* row(int64_t k) const { return data + k * row_stride; }
+};
+
+}  // namespace vqvae_fast

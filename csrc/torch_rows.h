@@ -1,0 +1,99 @@
+// Tensors handed to the kernels: what the bindings of the CPU and of the GPU have in common.
+#pragma once
+
+#include <torch/extension.h>
+
+#include <algorithm>
+
+#include "rows.h"
+
+namespace vqvae_fast {
+namespace {
+
+using at::Tensor;
+
+// Calls body with a null pointer of the kernels' element type for `dtype`.
+template <class Body>
+void with_element_type(at::ScalarType dtype, const char* name, Body body) {
+  switch (dtype) {
+    case at::kFloat:
+      return body(static_cast<float*>(nullptr));
+    case at::kDouble:
+      return body(static_cast<double*>(nullptr));
+    case at::kBFloat16:
+      return body(static_cast<BFloat16*>(nullptr));
+    case at::kHalf:
+      return body(static_cast<Half*>(nullptr));
+    default:
+      TORCH_CHECK_TYPE(false, name, " must be float32, bfloat16, float16 or float64, got ", dtype);
+  }
+}
+
+inline at::TensorOptions distance_options(const Tensor& z) {
+  return z.options().dtype(z.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+}
+
+// Whether all leading dimensions fold into two levels of rows (contract.h).
+inline bool folds(const Tensor& t, int64_t* inner_dims) {
+  const int64_t rows = t.dim() - 1;
+  int64_t d = rows - 1;
+  while (d > 0 && t.stride(d - 1) == t.stride(d) * t.size(d)) --d;
+  *inner_dims = rows - std::max<int64_t>(d, 0);
+  d -= 1;
+  while (d > 0 && t.stride(d - 1) == t.stride(d) * t.size(d)) --d;
+  return d <= 0;
+}
+
+// t: [..., D] as rows. The rare layout that does not fold is copied, into `copy`.
+template <class In>
+Rows<In> as_rows(const Tensor& t, Tensor* copy) {
+  int64_t inner_dims = 0;
+  *copy = t;
+  if (!folds(t, &inner_dims)) {
+    *copy = t.contiguous();
+    folds(*copy, &inner_dims);
+  }
+  const Tensor& u = *copy;
+  const int64_t rows = u.dim() - 1;
+  int64_t inner = 1;
+  for (int64_t d = rows - inner_dims; d < rows; ++d) inner *= u.size(d);
+  int64_t count = inner;
+  for (int64_t d = 0; d < rows - inner_dims; ++d) count *= u.size(d);
+  return {reinterpret_cast<In*>(u.data_ptr()),
+          count,
+          u.size(-1),
+          std::max<int64_t>(inner, 1),
+          rows > inner_dims ? u.stride(rows - inner_dims - 1) : 0,
+          rows > 0 ? u.stride(rows - 1) : 0,
+          u.size(-1) == 1 ? 1 : u.stride(-1)};
+}
+
+// codebook: [K, D].
+template <class In>
+Codes<In> as_codes(const Tensor& codebook) {
+  return {reinterpret_cast<const In*>(codebook.const_data_ptr()), codebook.size(0),
+          codebook.size(1), codebook.stride(0), codebook.size(1) == 1 ? 1 : codebook.stride(1)};
+}
+
+inline void check_search(const Tensor& z, const Tensor& codebook) {
+  TORCH_CHECK_TYPE(z.scalar_type() == codebook.scalar_type(), "codebook must have z's dtype ",
+                   z.scalar_type(), ", got ", codebook.scalar_type());
+  const bool books = codebook.dim() == 3;
+  TORCH_CHECK_VALUE(z.dim() >= (books ? 2 : 1) && (books || codebook.dim() == 2) &&
+                        codebook.size(-1) == z.size(-1) && codebook.numel() > 0 &&
+                        (!books || codebook.size(0) == z.size(0)),
+                    "z must be [..., D] and codebook [K, D], or [H, ..., D] and [H, K, D], got ",
+                    z.sizes(), " and ", codebook.sizes());
+}
+
+inline void check_segment_sum(const Tensor& src, const Tensor& indices, int64_t num_segments) {
+  TORCH_CHECK_TYPE(indices.scalar_type() == at::kLong, "indices must be int64, got ",
+                   indices.scalar_type());
+  TORCH_CHECK_VALUE(
+      src.dim() >= 1 && indices.sizes() == src.sizes().slice(0, src.dim() - 1) && num_segments >= 1,
+      "src must be [..., D] and indices [...] with num_segments >= 1, got ", src.sizes(), ", ",
+      indices.sizes(), " and ", num_segments);
+}
+
+}  // namespace
+}  // namespace vqvae_fast
