@@ -28,8 +28,9 @@ class Case(NamedTuple):
 
 
 def cases(packed: torch.dtype = torch.float16) -> Iterator[Case]:
-    """Ours. Input types differ in their loads alone, so each configuration gets one of them,
-    and the smallest block all of them.
+    """Ours.
+
+    Input types differ in their loads alone, so each configuration gets one, the smallest all.
     """
     dims = block_dims(packed)
     for dim in (*dims, 2 * max(dims)):

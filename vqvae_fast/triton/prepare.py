@@ -151,6 +151,7 @@ def prepare_kernel(
     BLOCK_CODES: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
 ):
+    """Packs a block of codes; the first program of a book writes its centre and scale, too."""
     head = tl.program_id(1).to(tl.int64)
     book = codebook + head * stride_head
     num_codes = num_codes.to(tl.int64)

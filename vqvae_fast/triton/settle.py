@@ -1,4 +1,4 @@
-"""Settling rows: the best groups of the scan are measured, and the bound says whether that is all."""
+"""Settling rows: the scan's best groups are measured, and the bound says whether that is all."""
 
 import triton
 import triton.language as tl
