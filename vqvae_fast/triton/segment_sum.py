@@ -12,6 +12,9 @@ from each 32-byte sector, which costs up to eight times the traffic where they d
 cache (50 MB).
 """
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import triton
 from torch import Tensor
@@ -29,7 +32,16 @@ _CHUNK_ROWS: int = CHUNK_ROWS.value
 _BLOCK = 1024
 # A thread reads this many bytes of a row at a time.
 _VECTOR_BYTES = 16
-_WARP = 32
+_NAMES = {
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float64: "fp64",
+}
+# Columns and chunks of a program, which is one warp. A cache line of columns is wide enough.
+TILES = {
+    dtype: [(16 * n // dtype.itemsize, 32 // n) for n in (1, 2, 4, 8)] for dtype in _NAMES
+}
 
 
 def segment_sum(src: Tensor, indices: Tensor, num_segments: int) -> tuple[Tensor, Tensor]:
@@ -143,12 +155,78 @@ def sum_runs(
 
 
 def tile(dim: int, dtype: torch.dtype) -> tuple[int, int]:
-    """Columns and chunks of a program of one warp, whose threads each read 16 bytes of a row."""
-    vector = _VECTOR_BYTES // dtype.itemsize
-    block_dim = min(max(triton.next_power_of_2(dim), vector), _WARP * vector)
-    return block_dim, _WARP * vector // block_dim
+    """Columns and chunks of a program, for rows of ``dim`` elements."""
+    return next(
+        (tile for tile in TILES[dtype] if dim <= tile[0]),
+        TILES[dtype][-1],
+    )
 
 
 def batch(subtract: bool) -> int:
     """Rows that are on their way to a thread at a time; with their codes it is as many loads."""
     return 8 if subtract else 16
+
+
+def compile_cases() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[str, int], str]]:
+    """Every kernel as it can be launched: kernel, signature, constants, options and a name.
+
+    Pointers are to be taken as aligned to 16 bytes, as torch allocates them. Layouts are the best
+    and the worst: contiguous rows, and feature maps of odd sizes.
+    """
+    options = {"num_warps": 4}
+    for labels in ("i16", "i32", "i64"):
+        signature = {"labels": f"*{labels}", "num_rows": "i32", "num_segments": "i32"}
+        constants = {"BLOCK": _BLOCK}
+        yield label_kernel, signature | {"indices": "*i64"}, constants, options, f"label {labels}"
+        signature |= {"begin": "*i64", "end": "*i64"}
+        yield bounds_kernel, signature, constants, options, f"bounds {labels}"
+    for dtype, tiles in TILES.items():
+        wide = "fp64" if dtype == torch.float64 else "fp32"
+        for columns, chunks in tiles:
+            name = f"sum_runs {_NAMES[dtype]} {columns}x{chunks}"
+            for contiguous in (True, False):
+                layout = "rows" if contiguous else "feature maps"
+                yield _case(dtype, columns, chunks, wide, contiguous, "", f"{name} {layout}")
+                yield _case(
+                    dtype, columns, chunks, _NAMES[dtype], contiguous, "errors",
+                    f"{name} {layout}, errors",
+                )  # fmt: skip
+            if dtype == torch.float64:
+                for out in _NAMES.values():
+                    yield _case(
+                        dtype, columns, chunks, out, True, "pieces", f"{name} pieces to {out}"
+                    )
+
+
+def _case(
+    dtype: torch.dtype,
+    columns: int,
+    chunks: int,
+    out: str,
+    contiguous: bool,
+    kind: str,
+    name: str,
+) -> tuple[Any, dict[str, str], dict[str, Any], dict[str, int], str]:
+    """A case of sum_runs_kernel. kind: "", "errors" (less the codes) or "pieces"."""
+    signature = {"src": f"*{_NAMES[dtype]}", "labels": "*i16", "sums": f"*{out}"}
+    signature |= {"factor": "fp64", "pieces": "*fp64", "piece_labels": "*i16"}
+    signature |= {n: "i32" for n in ("inner", "outer_stride", "inner_stride", "num_rows")}
+    signature |= {n: "i32" for n in ("num_segments", "dim", "element_stride")}
+    signature |= {"codes": f"*{_NAMES[dtype]}", "order": "*i64", "grad": "*fp32"}
+    constants: dict[str, Any] = {
+        "SORTED": kind == "pieces",
+        "ONE_LEVEL": contiguous,
+        "ALIGNED": _VECTOR_BYTES // dtype.itemsize if contiguous else 1,
+        "SUBTRACT": kind == "errors",
+        "SCALE": kind != "",
+        "CHUNKS": chunks,
+        "BLOCK_DIM": columns,
+        "BATCH": batch(kind == "errors"),
+    }
+    # What is 1, or None, is known when the kernel is compiled.
+    if contiguous:
+        constants["element_stride"] = 1
+    absent = {"": ("codes", "grad"), "errors": (), "pieces": ("codes", "order")}[kind]
+    constants |= dict.fromkeys(absent)
+    signature = {n: t for n, t in signature.items() if n not in constants}
+    return sum_runs_kernel, signature, constants, {"num_warps": 1}, name

@@ -44,7 +44,7 @@ def place(row, inner, outer_stride, inner_stride, ONE_LEVEL: tl.constexpr, ALIGN
     else:
         offset = (row // inner).to(tl.int64) * outer_stride
         offset += (row % inner).to(tl.int64) * inner_stride
-    return tl.multiple_of(offset, ALIGNED)
+    return offset // ALIGNED * ALIGNED
 
 
 @triton.jit(
@@ -80,7 +80,7 @@ def sum_runs_kernel(
     """
     chunk = tl.program_id(0).to(tl.int64) * CHUNKS + tl.arange(0, CHUNKS)
     first = chunk * CHUNK_ROWS
-    dim = tl.multiple_of(dim, ALIGNED)
+    dim = dim // ALIGNED * ALIGNED
     column = tl.program_id(1) * BLOCK_DIM + tl.arange(0, BLOCK_DIM)
     is_column = (column < dim)[None, :]
     src += column.to(tl.int64)[None, :] * element_stride
