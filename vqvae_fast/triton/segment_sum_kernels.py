@@ -96,6 +96,7 @@ def sum_runs_kernel(
     behind = first + CHUNK_ROWS
     after = tl.load(labels + behind, behind < num_rows, other=num_segments).to(tl.int64)
     began_before = (before == segment) & (segment < nothing)
+    has_head = began_before
     first_piece = pieces + (2 * chunk)[:, None] * dim + column[None, :]
     # The programs of a chunk's other columns write the same labels.
     tl.store(
@@ -105,6 +106,7 @@ def sum_runs_kernel(
     )
 
     total = tl.zeros((CHUNKS, BLOCK_DIM), tl.float64)
+    head = tl.zeros((CHUNKS, BLOCK_DIM), tl.float64)
     for start in range(0, CHUNK_ROWS, BATCH):
         # All loads of a batch come first: a store between them would keep them waiting.
         batch_labels, values, less = (), (), ()
@@ -130,7 +132,7 @@ def sum_runs_kernel(
             tl.store(
                 out, (total * scale).to(sums.dtype.element_ty), is_whole[:, None] & is_column
             )
-            tl.store(first_piece, total, (ends & began_before)[:, None] & is_column)
+            head = tl.where((ends & began_before)[:, None], total, head)
             total = tl.where(ends[:, None], 0.0, total)
             value = values[i].to(tl.float64)
             if SUBTRACT:
@@ -143,9 +145,10 @@ def sum_runs_kernel(
     is_whole = (began_before == 0) & (goes_on == 0) & (segment < nothing)
     out = sums + (segment * dim)[:, None] + column[None, :]
     tl.store(out, (total * scale).to(sums.dtype.element_ty), is_whole[:, None] & is_column)
-    tl.store(first_piece, total, began_before[:, None] & is_column)
     # A chunk in the middle of a segment has a single piece; the other place is a zero, for the
     # next chunk's piece to lie in the same run.
+    head = tl.where(began_before[:, None], total, head)
+    tl.store(first_piece, head, has_head[:, None] & is_column)
     total = tl.where(began_before[:, None], 0.0, total)
     tl.store(first_piece + dim, total, goes_on[:, None] & is_column)
     tl.store(
