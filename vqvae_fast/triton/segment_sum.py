@@ -31,8 +31,8 @@ from vqvae_fast.triton.segment_sum_kernels import (
 _CHUNK_ROWS: int = CHUNK_ROWS.value
 _BLOCK = 1024
 # A thread reads this many bytes of a row at a time.
-_VECTOR_BYTES = 16
-_NAMES = {
+VECTOR_BYTES = 16
+NAMES = {
     torch.float32: "fp32",
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
@@ -40,7 +40,7 @@ _NAMES = {
 }
 # Columns and chunks of a program, which is one warp. A cache line of columns is wide enough.
 TILES = {
-    dtype: [(16 * n // dtype.itemsize, 32 // n) for n in (1, 2, 4, 8)] for dtype in _NAMES
+    dtype: [(16 * n // dtype.itemsize, 32 // n) for n in (1, 2, 4, 8)] for dtype in NAMES
 }
 
 
@@ -119,12 +119,11 @@ def sum_runs(
         return
     num_rows, level = rows.num_rows, 0
     while True:
-        vector = _VECTOR_BYTES // rows.tensor.element_size()
         block_dim, chunks_a_program = tile(dim, rows.tensor.dtype)
+        aligned, subtract = alignment(dim, rows), level == 0 and codes is not None
         chunks = triton.cdiv(num_rows, _CHUNK_ROWS)
         pieces = sums.new_empty((2 * chunks, dim), dtype=torch.float64)
         piece_labels = labels.new_empty(2 * chunks)
-        strides = (rows.outer_stride, rows.inner_stride, dim)
         sum_runs_kernel[(triton.cdiv(chunks, chunks_a_program), triton.cdiv(dim, block_dim))](
             *rows.arguments,
             codes,
@@ -140,12 +139,12 @@ def sum_runs(
             piece_labels,
             SORTED=level > 0,
             ONE_LEVEL=rows.inner >= num_rows,
-            ALIGNED=vector if all(stride % vector == 0 for stride in strides) else 1,
-            SUBTRACT=level == 0 and codes is not None,
+            ALIGNED=aligned,
+            SUBTRACT=subtract,
             SCALE=grad is not None,
             CHUNKS=chunks_a_program,
             BLOCK_DIM=block_dim,
-            BATCH=batch(level == 0 and codes is not None),
+            BATCH=batch(block_dim, aligned, subtract),
             num_warps=1,
         )
         if chunks == 1:
@@ -162,9 +161,17 @@ def tile(dim: int, dtype: torch.dtype) -> tuple[int, int]:
     )
 
 
-def batch(subtract: bool) -> int:
-    """Rows that are on their way to a thread at a time; with their codes it is as many loads."""
-    return 8 if subtract else 16
+def alignment(dim: int, *tensors: Rows) -> int:
+    """How many elements a thread can take at a time: where all rows begin 16 bytes apart, 16."""
+    vector = VECTOR_BYTES // tensors[0].tensor.element_size()
+    strides = [stride for rows in tensors for stride in (rows.outer_stride, rows.inner_stride)]
+    return vector if all(stride % vector == 0 for stride in (dim, *strides)) else 1
+
+
+def batch(columns: int, aligned: int, subtract: bool) -> int:
+    """Rows that are on their way to a thread at a time: as many as its registers can hold."""
+    rows = 16 if columns > aligned > 1 else 8  # else a thread has several chunks, not columns
+    return rows // 2 if subtract else rows
 
 
 def compile_cases() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[str, int], str]]:
@@ -183,16 +190,16 @@ def compile_cases() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[
     for dtype, tiles in TILES.items():
         wide = "fp64" if dtype == torch.float64 else "fp32"
         for columns, chunks in tiles:
-            name = f"sum_runs {_NAMES[dtype]} {columns}x{chunks}"
+            name = f"sum_runs {NAMES[dtype]} {columns}x{chunks}"
             for contiguous in (True, False):
                 layout = "rows" if contiguous else "feature maps"
                 yield _case(dtype, columns, chunks, wide, contiguous, "", f"{name} {layout}")
                 yield _case(
-                    dtype, columns, chunks, _NAMES[dtype], contiguous, "errors",
+                    dtype, columns, chunks, NAMES[dtype], contiguous, "errors",
                     f"{name} {layout}, errors",
                 )  # fmt: skip
             if dtype == torch.float64:
-                for out in _NAMES.values():
+                for out in NAMES.values():
                     yield _case(
                         dtype, columns, chunks, out, True, "pieces", f"{name} pieces to {out}"
                     )
@@ -208,20 +215,21 @@ def _case(
     name: str,
 ) -> tuple[Any, dict[str, str], dict[str, Any], dict[str, int], str]:
     """A case of sum_runs_kernel. kind: "", "errors" (less the codes) or "pieces"."""
-    signature = {"src": f"*{_NAMES[dtype]}", "labels": "*i16", "sums": f"*{out}"}
+    signature = {"src": f"*{NAMES[dtype]}", "labels": "*i16", "sums": f"*{out}"}
     signature |= {"factor": "fp64", "pieces": "*fp64", "piece_labels": "*i16"}
     signature |= {n: "i32" for n in ("inner", "outer_stride", "inner_stride", "num_rows")}
     signature |= {n: "i32" for n in ("num_segments", "dim", "element_stride")}
-    signature |= {"codes": f"*{_NAMES[dtype]}", "order": "*i64", "grad": "*fp32"}
+    signature |= {"codes": f"*{NAMES[dtype]}", "order": "*i64", "grad": "*fp32"}
+    aligned = VECTOR_BYTES // dtype.itemsize if contiguous else 1
     constants: dict[str, Any] = {
         "SORTED": kind == "pieces",
         "ONE_LEVEL": contiguous,
-        "ALIGNED": _VECTOR_BYTES // dtype.itemsize if contiguous else 1,
+        "ALIGNED": aligned,
         "SUBTRACT": kind == "errors",
         "SCALE": kind != "",
         "CHUNKS": chunks,
         "BLOCK_DIM": columns,
-        "BATCH": batch(kind == "errors"),
+        "BATCH": batch(columns, aligned, kind == "errors"),
     }
     # What is 1, or None, is known when the kernel is compiled.
     if contiguous:

@@ -47,6 +47,12 @@ def place(row, inner, outer_stride, inner_stride, ONE_LEVEL: tl.constexpr, ALIGN
     return offset // ALIGNED * ALIGNED
 
 
+@triton.jit
+def rounded(value, dtype: tl.constexpr):
+    """float64 in a narrower dtype. 16-bit types are reached by way of float32."""
+    return value if dtype == tl.float64 else value.to(tl.float32).to(dtype)
+
+
 @triton.jit(
     do_not_specialize=["inner", "outer_stride", "inner_stride", "num_rows", "num_segments", "dim"],
     do_not_specialize_on_alignment=["element_stride"],
@@ -130,7 +136,7 @@ def sum_runs_kernel(
             is_whole = ends & (began_before == 0) & (segment < nothing)
             out = sums + (segment * dim)[:, None] + column[None, :]
             tl.store(
-                out, (total * scale).to(sums.dtype.element_ty), is_whole[:, None] & is_column
+                out, rounded(total * scale, sums.dtype.element_ty), is_whole[:, None] & is_column
             )
             head = tl.where((ends & began_before)[:, None], total, head)
             total = tl.where(ends[:, None], 0.0, total)
@@ -144,7 +150,7 @@ def sum_runs_kernel(
     goes_on = (after == segment) & (segment < nothing)
     is_whole = (began_before == 0) & (goes_on == 0) & (segment < nothing)
     out = sums + (segment * dim)[:, None] + column[None, :]
-    tl.store(out, (total * scale).to(sums.dtype.element_ty), is_whole[:, None] & is_column)
+    tl.store(out, rounded(total * scale, sums.dtype.element_ty), is_whole[:, None] & is_column)
     # A chunk in the middle of a segment has a single piece; the other place is a zero, for the
     # next chunk's piece to lie in the same run.
     head = tl.where(began_before[:, None], total, head)
