@@ -41,8 +41,18 @@ def quantize_backward(
     codebook_weight: float,
 ) -> tuple[Tensor, Tensor]:
     """The op of this name. A row whose index is no code has no loss: what it gets is passed on."""
+    if indices.shape != z.shape[:-1] or grad_quantized.shape != z.shape:
+        raise ValueError(
+            f"indices must be {list(z.shape[:-1])} and grad_quantized {list(z.shape)}, got "
+            f"{list(indices.shape)} and {list(grad_quantized.shape)}"
+        )
+    if codebook.dtype != z.dtype or codebook.shape[-1] != z.shape[-1]:
+        raise ValueError(
+            f"codebook must be [..., {z.shape[-1]}] of {z.dtype}, got "
+            f"{list(codebook.shape)} of {codebook.dtype}"
+        )
     codes = codebook.reshape(-1, codebook.shape[-1]).contiguous()
-    flat = flat_indices(indices, codebook).reshape(-1)
+    flat = flat_indices(indices, codebook).reshape(-1).contiguous()
     grad_z = torch.empty_like(z)
     grad_codes = torch.zeros_like(codes)
     if z.numel() > 0:

@@ -58,10 +58,17 @@ def segment_sum(src: Tensor, indices: Tensor, num_segments: int) -> tuple[Tensor
 
 def sums_and_counts(src: Tensor, indices: Tensor, num_segments: int) -> tuple[Tensor, Tensor]:
     """src: [..., D] -> sums [K, D], counts [K]; rows whose index is no segment are left out."""
+    if indices.dtype != torch.int64 or src.dtype not in NAMES:
+        raise TypeError(f"src must be a float type and indices int64, got {src.dtype}, {indices.dtype}")
+    if src.dim() < 1 or indices.shape != src.shape[:-1] or num_segments < 1:
+        raise ValueError(
+            "src must be [..., D] and indices [...] with num_segments >= 1, got "
+            f"{list(src.shape)}, {list(indices.shape)} and {num_segments}"
+        )
     dtype = distance_dtype(src.dtype)
     sums = src.new_zeros((num_segments, src.shape[-1]), dtype=dtype)
     counts = src.new_zeros(num_segments, dtype=dtype)
-    if indices.numel() == 0 or num_segments == 0:
+    if indices.numel() == 0:
         return sums, counts
     labels, order = sorted_rows(indices, num_segments)
     bounds = torch.zeros((2, num_segments), dtype=torch.int64, device=src.device)
@@ -79,7 +86,7 @@ def sorted_rows(indices: Tensor, num_segments: int) -> tuple[Tensor, Tensor]:
 
     Labels are indices; ``num_segments`` stands for all that are no segment.
     """
-    indices = indices.reshape(-1)
+    indices = indices.reshape(-1).contiguous()
     # A radix sort takes a pass for every byte of its keys.
     narrowest = next(
         dtype
@@ -144,7 +151,7 @@ def sum_runs(
             SCALE=grad is not None,
             CHUNKS=chunks_a_program,
             BLOCK_DIM=block_dim,
-            BATCH=batch(block_dim, aligned, subtract),
+            BATCH=batch(block_dim, rows.tensor.dtype, aligned, subtract),
             num_warps=1,
         )
         if chunks == 1:
@@ -168,10 +175,11 @@ def alignment(dim: int, *tensors: Rows) -> int:
     return vector if all(stride % vector == 0 for stride in (dim, *strides)) else 1
 
 
-def batch(columns: int, aligned: int, subtract: bool) -> int:
-    """Rows that are on their way to a thread at a time: as many as its registers can hold."""
-    rows = 16 if columns > aligned > 1 else 8  # else a thread has several chunks, not columns
-    return rows // 2 if subtract else rows
+def batch(columns: int, dtype: torch.dtype, aligned: int, subtract: bool) -> int:
+    """Rows that are on their way to a thread at a time: 16 loads, which fit its registers."""
+    vector = VECTOR_BYTES // dtype.itemsize
+    rows = 16 if columns > vector else 8
+    return max(1, rows * aligned // vector // (2 if subtract else 1))
 
 
 def compile_cases() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[str, int], str]]:
@@ -229,7 +237,7 @@ def _case(
         "SCALE": kind != "",
         "CHUNKS": chunks,
         "BLOCK_DIM": columns,
-        "BATCH": batch(columns, aligned, kind == "errors"),
+        "BATCH": batch(columns, dtype, aligned, kind == "errors"),
     }
     # What is 1, or None, is known when the kernel is compiled.
     if contiguous:
