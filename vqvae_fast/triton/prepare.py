@@ -25,6 +25,7 @@ class Prepared(NamedTuple):
         centre: [H, columns] float32, unscaled.
         scale: [H] float32, a power of two.
         max_norm: [H] int32, the bits of the largest packed code's norm as a float32.
+        max_rounding: [H] int32, likewise of the largest distance between a code and its packed form.
         has_outliers: [H] int32, not 0 if a finite code is too large to be packed.
     """
 
@@ -33,13 +34,13 @@ class Prepared(NamedTuple):
     centre: Tensor
     scale: Tensor
     max_norm: Tensor
+    max_rounding: Tensor
     has_outliers: Tensor
 
 
 def prepare(
     codebook: Tensor,
-    max_norm: Tensor,
-    has_outliers: Tensor,
+    zeros: Tensor,
     *,
     dtype: torch.dtype,
     block_codes: int,
@@ -50,8 +51,7 @@ def prepare(
 
     Args:
         codebook: [H, K, D], any strides; float32, bfloat16 or float16.
-        max_norm: [H] int32 zeros, which become Prepared.max_norm.
-        has_outliers: [H] int32 zeros, which become Prepared.has_outliers.
+        zeros: [3, H] int32 zeros, which become the last three fields of Prepared.
         dtype: of the packed codes.
         block_codes: the packed codes are a multiple of it.
         block_dim: the packed dimension is a multiple of it, a power of two.
@@ -66,8 +66,7 @@ def prepare(
         new((heads, rows), dtype=torch.float32),
         new((heads, columns), dtype=torch.float32),
         new((heads,), dtype=torch.float32),
-        max_norm,
-        has_outliers,
+        *zeros,
     )
     prepare_kernel[(triton.cdiv(rows, codes_at_once), heads)](
         codebook,
@@ -145,6 +144,7 @@ def prepare_kernel(
     centre,
     scale,
     max_norm,
+    max_rounding,
     has_outliers,
     rows,
     chunks,
@@ -176,6 +176,7 @@ def prepare_kernel(
     code = tl.program_id(0).to(tl.int64) * BLOCK_CODES + tl.arange(0, BLOCK_CODES)
     columns = chunks * BLOCK_DIM
     norm = tl.zeros((BLOCK_CODES,), tl.float32)
+    rounding = tl.zeros((BLOCK_CODES,), tl.float32)
     packable = code < num_codes
     finite = code < num_codes
     for chunk in range(chunks):
@@ -192,6 +193,8 @@ def prepare_kernel(
         fits = tl.abs(packed.to(tl.float32)) < float("inf")  # false for NaN, too
         packable &= tl.min(fits.to(tl.int32), axis=1) > 0
         norm += tl.sum(value * value, axis=1)
+        loss = value - packed.to(tl.float32)
+        rounding += tl.sum(loss * loss, axis=1)
         tl.store(
             codes + (head * rows + code[:, None]) * columns + d[None, :],
             tl.where(fits & (code < num_codes)[:, None], packed, 0.0),
@@ -202,8 +205,11 @@ def prepare_kernel(
     # Squares that overflow float32 (in the IEEE variant alone) are not packable either.
     packable &= norm < 1e28
     tl.store(bias + head * rows + code, tl.where(packable, -0.5 * norm, NEVER_CHOSEN), code < rows)
+    # The order of the bits of floats that are not negative is that of the floats.
     longest = tl.max(tl.where(packable, tl.sqrt(norm), 0.0), axis=0)
     tl.atomic_max(max_norm + head, longest.to(tl.int32, bitcast=True), sem="relaxed")
+    worst = tl.max(tl.where(packable, tl.sqrt(rounding), 0.0), axis=0)
+    tl.atomic_max(max_rounding + head, worst.to(tl.int32, bitcast=True), sem="relaxed")
     outliers = tl.max((finite & (packable == 0)).to(tl.int32), axis=0)
     tl.atomic_max(has_outliers + head, outliers, sem="relaxed")
     if tl.program_id(0) == 0:

@@ -82,9 +82,9 @@ def _search(
     exact_items = max(2 * programs, triton.cdiv(num_rows, support.exact_rows))
 
     # Counters, which start at 0: one fill for all of them.
-    sizes = [heads, heads, heads, heads * exact_items]
+    sizes = [3 * heads, heads, heads * exact_items]
     zeros = torch.zeros(sum(sizes), dtype=torch.int32, device=z.device)
-    max_norm, has_outliers, num_listed, arrivals = zeros.split(sizes)
+    limits, num_listed, arrivals = zeros.split(sizes)
     listed = z.new_empty((heads, num_rows) if filtered else 0, dtype=torch.int64)
 
     z_arguments = (*rows.arguments, z.stride(0), num_rows)
@@ -94,8 +94,7 @@ def _search(
         config = configuration(dim, packed_dtype)
         packed = prepare(
             codebook,
-            max_norm,
-            has_outliers,
+            limits.view(3, heads),
             dtype=packed_dtype,
             block_codes=config.block_codes,
             block_dim=config.block_dim,
@@ -142,8 +141,9 @@ def _search(
                 *outputs,
                 packed.centre,
                 packed.scale,
-                max_norm,
-                has_outliers,
+                packed.max_norm,
+                packed.max_rounding,
+                packed.has_outliers,
                 columns,
                 scores,
                 groups,

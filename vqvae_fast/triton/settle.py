@@ -11,7 +11,7 @@ from vqvae_fast.triton.write import NO_CODE, is_nearer, write_quantized
 
 @triton.jit
 def lowest_score(
-    distance, to_centre, scale, max_norm, has_outliers, rounding, row_norm, dim,
+    distance, to_centre, scale, max_norm, max_rounding, has_outliers, rounding, row_norm, dim,
     EPSILON: tl.constexpr, SUBNORMAL: tl.constexpr, LARGEST: tl.constexpr,
 ):  # fmt: skip
     """What the packed score of a code must reach to be as near as `distance`, float32 [R].
@@ -24,7 +24,8 @@ def lowest_score(
     reach = tl.sqrt(to_centre) * scale
     triangle = reach + tl.sqrt(distance) * scale
     radius = tl.minimum(max_norm.to(tl.float64), triangle * (1 + 1e-6))
-    code_rounding = EPSILON * radius + SUBNORMAL * tl.sqrt(dims)
+    code_rounding = max_rounding.to(tl.float64) + 1.2e-7 * radius
+    code_rounding = tl.minimum(code_rounding, EPSILON * radius + SUBNORMAL * tl.sqrt(dims))
     z_rounding = rounding.to(tl.float64) + 1.2e-7 * reach + 1e-17
     z_norm = row_norm.to(tl.float64)
     addition = (dims + 16) * 2.4e-7
@@ -95,7 +96,7 @@ def settle_kernel(
     codebook, book_stride, code_stride, code_element, num_codes, dim,
     indices, distances,
     quantized, q_inner, q_outer_stride, q_inner_stride, q_stride, q_head,
-    centre, scale_of_book, max_norm, has_outliers, columns,
+    centre, scale_of_book, max_norm, max_rounding, has_outliers, columns,
     scores, groups, rest, rounding, row_norm, parts,
     listed, num_listed,
     QUANTIZE: tl.constexpr,
@@ -117,6 +118,7 @@ def settle_kernel(
     centre += head * columns
     scale = tl.load(scale_of_book + head)
     longest = tl.load(max_norm + head).to(tl.float32, bitcast=True)
+    worst = tl.load(max_rounding + head).to(tl.float32, bitcast=True)
     outliers = tl.load(has_outliers + head)
     z_rounding = tl.load(rounding + head * slab_rows + in_slab, is_row, other=0.0)
     z_norm = tl.load(row_norm + head * slab_rows + in_slab, is_row, other=0.0)
@@ -154,7 +156,7 @@ def settle_kernel(
                 group, wanted, nearest, nearest_code, to_centre, GROUP, SLOTS, CHUNK,
             )  # fmt: skip
             bound = lowest_score(
-                nearest, to_centre, scale, longest, outliers, z_rounding, z_norm, dim,
+                nearest, to_centre, scale, longest, worst, outliers, z_rounding, z_norm, dim,
                 EPSILON, SUBNORMAL, LARGEST,
             )  # fmt: skip
             lowest = tl.where(nearest_code != NO_CODE, bound, UNSEEN)
