@@ -1,6 +1,7 @@
 # make train   set up .venv if needed, then train a VQ-VAE on real photographs into $(RUN), or go
 #              on where Ctrl-C stopped it; make train ARGS="--seed 1 ..." starts a run of its own
-# make test    set up .venv if needed, then tests, lint and types
+# make test    set up .venv if needed, then lint, types, tests, and of the GPU kernels what needs no GPU:
+#              make test-interpret (Triton's interpreter) and make gpu-check (compiled, read, asserted)
 
 PYTHON ?= python3
 CXX ?= c++
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 CXX_FILES := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'benchmarks/*.cpp' 'tests/*.cpp' \
   'tests/*.h' 'tests/*.cuh'
 
-.PHONY: train test lint format bench clean prerequisites
+.PHONY: train test test-interpret gpu-check lint format bench clean prerequisites
 
 train: $(VENV)/.built
 ifdef ARGS
@@ -27,8 +28,23 @@ else
 	fi
 endif
 
+ifdef ARGS
 test: $(VENV)/.built lint
 	$(BIN)/python -m pytest $(ARGS)
+else
+test: $(VENV)/.built lint test-interpret gpu-check
+	$(BIN)/python -m pytest
+endif
+
+# Triton binds its interpreter when a kernel is decorated: a process of its own.
+INTERPRETED := $(addprefix tests/ops/test_,search_contract.py search_adversarial.py segment_sum.py \
+  quantize_backward.py quantize_gradient.py dispatcher.py)
+
+test-interpret: $(VENV)/.built
+	TRITON_INTERPRET=1 VQVAE_FAST_BACKEND=triton $(BIN)/python -m pytest -n 2 $(INTERPRETED) $(ARGS)
+
+gpu-check: $(VENV)/.built
+	$(BIN)/python -m benchmarks.gpu_check $(ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

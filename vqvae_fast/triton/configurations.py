@@ -46,7 +46,7 @@ class SupportConfiguration(NamedTuple):
     chunk: int
 
 
-_SUPPORT = SupportConfiguration(32, 32, 16, 64, 2, 16)
+_SUPPORT = SupportConfiguration(16, 16, 16, 32, 2, 16)
 # The interpreter takes as long for a small block as for a large one.
 _SUPPORT_INTERPRETED = SupportConfiguration(2048, 128, 16, 256, 32, 32)
 
@@ -58,33 +58,60 @@ def support_configuration() -> SupportConfiguration:
 
 # A row block's codes all come through L2: at full speed that is 4096 / block_rows bytes a clock and
 # SM, of about 30 that an H100 has. So 128 rows, and two programs an SM where registers and shared
-# memory allow, one of which multiplies while the other compares.
+# memory allow, one of which multiplies while the other compares. Where D is large the product
+# takes longer than the comparisons: there, smaller groups leave less to measure.
 _FLOAT16 = {
     16: Configuration(128, 128, 16, 8, 8, 3),
     32: Configuration(128, 128, 32, 8, 8, 3),
     64: Configuration(128, 128, 64, 8, 8, 3),
-    128: Configuration(128, 128, 128, 8, 8, 2),
-    256: Configuration(128, 64, 256, 8, 8, 2),
+    128: Configuration(128, 128, 128, 4, 8, 2),
+    256: Configuration(128, 64, 256, 4, 8, 2),
 }
 # Longer rows come in pieces, again for every tile.
-_FLOAT16_PIECES = Configuration(128, 128, 64, 8, 8, 3)
+_FLOAT16_PIECES = Configuration(128, 128, 32, 8, 8, 2)
 # Fused multiply-adds instead of the matrix unit: for comparison.
 _FLOAT32 = {
     16: Configuration(64, 64, 16, 8, 4, 2),
     32: Configuration(64, 64, 32, 8, 4, 2),
-    64: Configuration(64, 64, 64, 8, 4, 2),
 }
-_FLOAT32_PIECES = Configuration(64, 64, 32, 8, 4, 2)
+_FLOAT32_PIECES = Configuration(64, 64, 16, 8, 4, 2)
+
+# Bytes of shared memory that a program may have, by architecture; 99 KiB is what all others have.
+_SHARED_MEMORY = {80: 163, 87: 163, 90: 227, 100: 227, 103: 227, "gfx942": 64, "gfx950": 160}
 
 
 def configuration(dim: int, dtype: torch.dtype) -> Configuration:
     """The configuration for rows of ``dim`` elements and packed codes of a dtype."""
-    table, pieces = (
-        (_FLOAT16, _FLOAT16_PIECES) if dtype == torch.float16 else (_FLOAT32, _FLOAT32_PIECES)
-    )
-    return next((table[block] for block in sorted(table) if dim <= block), pieces)
+    table, pieces = _tables(dtype)
+    block = next((block for block in sorted(table) if dim <= block), None)
+    if block is None:
+        return pieces
+    if triton.knobs.runtime.interpret:
+        return table[block]
+    arch = triton.runtime.driver.active.get_current_target().arch
+    config = table[block]
+    if arch == 80 and block == 16:  # there the accumulator of 128 codes would spill
+        config = config._replace(block_codes=64)
+    limit = _SHARED_MEMORY.get(arch, 99) * 1024
+    for stages in range(config.num_stages, 0, -1):
+        if _shared_memory(config._replace(num_stages=stages), dtype) <= limit:
+            return config._replace(num_stages=stages)
+    return pieces
 
 
 def block_dims(dtype: torch.dtype) -> list[int]:
     """The largest D of each configuration whose rows are in one piece; longer ones share one."""
-    return list(_FLOAT16 if dtype == torch.float16 else _FLOAT32)
+    return list(_tables(dtype)[0])
+
+
+def _tables(dtype: torch.dtype) -> tuple[dict[int, Configuration], Configuration]:
+    if dtype == torch.float16:
+        return _FLOAT16, _FLOAT16_PIECES
+    return _FLOAT32, _FLOAT32_PIECES
+
+
+def _shared_memory(config: Configuration, dtype: torch.dtype) -> int:
+    """Bytes that the rows, the tiles on their way with their biases, and a little besides take."""
+    row = config.block_dim * dtype.itemsize
+    tiles = config.num_stages * config.block_codes * (row + 4)
+    return config.block_rows * row + tiles + 1024

@@ -1,0 +1,86 @@
+"""The static check of the GPU kernels finds what it looks for."""
+
+import pytest
+
+pytest.importorskip("triton")
+
+import torch
+import triton
+import triton.language as tl
+
+from benchmarks.gpu_check import sass
+from benchmarks.gpu_check.offline import TARGETS, compiled_for
+from benchmarks.gpu_check.table import Row, defects, markdown
+
+# As cuobjdump prints a kernel: a loop with a product inside one without.
+LISTING = """
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+        /*0010*/                   IMAD.MOV.U32 R2, RZ, RZ, R1 ;
+        /*0020*/              @!P0 FMNMX R3, R3, R4, !PT ;
+        /*0030*/                   HGMMA.64x128x16.F32 R24, R88, gdesc[UR8], R24 ;
+        /*0040*/                   IMAD R5, R6, R7, RZ ;
+        /*0050*/                   IMAD.MOV.U32 R2, RZ, RZ, R1 ;
+        /*0060*/              @P1  BRA 0x20 ;
+        /*0070*/                   FADD R9, R9, R9 ;
+        /*0080*/                   BRA 0x0 ;
+        /*0090*/                   EXIT ;
+"""
+
+
+def test_the_innermost_loop_with_a_product_is_counted(monkeypatch):
+    monkeypatch.setattr(sass, "_dump", lambda cubin, what: LISTING)
+    loop = sass.main_loop(b"")
+    assert loop["HGMMA"] == loop["FMNMX"] == loop["BRA"] == 1
+    assert loop["FADD"] == 0
+    assert sass.arithmetic(loop) == 2  # FMNMX and IMAD, not the move
+
+
+def sound(**changes):
+    row = Row("sm_90", "search", 64, "bfloat16", "scan", 8, 120, 0, 66560, "4 HGMMA", 264, 1.7)
+    return row._replace(**changes)
+
+
+def test_a_sound_kernel_has_no_defect():
+    assert defects(sound()) == []
+    assert "| 4 HGMMA | 264 | 1.70 |" in markdown([sound()])
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"spilled": 8}, "spills 8"),
+        ({"shared": 300_000}, "asks for 300000 bytes of shared memory"),
+        ({"matrix": ""}, "does not use the matrix unit"),
+        ({"arithmetic": 2.1}, "spends 2.1 arithmetic instructions a score"),
+        ({"arithmetic": None}, "spends None arithmetic instructions a score"),
+    ],
+)
+def test_a_defect_is_named(changes, sentence):
+    (found,) = defects(sound(**changes))
+    assert sentence in found
+
+
+@triton.jit
+def greedy_kernel(source, target, SIZE: tl.constexpr):
+    # Sums that all need all of the block: more live numbers than registers.
+    d = tl.arange(0, SIZE)
+    block = tl.load(source + d[:, None] * SIZE + d[None, :])
+    total = tl.sum(block, axis=0)
+    for i in range(100):
+        total += tl.sum(block * total[None, :] + i, axis=1)
+    tl.store(target + d, total)
+
+
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+def test_a_spill_is_seen():
+    if triton.knobs.runtime.interpret:
+        pytest.skip("the interpreter compiles nothing")
+    source, target = torch.zeros(128, 128), torch.zeros(128)
+    gpu, _ = TARGETS["sm_90"]
+    stacks = []
+    for warps in (1, 16):
+        with compiled_for(gpu) as launches:
+            greedy_kernel[(1,)](source, target, SIZE=128, num_warps=warps)
+        stacks.append(sass.resources(launches[0].compiled.asm["cubin"]).stack)
+    assert stacks[0] > 0
+    assert stacks[1] == 0
