@@ -30,17 +30,19 @@ from vqvae_fast.triton.segment_sum_kernels import (
 
 _CHUNK_ROWS: int = CHUNK_ROWS.value
 _BLOCK = 1024
-# A thread reads this many bytes of a row at a time.
-VECTOR_BYTES = 16
 NAMES = {
     torch.float32: "fp32",
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
     torch.float64: "fp64",
 }
-# Columns and chunks of a program, which is one warp. A cache line of columns is wide enough.
+# Columns that a thread reads at a time: 16 bytes, or 8 of 16-bit types, whose sums are float32. So
+# the threads that read are those that write, and nothing has to be handed from one to another.
+_COLUMNS_A_THREAD = {dtype: 2 if dtype == torch.float64 else 4 for dtype in NAMES}
+# Columns and chunks of a program, which is one warp: as narrow as short rows, as wide as a line.
 TILES = {
-    dtype: [(16 * n // dtype.itemsize, 32 // n) for n in (1, 2, 4, 8)] for dtype in NAMES
+    dtype: [(columns * n, 32 // n) for n in (1, 2, 4, 8)]
+    for dtype, columns in _COLUMNS_A_THREAD.items()
 }
 
 
@@ -127,7 +129,7 @@ def sum_runs(
     num_rows, level = rows.num_rows, 0
     while True:
         block_dim, chunks_a_program = tile(dim, rows.tensor.dtype)
-        aligned, subtract = alignment(dim, rows), level == 0 and codes is not None
+        aligned, subtract = alignment(_COLUMNS_A_THREAD[rows.tensor.dtype], dim, rows), level == 0 and codes is not None
         chunks = triton.cdiv(num_rows, _CHUNK_ROWS)
         pieces = sums.new_empty((2 * chunks, dim), dtype=torch.float64)
         piece_labels = labels.new_empty(2 * chunks)
@@ -168,18 +170,21 @@ def tile(dim: int, dtype: torch.dtype) -> tuple[int, int]:
     )
 
 
-def alignment(dim: int, *tensors: Rows) -> int:
-    """How many elements a thread can take at a time: where all rows begin 16 bytes apart, 16."""
-    vector = VECTOR_BYTES // tensors[0].tensor.element_size()
+def alignment(vector: int, dim: int, *tensors: Rows) -> int:
+    """``vector`` if all rows can be read by that many elements at a time, else 1."""
     strides = [stride for rows in tensors for stride in (rows.outer_stride, rows.inner_stride)]
     return vector if all(stride % vector == 0 for stride in (dim, *strides)) else 1
 
 
 def batch(columns: int, dtype: torch.dtype, aligned: int, subtract: bool) -> int:
-    """Rows that are on their way to a thread at a time: 16 loads, which fit its registers."""
-    vector = VECTOR_BYTES // dtype.itemsize
-    rows = 16 if columns > vector else 8
-    return max(1, rows * aligned // vector // (2 if subtract else 1))
+    """Rows that are on their way to a thread at a time: as many as its registers can hold."""
+    if aligned == 1:  # a thread has a column of several chunks: as many loads a row
+        rows = 4
+    elif columns == _COLUMNS_A_THREAD[dtype]:
+        rows = 8
+    else:
+        rows = 16
+    return rows // 2 if subtract else rows
 
 
 def compile_cases() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[str, int], str]]:
@@ -228,7 +233,7 @@ def _case(
     signature |= {n: "i32" for n in ("inner", "outer_stride", "inner_stride", "num_rows")}
     signature |= {n: "i32" for n in ("num_segments", "dim", "element_stride")}
     signature |= {"codes": f"*{NAMES[dtype]}", "order": "*i64", "grad": "*fp32"}
-    aligned = VECTOR_BYTES // dtype.itemsize if contiguous else 1
+    aligned = _COLUMNS_A_THREAD[dtype] if contiguous else 1
     constants: dict[str, Any] = {
         "SORTED": kind == "pieces",
         "ONE_LEVEL": contiguous,
