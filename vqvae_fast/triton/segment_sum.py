@@ -12,9 +12,6 @@ from each 32-byte sector, which costs up to eight times the traffic where they d
 cache (50 MB).
 """
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 import triton
 from torch import Tensor
@@ -190,69 +187,3 @@ def batch(columns: int, dtype: torch.dtype, aligned: int, subtract: bool) -> int
     else:
         rows = 16
     return rows // 2 if subtract else rows
-
-
-def compile_cases() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[str, int], str]]:
-    """Every kernel as it can be launched: kernel, signature, constants, options and a name.
-
-    Pointers are to be taken as aligned to 16 bytes, as torch allocates them. Layouts are the best
-    and the worst: contiguous rows, and feature maps of odd sizes.
-    """
-    options = {"num_warps": 4}
-    for labels in ("i16", "i32", "i64"):
-        signature = {"labels": f"*{labels}", "num_rows": "i32", "num_segments": "i32"}
-        constants = {"BLOCK": _BLOCK}
-        yield label_kernel, signature | {"indices": "*i64"}, constants, options, f"label {labels}"
-        signature |= {"begin": "*i64", "end": "*i64"}
-        yield bounds_kernel, signature, constants, options, f"bounds {labels}"
-    for dtype, tiles in TILES.items():
-        wide = "fp64" if dtype == torch.float64 else "fp32"
-        for columns, chunks in tiles:
-            name = f"sum_runs {NAMES[dtype]} {columns}x{chunks}"
-            for contiguous in (True, False):
-                layout = "rows" if contiguous else "feature maps"
-                yield _case(dtype, columns, chunks, wide, contiguous, "", f"{name} {layout}")
-                yield _case(
-                    dtype, columns, chunks, NAMES[dtype], contiguous, "errors",
-                    f"{name} {layout}, errors",
-                )  # fmt: skip
-            if dtype == torch.float64:
-                for out in NAMES.values():
-                    yield _case(
-                        dtype, columns, chunks, out, True, "pieces", f"{name} pieces to {out}"
-                    )
-
-
-def _case(
-    dtype: torch.dtype,
-    columns: int,
-    chunks: int,
-    out: str,
-    contiguous: bool,
-    kind: str,
-    name: str,
-) -> tuple[Any, dict[str, str], dict[str, Any], dict[str, int], str]:
-    """A case of sum_runs_kernel. kind: "", "errors" (less the codes) or "pieces"."""
-    signature = {"src": f"*{NAMES[dtype]}", "labels": "*i16", "sums": f"*{out}"}
-    signature |= {"factor": "fp64", "pieces": "*fp64", "piece_labels": "*i16"}
-    signature |= dict.fromkeys(("inner", "outer_stride", "inner_stride", "num_rows"), "i32")
-    signature |= dict.fromkeys(("num_segments", "dim", "element_stride"), "i32")
-    signature |= {"codes": f"*{NAMES[dtype]}", "order": "*i64", "grad": "*fp32"}
-    aligned = _COLUMNS_A_THREAD[dtype] if contiguous else 1
-    constants: dict[str, Any] = {
-        "SORTED": kind == "pieces",
-        "ONE_LEVEL": contiguous,
-        "ALIGNED": aligned,
-        "SUBTRACT": kind == "errors",
-        "SCALE": kind != "",
-        "CHUNKS": chunks,
-        "BLOCK_DIM": columns,
-        "BATCH": batch(columns, dtype, aligned, kind == "errors"),
-    }
-    # What is 1, or None, is known when the kernel is compiled.
-    if contiguous:
-        constants["element_stride"] = 1
-    absent = {"": ("codes", "grad"), "errors": (), "pieces": ("codes", "order")}[kind]
-    constants |= dict.fromkeys(absent)
-    signature = {n: t for n, t in signature.items() if n not in constants}
-    return sum_runs_kernel, signature, constants, {"num_warps": 1}, name
