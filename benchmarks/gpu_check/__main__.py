@@ -11,7 +11,6 @@ from benchmarks.gpu_check.cases import cases, peer_cases, sum_cases
 from benchmarks.gpu_check.offline import TARGETS
 from benchmarks.gpu_check.table import Row, defects, markdown, rows
 
-
 # The sums' kernels are many and small: compiled for one target, or for all with --full.
 FULL_TARGET = "sm_90"
 
