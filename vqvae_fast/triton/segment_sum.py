@@ -1,15 +1,15 @@
 """The segment sum: a stable sort of the rows by segment, then sums of runs, chunk by chunk.
 
 Error: the rows are added in float64, in their order within a chunk and chunk by chunk in a tree, so
-a sum of n numbers is within (64 + 64 log_32 n) 2^-53 of the sum of their magnitudes, and rounded
+a sum of n numbers is within 64 (1 + log_32 n) 2^-53 times the sum of their magnitudes, and rounded
 once, to float32. Nothing waits for the device: a CUDA graph can hold all of it.
 
 Limit: N * D read, K * D zeroed and written once each, and a sort of N labels of 2 bytes (K < 32768,
 else 4) with 8-byte row numbers: on an H100 (3.35 TB/s), for N = 65536 and float32, 5 us at D = 64
-and 20 us at D = 256; some 20 us of latency for the sort and 5 us a pass on top of it (three passes
-for 2 Ki to 64 Ki rows, one more for 32 times as many). Rows of feature maps are read an element
-from each 32-byte sector, which costs up to eight times the traffic where they do not fit the L2
-cache (50 MB).
+and 20 us at D = 256. Expected on top of it, not measured: some 20 us for the latency of the sort,
+and 5 us for each pass after the first (three passes in all for 2 Ki to 64 Ki rows, one more for 32
+times as many). Feature maps are read an element from each 32-byte sector, up to eight times the
+traffic where they do not fit the L2 cache (50 MB).
 """
 
 from collections.abc import Iterator
@@ -61,7 +61,9 @@ def segment_sum(src: Tensor, indices: Tensor, num_segments: int) -> tuple[Tensor
 def sums_and_counts(src: Tensor, indices: Tensor, num_segments: int) -> tuple[Tensor, Tensor]:
     """src: [..., D] -> sums [K, D], counts [K]; rows whose index is no segment are left out."""
     if indices.dtype != torch.int64 or src.dtype not in NAMES:
-        raise TypeError(f"src must be a float type and indices int64, got {src.dtype}, {indices.dtype}")
+        raise TypeError(
+            f"src must be a float type and indices int64, got {src.dtype} and {indices.dtype}"
+        )
     if src.dim() < 1 or indices.shape != src.shape[:-1] or num_segments < 1:
         raise ValueError(
             "src must be [..., D] and indices [...] with num_segments >= 1, got "
@@ -129,7 +131,8 @@ def sum_runs(
     num_rows, level = rows.num_rows, 0
     while True:
         block_dim, chunks_a_program = tile(dim, rows.tensor.dtype)
-        aligned, subtract = alignment(_COLUMNS_A_THREAD[rows.tensor.dtype], dim, rows), level == 0 and codes is not None
+        aligned = alignment(_COLUMNS_A_THREAD[rows.tensor.dtype], dim, rows)
+        subtract = level == 0 and codes is not None
         chunks = triton.cdiv(num_rows, _CHUNK_ROWS)
         pieces = sums.new_empty((2 * chunks, dim), dtype=torch.float64)
         piece_labels = labels.new_empty(2 * chunks)
@@ -164,10 +167,8 @@ def sum_runs(
 
 def tile(dim: int, dtype: torch.dtype) -> tuple[int, int]:
     """Columns and chunks of a program, for rows of ``dim`` elements."""
-    return next(
-        (tile for tile in TILES[dtype] if dim <= tile[0]),
-        TILES[dtype][-1],
-    )
+    tiles = TILES[dtype]
+    return next((tile for tile in tiles if dim <= tile[0]), tiles[-1])
 
 
 def alignment(vector: int, dim: int, *tensors: Rows) -> int:
@@ -230,8 +231,8 @@ def _case(
     """A case of sum_runs_kernel. kind: "", "errors" (less the codes) or "pieces"."""
     signature = {"src": f"*{NAMES[dtype]}", "labels": "*i16", "sums": f"*{out}"}
     signature |= {"factor": "fp64", "pieces": "*fp64", "piece_labels": "*i16"}
-    signature |= {n: "i32" for n in ("inner", "outer_stride", "inner_stride", "num_rows")}
-    signature |= {n: "i32" for n in ("num_segments", "dim", "element_stride")}
+    signature |= dict.fromkeys(("inner", "outer_stride", "inner_stride", "num_rows"), "i32")
+    signature |= dict.fromkeys(("num_segments", "dim", "element_stride"), "i32")
     signature |= {"codes": f"*{NAMES[dtype]}", "order": "*i64", "grad": "*fp32"}
     aligned = _COLUMNS_A_THREAD[dtype] if contiguous else 1
     constants: dict[str, Any] = {
