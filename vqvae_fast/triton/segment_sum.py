@@ -1,15 +1,15 @@
 """The segment sum: a stable sort of the rows by segment, then sums of runs, chunk by chunk.
 
 Error: the rows are added in float64, in their order within a chunk and chunk by chunk in a tree, so
-a sum of n numbers is within (64 + 64 log_32 n) 2^-53 of the sum of their magnitudes, and rounded
+a sum of n numbers is within 64 (1 + log_32 n) 2^-53 times the sum of their magnitudes, and rounded
 once, to float32. Nothing waits for the device: a CUDA graph can hold all of it.
 
 Limit: N * D read, K * D zeroed and written once each, and a sort of N labels of 2 bytes (K < 32768,
 else 4) with 8-byte row numbers: on an H100 (3.35 TB/s), for N = 65536 and float32, 5 us at D = 64
-and 20 us at D = 256; some 20 us of latency for the sort and 5 us a pass on top of it (three passes
-for 2 Ki to 64 Ki rows, one more for 32 times as many). Rows of feature maps are read an element
-from each 32-byte sector, which costs up to eight times the traffic where they do not fit the L2
-cache (50 MB).
+and 20 us at D = 256. Expected on top of it, not measured: some 20 us for the latency of the sort,
+and 5 us for each pass after the first (three passes in all for 2 Ki to 64 Ki rows, one more for 32
+times as many). Feature maps are read an element from each 32-byte sector, up to eight times the
+traffic where they do not fit the L2 cache (50 MB).
 """
 
 import torch
@@ -27,17 +27,16 @@ from vqvae_fast.triton.segment_sum_kernels import (
 
 _CHUNK_ROWS: int = CHUNK_ROWS.value
 _BLOCK = 1024
-NAMES = {
-    torch.float32: "fp32",
-    torch.bfloat16: "bf16",
-    torch.float16: "fp16",
-    torch.float64: "fp64",
-}
 # Columns that a thread reads at a time: 16 bytes, or 8 of 16-bit types, whose sums are float32. So
 # the threads that read are those that write, and nothing has to be handed from one to another.
-_COLUMNS_A_THREAD = {dtype: 2 if dtype == torch.float64 else 4 for dtype in NAMES}
+_COLUMNS_A_THREAD = {
+    torch.float32: 4,
+    torch.bfloat16: 4,
+    torch.float16: 4,
+    torch.float64: 2,
+}
 # Columns and chunks of a program, which is one warp: as narrow as short rows, as wide as a line.
-TILES = {
+_TILES = {
     dtype: [(columns * n, 32 // n) for n in (1, 2, 4, 8)]
     for dtype, columns in _COLUMNS_A_THREAD.items()
 }
@@ -57,9 +56,9 @@ def segment_sum(src: Tensor, indices: Tensor, num_segments: int) -> tuple[Tensor
 
 def sums_and_counts(src: Tensor, indices: Tensor, num_segments: int) -> tuple[Tensor, Tensor]:
     """src: [..., D] -> sums [K, D], counts [K]; rows whose index is no segment are left out."""
-    if indices.dtype != torch.int64 or src.dtype not in NAMES:
+    if indices.dtype != torch.int64 or src.dtype not in _COLUMNS_A_THREAD:
         raise TypeError(
-            f"src must be a float type and indices int64, got {src.dtype}, {indices.dtype}"
+            f"src must be a float type and indices int64, got {src.dtype} and {indices.dtype}"
         )
     if src.dim() < 1 or indices.shape != src.shape[:-1] or num_segments < 1:
         raise ValueError(
@@ -128,10 +127,8 @@ def sum_runs(
     num_rows, level = rows.num_rows, 0
     while True:
         block_dim, chunks_a_program = tile(dim, rows.tensor.dtype)
-        aligned, subtract = (
-            alignment(_COLUMNS_A_THREAD[rows.tensor.dtype], dim, rows),
-            level == 0 and codes is not None,
-        )
+        aligned = alignment(_COLUMNS_A_THREAD[rows.tensor.dtype], dim, rows)
+        subtract = level == 0 and codes is not None
         chunks = triton.cdiv(num_rows, _CHUNK_ROWS)
         pieces = sums.new_empty((2 * chunks, dim), dtype=torch.float64)
         piece_labels = labels.new_empty(2 * chunks)
@@ -166,10 +163,8 @@ def sum_runs(
 
 def tile(dim: int, dtype: torch.dtype) -> tuple[int, int]:
     """Columns and chunks of a program, for rows of ``dim`` elements."""
-    return next(
-        (tile for tile in TILES[dtype] if dim <= tile[0]),
-        TILES[dtype][-1],
-    )
+    tiles = _TILES[dtype]
+    return next((tile for tile in tiles if dim <= tile[0]), tiles[-1])
 
 
 def alignment(vector: int, dim: int, *tensors: Rows) -> int:
