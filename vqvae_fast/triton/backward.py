@@ -57,9 +57,7 @@ def quantize_backward(
     grad_codes = torch.zeros_like(codes)
     if z.numel() > 0:
         per_element = 2.0 / z.numel()
-        _grad_z(
-            grad_quantized, grad_loss, z, codes, flat, grad_z, per_element * commitment_weight
-        )
+        _grad_z(grad_quantized, grad_loss, z, codes, flat, grad_z, per_element * commitment_weight)
         labels, order = sorted_rows(flat, len(codes))
         sum_runs(
             as_rows(z),

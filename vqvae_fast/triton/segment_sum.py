@@ -39,9 +39,7 @@ NAMES = {
     torch.float64: "fp64",
 }
 # Columns and chunks of a program, which is one warp. A cache line of columns is wide enough.
-TILES = {
-    dtype: [(16 * n // dtype.itemsize, 32 // n) for n in (1, 2, 4, 8)] for dtype in NAMES
-}
+TILES = {dtype: [(16 * n // dtype.itemsize, 32 // n) for n in (1, 2, 4, 8)] for dtype in NAMES}
 
 
 def segment_sum(src: Tensor, indices: Tensor, num_segments: int) -> tuple[Tensor, Tensor]:
@@ -59,7 +57,9 @@ def segment_sum(src: Tensor, indices: Tensor, num_segments: int) -> tuple[Tensor
 def sums_and_counts(src: Tensor, indices: Tensor, num_segments: int) -> tuple[Tensor, Tensor]:
     """src: [..., D] -> sums [K, D], counts [K]; rows whose index is no segment are left out."""
     if indices.dtype != torch.int64 or src.dtype not in NAMES:
-        raise TypeError(f"src must be a float type and indices int64, got {src.dtype}, {indices.dtype}")
+        raise TypeError(
+            f"src must be a float type and indices int64, got {src.dtype}, {indices.dtype}"
+        )
     if src.dim() < 1 or indices.shape != src.shape[:-1] or num_segments < 1:
         raise ValueError(
             "src must be [..., D] and indices [...] with num_segments >= 1, got "

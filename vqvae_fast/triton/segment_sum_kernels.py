@@ -96,9 +96,9 @@ def sum_runs_kernel(
         scale = tl.load(grad).to(tl.float64) * factor
 
     segment = tl.load(labels + first, first < num_rows, other=num_segments).to(tl.int64)
-    before = tl.load(
-        labels + first - 1, (first > 0) & (first < num_rows), other=num_segments
-    ).to(tl.int64)
+    before = tl.load(labels + first - 1, (first > 0) & (first < num_rows), other=num_segments).to(
+        tl.int64
+    )
     behind = first + CHUNK_ROWS
     after = tl.load(labels + behind, behind < num_rows, other=num_segments).to(tl.int64)
     began_before = (before == segment) & (segment < nothing)

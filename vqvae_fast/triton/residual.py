@@ -1,0 +1,101 @@
+"""Residual quantization: all stages in one launch, the residual in registers from one to the next.
+
+Three kernels: `prepare` packs all books at once, `residual` takes a block of rows through all stages,
+and `residual_exact` redoes the few rows that some stage's bound did not settle. The host waits for
+none of them. It serves where a block's residuals fit the registers (D <= 256), the tile numbers the
+scores' low bits (K <= 32768, 16384 for D > 128), and the input is not float64; else the stages
+are searches of their own.
+"""
+
+import torch
+import triton
+from torch import Tensor
+
+from vqvae_fast import reference
+from vqvae_fast.triton.configurations import (
+    Configuration,
+    multiprocessors,
+    residual_configuration,
+    support_configuration,
+)
+from vqvae_fast.triton.prepare import ROUNDING, prepare
+from vqvae_fast.triton.residual_kernels import residual_exact_kernel, residual_kernel
+from vqvae_fast.triton.rows import as_rows
+from vqvae_fast.triton.scan import TILES_PER_PART
+from vqvae_fast.triton.search import nearest_code
+
+_PACKED = torch.float16
+# Programs an SM that share out the rows in doubt.
+_EXACT_PROGRAMS_PER_SM = 2
+
+
+def residual_nearest_code(z: Tensor, codebooks: Tensor) -> tuple[Tensor, Tensor]:
+    """The op of this name."""
+    config = fitting_configuration(z, codebooks)
+    if config is None:
+        return reference.residual_nearest_code(z, codebooks, nearest_code=nearest_code)
+    indices = z.new_empty((*z.shape[:-1], len(codebooks)), dtype=torch.int64)
+    quantized = torch.empty_like(z)
+    if z.numel():
+        _all_stages(z, codebooks, indices, quantized, config)
+    return indices, quantized
+
+
+def fitting_configuration(z: Tensor, codebooks: Tensor) -> Configuration | None:
+    """How all stages run in one launch, None where they do not fit one."""
+    config = residual_configuration(z.shape[-1])
+    if config is None or z.dtype == torch.float64:
+        return None
+    tiles = triton.cdiv(codebooks.shape[1], config.block_codes)
+    return config if tiles <= TILES_PER_PART.value else None
+
+
+def _all_stages(
+    z: Tensor, codebooks: Tensor, indices: Tensor, quantized: Tensor, config: Configuration
+) -> None:
+    rows, target = as_rows(z), as_rows(quantized)
+    stages, num_codes, dim = codebooks.shape
+    support = support_configuration()
+    zeros = torch.zeros(2 * stages + 1, dtype=torch.int32, device=z.device)
+    max_norm, has_outliers, num_listed = zeros.split([stages, stages, 1])
+    listed = z.new_empty(rows.num_rows, dtype=torch.int64)
+    packed = prepare(
+        codebooks,
+        max_norm,
+        has_outliers,
+        dtype=_PACKED,
+        block_codes=config.block_codes,
+        block_dim=config.block_dim,
+        codes_at_once=support.prepare_codes,
+    )
+    books = (codebooks, *codebooks.stride(), num_codes, dim, stages)
+    outputs = (indices, *target.arguments, listed, num_listed)
+    residual_kernel[(triton.cdiv(rows.num_rows, config.block_rows),)](
+        *rows.arguments,
+        rows.num_rows,
+        *books,
+        *packed,
+        packed.codes.shape[1] // config.block_codes,
+        *outputs,
+        BLOCK_ROWS=config.block_rows,
+        BLOCK_CODES=config.block_codes,
+        BLOCK_DIM=config.block_dim,
+        CHECK_DIM=16,
+        GROUP=config.group,
+        NUM_STAGES=config.num_stages,
+        CHUNK=support.chunk,
+        **ROUNDING[_PACKED],
+        num_warps=config.num_warps,
+    )
+    programs = min(_EXACT_PROGRAMS_PER_SM * multiprocessors(z.device), rows.num_rows)
+    residual_exact_kernel[(programs,)](
+        *rows.arguments,
+        *books,
+        *outputs,
+        BLOCK_CODES=support.exact_codes,
+        STEP=support.chunk,
+        CHUNK=support.chunk,
+        num_warps=4,
+    )
+    if target.tensor.data_ptr() != quantized.data_ptr():
+        quantized.copy_(target.tensor)
