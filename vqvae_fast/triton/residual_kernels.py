@@ -119,10 +119,8 @@ def residual_kernel(
     lanes = tl.arange(0, BLOCK_CODES)
     column = tl.arange(0, BLOCK_DIM)
     book = codebooks
-    codes_ptrs = packed + lanes[:, None] * BLOCK_DIM + column[None, :]
-    bias_ptrs = bias + lanes
     settled = is_row
-    for q in range(stages):
+    for q in tl.range(0, stages, disable_licm=True):
         middle = centre + q * BLOCK_DIM
         scale = tl.load(scale_of_book + q)
         fits, rounding, row_norm = pack_errors(
@@ -133,6 +131,8 @@ def residual_kernel(
             load_scaled(rows, q_stride, middle, scale, column, dim, settled),
             packed.dtype.element_ty,
         )
+        codes_ptrs = packed + lanes[:, None] * BLOCK_DIM + column[None, :]
+        bias_ptrs = bias + lanes
         best = tl.full((BLOCK_ROWS, SLOTS), UNSEEN, tl.float32)
         second = tl.full((BLOCK_ROWS, SLOTS), UNSEEN, tl.float32)
         third = tl.full((BLOCK_ROWS, SLOTS), UNSEEN, tl.float32)
@@ -180,6 +180,8 @@ def residual_kernel(
         chosen = book + nearest_code * code_stride
         subtract_codes(rows, q_stride, chosen, code_element, settled, dim, CHUNK)
         book += book_stride
+        packed += tiles * (BLOCK_CODES * BLOCK_DIM)
+        bias += tiles * BLOCK_CODES
 
     write_sum_of_codes(
         rows, q_stride, indices + row * stages, codebooks, book_stride, code_stride,
