@@ -120,6 +120,7 @@ def residual_kernel(
     column = tl.arange(0, BLOCK_DIM)
     book = codebooks
     settled = is_row
+    # What a stage needs is made in it: hoisted, it would take up registers in all its phases.
     for q in tl.range(0, stages, disable_licm=True):
         middle = centre + q * BLOCK_DIM
         scale = tl.load(scale_of_book + q)
