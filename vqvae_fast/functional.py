@@ -137,9 +137,9 @@ def residual_nearest_code(z: Tensor, codebooks: Tensor) -> ResidualNearestCode:
         ValueError: a shape, or the devices, do not fit.
         TypeError: a dtype is not a float type, or the two differ.
 
-    On a GPU all stages are one launch where the residuals fit the registers: not for float64, up
-    to D = 256, and up to K = 32768 (16384 for D > 128). Elsewhere each stage is a search. Both
-    choose the same codes, unless two distances are as good as equal (to about 1e-14 of them).
+    On a GPU all stages are one launch for D <= 256 and K <= 32768, except in float64. Elsewhere
+    each stage is a search. Both choose the same codes, unless float64 cannot tell which of two is
+    nearer (1e-14 of the distance).
     """
     _check_tensors(z=z, codebooks=codebooks)
     z, codebooks = _autocast_to_float32(z, codebooks)

@@ -129,7 +129,7 @@ def residual_kernel(
             CHECK_DIM,
         )  # fmt: skip
         row_tile, _fits = round_rows(
-            load_scaled(rows, q_stride, middle, scale, column, dim, settled),
+            load_scaled(rows, q_stride, middle, scale, column, dim, is_row),
             packed.dtype.element_ty,
         )
         codes_ptrs = packed + lanes[:, None] * BLOCK_DIM + column[None, :]
