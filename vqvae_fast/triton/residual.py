@@ -1,28 +1,27 @@
 """Residual quantization: all stages in one launch.
 
-Three kernels: `prepare` packs all books at once, `residual` takes a block of rows through all stages,
-and `residual_exact` redoes the few rows that some stage's bound did not settle. The host waits for
-none of them. A row's residual lies where its quantized vector will, so it costs no memory, and
-only the program that owns the row reads it, which keeps it in the caches.
+Three kernels: `prepare` packs all books at once, `residual` takes a block of rows through all
+stages, and `residual_exact` redoes the few rows that some stage's bound did not settle. The host
+waits for none of them. A row's residual lies where its quantized vector will, so it costs no memory,
+and only the program that owns the row reads it, which keeps it in the caches.
 
-It serves where a block's packed rows fit the chip (D <= 256) and a tile's number the low bits of
-a score (K <= 32768), whatever Q is, and not for float64; else the stages are searches of their own.
+It serves where a block's packed rows fit the chip (D <= 256) and a tile's number the low bits of a
+score (K <= 32768), whatever Q is, and not for float64; else the stages are searches of their own.
 
-Limit: 2 N K D Q operations on the matrix unit; N D read and written once, N Q indices of 8 bytes, the
-books once as they are (4 K D Q bytes in float32) and packed (2 K D Q, which every 64 rows read from
-L2 again); and 8 codes of 4 D bytes that each row and stage measures, from L2. Stage by stage, four
-launches a search and three for the gather and the subtraction make 7 Q + 1 launches of some 3 us
-each where they are this small, and move the residual (5 passes of 4 N D bytes) a stage. Estimated for
-an H100 (600 TFLOP/s sustained, 5 TB/s from L2, 75 or 38 of 132 SMs busy at 64 rows a block); not
-measured yet:
+Limit: 2 N K D Q operations on the matrix unit; N D read and written once, N Q indices of 8 bytes,
+the books once as they are (4 K D Q bytes in float32) and packed (2 K D Q, which every 64 rows read
+from L2 again); and 8 codes of 4 D bytes that each row and stage measures, from L2. Stage by stage,
+five launches a search (a fill and four kernels), and a gather, a subtraction and an addition, make
+about 8 Q launches of some 3 us each where they are this small. An estimate for an H100 (at 64 rows
+a block 75, 38 and 32 of its 132 SMs are busy), which nobody has measured yet:
 
-    N, K, D, Q               operations   one launch   stage by stage
-    4800, 1024, 128, 8 (EnCodec)   10 G       0.07 ms          0.20 ms
-    2400, 1024, 8, 9 (DAC)        0.4 G       0.03 ms          0.20 ms
-    2000, 2048, 256, 32 (Mimi)     67 G       0.6 ms           0.9 ms
+    N, K, D, Q                    operations   one launch   stage by stage
+    4800, 1024, 128, 8 (EnCodec)       10 G        0.1 ms           0.2 ms
+    2400, 1024, 8, 9 (DAC)            0.4 G       0.06 ms           0.2 ms
+    2000, 2048, 256, 32 (Mimi)         67 G          1 ms             1 ms
 
-As there are fewer blocks than SMs at such sizes, the gain is of launches, and smallest where a stage
-is long.
+The gain is that of the launches; where a stage is long and the blocks are few (Mimi) it is in doubt,
+as a search of one stage can share out the codes to all SMs.
 """
 
 import torch
