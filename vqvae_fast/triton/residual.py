@@ -2,8 +2,8 @@
 
 Three kernels: `prepare` packs all books at once, `residual` takes a block of rows through all
 stages, and `residual_exact` redoes the few rows that some stage's bound did not settle. The host
-waits for none of them. A row's residual lies where its quantized vector will, so it costs no memory,
-and only the program that owns the row reads it, which keeps it in the caches.
+waits for none of them. A row's residual lies where its quantized vector will, so it costs no
+memory, and only the program that owns the row reads it, which keeps it in the caches.
 
 It serves where a block's packed rows fit the chip (D <= 256) and a tile's number the low bits of a
 score (K <= 32768), whatever Q is, and not for float64; else the stages are searches of their own.
@@ -20,8 +20,8 @@ a block 75, 38 and 32 of its 132 SMs are busy), which nobody has measured yet:
     2400, 1024, 8, 9 (DAC)            0.4 G       0.06 ms           0.2 ms
     2000, 2048, 256, 32 (Mimi)         67 G          1 ms             1 ms
 
-The gain is that of the launches; where a stage is long and the blocks are few (Mimi) it is in doubt,
-as a search of one stage can share out the codes to all SMs.
+The gain is that of the launches; where a stage is long and the blocks are few (Mimi) it is in
+doubt, as a search of one stage can share out the codes to all SMs.
 """
 
 import torch

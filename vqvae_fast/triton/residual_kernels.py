@@ -1,7 +1,7 @@
 """All stages of a residual quantizer for a block of rows, and the rows that remain in doubt.
 
-The residuals live where the quantized vectors will: in z's type that is what they are, rounded after
-each stage. Only the program whose rows they are reads them, so they stay in its caches.
+The residuals live where the quantized vectors will: they are of z's type, rounded after each stage.
+Only the program whose rows they are reads them, so they stay in its caches.
 """
 
 import triton
@@ -102,8 +102,8 @@ def residual_kernel(
     """Searches, measures and subtracts, book after book; lists the rows that stay in doubt.
 
     The search is that of `scan` and `settle`: the groups, the slots and the bound are theirs. But
-    it knows two groups of each slot, and a bound for the others: a row that is in doubt in one of its
-    stages is in doubt, and is done again from the first.
+    it knows two groups of each slot by name, and the third's score bounds the others: a row in
+    doubt in any stage is done again from its first, so there should be few.
 
     z: [N, D]; codebooks: [Q, K, D]; packed: [Q, tiles * BLOCK_CODES, BLOCK_DIM], from `prepare`
         as are the tensors behind it; indices: [N, Q]; quantized: [N, D].
