@@ -11,9 +11,11 @@ from vqvae_fast import ops as _ops  # noqa: F401  (registers torch.ops.vqvae_fas
 from vqvae_fast.functional import (
     NearestCode,
     Quantized,
+    ResidualNearestCode,
     SegmentSum,
     nearest_code,
     quantize,
+    residual_nearest_code,
     segment_sum,
 )
 from vqvae_fast.models import VQVAE
@@ -25,10 +27,12 @@ __all__ = [
     "VQVAE",
     "NearestCode",
     "Quantized",
+    "ResidualNearestCode",
     "SegmentSum",
     "VectorQuantizer",
     "__version__",
     "nearest_code",
     "quantize",
+    "residual_nearest_code",
     "segment_sum",
 ]

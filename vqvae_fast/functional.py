@@ -28,6 +28,13 @@ class Quantized(NamedTuple):
     distances: Tensor
 
 
+class ResidualNearestCode(NamedTuple):
+    """Result of :func:`residual_nearest_code`."""
+
+    indices: Tensor
+    quantized: Tensor
+
+
 class SegmentSum(NamedTuple):
     """Result of :func:`segment_sum`."""
 
@@ -107,6 +114,48 @@ def quantize(
     if channel_first:
         quantized = quantized.movedim(-1, 1)
     return Quantized(quantized, indices, loss, distances)
+
+
+def residual_nearest_code(z: Tensor, codebooks: Tensor) -> ResidualNearestCode:
+    """Quantize every latent vector in stages, each of which takes what the last has left (RVQ).
+
+    From ``residual = z``, stage q finds the :func:`nearest_code` of the residual in
+    ``codebooks[q]`` and subtracts it, in z's dtype (residual VQ as in SoundStream, Zeghidour et
+    al., arXiv 2107.03312, algorithm 1). For inference: there is no gradient.
+
+    Args:
+        z: [..., D] latent vectors, any strides. float32, bfloat16, float16 or float64. Under
+            autocast z and codebooks are taken in float32.
+        codebooks: [Q, K, D], one book for each stage; same dtype and device as z.
+
+    Returns:
+        ``(indices, quantized)``: indices [..., Q] int64; quantized like z, the sum of the chosen
+        codes, added in the order of the stages in z's dtype. A row with a NaN gets index 0 in all
+        stages; all else follows from the stages, too.
+
+    Raises:
+        ValueError: a shape, or the devices, do not fit.
+        TypeError: a dtype is not a float type, or the two differ.
+
+    On a GPU all stages are one launch for D <= 256 and K <= 32768, except in float64. Elsewhere
+    each stage is a search. Both choose the same codes, unless float64 cannot tell which of two is
+    nearer (1e-14 of the distance).
+    """
+    _check_tensors(z=z, codebooks=codebooks)
+    z, codebooks = _autocast_to_float32(z, codebooks)
+    _check_pair(z, codebooks, "codebooks")
+    if codebooks.dim() != 3 or codebooks.shape[-1] != z.shape[-1]:
+        raise ValueError(
+            f"codebooks must be [Q, K, D={z.shape[-1]}], got {_shape(codebooks.shape)}"
+        )
+    if 0 in codebooks.shape:
+        raise ValueError(
+            "codebooks must have at least one book, one code and one dimension, "
+            f"got {_shape(codebooks.shape)}"
+        )
+    return ResidualNearestCode(
+        *torch.ops.vqvae_fast.residual_nearest_code(z.detach(), codebooks.detach())
+    )
 
 
 def segment_sum(src: Tensor, indices: Tensor, num_segments: int) -> SegmentSum:
@@ -199,15 +248,19 @@ def _autocast_to_float32(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     return z, codebook
 
 
-def _check_search(z: Tensor, codebook: Tensor) -> None:
-    for name, tensor in (("z", z), ("codebook", codebook)):
+def _check_pair(z: Tensor, codebook: Tensor, name_of_codebook: str) -> None:
+    for name, tensor in (("z", z), (name_of_codebook, codebook)):
         if tensor.dtype not in _FLOAT_DTYPES:
             raise TypeError(f"{name} must be one of {_names(_FLOAT_DTYPES)}, got {tensor.dtype}")
     if z.dtype != codebook.dtype:
-        raise TypeError(f"codebook must have z's dtype {z.dtype}, got {codebook.dtype}")
-    _check_devices("z", z, "codebook", codebook)
+        raise TypeError(f"{name_of_codebook} must have z's dtype {z.dtype}, got {codebook.dtype}")
+    _check_devices("z", z, name_of_codebook, codebook)
     if z.dim() < 1:
         raise ValueError("z must be [..., D], got a tensor without dimensions")
+
+
+def _check_search(z: Tensor, codebook: Tensor) -> None:
+    _check_pair(z, codebook, "codebook")
     if codebook.dim() not in (2, 3) or codebook.shape[-1] != z.shape[-1]:
         raise ValueError(
             f"codebook must be [K, D={z.shape[-1]}] or [H, K, D={z.shape[-1]}], "

@@ -21,6 +21,9 @@ _library.define(
     "quantize(Tensor z, Tensor codebook) -> (Tensor quantized, Tensor indices, Tensor distances)"
 )
 _library.define(
+    "residual_nearest_code(Tensor z, Tensor codebooks) -> (Tensor indices, Tensor quantized)"
+)
+_library.define(
     "segment_sum(Tensor src, Tensor indices, SymInt num_segments) -> (Tensor sums, Tensor counts)"
 )
 _library.define(
@@ -37,6 +40,21 @@ def _quantize_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
     )
 
 
+def _residual_stage_by_stage(z: Tensor, codebooks: Tensor) -> tuple[Tensor, Tensor]:
+    """The readable loop around the search of whoever serves the device."""
+    return reference.residual_nearest_code(
+        z, codebooks, nearest_code=torch.ops.vqvae_fast.nearest_code.default
+    )
+
+
+def _residual_nearest_code(z: Tensor, codebooks: Tensor) -> tuple[Tensor, Tensor]:
+    """The chosen backend's own launch of all stages, where it has one."""
+    with torch.no_grad():
+        kernels = backends.kernels(z.device)
+        own = getattr(kernels, "residual_nearest_code", _residual_stage_by_stage)
+        return own(z, codebooks)
+
+
 def _chosen_kernel(name: str) -> Callable[..., Any]:
     """The op ``name`` of the backend that is chosen for the first tensor's device."""
 
@@ -50,6 +68,10 @@ def _chosen_kernel(name: str) -> Callable[..., Any]:
 for _name in ("nearest_code", "quantize", "segment_sum"):
     _library.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")
 _library.impl("quantize_backward", _quantize_backward, "CompositeExplicitAutograd")
+_library.impl("residual_nearest_code", _residual_stage_by_stage, "CompositeExplicitAutograd")
+_library.impl("residual_nearest_code", _residual_nearest_code, "CUDA")
+if _native.triton_interprets:
+    _library.impl("residual_nearest_code", _residual_nearest_code, "CPU")
 for _name in ("nearest_code", "quantize", "segment_sum", "quantize_backward"):
     _library.impl(_name, _chosen_kernel(_name), "CUDA")
     if _native.triton_interprets:
@@ -68,6 +90,12 @@ def _(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     shape = z.shape[:-1]
     distances = z.new_empty(shape, dtype=reference.distance_dtype(z.dtype))
     return torch.empty_like(z), z.new_empty(shape, dtype=torch.int64), distances
+
+
+@torch.library.register_fake("vqvae_fast::residual_nearest_code", lib=_library)
+def _(z: Tensor, codebooks: Tensor) -> tuple[Tensor, Tensor]:
+    indices = z.new_empty((*z.shape[:-1], codebooks.shape[0]), dtype=torch.int64)
+    return indices, torch.empty_like(z)
 
 
 @torch.library.register_fake("vqvae_fast::segment_sum", lib=_library)

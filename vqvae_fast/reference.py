@@ -94,6 +94,33 @@ def quantize(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
+def residual_nearest_code(
+    z: Tensor,
+    codebooks: Tensor,
+    *,
+    nearest_code: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = nearest_code,
+) -> tuple[Tensor, Tensor]:
+    """Each stage quantizes what the stages before it have left.
+
+    Args:
+        z: [..., D].
+        codebooks: [Q, K, D].
+        nearest_code: searches one stage.
+
+    Returns:
+        indices [..., Q], int64, and the sum of the chosen codes, like z.
+    """
+    residual, quantized, chosen = z, torch.zeros_like(z), []
+    for book in codebooks:
+        indices, _ = nearest_code(residual, book)
+        codes = book[indices]
+        residual = residual - codes
+        quantized += codes
+        chosen.append(indices)
+    return torch.stack(chosen, dim=-1), quantized
+
+
+@torch.no_grad()
 def segment_sum(src: Tensor, indices: Tensor, num_segments: int) -> tuple[Tensor, Tensor]:
     """Sum of the rows of each segment, in row order, accumulated in float64.
 

@@ -7,7 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 import click
 import torch
 
-from benchmarks.gpu_check.cases import cases, peer_cases, sum_cases
+from benchmarks.gpu_check.cases import cases, peer_cases, residual_cases, sum_cases
 from benchmarks.gpu_check.offline import TARGETS
 from benchmarks.gpu_check.table import Row, defects, markdown, rows
 
@@ -18,7 +18,8 @@ FULL_TARGET = "sm_90"
 def check(target: str, peer: bool, plain: bool, full: bool) -> tuple[list[Row], list[str]]:
     """All rows of a target, and what is wrong with them."""
     warnings.simplefilter("ignore")  # Triton's, of its own next version
-    ours = list(rows([*cases(), *sum_cases(full or target == FULL_TARGET)], target))
+    sums = sum_cases(full or target == FULL_TARGET)
+    ours = list(rows([*cases(), *residual_cases(), *sums], target))
     found = [f"{r.kernel}, {r.dtype}, D={r.dim}, {target}: {d}" for r in ours for d in defects(r)]
     if plain:
         ours += rows(list(cases(torch.float32)), target)

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from benchmarks.gpu_check.offline import Launch, compiled_for
 from vqvae_fast import triton as kernels
-from vqvae_fast.triton.configurations import block_dims
+from vqvae_fast.triton.configurations import block_dims, residual_dims
 from vqvae_fast.triton.scan import TILES_PER_PART
 
-ROWS, CODES = 500, 1024
+ROWS, CODES, STAGES = 500, 1024, 8
 # More codes than the tile numbers of one span can name.
 SPANS = TILES_PER_PART.value * 128 * 8
 
@@ -42,6 +42,8 @@ def cases(packed: torch.dtype = torch.float16) -> Iterator[Case]:
             yield Case("search", dim, dtype, _search(z, codebook, packed))
     z, codebook = torch.zeros(ROWS, 64), torch.zeros(1, 64).expand(SPANS, 64)
     yield Case("search, large K", 64, torch.float32, _search(z, codebook, packed))
+    if packed == torch.float16:
+        yield from residual_cases()
     z, codebook = torch.zeros(ROWS, 64).double(), torch.zeros(CODES, 64).double()
     yield Case("search", 64, torch.float64, _search(z, codebook, packed))
 
@@ -71,6 +73,19 @@ def _sums(z: Tensor, codebook: Tensor) -> Callable[[], object]:
         kernels.quantize_backward(z, grad_loss, z, codebook, indices, 0.25, 1.0)
 
     return call
+
+
+def residual_cases() -> Iterator[Case]:
+    """All stages of residual VQ, where one launch takes them."""
+    for dim in residual_dims():
+        dtypes = [torch.float32] if dim != 64 else [torch.float32, torch.bfloat16, torch.float16]
+        for dtype in dtypes:
+            z, codebooks = torch.zeros(ROWS, dim), torch.zeros(STAGES, CODES, dim)
+            yield Case("residual", dim, dtype, _residual(z.to(dtype), codebooks.to(dtype)))
+
+
+def _residual(z: Tensor, codebooks: Tensor) -> Callable[[], object]:
+    return lambda: kernels.residual_nearest_code(z, codebooks)
 
 
 def _search(z: Tensor, codebook: Tensor, packed: torch.dtype) -> Callable[[], object]:

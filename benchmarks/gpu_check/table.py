@@ -87,7 +87,7 @@ def defects(row: Row) -> list[str]:
         found.append(f"spills {row.spilled}")
     if row.shared > most_shared:
         found.append(f"asks for {row.shared} bytes of shared memory, of {most_shared}")
-    if row.kernel == "scan" and not row.matrix:
+    if row.kernel in ("scan", "residual") and not row.matrix:
         found.append("does not use the matrix unit")
     sets_the_bar = (row.target, row.kernel, row.dim, row.dtype) == ("sm_90", "scan", 64, "bfloat16")
     if sets_the_bar and (row.arithmetic is None or row.arithmetic > MOST_ARITHMETIC):

@@ -37,6 +37,19 @@ def test_opcheck_of_searches(op, requires_grad, dtype):
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
+def test_opcheck_of_residual_nearest_code(requires_grad, dtype):
+    tests = WITHOUT_GRADIENT if requires_grad else (*WITHOUT_GRADIENT, "test_aot_dispatch_dynamic")
+    codebooks = torch.randn(3, 7, 5).to(dtype).requires_grad_(requires_grad)
+    feature_map = torch.randn(2, 5, 3, 4).movedim(1, -1)
+    for z in (torch.randn(9, 5), torch.randn(2, 3, 5), torch.randn(5), feature_map):
+        arguments = (z.to(dtype).requires_grad_(requires_grad), codebooks)
+        result = torch.library.opcheck(
+            torch.ops.vqvae_fast.residual_nearest_code.default, arguments, test_utils=tests
+        )
+        assert set(result.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
 def test_opcheck_of_segment_sum(requires_grad, dtype):
     tests = WITHOUT_GRADIENT if requires_grad else (*WITHOUT_GRADIENT, "test_aot_dispatch_dynamic")
     for shape in [(9, 5), (2, 3, 5), (5,), (0, 5)]:
@@ -121,6 +134,21 @@ def test_compiled_searches_and_sums():
     for rows in (9, 30):
         z, codebook = torch.randn(rows, 5), torch.randn(7, 5)
         for mine, theirs in zip(compiled(z, codebook), statistics(z, codebook), strict=True):
+            assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_residual_stages(dynamic):
+    torch._dynamo.reset()
+
+    def stages(z, codebooks):
+        indices, quantized = vqvae_fast.residual_nearest_code(z * 2, codebooks)
+        return indices, quantized + 1
+
+    compiled = torch.compile(stages, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    for rows in (9, 30):
+        z, codebooks = torch.randn(rows, 5), torch.randn(3, 7, 5)
+        for mine, theirs in zip(compiled(z, codebooks), stages(z, codebooks), strict=True):
             assert torch.equal(mine, theirs)
 
 

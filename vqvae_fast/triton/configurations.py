@@ -99,6 +99,34 @@ def configuration(dim: int, dtype: torch.dtype) -> Configuration:
     return pieces
 
 
+# A block of rows goes through all stages, so few blocks must do: 64 rows. The sizes are those that
+# no target spills at (benchmarks.gpu_check).
+_RESIDUAL = {
+    16: Configuration(64, 256, 16, 8, 4, 2),
+    32: Configuration(64, 128, 32, 8, 4, 3),
+    64: Configuration(64, 128, 64, 8, 4, 3),
+    128: Configuration(64, 128, 128, 8, 4, 2),
+    256: Configuration(64, 128, 256, 8, 8, 2),
+}
+
+
+def residual_configuration(dim: int) -> Configuration | None:
+    """The configuration of all stages in one launch, None for rows that are too long."""
+    return next((_RESIDUAL[block] for block in residual_dims() if dim <= block), None)
+
+
+def residual_dims() -> list[int]:
+    """The largest D of each configuration for all stages."""
+    return sorted(_RESIDUAL)
+
+
+def multiprocessors(device: torch.device) -> int:
+    """How many the device has."""
+    if device.type == "cpu":  # the interpreter, where a few are enough to be several
+        return 2
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
 def block_dims(dtype: torch.dtype) -> list[int]:
     """The largest D of each configuration whose rows are in one piece; longer ones share one."""
     return list(_tables(dtype)[0])

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from vqvae_fast.triton.rows import row_offsets
-from vqvae_fast.triton.write import NO_CODE, is_nearer, write_quantized
+from vqvae_fast.triton.write import NO_CODE, is_nearer, take_nearer, write_quantized
 
 
 @triton.jit
@@ -90,11 +90,9 @@ def exact_kernel(
                 usable &= tl.min((tl.abs(e) < float("inf")).to(tl.int32), axis=1) > 0
                 difference = a[:, None, :] - e[None, :, :]
                 distance += tl.sum(difference * difference, axis=2)
-            # The first usable code stays when nothing is nearer: an infinite distance is one, too.
-            nearer = (distance < lane_distance) | (lane_code == NO_CODE)
-            nearer &= usable[None, :]
-            lane_distance = tl.where(nearer, distance, lane_distance)
-            lane_code = tl.where(nearer, code[None, :], lane_code)
+            lane_distance, lane_code = take_nearer(
+                distance, code[None, :], usable[None, :], lane_distance, lane_code
+            )
         distance = tl.min(lane_distance, axis=1)
         code = tl.min(tl.where(lane_distance == distance[:, None], lane_code, NO_CODE), axis=1)
 

@@ -11,6 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+# What packing costs in relative and in absolute error, and from where on it is impossible.
+ROUNDING = {
+    torch.float16: {"EPSILON": 2.0**-11 * 1.001, "SUBNORMAL": 2.0**-25, "LARGEST": 65504.0},
+    torch.float32: {"EPSILON": 2.0**-23, "SUBNORMAL": 2.0**-149, "LARGEST": 1e13},
+}
 # Below every score that two packed vectors can have, and far from float32's limit.
 NEVER_CHOSEN = tl.constexpr(-1e30)
 

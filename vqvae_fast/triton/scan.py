@@ -29,6 +29,39 @@ def round_rows(value, dtype: tl.constexpr):
     return tl.where(fits, rounded, 0.0), tl.min(fits.to(tl.int32), axis=1) > 0
 
 
+@triton.jit
+def pack_errors(
+    z, z_stride, centre, scale, columns, dim, mask, dtype: tl.constexpr, CHECK_DIM: tl.constexpr
+):
+    """Of the rows at z [R]: whether they can be packed, |Z - Z'| and |Z'|."""
+    fits = mask
+    rounding_square = tl.zeros(z.shape, tl.float32)
+    norm_square = tl.zeros(z.shape, tl.float32)
+    for start in range(0, columns, CHECK_DIM):
+        d = start + tl.arange(0, CHECK_DIM)
+        value = load_scaled(z, z_stride, centre, scale, d, dim, mask)
+        rounded, chunk_fits = round_rows(value, dtype)
+        fits &= chunk_fits
+        back = rounded.to(tl.float32)
+        rounding_square += tl.sum((value - back) * (value - back), axis=1)
+        norm_square += tl.sum(back * back, axis=1)
+    return fits, tl.sqrt(rounding_square), tl.sqrt(norm_square)
+
+
+@triton.jit
+def group_scores(score, tile, GROUP: tl.constexpr, SLOTS: tl.constexpr):
+    """The best score of each group [R, SLOTS] of a tile, the tile's number in its low bits."""
+    group = tl.max(tl.reshape(score, (score.shape[0], GROUP, SLOTS)), axis=1)
+    bits = (group.to(tl.int32, bitcast=True) & -TILES_PER_PART) | tile
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def tile_of(score):
+    """The number of the tile that a group's score carries."""
+    return score.to(tl.int32, bitcast=True) & (TILES_PER_PART - 1)
+
+
 @triton.jit(
     do_not_specialize=[
         "z_inner", "num_rows", "first_row", "slab_rows", "packed_codes",
@@ -72,20 +105,12 @@ def scan_kernel(
     scale = tl.load(scale_of_book + head)
 
     # The rows, once: whether they can be packed, and what rounding does to them.
-    fits = is_row
-    rounding_square = tl.zeros((BLOCK_ROWS,), tl.float32)
-    norm_square = tl.zeros((BLOCK_ROWS,), tl.float32)
-    for start in range(0, columns, CHECK_DIM):
-        d = start + tl.arange(0, CHECK_DIM)
-        value = load_scaled(z_rows, z_stride, centre, scale, d, dim, is_row)
-        rounded, chunk_fits = round_rows(value, packed.dtype.element_ty)
-        fits &= chunk_fits
-        back = rounded.to(tl.float32)
-        rounding_square += tl.sum((value - back) * (value - back), axis=1)
-        norm_square += tl.sum(back * back, axis=1)
+    fits, row_rounding, norm = pack_errors(
+        z_rows, z_stride, centre, scale, columns, dim, is_row, packed.dtype.element_ty, CHECK_DIM
+    )
     if part == 0:
-        tl.store(rounding + head * slab_rows + in_slab, tl.sqrt(rounding_square), is_row)
-        tl.store(row_norm + head * slab_rows + in_slab, tl.sqrt(norm_square), is_row)
+        tl.store(rounding + head * slab_rows + in_slab, row_rounding, is_row)
+        tl.store(row_norm + head * slab_rows + in_slab, norm, is_row)
 
     column = tl.arange(0, BLOCK_DIM)
     if ONE_CHUNK:
@@ -115,9 +140,7 @@ def scan_kernel(
                 piece, _fits = round_rows(value, packed.dtype.element_ty)
                 codes = tl.load(codes_ptrs + chunk * BLOCK_DIM)
                 score = tl.dot(piece, tl.trans(codes), score, input_precision=PRECISION)
-        group = tl.max(tl.reshape(score, (BLOCK_ROWS, GROUP, SLOTS)), axis=1)
-        bits = (group.to(tl.int32, bitcast=True) & -TILES_PER_PART) | tile
-        group = bits.to(tl.float32, bitcast=True)
+        group = group_scores(score, tile, GROUP, SLOTS)
         second = tl.maximum(second, tl.minimum(best, group))
         best = tl.maximum(best, group)
         codes_ptrs += BLOCK_CODES * columns
@@ -131,7 +154,7 @@ def scan_kernel(
         score = tl.max(best, axis=1)
         slot = tl.argmax(best, axis=1)
         best = tl.where(slots[None, :] == slot[:, None], UNSEEN, best)
-        tile = first_tile + (score.to(tl.int32, bitcast=True) & (TILES_PER_PART - 1))
+        tile = first_tile + tile_of(score)
         tl.store(scores + rank * entries + entry, score, is_row)
         tl.store(groups + rank * entries + entry, tile * SLOTS + slot, is_row)
     others = tl.maximum(others, tl.max(best, axis=1))

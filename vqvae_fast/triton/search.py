@@ -11,18 +11,17 @@ import triton
 from torch import Tensor
 
 from vqvae_fast.reference import distance_dtype
-from vqvae_fast.triton.configurations import configuration, support_configuration
+from vqvae_fast.triton.configurations import (
+    configuration,
+    multiprocessors,
+    support_configuration,
+)
 from vqvae_fast.triton.exact import exact_kernel
-from vqvae_fast.triton.prepare import prepare
+from vqvae_fast.triton.prepare import ROUNDING, prepare
 from vqvae_fast.triton.rows import Rows, as_rows
 from vqvae_fast.triton.scan import TILES_PER_PART, scan_kernel
 from vqvae_fast.triton.settle import settle_kernel
 
-# What packing costs in relative and in absolute error, and from where on it is impossible.
-_ROUNDING = {
-    torch.float16: {"EPSILON": 2.0**-11 * 1.001, "SUBNORMAL": 2.0**-25, "LARGEST": 65504.0},
-    torch.float32: {"EPSILON": 2.0**-23, "SUBNORMAL": 2.0**-149, "LARGEST": 1e13},
-}
 # The bound holds for rows up to this length; longer ones are measured in full.
 _LONGEST_ROW = 1 << 16
 # Programs an SM that there should be, or the codes of a block of rows are shared out; no part is
@@ -76,7 +75,7 @@ def _search(
     rows, target = _rows_of_books(z), _rows_of_books(z if quantized is None else quantized)
     heads, num_codes, dim = codebook.shape
     num_rows = indices.numel() // heads
-    programs = _PROGRAMS_PER_SM * _multiprocessors(z.device)
+    programs = _PROGRAMS_PER_SM * multiprocessors(z.device)
     filtered = z.dtype != torch.float64 and dim <= _LONGEST_ROW
     support = support_configuration()
     exact_items = max(2 * programs, triton.cdiv(num_rows, support.exact_rows))
@@ -158,7 +157,7 @@ def _search(
                 GROUP=config.group,
                 SLOTS=config.block_codes // config.group,
                 CHUNK=support.chunk,
-                **_ROUNDING[packed_dtype],
+                **ROUNDING[packed_dtype],
                 num_warps=4,
             )
     shape = (heads, exact_items, support.exact_rows)
@@ -191,9 +190,3 @@ def _rows_of_books(t: Tensor) -> Rows:
         t = t.contiguous()
         rows = as_rows(t[0])
     return rows._replace(tensor=t)
-
-
-def _multiprocessors(device: torch.device) -> int:
-    if device.type == "cpu":  # the interpreter, where a few are enough to be several
-        return 2
-    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -6,7 +6,7 @@ import triton.language as tl
 from vqvae_fast.triton.measure import exact_distance, scaled_distance
 from vqvae_fast.triton.rows import row_offsets
 from vqvae_fast.triton.scan import UNSEEN
-from vqvae_fast.triton.write import NO_CODE, is_nearer, write_quantized
+from vqvae_fast.triton.write import NO_CODE, is_nearer, list_rows, write_quantized
 
 
 @triton.jit
@@ -171,8 +171,4 @@ def settle_kernel(
         code = book + nearest_code * code_stride
         write_quantized(q_rows, q_stride, code, code_element, settled, dim, CHUNK)
     doubtful = is_row & (settled == 0)
-    count = tl.sum(doubtful.to(tl.int32), axis=0)
-    if count > 0:
-        place = tl.atomic_add(num_listed + head, count, sem="relaxed")
-        place += tl.cumsum(doubtful.to(tl.int32), axis=0) - 1
-        tl.store(listed + head * num_rows + place, row, doubtful)
+    list_rows(listed + head * num_rows, num_listed + head, row, doubtful)

@@ -14,6 +14,27 @@ def is_nearer(distance, code, than_distance, than_code):
 
 
 @triton.jit
+def take_nearer(distance, code, usable, lane_distance, lane_code):
+    """Each lane's nearest usable code so far, where codes come in rising order.
+
+    The first usable code stays when nothing is nearer: an infinite distance is one, too.
+    """
+    nearer = (distance < lane_distance) | (lane_code == NO_CODE)
+    nearer &= usable
+    return tl.where(nearer, distance, lane_distance), tl.where(nearer, code, lane_code)
+
+
+@triton.jit
+def list_rows(listed, num_listed, row, doubtful):
+    """Appends the doubtful rows to a list, in no particular order of blocks."""
+    count = tl.sum(doubtful.to(tl.int32), axis=0)
+    if count > 0:
+        place = tl.atomic_add(num_listed, count, sem="relaxed")
+        place += tl.cumsum(doubtful.to(tl.int32), axis=0) - 1
+        tl.store(listed + place, row, doubtful)
+
+
+@triton.jit
 def write_quantized(quantized, q_stride, code, code_element, mask, dim, CHUNK: tl.constexpr):
     """Copies each row's code. quantized, code: pointers [R]."""
     for start in range(0, dim, CHUNK):

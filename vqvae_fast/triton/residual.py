@@ -1,0 +1,117 @@
+"""Residual quantization: all stages in one launch.
+
+Three kernels: `prepare` packs all books at once, `residual` takes a block of rows through all
+stages, and `residual_exact` redoes the few rows that some stage's bound did not settle. The host
+waits for none of them. A row's residual lies where its quantized vector will, so it costs no
+memory, and only the program that owns the row reads it, which keeps it in the caches.
+
+It serves where a block's packed rows fit the chip (D <= 256) and a tile's number the low bits of a
+score (K <= 32768), whatever Q is, and not for float64; else the stages are searches of their own.
+
+Limit: 2 N K D Q operations on the matrix unit; N D read and written once, N Q indices of 8 bytes,
+the books once as they are (4 K D Q bytes in float32) and packed (2 K D Q, which every 64 rows read
+from L2 again); and 8 codes of 4 D bytes that each row and stage measures, from L2. Stage by stage,
+five launches a search (a fill and four kernels), and a gather, a subtraction and an addition, make
+about 8 Q launches of some 3 us each where they are this small. An estimate for an H100 (at 64 rows
+a block 75, 38 and 32 of its 132 SMs are busy), which nobody has measured yet:
+
+    N, K, D, Q                    operations   one launch   stage by stage
+    4800, 1024, 128, 8 (EnCodec)       10 G        0.1 ms           0.2 ms
+    2400, 1024, 8, 9 (DAC)            0.4 G       0.06 ms           0.2 ms
+    2000, 2048, 256, 32 (Mimi)         67 G          1 ms             1 ms
+
+The gain is that of the launches; where a stage is long and the blocks are few (Mimi) it is in
+doubt, as a search of one stage can share out the codes to all SMs.
+"""
+
+import torch
+import triton
+from torch import Tensor
+
+from vqvae_fast import reference
+from vqvae_fast.triton.configurations import (
+    Configuration,
+    multiprocessors,
+    residual_configuration,
+    support_configuration,
+)
+from vqvae_fast.triton.prepare import ROUNDING, prepare
+from vqvae_fast.triton.residual_kernels import residual_exact_kernel, residual_kernel
+from vqvae_fast.triton.rows import as_rows
+from vqvae_fast.triton.scan import TILES_PER_PART
+from vqvae_fast.triton.search import nearest_code
+
+_PACKED = torch.float16
+# Programs an SM that share out the rows in doubt.
+_EXACT_PROGRAMS_PER_SM = 2
+
+
+def residual_nearest_code(z: Tensor, codebooks: Tensor) -> tuple[Tensor, Tensor]:
+    """The op of this name."""
+    config = fitting_configuration(z, codebooks)
+    if config is None:
+        return reference.residual_nearest_code(z, codebooks, nearest_code=nearest_code)
+    indices = z.new_empty((*z.shape[:-1], len(codebooks)), dtype=torch.int64)
+    quantized = torch.empty_like(z)
+    if z.numel():
+        _all_stages(z, codebooks, indices, quantized, config)
+    return indices, quantized
+
+
+def fitting_configuration(z: Tensor, codebooks: Tensor) -> Configuration | None:
+    """How all stages run in one launch, None where they do not fit one."""
+    config = residual_configuration(z.shape[-1])
+    if config is None or z.dtype == torch.float64:
+        return None
+    tiles = triton.cdiv(codebooks.shape[1], config.block_codes)
+    return config if tiles <= TILES_PER_PART.value else None
+
+
+def _all_stages(
+    z: Tensor, codebooks: Tensor, indices: Tensor, quantized: Tensor, config: Configuration
+) -> None:
+    rows, target = as_rows(z), as_rows(quantized)
+    stages, num_codes, dim = codebooks.shape
+    support = support_configuration()
+    zeros = torch.zeros(3 * stages + 1, dtype=torch.int32, device=z.device)
+    limits, num_listed = zeros.split([3 * stages, 1])
+    listed = z.new_empty(rows.num_rows, dtype=torch.int64)
+    packed = prepare(
+        codebooks,
+        limits.view(3, stages),
+        dtype=_PACKED,
+        block_codes=config.block_codes,
+        block_dim=config.block_dim,
+        codes_at_once=support.prepare_codes,
+    )
+    books = (codebooks, *codebooks.stride(), num_codes, dim, stages)
+    outputs = (indices, *target.arguments, listed, num_listed)
+    residual_kernel[(triton.cdiv(rows.num_rows, config.block_rows),)](
+        *rows.arguments,
+        rows.num_rows,
+        *books,
+        *packed,
+        packed.codes.shape[1] // config.block_codes,
+        *outputs,
+        BLOCK_ROWS=config.block_rows,
+        BLOCK_CODES=config.block_codes,
+        BLOCK_DIM=config.block_dim,
+        CHECK_DIM=16,
+        GROUP=config.group,
+        NUM_STAGES=config.num_stages,
+        CHUNK=support.chunk,
+        **ROUNDING[_PACKED],
+        num_warps=config.num_warps,
+    )
+    programs = min(_EXACT_PROGRAMS_PER_SM * multiprocessors(z.device), rows.num_rows)
+    residual_exact_kernel[(programs,)](
+        *rows.arguments,
+        *books,
+        *outputs,
+        BLOCK_CODES=2 * support.exact_codes,  # of one row: so long, and half as wide
+        STEP=support.chunk // 2,
+        CHUNK=support.chunk,
+        num_warps=4,
+    )
+    if target.tensor.data_ptr() != quantized.data_ptr():
+        quantized.copy_(target.tensor)

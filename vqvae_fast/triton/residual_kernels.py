@@ -1,0 +1,247 @@
+"""All stages of a residual quantizer for a block of rows, and the rows that remain in doubt.
+
+The residuals live where the quantized vectors will: they are of z's type, rounded after each stage.
+Only the program whose rows they are reads them, so they stay in its caches.
+"""
+
+import triton
+import triton.language as tl
+
+from vqvae_fast.triton.exact import load_elements
+from vqvae_fast.triton.rows import row_offsets
+from vqvae_fast.triton.scan import (
+    UNSEEN,
+    group_scores,
+    load_scaled,
+    pack_errors,
+    round_rows,
+    tile_of,
+)
+from vqvae_fast.triton.settle import lowest_score, measure_group
+from vqvae_fast.triton.write import NO_CODE, list_rows, take_nearer
+
+
+@triton.jit
+def round_to(value, dtype: tl.constexpr):
+    """float32 in a narrower type, to nearest, ties to even."""
+    if dtype == tl.bfloat16:  # by hand: Triton's interpreter cuts off
+        bits = value.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
+        value = tl.where(value == value, bits.to(tl.float32, bitcast=True), value)
+    return value.to(dtype)
+
+
+@triton.jit
+def copy_rows(source, source_stride, target, target_stride, mask, dim, CHUNK: tl.constexpr):
+    """source, target: pointers [R]. All of the program sees what was written."""
+    for start in range(0, dim, CHUNK):
+        d = start + tl.arange(0, CHUNK)
+        valid = mask[:, None] & (d < dim)[None, :]
+        d = d.to(tl.int64)
+        value = tl.load(source[:, None] + (d * source_stride)[None, :], valid)
+        tl.store(target[:, None] + (d * target_stride)[None, :], value, valid)
+    tl.debug_barrier()
+
+
+@triton.jit
+def subtract_codes(rows, stride, code, code_element, mask, dim, CHUNK: tl.constexpr):
+    """Rows less their codes, in place and rounded. rows, code: pointers [R]."""
+    tl.debug_barrier()  # some may still read the rows
+    for start in range(0, dim, CHUNK):
+        d = start + tl.arange(0, CHUNK)
+        valid = mask[:, None] & (d < dim)[None, :]
+        d = d.to(tl.int64)
+        at = rows[:, None] + (d * stride)[None, :]
+        e = tl.load(code[:, None] + (d * code_element)[None, :], valid, other=0.0)
+        left = tl.load(at, valid, other=0.0).to(tl.float32) - e.to(tl.float32)
+        tl.store(at, round_to(left, rows.dtype.element_ty), valid)
+    tl.debug_barrier()
+
+
+@triton.jit
+def write_sum_of_codes(
+    quantized, q_stride, indices, codebooks, book_stride, code_stride, code_element, stages,
+    mask, dim, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Adds up each row's codes in the order of the stages. quantized, indices: pointers [R]."""
+    dtype: tl.constexpr = quantized.dtype.element_ty
+    tl.debug_barrier()  # other threads of this program wrote the indices
+    for start in range(0, dim, CHUNK):
+        d = start + tl.arange(0, CHUNK)
+        valid = mask[:, None] & (d < dim)[None, :]
+        d = d.to(tl.int64)
+        total = tl.zeros((quantized.shape[0], CHUNK), tl.float32)
+        book = codebooks
+        for q in range(stages):
+            code = book + tl.load(indices + q, mask, other=0) * code_stride
+            e = tl.load(code[:, None] + (d * code_element)[None, :], valid, other=0.0)
+            total = round_to(total + e.to(tl.float32), dtype).to(tl.float32)
+            book += book_stride
+        tl.store(quantized[:, None] + (d * q_stride)[None, :], total.to(dtype), valid)
+
+
+@triton.jit(do_not_specialize=["z_inner", "num_rows", "num_codes", "stages", "tiles", "q_inner"])
+def residual_kernel(
+    z, z_inner, z_outer_stride, z_inner_stride, z_stride, num_rows,
+    codebooks, book_stride, code_stride, code_element, num_codes, dim, stages,
+    packed, bias, centre, scale_of_book, max_norm, max_rounding, has_outliers, tiles,
+    indices,
+    quantized, q_inner, q_outer_stride, q_inner_stride, q_stride,
+    listed, num_listed,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_CODES: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    CHECK_DIM: tl.constexpr,
+    GROUP: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
+    CHUNK: tl.constexpr,
+    EPSILON: tl.constexpr,
+    SUBNORMAL: tl.constexpr,
+    LARGEST: tl.constexpr,
+):  # fmt: skip
+    """Searches, measures and subtracts, book after book; lists the rows that stay in doubt.
+
+    The search is that of `scan` and `settle`: the groups, the slots and the bound are theirs. But
+    it knows two groups of each slot by name, and the third's score bounds the others: a row in
+    doubt in any stage is done again from its first, so there should be few.
+
+    z: [N, D]; codebooks: [Q, K, D]; packed: [Q, tiles * BLOCK_CODES, BLOCK_DIM], from `prepare`
+        as are the tensors behind it; indices: [N, Q]; quantized: [N, D].
+    """
+    SLOTS: tl.constexpr = BLOCK_CODES // GROUP
+    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    is_row = row < num_rows
+    rows = quantized + row_offsets(row, q_inner, q_outer_stride, q_inner_stride)
+    z_rows = z + row_offsets(row, z_inner, z_outer_stride, z_inner_stride)
+    copy_rows(z_rows, z_stride, rows, q_stride, is_row, dim, CHUNK)
+
+    slots = tl.arange(0, SLOTS)
+    lanes = tl.arange(0, BLOCK_CODES)
+    column = tl.arange(0, BLOCK_DIM)
+    book = codebooks
+    settled = is_row
+    # What a stage needs is made in it: hoisted, it would take up registers in all its phases.
+    for q in tl.range(0, stages, disable_licm=True):
+        middle = centre + q * BLOCK_DIM
+        scale = tl.load(scale_of_book + q)
+        fits, rounding, row_norm = pack_errors(
+            rows, q_stride, middle, scale, BLOCK_DIM, dim, settled, packed.dtype.element_ty,
+            CHECK_DIM,
+        )  # fmt: skip
+        row_tile, _fits = round_rows(
+            load_scaled(rows, q_stride, middle, scale, column, dim, is_row),
+            packed.dtype.element_ty,
+        )
+        codes_ptrs = packed + lanes[:, None] * BLOCK_DIM + column[None, :]
+        bias_ptrs = bias + lanes
+        best = tl.full((BLOCK_ROWS, SLOTS), UNSEEN, tl.float32)
+        second = tl.full((BLOCK_ROWS, SLOTS), UNSEEN, tl.float32)
+        third = tl.full((BLOCK_ROWS, SLOTS), UNSEEN, tl.float32)
+        for tile in tl.range(0, tiles, num_stages=NUM_STAGES):
+            score = tl.broadcast_to(tl.load(bias_ptrs)[None, :], (BLOCK_ROWS, BLOCK_CODES))
+            score = tl.dot(row_tile, tl.trans(tl.load(codes_ptrs)), score)
+            group = group_scores(score, tile, GROUP, SLOTS)
+            loser = tl.minimum(best, group)
+            best = tl.maximum(best, group)
+            third = tl.maximum(third, tl.minimum(second, loser))
+            second = tl.maximum(second, loser)
+            codes_ptrs += BLOCK_CODES * BLOCK_DIM
+            bias_ptrs += BLOCK_CODES
+        rest = tl.max(third, axis=1)
+
+        # The groups by falling score, as far as the bound leaves them.
+        longest = tl.load(max_norm + q).to(tl.float32, bitcast=True)
+        worst = tl.load(max_rounding + q).to(tl.float32, bitcast=True)
+        outliers = tl.load(has_outliers + q)
+        nearest = tl.full((BLOCK_ROWS,), float("inf"), tl.float64)
+        nearest_code = tl.full((BLOCK_ROWS,), NO_CODE, tl.int64)
+        to_centre = tl.zeros((BLOCK_ROWS,), tl.float64)
+        lowest = tl.full((BLOCK_ROWS,), UNSEEN, tl.float32)
+        score = tl.max(best, axis=1)
+        wanted = fits & (score > UNSEEN)
+        while tl.max(wanted.to(tl.int32), axis=0) > 0:
+            slot = tl.argmax(best, axis=1)
+            group = tile_of(score) * SLOTS + slot
+            nearest, nearest_code, to_centre = measure_group(
+                rows, q_stride, book, code_stride, code_element, num_codes, dim, middle, scale,
+                group, wanted, nearest, nearest_code, to_centre, GROUP, SLOTS, CHUNK,
+            )  # fmt: skip
+            bound = lowest_score(
+                nearest, to_centre, scale, longest, worst, outliers, rounding, row_norm, dim,
+                EPSILON, SUBNORMAL, LARGEST,
+            )  # fmt: skip
+            lowest = tl.where(nearest_code != NO_CODE, bound, UNSEEN)
+            taken = slots[None, :] == slot[:, None]
+            best = tl.where(taken, second, best)
+            second = tl.where(taken, UNSEEN, second)
+            score = tl.max(best, axis=1)
+            wanted = fits & (score >= lowest) & (score > UNSEEN) & (rest < lowest)
+
+        settled = fits & (rest < lowest) & (nearest_code != NO_CODE)
+        tl.store(indices + row * stages + q, nearest_code, settled)
+        chosen = book + nearest_code * code_stride
+        subtract_codes(rows, q_stride, chosen, code_element, settled, dim, CHUNK)
+        book += book_stride
+        packed += tiles * (BLOCK_CODES * BLOCK_DIM)
+        bias += tiles * BLOCK_CODES
+
+    write_sum_of_codes(
+        rows, q_stride, indices + row * stages, codebooks, book_stride, code_stride,
+        code_element, stages, settled, dim, CHUNK,
+    )  # fmt: skip
+    list_rows(listed, num_listed, row, is_row & (settled == 0))
+
+
+@triton.jit(do_not_specialize=["z_inner", "num_codes", "stages", "q_inner"])
+def residual_exact_kernel(
+    z, z_inner, z_outer_stride, z_inner_stride, z_stride,
+    codebooks, book_stride, code_stride, code_element, num_codes, dim, stages,
+    indices,
+    quantized, q_inner, q_outer_stride, q_inner_stride, q_stride,
+    listed, num_listed,
+    BLOCK_CODES: tl.constexpr,
+    STEP: tl.constexpr,
+    CHUNK: tl.constexpr,
+):  # fmt: skip
+    """The listed rows from their first stage on, every code in float64, one row at a time.
+
+    One, because they are few, and the stages of a row can only follow one another.
+    """
+    num_codes = num_codes.to(tl.int64)
+    mask = tl.full((1,), True, tl.int1)
+    for item in range(tl.program_id(0), tl.load(num_listed), tl.num_programs(0)):
+        row = tl.load(listed + item + tl.arange(0, 1))
+        z_rows = z + row_offsets(row, z_inner, z_outer_stride, z_inner_stride)
+        rows = quantized + row_offsets(row, q_inner, q_outer_stride, q_inner_stride)
+        copy_rows(z_rows, z_stride, rows, q_stride, mask, dim, CHUNK)
+        book = codebooks
+        for q in range(stages):
+            nearest = tl.full((BLOCK_CODES,), float("inf"), tl.float64)
+            nearest_code = tl.full((BLOCK_CODES,), NO_CODE, tl.int64)
+            is_nan = tl.zeros((1,), tl.int32)
+            for first in range(0, num_codes, BLOCK_CODES):
+                code = first + tl.arange(0, BLOCK_CODES).to(tl.int64)
+                usable = code < num_codes
+                distance = tl.zeros((BLOCK_CODES,), tl.float64)
+                e_rows = book + code * code_stride
+                is_code = usable
+                for start in range(0, dim, STEP):
+                    d = start + tl.arange(0, STEP)
+                    a = load_elements(rows, q_stride, d, mask, dim)
+                    e = load_elements(e_rows, code_element, d, is_code, dim)
+                    usable &= tl.min((tl.abs(e) < float("inf")).to(tl.int32), axis=1) > 0
+                    is_nan |= tl.max((a != a).to(tl.int32), axis=1)
+                    distance += tl.sum((a - e) * (a - e), axis=1)
+                nearest, nearest_code = take_nearer(distance, code, usable, nearest, nearest_code)
+            least = tl.min(nearest, axis=0)
+            chosen = tl.min(tl.where(nearest == least, nearest_code, NO_CODE), axis=0)
+            chosen = tl.where((is_nan > 0) | (chosen == NO_CODE), 0, chosen)
+            tl.store(indices + row * stages + q, chosen)
+            subtract_codes(
+                rows, q_stride, book + chosen * code_stride, code_element, mask, dim, CHUNK
+            )
+            book += book_stride
+        write_sum_of_codes(
+            rows, q_stride, indices + row * stages, codebooks, book_stride, code_stride,
+            code_element, stages, mask, dim, CHUNK,
+        )  # fmt: skip
