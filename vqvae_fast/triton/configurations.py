@@ -92,7 +92,7 @@ _RESIDUAL = {
     32: Configuration(64, 128, 32, 8, 4, 3),
     64: Configuration(64, 128, 64, 8, 4, 3),
     128: Configuration(64, 128, 128, 8, 4, 2),
-    256: Configuration(64, 128, 256, 8, 8, 2),
+    256: Configuration(64, 64, 256, 8, 4, 2),
 }
 
 
