@@ -227,8 +227,8 @@ class TestTriton:
         [
             (16384, 256, torch.float32, True),
             (16385, 256, torch.float32, False),
-            (32768, 128, torch.float32, True),
-            (32769, 128, torch.float32, False),
+            (32768, 64, torch.float32, True),
+            (32769, 64, torch.float32, False),
             (8, 257, torch.float32, False),
             (8, 8, torch.float64, False),
             (8, 8, torch.bfloat16, True),
