@@ -225,8 +225,10 @@ class TestTriton:
     @pytest.mark.parametrize(
         ("codes", "dim", "dtype", "fits"),
         [
-            (32768, 256, torch.float32, True),
-            (32769, 256, torch.float32, False),
+            (16384, 256, torch.float32, True),
+            (16385, 256, torch.float32, False),
+            (32768, 64, torch.float32, True),
+            (32769, 64, torch.float32, False),
             (8, 257, torch.float32, False),
             (8, 8, torch.float64, False),
             (8, 8, torch.bfloat16, True),

@@ -105,8 +105,8 @@ _RESIDUAL = {
     16: Configuration(64, 256, 16, 8, 4, 2),
     32: Configuration(64, 128, 32, 8, 4, 3),
     64: Configuration(64, 128, 64, 8, 4, 3),
-    128: Configuration(64, 128, 128, 8, 4, 2),
-    256: Configuration(64, 128, 256, 8, 8, 2),
+    128: Configuration(64, 64, 128, 8, 4, 3),
+    256: Configuration(64, 64, 256, 8, 4, 2),
 }
 
 

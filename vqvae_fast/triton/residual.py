@@ -6,7 +6,8 @@ waits for none of them. A row's residual lies where its quantized vector will, s
 memory, and only the program that owns the row reads it, which keeps it in the caches.
 
 It serves where a block's packed rows fit the chip (D <= 256) and a tile's number the low bits of a
-score (K <= 32768), whatever Q is, and not for float64; else the stages are searches of their own.
+score (K <= 32768, 16384 for D > 64), whatever Q is, and not for float64; else the stages are
+searches of their own.
 
 Limit: 2 N K D Q operations on the matrix unit; N D read and written once, N Q indices of 8 bytes,
 the books once as they are (4 K D Q bytes in float32) and packed (2 K D Q, which every 64 rows read
