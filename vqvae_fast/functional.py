@@ -125,8 +125,18 @@ def segment_sum(src: Tensor, indices: Tensor, num_segments: int) -> SegmentSum:
     Raises:
         ValueError: a shape, or the devices, do not fit.
         TypeError: src is not a float type or indices are not int64.
-        IndexError: an index is not below ``num_segments``.
+        IndexError: an index is not below ``num_segments``. To tell, the indices of CUDA tensors are
+            waited for; ``torch.compile`` leaves this check out.
     """
+    result = _segment_sum(src, indices, num_segments)
+    # On a GPU the op itself waits for nothing, and gives such an index no access to memory.
+    checked = indices.is_cuda and indices.numel() > 0 and not torch.compiler.is_compiling()
+    if checked and int(indices.max()) >= num_segments:
+        raise IndexError(f"indices must be below num_segments={num_segments}")
+    return result
+
+
+def _segment_sum(src: Tensor, indices: Tensor, num_segments: int) -> SegmentSum:
     _check_tensors(src=src, indices=indices)
     if src.dtype not in _FLOAT_DTYPES:
         raise TypeError(f"src must be one of {_names(_FLOAT_DTYPES)}, got {src.dtype}")
@@ -159,7 +169,7 @@ def code_statistics(z: Tensor, indices: Tensor, codebook: Tensor) -> SegmentSum:
     rows = flat_indices(indices, codebook)
     if codebook.dim() == 3:  # -1 of the second book would be the last code of the first
         rows = torch.where(indices < 0, -1, rows)
-    sums, counts = segment_sum(z, rows, total)
+    sums, counts = _segment_sum(z, rows, total)
     return SegmentSum(sums.view(codebook.shape), counts.view(codebook.shape[:-1]))
 
 

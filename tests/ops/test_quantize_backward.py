@@ -1,108 +1,193 @@
-"""The backward pass as one op, against the readable formula in float64."""
+"""The gradients of the layer as an op, against the readable formula by autograd in float64."""
 
 import pytest
 import torch
 
-COMMITMENT, CODEBOOK = 0.3, 0.7
+from vqvae_fast import reference
+
+SHAPES = {
+    "rows": ((40, 6), (17, 6)),
+    "one row": ((6,), (17, 6)),
+    "sequence": ((3, 5, 8), (4, 8)),
+    "one dimension": ((50, 1), (3, 1)),
+    "one code": ((90, 5), (1, 5)),
+    "books": ((3, 20, 6), (3, 7, 6)),
+    "books of maps": ((2, 2, 3, 8), (2, 7, 8)),
+    "more codes than rows": ((30, 4), (500, 4)),
+    "codes of many rows": ((700, 3), (2, 3)),
+    "long rows": ((5, 300), (7, 300)),
+}
+WEIGHTS = (0.3, 0.7)
 
 
-def by_autograd(grad_quantized, grad_loss, z, codebook, indices):
-    """The definition: the straight-through estimator and both losses, differentiated."""
-    z = z.detach().double().contiguous().requires_grad_()
-    codebook = codebook.detach().double().requires_grad_()
-    if codebook.dim() == 3:
-        chosen = torch.stack([book[i] for book, i in zip(codebook, indices, strict=True)])
-    else:
-        chosen = codebook[indices]
-    loss = COMMITMENT * (z - chosen.detach()).square().mean()
-    loss = loss + CODEBOOK * (z.detach() - chosen).square().mean()
-    straight_through = z + (chosen - z).detach()
-    total = (straight_through * grad_quantized.double()).sum() + grad_loss.double() * loss
-    return torch.autograd.grad(total, (z, codebook))
+def formula(grad_quantized, grad_loss, z, codebook, indices, commitment_weight, codebook_weight):
+    """By autograd, with the codes that were chosen."""
+    z = z.double().requires_grad_()
+    codebook = codebook.double().requires_grad_()
+    q = codebook.flatten(0, -2)[reference.flat_indices(indices, codebook)]
+    commitment = (z - q.detach()).square().mean()
+    loss = commitment_weight * commitment + codebook_weight * (z.detach() - q).square().mean()
+    quantized = z + (q - z).detach()
+    scalar = (quantized * grad_quantized.double()).sum() + grad_loss.double() * loss
+    return torch.autograd.grad(scalar, (z, codebook))
 
 
-def check(implementation, z, codebook, indices, grad_quantized=None, grad_loss=1.7):
-    grad_quantized = torch.randn_like(z) if grad_quantized is None else grad_quantized
-    wide = torch.float64 if z.dtype == torch.float64 else torch.float32
-    grad_loss = torch.tensor(grad_loss * z.numel(), dtype=wide)  # or the mean makes all tiny
-    result = implementation.quantize_backward(
-        grad_quantized, grad_loss, z, codebook, indices, COMMITMENT, CODEBOOK
+def check(implementation, grad_quantized, z, codebook, indices, weights=WEIGHTS, loss=3.0):
+    """Both gradients, each within what its roundings may do."""
+    wide = reference.distance_dtype(z.dtype)
+    grad_loss = torch.tensor(loss, dtype=wide)
+    arguments = (grad_quantized, grad_loss, z, codebook, indices, *weights)
+    before = [t.clone() for t in arguments[:5]]
+    grad_z, grad_codebook = implementation.quantize_backward(*arguments)
+    assert all(torch.equal(*pair) for pair in zip(before, arguments[:5], strict=True))
+    assert grad_z.dtype == grad_codebook.dtype == z.dtype
+    assert grad_z.stride() == torch.empty_like(z).stride()
+    assert grad_codebook.shape == codebook.shape
+    wanted_z, wanted_codebook = formula(*arguments)
+
+    # An error, its product and the sum are rounded in the wide dtype, and the result once more.
+    once, last = torch.finfo(wide).eps, torch.finfo(z.dtype)
+    flat = reference.flat_indices(indices, codebook)
+    error = z.double() - codebook.double().flatten(0, -2)[flat]
+    per_element = 2 * loss / z.numel()
+    parts = grad_quantized.double().abs() + (per_element * weights[0] * error).abs()
+    allowed = last.eps * wanted_z.abs() + 2 * once * parts + last.smallest_normal * last.eps
+    assert ((grad_z.double() - wanted_z).abs() <= allowed).all()
+    magnitude = torch.zeros(flat.max() + 1, z.shape[-1], dtype=torch.float64)
+    magnitude.index_add_(0, flat.flatten(), error.abs().reshape(-1, z.shape[-1]))
+    parts = torch.zeros_like(wanted_codebook).flatten(0, -2)
+    parts[: len(magnitude)] = per_element * weights[1] * magnitude
+    # And float64 sums, the formula's too, are rounded at every row.
+    once = 2 * once + 2 * indices.numel() * torch.finfo(torch.float64).eps
+    allowed = last.eps * wanted_codebook.abs() + once * parts.view(codebook.shape)
+    allowed += last.smallest_normal * last.eps
+    assert ((grad_codebook.double() - wanted_codebook).abs() <= allowed).all()
+    return grad_z, grad_codebook
+
+
+def inputs(shape, codebook_shape, dtype, offset=0.0):
+    z = (offset + torch.randn(shape)).to(dtype)
+    codebook = (offset + torch.randn(codebook_shape)).to(dtype)
+    indices = torch.randint(0, codebook_shape[-2], shape[:-1])
+    return torch.randn(shape).to(dtype), z, codebook, indices
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shapes(implementation, dtype, shape):
+    grads = check(implementation, *inputs(*SHAPES[shape], dtype))
+    # A gradient of zeros would agree with none of them.
+    assert all(grad.any() for grad in grads)
+
+
+@pytest.mark.parametrize("weights", [(0.25, 1.0), (1.0, 0.0), (0.0, 1.0), (0.1, 1e-3)])
+def test_weights(implementation, dtype, weights):
+    grad_quantized, *rest = inputs((40, 6), (17, 6), dtype)
+    grad_z, grad_codebook = check(implementation, grad_quantized, *rest, weights)
+    assert torch.equal(grad_z, grad_quantized) == (weights[0] == 0)
+    assert grad_codebook.any() == (weights[1] != 0)
+
+
+def test_no_loss_passes_the_gradient_through(implementation, dtype):
+    arguments = inputs((40, 6), (17, 6), dtype)
+    grad_z, grad_codebook = check(implementation, *arguments, loss=0.0)
+    assert torch.equal(grad_z, arguments[0])
+    assert not grad_codebook.any()
+
+
+LAYOUTS = {
+    "transposed": lambda x: x.T.contiguous().T,
+    "strided rows": lambda x: x.repeat_interleave(2, 0)[::2],
+    "strided elements": lambda x: x.repeat_interleave(3, 1)[:, ::3],
+    "feature map": lambda x: x.view(2, 6, 10, -1).movedim(-1, 1).contiguous().movedim(1, -1),
+    "rows that start anywhere": lambda x: torch.cat([x.flatten()[:1], x.flatten()])[1:].view_as(x),
+    "every order of strides": lambda x: (
+        x.view(2, 6, 10, -1).permute(3, 2, 0, 1).contiguous().permute(2, 3, 1, 0)
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dim", [7, 8])
+def test_the_layout_leaves_no_trace(implementation, dtype, layout, dim):
+    grad_quantized, z, codebook, indices = inputs((120, dim), (5, dim), dtype)
+    wanted = check(implementation, grad_quantized, z, codebook, indices)
+    lay = LAYOUTS[layout]
+    z = lay(z)
+    indices = indices.view(z.shape[:-1])
+    for grad in (grad_quantized.view(z.shape), lay(grad_quantized)):
+        got = check(implementation, grad, z, codebook, indices)
+        torch.testing.assert_close(got[0].reshape(wanted[0].shape), wanted[0])
+        torch.testing.assert_close(got[1], wanted[1])
+
+
+def test_what_autograd_hands_over(implementation, dtype):
+    """The gradient of a sum is one number, of a mean over rows one row; indices may be strided."""
+    _, z, codebook, indices = inputs((2, 30, 8), (5, 8), dtype)
+    indices = indices.repeat_interleave(2, 1)[:, ::2]
+    for grad in (torch.ones(()), torch.randn(8), torch.randn(2, 1, 1), torch.randn(30, 1)):
+        check(implementation, grad.to(dtype).expand(z.shape), z, codebook, indices)
+    check(implementation, torch.randn_like(z), z, codebook.T.contiguous().T, indices)
+
+
+@pytest.mark.parametrize("shape", [(1, 6), (70, 1), (1, 1)])
+def test_vectors_that_are_all_alike(implementation, dtype, shape):
+    z = torch.randn(shape).to(dtype).expand(70, 6)
+    grad_quantized, _, codebook, indices = inputs((70, 6), (5, 6), dtype)
+    check(implementation, grad_quantized, z, codebook, indices)
+
+
+@pytest.mark.parametrize("shape", [(0, 6), (2, 0, 6)])
+def test_an_empty_batch(implementation, dtype, shape):
+    grad_quantized, z, codebook, indices = inputs(shape, (17, 6), dtype)
+    grad_loss = torch.ones((), dtype=reference.distance_dtype(dtype))
+    grads = implementation.quantize_backward(
+        grad_quantized, grad_loss, z, codebook, indices, *WEIGHTS
     )
-    wanted = by_autograd(grad_quantized, grad_loss, z, codebook, indices)
-    assert [t.shape for t in result] == [z.shape, codebook.shape]
-    assert [t.dtype for t in result] == [z.dtype, codebook.dtype]
-    assert result[0].stride() == torch.empty_like(z).stride()
-    for part, right in zip(result, wanted, strict=True):
-        unit = max(torch.finfo(z.dtype).eps, 4 * torch.finfo(wide).eps)
-        torch.testing.assert_close(part.double(), right, rtol=2 * unit, atol=20 * unit)
-    return result
+    assert grads[0].shape == shape
+    assert torch.equal(grads[1], torch.zeros_like(codebook))
 
 
-SHAPES = [(1, 1, 1), (7, 1, 5), (300, 17, 8), (130, 500, 3), (65, 64, 33), (5, 7, 300)]
+def test_far_from_the_origin(implementation, dtype):
+    """Sums of errors; two sums of vectors around 1000 would cancel to nothing in float32."""
+    check(implementation, *inputs((700, 4), (3, 4), dtype, offset=1000.0))
 
 
-@pytest.mark.parametrize(("rows", "codes", "dim"), SHAPES)
-def test_shapes(implementation, dtype, rows, codes, dim):
-    z, codebook = torch.randn(rows, dim).to(dtype), torch.randn(codes, dim).to(dtype)
-    check(implementation, z, codebook, torch.randint(codes, (rows,)))
+def test_codes_far_away(implementation, dtype):
+    grad_quantized, z, codebook, indices = inputs((60, 4), (6, 4), dtype)
+    codebook[::2] *= 1e4
+    codebook[1::2] *= 1e-4
+    check(implementation, grad_quantized, z, codebook, indices)
 
 
-def test_all_rows_chose_one_code(implementation):
-    z, codebook = torch.randn(5000, 3), torch.randn(9, 3)
-    _, grad = check(implementation, z, codebook, torch.full((5000,), 4), grad_loss=1 / 5000)
-    assert (grad[torch.arange(9) != 4] == 0).all()
+def test_vectors_on_their_codes_have_no_gradient(implementation, dtype):
+    _, _, codebook, indices = inputs((60, 4), (6, 4), dtype)
+    z = codebook[indices]
+    grads = check(implementation, torch.zeros_like(z), z, codebook, indices)
+    assert not any(grad.any() for grad in grads)
 
 
-def test_far_from_the_origin(implementation):
-    """The errors are summed: the sums of the rows and of the codes would agree in all digits."""
-    codebook = (1000 + torch.randn(5, 4)).requires_grad_(False)
-    indices = torch.randint(5, (400,))
-    check(implementation, codebook[indices] + 0.01 * torch.randn(400, 4), codebook, indices)
+def test_a_collapsed_codebook(implementation, dtype):
+    grad_quantized, z, codebook, indices = inputs((5000, 2), (9, 2), dtype)
+    grad_codebook = check(implementation, grad_quantized, z, codebook, indices * 0 + 4)[1]
+    assert grad_codebook.any(dim=1).nonzero().flatten().tolist() == [4]
 
 
-@pytest.mark.parametrize(
-    "layout",
-    [
-        lambda: torch.randn(6, 70).T,
-        lambda: torch.randn(70, 12)[:, ::2],
-        lambda: torch.randn(3, 6, 5, 7).movedim(1, -1),
-        lambda: torch.randn(4, 6, 3, 5).permute(2, 0, 3, 1),
-        lambda: torch.randn(1, 6).expand(70, 6),
-        lambda: torch.randn(1, 1).expand(70, 6),
-    ],
-)
-def test_layouts(implementation, dtype, layout):
-    z, codebook = layout().to(dtype), torch.randn(11, 6).to(dtype)
-    indices = torch.randint(11, z.shape[:-1])
-    grad = layout().to(dtype)
-    check(implementation, z, codebook, indices, grad)
-    check(implementation, z.contiguous(), codebook, indices, grad)
-    strided = torch.randn(6, 22).to(dtype).T[::2]
-    check(implementation, z, strided, indices, torch.ones(1, dtype=dtype).expand(z.shape))
-
-
-def test_books(implementation, dtype):
-    z, codebook = torch.randn(3, 4, 5, 7).to(dtype), torch.randn(3, 29, 7).to(dtype)
-    check(implementation, z, codebook, torch.randint(29, (3, 4, 5)))
-
-
-@pytest.mark.parametrize("shape", [(0, 5), (2, 0, 5)])
-def test_no_rows(implementation, dtype, shape):
-    z, codebook = torch.empty(shape, dtype=dtype), torch.randn(7, 5).to(dtype)
-    indices = torch.empty(shape[:-1], dtype=torch.int64)
+def test_nan_stays_in_its_row_and_its_code(implementation, dtype):
+    grad_quantized, z, codebook, indices = inputs((40, 6), (17, 6), dtype)
+    z[11, 3] = torch.nan
+    grad_loss = torch.ones((), dtype=reference.distance_dtype(dtype))
     grad_z, grad_codebook = implementation.quantize_backward(
-        z, torch.tensor(1.0), z, codebook, indices, COMMITMENT, CODEBOOK
+        grad_quantized, grad_loss, z, codebook, indices, *WEIGHTS
     )
-    assert grad_z.shape == shape
-    assert torch.equal(grad_codebook, torch.zeros_like(codebook))
+    assert grad_z.isnan().nonzero().tolist() == [[11, 3]]
+    assert grad_codebook.isnan().nonzero().tolist() == [[int(indices[11]), 3]]
 
 
 def test_repeated_runs_agree(implementation):
-    z, codebook = torch.randn(1000, 8), torch.randn(30, 8)
-    indices = torch.randint(30, (1000,))
-    arguments = (torch.randn(1000, 8), torch.tensor(3.0), z, codebook, indices, 0.25, 1.0)
+    grad_quantized, *rest = inputs((1000, 8), (30, 8), torch.float32)
+    arguments = (grad_quantized, torch.tensor(3.0), *rest, *WEIGHTS)
     first = implementation.quantize_backward(*arguments)
-    for _ in range(3):
+    for _ in range(2):
         again = implementation.quantize_backward(*arguments)
         assert torch.equal(again[0], first[0])
         assert torch.equal(again[1], first[1])

@@ -18,7 +18,6 @@ from vqvae_fast.reference import flat_indices
 from vqvae_fast.triton.rows import as_rows
 from vqvae_fast.triton.segment_sum import (
     NAMES,
-    VECTOR_BYTES,
     alignment,
     sorted_rows,
     sum_runs,
@@ -28,6 +27,7 @@ from vqvae_fast.triton.segment_sum_kernels import place
 # Rows and columns of a program of 4 warps. As many bytes of a row as a cache line; in feature maps
 # it is the rows that lie together.
 _COLUMNS = 32
+_VECTOR_BYTES = 16
 _ROWS = {True: 32, False: 64}
 
 
@@ -96,7 +96,7 @@ def _grad_z(
         len(codes),
         dim,
         ONE_LEVEL=all(rows.inner >= num_rows for rows in (source, incoming, target)),
-        ALIGNED=alignment(dim, source, incoming, target),
+        ALIGNED=alignment(_VECTOR_BYTES // z.element_size(), dim, source, incoming, target),
         FEATURE_MAP=feature_map,
         ROWS=block_rows,
         COLUMNS=_COLUMNS,
@@ -197,7 +197,7 @@ def compile_cases() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[
         for feature_map in (False, True):
             constants: dict[str, Any] = {
                 "ONE_LEVEL": not feature_map,
-                "ALIGNED": 1 if feature_map else VECTOR_BYTES // dtype.itemsize,
+                "ALIGNED": 1 if feature_map else _VECTOR_BYTES // dtype.itemsize,
                 "FEATURE_MAP": feature_map,
                 "ROWS": _ROWS[feature_map],
                 "COLUMNS": _COLUMNS,

@@ -25,7 +25,7 @@ class Prepared(NamedTuple):
         centre: [H, columns] float32, unscaled.
         scale: [H] float32, a power of two.
         max_norm: [H] int32, the bits of the largest packed code's norm as a float32.
-        max_rounding: [H] int32, likewise of the largest distance between a code and its packed form.
+        max_rounding: [H] int32, likewise of the largest distance from a code to its packed form.
         has_outliers: [H] int32, not 0 if a finite code is too large to be packed.
     """
 
@@ -188,7 +188,8 @@ def prepare_kernel(
             other=0.0,
         ).to(tl.float32)
         finite &= tl.min((tl.abs(value) < float("inf")).to(tl.int32), axis=1) > 0
-        value = tl.where((d < dim)[None, :], (value - middle[None, :]) * power, 0.0)
+        # First scaled, which is exact: the difference of the largest numbers overflows.
+        value = tl.where((d < dim)[None, :], value * power - (middle * power)[None, :], 0.0)
         packed = value.to(codes.dtype.element_ty)
         fits = tl.abs(packed.to(tl.float32)) < float("inf")  # false for NaN, too
         packable &= tl.min(fits.to(tl.int32), axis=1) > 0

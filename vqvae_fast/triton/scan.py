@@ -17,7 +17,8 @@ def load_scaled(z, z_stride, centre, scale, d, dim, mask):
     valid = mask[:, None] & (d < dim)[None, :]
     value = tl.load(z[:, None] + (d.to(tl.int64) * z_stride)[None, :], valid, other=0.0)
     middle = tl.load(centre + d)
-    return tl.where(valid, (value.to(tl.float32) - middle[None, :]) * scale, 0.0)
+    # First scaled, which is exact: the difference of the largest numbers overflows.
+    return tl.where(valid, value.to(tl.float32) * scale - (middle * scale)[None, :], 0.0)
 
 
 @triton.jit

@@ -30,16 +30,20 @@ from vqvae_fast.triton.segment_sum_kernels import (
 
 _CHUNK_ROWS: int = CHUNK_ROWS.value
 _BLOCK = 1024
-# A thread reads this many bytes of a row at a time.
-VECTOR_BYTES = 16
 NAMES = {
     torch.float32: "fp32",
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
     torch.float64: "fp64",
 }
-# Columns and chunks of a program, which is one warp. A cache line of columns is wide enough.
-TILES = {dtype: [(16 * n // dtype.itemsize, 32 // n) for n in (1, 2, 4, 8)] for dtype in NAMES}
+# Columns that a thread reads at a time: 16 bytes, or 8 of 16-bit types, whose sums are float32. So
+# the threads that read are those that write, and nothing has to be handed from one to another.
+_COLUMNS_A_THREAD = {dtype: 2 if dtype == torch.float64 else 4 for dtype in NAMES}
+# Columns and chunks of a program, which is one warp: as narrow as short rows, as wide as a line.
+TILES = {
+    dtype: [(columns * n, 32 // n) for n in (1, 2, 4, 8)]
+    for dtype, columns in _COLUMNS_A_THREAD.items()
+}
 
 
 def segment_sum(src: Tensor, indices: Tensor, num_segments: int) -> tuple[Tensor, Tensor]:
@@ -127,7 +131,10 @@ def sum_runs(
     num_rows, level = rows.num_rows, 0
     while True:
         block_dim, chunks_a_program = tile(dim, rows.tensor.dtype)
-        aligned, subtract = alignment(dim, rows), level == 0 and codes is not None
+        aligned, subtract = (
+            alignment(_COLUMNS_A_THREAD[rows.tensor.dtype], dim, rows),
+            level == 0 and codes is not None,
+        )
         chunks = triton.cdiv(num_rows, _CHUNK_ROWS)
         pieces = sums.new_empty((2 * chunks, dim), dtype=torch.float64)
         piece_labels = labels.new_empty(2 * chunks)
@@ -168,18 +175,21 @@ def tile(dim: int, dtype: torch.dtype) -> tuple[int, int]:
     )
 
 
-def alignment(dim: int, *tensors: Rows) -> int:
-    """How many elements a thread can take at a time: where all rows begin 16 bytes apart, 16."""
-    vector = VECTOR_BYTES // tensors[0].tensor.element_size()
+def alignment(vector: int, dim: int, *tensors: Rows) -> int:
+    """``vector`` if all rows can be read by that many elements at a time, else 1."""
     strides = [stride for rows in tensors for stride in (rows.outer_stride, rows.inner_stride)]
     return vector if all(stride % vector == 0 for stride in (dim, *strides)) else 1
 
 
 def batch(columns: int, dtype: torch.dtype, aligned: int, subtract: bool) -> int:
-    """Rows that are on their way to a thread at a time: 16 loads, which fit its registers."""
-    vector = VECTOR_BYTES // dtype.itemsize
-    rows = 16 if columns > vector else 8
-    return max(1, rows * aligned // vector // (2 if subtract else 1))
+    """Rows that are on their way to a thread at a time: as many as its registers can hold."""
+    if aligned == 1:  # a thread has a column of several chunks: as many loads a row
+        rows = 4
+    elif columns == _COLUMNS_A_THREAD[dtype]:
+        rows = 8
+    else:
+        rows = 16
+    return rows // 2 if subtract else rows
 
 
 def compile_cases() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[str, int], str]]:
@@ -225,10 +235,10 @@ def _case(
     """A case of sum_runs_kernel. kind: "", "errors" (less the codes) or "pieces"."""
     signature = {"src": f"*{NAMES[dtype]}", "labels": "*i16", "sums": f"*{out}"}
     signature |= {"factor": "fp64", "pieces": "*fp64", "piece_labels": "*i16"}
-    signature |= {n: "i32" for n in ("inner", "outer_stride", "inner_stride", "num_rows")}
-    signature |= {n: "i32" for n in ("num_segments", "dim", "element_stride")}
+    signature |= dict.fromkeys(("inner", "outer_stride", "inner_stride", "num_rows"), "i32")
+    signature |= dict.fromkeys(("num_segments", "dim", "element_stride"), "i32")
     signature |= {"codes": f"*{NAMES[dtype]}", "order": "*i64", "grad": "*fp32"}
-    aligned = VECTOR_BYTES // dtype.itemsize if contiguous else 1
+    aligned = _COLUMNS_A_THREAD[dtype] if contiguous else 1
     constants: dict[str, Any] = {
         "SORTED": kind == "pieces",
         "ONE_LEVEL": contiguous,
