@@ -14,10 +14,8 @@ from vqvae_fast import backends
 NO_DEVICE = "no CUDA device: torch.cuda.is_available() is false, and nothing was measured"
 # What do_bench runs a call for before and while it measures, in milliseconds.
 _WARM_UP_MS, _MEASURE_MS = 10, 40
-# Calls that take longer are timed once a turn: do_bench would make at least eight of them.
+# Calls that take longer are timed once a turn: do_bench would make eight of them.
 _LONG_SECONDS = 0.25
-# Calls that take longer gain nothing in a graph.
-_GRAPH_SECONDS = 0.002
 _GIB = 1 << 30
 _DISTRIBUTIONS = ("torch", "triton", "flash-kmeans", "vector-quantize-pytorch")
 
@@ -38,20 +36,19 @@ class Gpu:
         """A turn: the median of do_bench, which empties the L2 cache before every call."""
         from triton.testing import do_bench
 
-        if self._once(call) > _LONG_SECONDS:
-            return self._once(call)
+        once = self._once(call)
+        if once > _LONG_SECONDS:
+            return once
         milliseconds = do_bench(call, warmup=_WARM_UP_MS, rep=_MEASURE_MS, return_mode="median")
         return 1e-3 * float(milliseconds)
 
-    def seconds_in_graph(self, call: Callable[[], Any]) -> float | None:
-        """The same work replayed from a CUDA graph, with a warm L2 cache; None for long calls.
+    def seconds_in_graph(self, call: Callable[[], Any]) -> float:
+        """The same work replayed from a CUDA graph, with a warm L2 cache.
 
         What is left is the GPU's part: no Python, no launches.
         """
         from triton.testing import do_bench_cudagraph
 
-        if self._once(call) > _GRAPH_SECONDS:
-            return None
         return 1e-3 * float(do_bench_cudagraph(call, return_mode="median"))
 
     def peak_bytes(self, call: Callable[[], Any]) -> int:

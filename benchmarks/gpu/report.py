@@ -108,6 +108,7 @@ def _not_measured(record: dict[str, Any]) -> str:
     reasons = {
         (name, reason): None
         for entry in record["results"]
-        for name, reason in entry.get("skipped", {}).items()
+        for name, reason in entry["skipped"].items()
+        if reason != f"does not take {entry['dtype']}"
     }
     return "".join([*lines, *(f"- {name}: {reason}\n" for name, reason in reasons)])

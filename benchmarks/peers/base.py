@@ -17,14 +17,14 @@ def always() -> str | None:
     return None
 
 
-def needs(module: str, distribution: str) -> Callable[[], str | None]:
+def needs(module: str, distribution: str, extra: str = "bench") -> Callable[[], str | None]:
     """Availability of a peer that needs a package: None, or a sentence that says what is wrong."""
 
     def reason() -> str | None:
         try:
             importlib.import_module(module)
         except ModuleNotFoundError:
-            return f"{distribution} is not installed (pip install .[bench])"
+            return f"{distribution} is not installed (pip install .[{extra}])"
         except ImportError as error:
             return f"{distribution} is installed but does not import: {error}"
         return None

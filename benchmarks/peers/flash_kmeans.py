@@ -22,6 +22,6 @@ PEER = SearchPeer(
     "euclid_assign_triton in its defaults, the codes' norms included and the rows' norms brought "
     "along: generous; int32 indices, no distances; compilation for each shape excluded",
     _prepare,
-    needs("flash_kmeans.assign_euclid_triton", "flash-kmeans"),
+    needs("flash_kmeans.assign_euclid_triton", "flash-kmeans", "bench-gpu"),
     ("float32", "bfloat16", "float16"),
 )
