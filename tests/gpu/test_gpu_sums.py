@@ -20,12 +20,12 @@ def test_the_public_function_refuses_an_index_that_is_no_segment(cuda, bad):
 
 
 @pytest.mark.parametrize("bad", [4, 2**40, 2**63 - 1])
-def test_the_op_leaves_such_an_index_out_or_says_nan(cuda, backend, bad):
+def test_the_op_leaves_such_an_index_out_or_says_nan(cuda, served_by, bad):
     """It waits for nothing, so it cannot raise; other memory than its results stays as it is."""
     src, indices = torch.randn(300, 5), torch.randint(0, 4, (300,))
     indices[::7] = bad
     sums, counts = torch.ops.vqvae_fast.segment_sum(src, indices, 4)
-    if backend == "cuda":
+    if served_by == "cuda":
         assert sums.isnan().all()
         assert counts.isnan().all()
     else:
