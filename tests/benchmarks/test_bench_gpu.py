@@ -55,6 +55,71 @@ def stand(monkeypatch):
     return Stand()
 
 
+def test_the_clock_of_the_device(monkeypatch):
+    """Long calls are timed once, others by do_bench; both in seconds. CUDA itself is made up."""
+    testing = pytest.importorskip("triton.testing")
+    took = {"milliseconds": 3.0}
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            pass
+
+        def elapsed_time(self, end):
+            return took["milliseconds"]
+
+    def do_bench(call, warmup, rep, return_mode):
+        assert return_mode == "median"
+        call()
+        return 2.0
+
+    made = {
+        "Event": Event,
+        "synchronize": lambda: None,
+        "empty_cache": lambda: None,
+        "memory_allocated": lambda: 100,
+        "reset_peak_memory_stats": lambda: None,
+        "max_memory_allocated": lambda: 170,
+        "current_device": lambda: 0,
+        "get_device_name": lambda _: "a name",
+    }
+    for name, value in made.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(testing, "do_bench", do_bench)
+    monkeypatch.setattr(testing, "do_bench_cudagraph", lambda call, return_mode: 1.0)
+    calls = []
+    gpu = device.Gpu()
+    assert (gpu.device, gpu.name) == (torch.device("cuda:0"), "a name")
+    assert gpu.seconds(lambda: calls.append(1)) == 0.002
+    assert len(calls) == 2
+    assert gpu.seconds_in_graph(lambda: None) == 0.001
+    took["milliseconds"] = 400.0
+    assert gpu.seconds(lambda: calls.append(1)) == 0.4
+    assert len(calls) == 3
+    assert gpu.peak_bytes(lambda: calls.append(1)) == 70
+    assert len(calls) == 4
+    gpu.release()
+
+
+def test_a_capture_that_fails(monkeypatch):
+    """The graph's time of a peer is left out; of ours it is an error, since graphs are promised."""
+
+    class NoGraphs(Stand):
+        def seconds(self, call):
+            return 1e-4
+
+        def seconds_in_graph(self, call):
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    peer = contest.Contender("peer", False, None, lambda: list, lambda _: 0.0, True)
+    outcome = contest.compete([peer], lambda _: "ours", NoGraphs(), 1)
+    assert outcome.lines["peer"]["seconds_in_graph"] is None
+    with pytest.raises(RuntimeError, match="stream is capturing"):
+        contest.compete([peer._replace(ours=True)], lambda _: "ours", NoGraphs(), 1)
+
+
 def test_without_a_gpu_it_says_so(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert command.main([]) == 1

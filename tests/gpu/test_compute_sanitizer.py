@@ -38,9 +38,10 @@ def sanitizer():
 
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
 def test_nothing_is_found(cuda, served_by, tool):
+    checked = [sanitizer(), "--tool", tool, "--error-exitcode", "99"]
+    folders = [str(ROOT), str(Path(__file__).parent)]
     done = subprocess.run(
-        [sanitizer(), "--tool", tool, "--error-exitcode", "99", sys.executable, "-c", PROGRAM]
-        + [str(ROOT), str(Path(__file__).parent)],
+        [*checked, sys.executable, "-c", PROGRAM, *folders],
         # An allocation for each tensor: inside of torch's pools an overrun hits other tensors.
         env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
         capture_output=True,
