@@ -7,15 +7,18 @@ from concurrent.futures import ProcessPoolExecutor
 import click
 import torch
 
-from benchmarks.gpu_check.cases import cases, peer_cases
+from benchmarks.gpu_check.cases import cases, peer_cases, sum_cases
 from benchmarks.gpu_check.offline import TARGETS
 from benchmarks.gpu_check.table import Row, defects, markdown, rows
 
+# The sums' kernels are many and small: compiled for one target, or for all with --full.
+FULL_TARGET = "sm_90"
 
-def check(target: str, peer: bool, plain: bool) -> tuple[list[Row], list[str]]:
+
+def check(target: str, peer: bool, plain: bool, full: bool) -> tuple[list[Row], list[str]]:
     """All rows of a target, and what is wrong with them."""
     warnings.simplefilter("ignore")  # Triton's, of its own next version
-    ours = list(rows(list(cases()), target))
+    ours = list(rows([*cases(), *sum_cases(full or target == FULL_TARGET)], target))
     found = [f"{r.kernel}, {r.dtype}, D={r.dim}, {target}: {d}" for r in ours for d in defects(r)]
     if plain:
         ours += rows(list(cases(torch.float32)), target)
@@ -29,13 +32,16 @@ def check(target: str, peer: bool, plain: bool) -> tuple[list[Row], list[str]]:
 @click.option("--jobs", default=2, show_default=True, help="Targets at a time.")
 @click.option("--peer/--no-peer", default=True, show_default=True, help="flash-kmeans, too.")
 @click.option("--plain/--no-plain", default=True, show_default=True, help="The IEEE variant, too.")
-def main(target: tuple[str, ...], jobs: int, peer: bool, plain: bool) -> None:
+@click.option("--full", is_flag=True, help="Every kernel for every target.")
+def main(target: tuple[str, ...], jobs: int, peer: bool, plain: bool, full: bool) -> None:
     """Compile every Triton configuration for GPUs that need not be there, and check the result."""
     table: list[Row] = []
     found: list[str] = []
     with ProcessPoolExecutor(jobs) as pool:
-        for part, wrong in pool.map(check, target, [peer] * len(target), [plain] * len(target)):
-            table += part
+        parts = [pool.submit(check, name, peer, plain, full) for name in target]
+        for part in parts:
+            rows_of_target, wrong = part.result()
+            table += rows_of_target
             found += wrong
     click.echo(markdown(table))
     for defect in found:

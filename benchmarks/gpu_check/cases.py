@@ -46,6 +46,33 @@ def cases(packed: torch.dtype = torch.float16) -> Iterator[Case]:
     yield Case("search", 64, torch.float64, _search(z, codebook, packed))
 
 
+def sum_cases(full: bool) -> Iterator[Case]:
+    """The segment sum and the backward pass: types, widths, rows and feature maps, many codes."""
+    dtypes = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    for dtype in dtypes if full else dtypes[:2]:
+        for dim in (4, 16, 32, 64, 256) if full else (64,):
+            codebook = torch.zeros(CODES, dim, dtype=dtype)
+            rows = torch.zeros(ROWS, dim, dtype=dtype)
+            maps = torch.zeros(3, dim, 7, 11, dtype=dtype).movedim(1, -1)
+            for name, z in (("sums, rows", rows), ("sums, maps", maps)):
+                yield Case(name, dim, dtype, _sums(z, codebook))
+    src, indices = torch.zeros(ROWS, 64), torch.zeros(ROWS, dtype=torch.int64)
+    yield Case(
+        "sums, large K", 64, torch.float32, lambda: kernels.segment_sum(src, indices, 100_000)
+    )
+
+
+def _sums(z: Tensor, codebook: Tensor) -> Callable[[], object]:
+    indices = torch.zeros(z.shape[:-1], dtype=torch.int64)
+
+    def call() -> None:
+        kernels.segment_sum(z, indices, len(codebook))
+        grad_loss = torch.zeros((), dtype=torch.promote_types(z.dtype, torch.float32))
+        kernels.quantize_backward(z, grad_loss, z, codebook, indices, 0.25, 1.0)
+
+    return call
+
+
 def _search(z: Tensor, codebook: Tensor, packed: torch.dtype) -> Callable[[], object]:
     return lambda: kernels.quantize(z, codebook, packed_dtype=packed)
 

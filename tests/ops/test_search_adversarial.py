@@ -312,3 +312,13 @@ def test_roundings_that_all_go_one_way(implementation, dim):
     result = implementation.nearest_code(z, codebook)
     assert result[0].item() == nearer
     check(result, z, codebook)
+
+
+@pytest.mark.parametrize("dim", [2, 5, 33, 200])
+def test_pairs_that_half_precision_cannot_tell_apart(implementation, dim):
+    """A row lies between two codes, and a score in float16 takes the farther half of the time."""
+    between = 30 * torch.randn(325, dim)
+    sides = torch.nn.functional.normalize(torch.randn(650, dim), dim=1)
+    codebook = between.repeat(2, 1) + sides
+    z = between[torch.randint(325, (300,))] + 1e-3 * torch.randn(300, dim)
+    check(implementation.nearest_code(z, codebook), z, codebook)

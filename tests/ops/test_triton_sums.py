@@ -1,4 +1,4 @@
-"""What is Triton's own in the sums: indices that are none, chunks and their borders, long labels."""
+"""What is Triton's own in the sums: wrong indices, the borders of chunks, the width of labels."""
 
 import importlib
 

@@ -6,9 +6,6 @@ written. On an H100 (3.35 TB/s), for N = 65536 and float32: 15 us and 5 us at D 
 20 us at D = 256, and the sort's 20 us or so.
 """
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -17,7 +14,6 @@ from torch import Tensor
 from vqvae_fast.reference import flat_indices
 from vqvae_fast.triton.rows import as_rows
 from vqvae_fast.triton.segment_sum import (
-    NAMES,
     alignment,
     sorted_rows,
     sum_runs,
@@ -177,33 +173,3 @@ def grad_z_kernel(
         ONE_LEVEL, ALIGNED, FEATURE_MAP,
     )  # fmt: skip
     tl.store(pointers, (grad + scale * error).to(out.dtype.element_ty), mask)
-
-
-def compile_cases() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[str, int], str]]:
-    """Every kernel as it can be launched; see ``segment_sum.compile_cases``.
-
-    Layouts are the best and the worst: contiguous rows, and feature maps of odd sizes.
-    """
-    integers = {
-        f"{tensor}_{name}": "i32"
-        for tensor in ("z", "g", "out")
-        for name in ("inner", "outer_stride", "inner_stride", "stride")
-    }
-    integers |= {"num_rows": "i32", "num_codes": "i32", "dim": "i32"}
-    for dtype, name in NAMES.items():
-        tensors = dict.fromkeys(("z", "g", "out", "codes"), f"*{name}")
-        loss = "*fp64" if dtype == torch.float64 else "*fp32"
-        tensors |= {"indices": "*i64", "grad_loss": loss, "factor": "fp64"}
-        for feature_map in (False, True):
-            constants: dict[str, Any] = {
-                "ONE_LEVEL": not feature_map,
-                "ALIGNED": 1 if feature_map else _VECTOR_BYTES // dtype.itemsize,
-                "FEATURE_MAP": feature_map,
-                "ROWS": _ROWS[feature_map],
-                "COLUMNS": _COLUMNS,
-            }
-            if not feature_map:
-                constants |= dict.fromkeys(("z_stride", "g_stride", "out_stride"), 1)
-            signature = {n: t for n, t in (tensors | integers).items() if n not in constants}
-            layout = "feature maps" if feature_map else "rows"
-            yield grad_z_kernel, signature, constants, {"num_warps": 4}, f"grad_z {name} {layout}"

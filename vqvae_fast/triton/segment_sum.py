@@ -1,19 +1,16 @@
 """The segment sum: a stable sort of the rows by segment, then sums of runs, chunk by chunk.
 
 Error: the rows are added in float64, in their order within a chunk and chunk by chunk in a tree, so
-a sum of n numbers is within (64 + 64 log_32 n) 2^-53 of the sum of their magnitudes, and rounded
+a sum of n numbers is within 64 (1 + log_32 n) 2^-53 times the sum of their magnitudes, and rounded
 once, to float32. Nothing waits for the device: a CUDA graph can hold all of it.
 
 Limit: N * D read, K * D zeroed and written once each, and a sort of N labels of 2 bytes (K < 32768,
 else 4) with 8-byte row numbers: on an H100 (3.35 TB/s), for N = 65536 and float32, 5 us at D = 64
-and 20 us at D = 256; some 20 us of latency for the sort and 5 us a pass on top of it (three passes
-for 2 Ki to 64 Ki rows, one more for 32 times as many). Rows of feature maps are read an element
-from each 32-byte sector, which costs up to eight times the traffic where they do not fit the L2
-cache (50 MB).
+and 20 us at D = 256. Expected on top of it, not measured: some 20 us for the latency of the sort,
+and 5 us for each pass after the first (three passes in all for 2 Ki to 64 Ki rows, one more for 32
+times as many). Feature maps are read an element from each 32-byte sector, up to eight times the
+traffic where they do not fit the L2 cache (50 MB).
 """
-
-from collections.abc import Iterator
-from typing import Any
 
 import torch
 import triton
@@ -30,17 +27,16 @@ from vqvae_fast.triton.segment_sum_kernels import (
 
 _CHUNK_ROWS: int = CHUNK_ROWS.value
 _BLOCK = 1024
-NAMES = {
-    torch.float32: "fp32",
-    torch.bfloat16: "bf16",
-    torch.float16: "fp16",
-    torch.float64: "fp64",
-}
 # Columns that a thread reads at a time: 16 bytes, or 8 of 16-bit types, whose sums are float32. So
 # the threads that read are those that write, and nothing has to be handed from one to another.
-_COLUMNS_A_THREAD = {dtype: 2 if dtype == torch.float64 else 4 for dtype in NAMES}
+_COLUMNS_A_THREAD = {
+    torch.float32: 4,
+    torch.bfloat16: 4,
+    torch.float16: 4,
+    torch.float64: 2,
+}
 # Columns and chunks of a program, which is one warp: as narrow as short rows, as wide as a line.
-TILES = {
+_TILES = {
     dtype: [(columns * n, 32 // n) for n in (1, 2, 4, 8)]
     for dtype, columns in _COLUMNS_A_THREAD.items()
 }
@@ -60,9 +56,9 @@ def segment_sum(src: Tensor, indices: Tensor, num_segments: int) -> tuple[Tensor
 
 def sums_and_counts(src: Tensor, indices: Tensor, num_segments: int) -> tuple[Tensor, Tensor]:
     """src: [..., D] -> sums [K, D], counts [K]; rows whose index is no segment are left out."""
-    if indices.dtype != torch.int64 or src.dtype not in NAMES:
+    if indices.dtype != torch.int64 or src.dtype not in _COLUMNS_A_THREAD:
         raise TypeError(
-            f"src must be a float type and indices int64, got {src.dtype}, {indices.dtype}"
+            f"src must be a float type and indices int64, got {src.dtype} and {indices.dtype}"
         )
     if src.dim() < 1 or indices.shape != src.shape[:-1] or num_segments < 1:
         raise ValueError(
@@ -131,10 +127,8 @@ def sum_runs(
     num_rows, level = rows.num_rows, 0
     while True:
         block_dim, chunks_a_program = tile(dim, rows.tensor.dtype)
-        aligned, subtract = (
-            alignment(_COLUMNS_A_THREAD[rows.tensor.dtype], dim, rows),
-            level == 0 and codes is not None,
-        )
+        aligned = alignment(_COLUMNS_A_THREAD[rows.tensor.dtype], dim, rows)
+        subtract = level == 0 and codes is not None
         chunks = triton.cdiv(num_rows, _CHUNK_ROWS)
         pieces = sums.new_empty((2 * chunks, dim), dtype=torch.float64)
         piece_labels = labels.new_empty(2 * chunks)
@@ -169,10 +163,8 @@ def sum_runs(
 
 def tile(dim: int, dtype: torch.dtype) -> tuple[int, int]:
     """Columns and chunks of a program, for rows of ``dim`` elements."""
-    return next(
-        (tile for tile in TILES[dtype] if dim <= tile[0]),
-        TILES[dtype][-1],
-    )
+    tiles = _TILES[dtype]
+    return next((tile for tile in tiles if dim <= tile[0]), tiles[-1])
 
 
 def alignment(vector: int, dim: int, *tensors: Rows) -> int:
@@ -190,69 +182,3 @@ def batch(columns: int, dtype: torch.dtype, aligned: int, subtract: bool) -> int
     else:
         rows = 16
     return rows // 2 if subtract else rows
-
-
-def compile_cases() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[str, int], str]]:
-    """Every kernel as it can be launched: kernel, signature, constants, options and a name.
-
-    Pointers are to be taken as aligned to 16 bytes, as torch allocates them. Layouts are the best
-    and the worst: contiguous rows, and feature maps of odd sizes.
-    """
-    options = {"num_warps": 4}
-    for labels in ("i16", "i32", "i64"):
-        signature = {"labels": f"*{labels}", "num_rows": "i32", "num_segments": "i32"}
-        constants = {"BLOCK": _BLOCK}
-        yield label_kernel, signature | {"indices": "*i64"}, constants, options, f"label {labels}"
-        signature |= {"begin": "*i64", "end": "*i64"}
-        yield bounds_kernel, signature, constants, options, f"bounds {labels}"
-    for dtype, tiles in TILES.items():
-        wide = "fp64" if dtype == torch.float64 else "fp32"
-        for columns, chunks in tiles:
-            name = f"sum_runs {NAMES[dtype]} {columns}x{chunks}"
-            for contiguous in (True, False):
-                layout = "rows" if contiguous else "feature maps"
-                yield _case(dtype, columns, chunks, wide, contiguous, "", f"{name} {layout}")
-                yield _case(
-                    dtype, columns, chunks, NAMES[dtype], contiguous, "errors",
-                    f"{name} {layout}, errors",
-                )  # fmt: skip
-            if dtype == torch.float64:
-                for out in NAMES.values():
-                    yield _case(
-                        dtype, columns, chunks, out, True, "pieces", f"{name} pieces to {out}"
-                    )
-
-
-def _case(
-    dtype: torch.dtype,
-    columns: int,
-    chunks: int,
-    out: str,
-    contiguous: bool,
-    kind: str,
-    name: str,
-) -> tuple[Any, dict[str, str], dict[str, Any], dict[str, int], str]:
-    """A case of sum_runs_kernel. kind: "", "errors" (less the codes) or "pieces"."""
-    signature = {"src": f"*{NAMES[dtype]}", "labels": "*i16", "sums": f"*{out}"}
-    signature |= {"factor": "fp64", "pieces": "*fp64", "piece_labels": "*i16"}
-    signature |= dict.fromkeys(("inner", "outer_stride", "inner_stride", "num_rows"), "i32")
-    signature |= dict.fromkeys(("num_segments", "dim", "element_stride"), "i32")
-    signature |= {"codes": f"*{NAMES[dtype]}", "order": "*i64", "grad": "*fp32"}
-    aligned = _COLUMNS_A_THREAD[dtype] if contiguous else 1
-    constants: dict[str, Any] = {
-        "SORTED": kind == "pieces",
-        "ONE_LEVEL": contiguous,
-        "ALIGNED": aligned,
-        "SUBTRACT": kind == "errors",
-        "SCALE": kind != "",
-        "CHUNKS": chunks,
-        "BLOCK_DIM": columns,
-        "BATCH": batch(columns, dtype, aligned, kind == "errors"),
-    }
-    # What is 1, or None, is known when the kernel is compiled.
-    if contiguous:
-        constants["element_stride"] = 1
-    absent = {"": ("codes", "grad"), "errors": (), "pieces": ("codes", "order")}[kind]
-    constants |= dict.fromkeys(absent)
-    signature = {n: t for n, t in signature.items() if n not in constants}
-    return sum_runs_kernel, signature, constants, {"num_warps": 1}, name

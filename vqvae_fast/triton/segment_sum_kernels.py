@@ -1,5 +1,8 @@
 """The kernels of the segment sum: labels, bounds, and sums of the runs of sorted rows."""
 
+# mypy: disable-error-code="assignment,unreachable"
+# Tuples that grow in a loop are typed, but not Python's.
+
 import triton
 import triton.language as tl
 
@@ -96,9 +99,8 @@ def sum_runs_kernel(
         scale = tl.load(grad).to(tl.float64) * factor
 
     segment = tl.load(labels + first, first < num_rows, other=num_segments).to(tl.int64)
-    before = tl.load(labels + first - 1, (first > 0) & (first < num_rows), other=num_segments).to(
-        tl.int64
-    )
+    has_before = (first > 0) & (first < num_rows)
+    before = tl.load(labels + first - 1, has_before, other=num_segments).to(tl.int64)
     behind = first + CHUNK_ROWS
     after = tl.load(labels + behind, behind < num_rows, other=num_segments).to(tl.int64)
     began_before = (before == segment) & (segment < nothing)
