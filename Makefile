@@ -2,6 +2,7 @@
 #              on where Ctrl-C stopped it; make train ARGS="--seed 1 ..." starts a run of its own
 # make test    set up .venv if needed, then lint, types, tests, and of the GPU kernels what needs no GPU:
 #              make test-interpret (Triton's interpreter) and make gpu-check (compiled, read, asserted)
+# make test-gpu, make bench-gpu   on a machine with a CUDA device: tests and figures of its kernels
 
 PYTHON ?= python3
 CXX ?= c++
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 CXX_FILES := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'benchmarks/*.cpp' 'tests/*.cpp' \
   'tests/*.h' 'tests/*.cuh'
 
-.PHONY: train test test-interpret gpu-check lint format bench clean prerequisites
+.PHONY: train test test-interpret test-gpu gpu-check lint format bench bench-gpu clean prerequisites
 
 train: $(VENV)/.built
 ifdef ARGS
@@ -43,6 +44,10 @@ INTERPRETED := $(addprefix tests/ops/test_,search_contract.py search_adversarial
 test-interpret: $(VENV)/.built
 	TRITON_INTERPRET=1 VQVAE_FAST_BACKEND=triton $(BIN)/python -m pytest -n 2 $(INTERPRETED) $(ARGS)
 
+# Says that there is no CUDA device, and fails, rather than skip.
+test-gpu: $(VENV)/.built
+	VQVAE_FAST_REQUIRE_CUDA=1 $(BIN)/python -m pytest tests/gpu tests/ops $(ARGS)
+
 gpu-check: $(VENV)/.built
 	$(BIN)/python -m benchmarks.gpu_check $(ARGS)
 
@@ -60,6 +65,10 @@ format: $(VENV)/.installed
 bench: $(VENV)/.built
 	$(BIN)/python -m benchmarks.search
 	$(BIN)/python -m benchmarks.layer
+
+bench-gpu: $(VENV)/.built
+	$(BIN)/pip install --quiet flash-kmeans==0.3.1
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 clean:
 	rm -rf $(VENV) build vqvae_fast/*.so *.egg-info

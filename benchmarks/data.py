@@ -50,6 +50,31 @@ SEARCH_SHAPES = (
     Shape(2048, 65536, 32),
 )
 LAYER_SHAPES = (Shape(2048, 512, 64), Shape(2048, 8192, 64))
+# On a GPU: the sizes that KERNELS' targets are about, and what published models use there.
+TARGET_SHAPES = tuple(Shape(65536, k, d) for k in (8192, 65536, 1 << 20) for d in (8, 64, 256))
+PUBLISHED_SHAPES = (
+    Shape(2048, 512, 64),  # the reference VQ-VAE, CIFAR-10
+    Shape(524288, 512, 64),  # VQ-VAE-2, bottom
+    Shape(768, 16384, 256),  # VQGAN
+    Shape(3584, 16384, 8),  # LDM vq-f16; LlamaGen's are 4096
+    Shape(4096, 8192, 32),  # ViT-VQGAN
+    Shape(2048, 100000, 8),  # VQGAN-LC
+    Shape(16384, 65536, 128),  # SimVQ
+    Shape(16384, 262144, 128),  # SimVQ
+    Shape(1024, 262144, 256),  # IBQ
+    Shape(26624, 8192, 64),  # GCP-VQVAE
+    Shape(5956, 16384, 192),  # MeshGPT
+    Shape(2400, 1024, 8),  # DAC, a stage
+    Shape(4800, 1024, 128),  # EnCodec, a stage
+    Shape(2000, 2048, 256),  # Mimi, a stage
+)
+GPU_LAYER_SHAPES = (
+    Shape(2048, 512, 64),
+    Shape(4096, 8192, 32),
+    Shape(26624, 8192, 64),
+    Shape(16384, 65536, 128),
+)
+SUM_SHAPES = (Shape(65536, 8192, 64), Shape(65536, 65536, 256), Shape(524288, 512, 64))
 TINY_SHAPES = (Shape(96, 40, 8), Shape(33, 70, 16))
 
 
@@ -66,11 +91,16 @@ class Vectors(NamedTuple):
         return Shape(self.z.shape[0], *self.codebook.shape)
 
 
-def gaussian(shape: Shape, dtype: torch.dtype = torch.float32, seed: int = 0) -> Vectors:
-    """Standard normal z and codebook."""
-    generator = torch.Generator().manual_seed(seed)
-    z = torch.randn(shape.n, shape.d, generator=generator)
-    codebook = torch.randn(shape.k, shape.d, generator=generator)
+def gaussian(
+    shape: Shape,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> Vectors:
+    """Standard normal z and codebook; every kind of device has its own numbers."""
+    generator = torch.Generator(device).manual_seed(seed)
+    z = torch.randn(shape.n, shape.d, generator=generator, device=device)
+    codebook = torch.randn(shape.k, shape.d, generator=generator, device=device)
     return Vectors(z.to(dtype), codebook.to(dtype), "Gaussian")
 
 

@@ -53,8 +53,16 @@ def cpu_model() -> str:
 def machine_slug(model: str | None = None, number_of_cores: int | None = None) -> str:
     """A readable folder name, such as amd-epyc-zen5-2c."""
     words = re.sub(_NOISE_WORDS, " ", (model or cpu_model()).lower())
-    slug = re.sub(r"[^a-z0-9]+", "-", words).strip("-") or "unknown-cpu"
-    return f"{slug}-{number_of_cores or cores()}c"
+    return f"{_slug(words) or 'unknown-cpu'}-{number_of_cores or cores()}c"
+
+
+def device_slug(name: str) -> str:
+    """The same for a GPU's name, such as nvidia-h100-80gb-hbm3."""
+    return _slug(name.lower()) or "unknown-gpu"
+
+
+def _slug(words: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", words).strip("-")
 
 
 def isa() -> str:
@@ -64,10 +72,10 @@ def isa() -> str:
     return str(_native.extension.cpu_isa())
 
 
-def versions() -> dict[str, str]:
+def versions(distributions: tuple[str, ...] = _DISTRIBUTIONS) -> dict[str, str]:
     """Versions of everything that is timed; absent packages are left out."""
     found = {"python": platform.python_version()}
-    for name in _DISTRIBUTIONS:
+    for name in distributions:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -51,6 +51,7 @@ def interleaved(
     min_seconds: float = 0.1,
     max_calls: int = 200,
     between: Callable[[], Any] = lambda: None,
+    take_turn: Callable[[Callable[[], Any]], float] | None = None,
 ) -> dict[str, Timing]:
     """Time every call in every round.
 
@@ -59,16 +60,23 @@ def interleaved(
         rounds: how often each gets a turn.
         min_seconds: a turn repeats its call until so much time has passed.
         max_calls: and no more often than this.
+        take_turn: takes a turn of a call instead, and gives its seconds (a GPU has its own clock);
+            ``min_seconds`` and ``max_calls`` are not used then.
         between: called before, between and after the rounds (the machine's peak is sampled there).
 
     Returns:
         name -> its timing, in the order of ``calls``.
     """
+    if take_turn is None:
+
+        def take_turn(call: Callable[[], Any]) -> float:
+            return turn(call, min_seconds, max_calls)
+
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     between()
     for number in range(rounds):
         for name in _rotated(list(calls), number):
-            seconds[name].append(turn(calls[name], min_seconds, max_calls))
+            seconds[name].append(take_turn(calls[name]))
         between()
     return {name: summarise(times) for name, times in seconds.items()}
 

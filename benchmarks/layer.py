@@ -1,15 +1,13 @@
 """The quantizer layer, forward and backward, against its peer: ``python -m benchmarks.layer``."""
 
-import argparse
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks import environment, memory, results
+from benchmarks import command_line, environment, memory, results
 from benchmarks.data import (
     LAYER_SHAPES,
     TINY_SHAPES,
@@ -150,28 +148,15 @@ def markdown(record: dict[str, Any]) -> str:
     return "".join(parts)
 
 
-def _arguments(given: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.layer", description=__doc__)
-    parser.add_argument("--shapes", nargs="+", type=Shape.parse, metavar="N,K,D")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--quick", action="store_true", help="tiny shapes, one short round")
-    parser.add_argument("--no-memory", action="store_true", help="leave the memory out")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="instead of benchmarks/results/")
-    return parser.parse_args(given)
-
-
 def main(given: list[str] | None = None) -> dict[str, Any]:
     """Run, print the tables, write JSON and Markdown (a quick run only with --json)."""
-    options = _arguments(given)
+    parser = command_line.parser("benchmarks.layer", __doc__, rounds=9)
+    command_line.add_cpu_options(parser)
+    options = parser.parse_args(given)
     shapes = options.shapes or (TINY_SHAPES if options.quick else LAYER_SHAPES)
     rounds, min_seconds = (1, 0.0) if options.quick else (options.rounds, 0.1)
     record = run(shapes, options.threads, rounds, min_seconds, not options.no_memory)
-    text = markdown(record)
-    print(text)
-    out = options.json or (None if options.quick else results.default_path("layer"))
-    if out:
-        results.write(out, record, text)
+    command_line.publish(record, markdown(record), options, "layer")
     return record
 
 

@@ -10,9 +10,9 @@ from benchmarks.environment import machine_slug
 FOLDER = Path(__file__).with_name("results")
 
 
-def default_path(benchmark: str) -> Path:
+def default_path(benchmark: str, machine: str | None = None) -> Path:
     """benchmarks/results/<machine>/<benchmark>.json."""
-    return FOLDER / machine_slug() / f"{benchmark}.json"
+    return FOLDER / (machine or machine_slug()) / f"{benchmark}.json"
 
 
 def write(path: Path, record: dict[str, Any], markdown: str) -> None:
@@ -36,13 +36,15 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(padded) + "\n"
 
 
-def heading(record: dict[str, Any]) -> str:
-    """Title, machine, versions and command."""
+def heading(record: dict[str, Any], device: str | None = None) -> str:
+    """Title, machine (or ``device``, in words), versions and command."""
+    device = device or (
+        f"{record['cpu']}, {record['threads']} of {record['cores']} cores, kernels: {record['isa']}"
+    )
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
     return (
         f"# {record['benchmark']}: {record['machine']}\n\n"
-        f"{record['date']}, {record['cpu']}, {record['threads']} of {record['cores']} cores, "
-        f"kernels: {record['isa']}, revision {record['revision'] or 'unknown'}.\n"
+        f"{record['date']}, {device}, revision {record['revision'] or 'unknown'}.\n"
         f"{versions}.\n\n    {record['command']}\n\n"
     )
 

@@ -1,15 +1,13 @@
 """The search against its peers and the machine's peak: ``python -m benchmarks.search``."""
 
-import argparse
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from benchmarks import environment, memory, results
-from benchmarks.data import SEARCH_SHAPES, TINY_SHAPES, Shape, Vectors, from_npz, from_run, gaussian
+from benchmarks import command_line, environment, memory, results
+from benchmarks.data import SEARCH_SHAPES, TINY_SHAPES, Shape, Vectors, gaussian
 from benchmarks.exactness import smallest_distances, violating_share
 from benchmarks.interleave import interleaved, ratio
 from benchmarks.peak import PeakMeter, try_meter
@@ -161,44 +159,19 @@ def _peak_line(peak: dict[str, Any]) -> str:
     return text
 
 
-def _arguments(given: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.search", description=__doc__)
-    parser.add_argument("--shapes", nargs="+", type=Shape.parse, metavar="N,K,D")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32")
-    parser.add_argument(
-        "--run", nargs="*", type=Path, default=[], help="run folders of vqvae-fast train"
-    )
-    parser.add_argument(
-        "--latents",
-        nargs="*",
-        type=Path,
-        default=[],
-        metavar="NPZ",
-        help="latents z [N, D] and codebook [K, D] of trained models",
-    )
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--quick", action="store_true", help="tiny shapes, one short round")
-    parser.add_argument("--no-memory", action="store_true", help="leave the memory out")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="instead of benchmarks/results/")
-    return parser.parse_args(given)
-
-
 def main(given: list[str] | None = None) -> dict[str, Any]:
     """Run, print the tables, write JSON and Markdown (a quick run only with --json)."""
-    options = _arguments(given)
+    parser = command_line.parser("benchmarks.search", __doc__, rounds=9)
+    command_line.add_cpu_options(parser)
+    command_line.add_data_options(parser)
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    options = parser.parse_args(given)
     dtype = getattr(torch, options.dtype)
     shapes = options.shapes or (TINY_SHAPES if options.quick else SEARCH_SHAPES)
-    datasets = [gaussian(shape, dtype) for shape in shapes]
-    datasets += [from_run(path, dtype=dtype) for path in options.run]
-    datasets += [from_npz(path, dtype) for path in options.latents]
+    datasets = [gaussian(shape, dtype) for shape in shapes] + command_line.trained(options, dtype)
     rounds, min_seconds = (1, 0.0) if options.quick else (options.rounds, 0.1)
     record = run(datasets, options.threads, rounds, min_seconds, not options.no_memory)
-    text = markdown(record)
-    print(text)
-    out = options.json or (None if options.quick else results.default_path("search"))
-    if out:
-        results.write(out, record, text)
+    command_line.publish(record, markdown(record), options, "search")
     return record
 
 

@@ -4,6 +4,7 @@ import os
 import warnings
 
 import pytest
+import torch
 
 with warnings.catch_warnings():
     # Without its kernels the package warns once, at import, and works: no error here.
@@ -20,3 +21,5 @@ def pytest_report_header():
 def pytest_sessionstart(session):
     if os.environ.get("VQVAE_FAST_REQUIRE_EXT") == "1" and _native.extension is None:
         pytest.exit(f"the C++ extension is required, but {_native.reason}", returncode=1)
+    if os.environ.get("VQVAE_FAST_REQUIRE_CUDA") == "1" and not torch.cuda.is_available():
+        pytest.exit("a CUDA device is required, but torch finds none", returncode=1)

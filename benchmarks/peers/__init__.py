@@ -6,16 +6,20 @@ below. An adapter says why it cannot run; it never raises at import.
 
 from benchmarks.peers import (
     faiss_flat,
+    flash_kmeans,
     ours,
+    ours_gpu,
     ours_layer,
     reference_formula,
     scikit_learn,
     torch_addmm,
     torch_cdist,
     torch_compiled,
+    torch_narrow,
     vqp_layer,
 )
-from benchmarks.peers.base import LayerPeer, SearchPeer
+from benchmarks.peers.base import LayerPeer, SearchPeer, SumPeer
+from benchmarks.peers.segment_sums import SUM_PEERS
 
 OURS = ours.PEER
 
@@ -31,6 +35,26 @@ SEARCH_PEERS: tuple[SearchPeer, ...] = (
     scikit_learn.PEER,
 )
 
+GPU_SEARCH_PEERS: tuple[SearchPeer, ...] = (
+    ours.PEER,
+    ours_gpu.PLAIN,
+    ours_gpu.CUDA,
+    torch_addmm.PEER,
+    torch_narrow.TF32,
+    torch_narrow.BFLOAT16,
+    torch_compiled.PEER,
+    flash_kmeans.PEER,
+)
+
 LAYER_PEERS: tuple[LayerPeer, ...] = (*ours_layer.PEERS, *vqp_layer.PEERS)
 
-__all__ = ["LAYER_PEERS", "OURS", "SEARCH_PEERS", "LayerPeer", "SearchPeer"]
+__all__ = [
+    "GPU_SEARCH_PEERS",
+    "LAYER_PEERS",
+    "OURS",
+    "SEARCH_PEERS",
+    "SUM_PEERS",
+    "LayerPeer",
+    "SearchPeer",
+    "SumPeer",
+]

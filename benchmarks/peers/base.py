@@ -17,14 +17,14 @@ def always() -> str | None:
     return None
 
 
-def needs(module: str, distribution: str) -> Callable[[], str | None]:
+def needs(module: str, distribution: str, extra: str = "bench") -> Callable[[], str | None]:
     """Availability of a peer that needs a package: None, or a sentence that says what is wrong."""
 
     def reason() -> str | None:
         try:
             importlib.import_module(module)
         except ModuleNotFoundError:
-            return f"{distribution} is not installed (pip install .[bench])"
+            return f"{distribution} is not installed (pip install .[{extra}])"
         except ImportError as error:
             return f"{distribution} is installed but does not import: {error}"
         return None
@@ -39,8 +39,8 @@ class SearchPeer:
     Attributes:
         name: id in tables, JSON and tests.
         timed: what one timed call contains, in words.
-        prepare: (z [N, D], codebook [K, D]) -> a call without arguments that returns int64
-            indices [N]. What ``prepare`` does itself is not timed.
+        prepare: (z [N, D], codebook [K, D]) -> a call without arguments that returns the
+            indices [N], integers (ours: int64). What ``prepare`` does itself is not timed.
         unavailable: None, or the reason why the peer cannot run here.
         dtypes: input dtypes that it takes, as in torch's names.
     """
@@ -75,6 +75,27 @@ class LayerPeer:
     timed: str
     build: Callable[[Tensor, Tensor], "Step"]
     learning: str
+    unavailable: Callable[[], str | None] = always
+
+
+SumCall = Callable[[], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class SumPeer:
+    """One way to sum rows by segment.
+
+    Attributes:
+        name: id in tables, JSON and tests.
+        timed: what one timed call contains, in words.
+        prepare: (src [N, D], indices [N] from 0 to K - 1, K) -> a call without arguments that
+            returns sums [K, D] and counts [K].
+        unavailable: None, or the reason why the peer cannot run here.
+    """
+
+    name: str
+    timed: str
+    prepare: Callable[[Tensor, Tensor, int], SumCall]
     unavailable: Callable[[], str | None] = always
 
 

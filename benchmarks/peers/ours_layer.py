@@ -19,7 +19,8 @@ def _build(learning: Literal["ema", "gradient"], fmap: Tensor, codebook: Tensor)
     from vqvae_fast.nn import VectorQuantizer
 
     num_codes, dim = codebook.shape
-    layer: Any = VectorQuantizer(num_codes, dim, 0.25, learning=learning).train()
+    layer: Any = VectorQuantizer(num_codes, dim, 0.25, learning=learning)
+    layer.to(fmap.device).train()
     layer.set_codebook(codebook)
 
     def forward(z: Tensor) -> tuple[Tensor, Tensor]:

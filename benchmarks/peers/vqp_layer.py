@@ -16,7 +16,8 @@ def _build(fmap: Tensor, codebook: Tensor, **options: Any) -> Step:
     num_codes, dim = codebook.shape
     layer: Any = VectorQuantize(
         dim, num_codes, accept_image_fmap=True, commitment_weight=0.25, decay=0.99, **options
-    ).train()
+    )
+    layer.to(fmap.device).train()
     state = layer._codebook
     with torch.no_grad():
         state.embed.copy_(codebook[None])

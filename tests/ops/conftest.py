@@ -1,38 +1,18 @@
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import host_kernels
 import pytest
 import torch
-from kernels import INSTRUCTION_SETS
+from kernels import DTYPES, INSTRUCTION_SETS, KERNELS, Implementation
 
 import vqvae_fast
 from vqvae_fast import _native, reference
-
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-
-@dataclass(frozen=True)
-class Implementation:
-    """One of the ways in which a call can be served."""
-
-    nearest_code: Callable
-    quantize: Callable
-    segment_sum: Callable
-    quantize_backward: Callable
-
 
 REFERENCE = Implementation(
     reference.nearest_code,
     reference.quantize,
     reference.segment_sum,
     reference.quantize_backward,
-)
-KERNELS = Implementation(
-    lambda z, codebook: torch.ops.vqvae_fast.nearest_code(z, codebook),
-    lambda z, codebook: torch.ops.vqvae_fast.quantize(z, codebook),
-    lambda src, indices, count: torch.ops.vqvae_fast.segment_sum(src, indices, count),
-    lambda *arguments: torch.ops.vqvae_fast.quantize_backward(*arguments),
 )
 HOST_CUDA = Implementation(
     host_kernels.nearest_code,

@@ -41,9 +41,9 @@ def leaves(z_shape, codebook_shape, dtype=torch.float64, offset=0.0):
 
 def gradients(quantized, loss, z, codebook, seed=3):
     """Of a scalar to which the straight-through values and the loss both contribute."""
-    weight = torch.randn(
-        quantized.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
-    )
+    device = quantized.device
+    generator = torch.Generator(device).manual_seed(seed)
+    weight = torch.randn(quantized.shape, dtype=torch.float64, generator=generator, device=device)
     scalar = (quantized * weight.to(quantized.dtype)).sum() + 3 * loss.to(quantized.dtype)
     return torch.autograd.grad(scalar, (z, codebook), allow_unused=True)
 

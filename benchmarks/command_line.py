@@ -1,0 +1,57 @@
+"""What the benchmarks' command lines share: options, data, output."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import results
+from benchmarks.data import Shape, Vectors, from_npz, from_run
+
+
+def parser(module: str, description: str | None, rounds: int) -> argparse.ArgumentParser:
+    """A parser with the options that every benchmark of kernels has."""
+    made = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+    made.add_argument("--shapes", nargs="+", type=Shape.parse, metavar="N,K,D")
+    made.add_argument("--rounds", type=int, default=rounds)
+    made.add_argument("--json", type=Path, metavar="OUT", help="instead of benchmarks/results/")
+    return made
+
+
+def add_cpu_options(made: argparse.ArgumentParser) -> None:
+    """Threads, a quick run, and memory, which a process of its own measures."""
+    made.add_argument("--threads", type=int, default=torch.get_num_threads())
+    made.add_argument("--quick", action="store_true", help="tiny shapes, one short round")
+    made.add_argument("--no-memory", action="store_true", help="leave the memory out")
+
+
+def add_data_options(made: argparse.ArgumentParser) -> None:
+    """Vectors of trained models beside Gaussian ones."""
+    made.add_argument(
+        "--run", nargs="*", type=Path, default=[], help="run folders of vqvae-fast train"
+    )
+    made.add_argument(
+        "--latents",
+        nargs="*",
+        type=Path,
+        default=[],
+        metavar="NPZ",
+        help="latents z [N, D] and codebook [K, D] of trained models",
+    )
+
+
+def trained(options: argparse.Namespace, dtype: torch.dtype) -> list[Vectors]:
+    """The vectors that :func:`add_data_options`' options name."""
+    return [
+        *(from_run(path, dtype=dtype) for path in options.run),
+        *(from_npz(path, dtype) for path in options.latents),
+    ]
+
+
+def publish(record: dict[str, Any], text: str, options: argparse.Namespace, name: str) -> None:
+    """Print the tables and write them, with the JSON beside (a quick run only with --json)."""
+    print(text)
+    out = options.json or (None if options.quick else results.default_path(name))
+    if out:
+        results.write(out, record, text)

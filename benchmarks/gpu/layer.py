@@ -1,0 +1,50 @@
+"""The quantizer layer, forward and backward, in training mode."""
+
+from typing import Any
+
+from torch import Tensor
+
+from benchmarks.data import Vectors, feature_map
+from benchmarks.gpu.contest import Clock, Contender, compete
+from benchmarks.layer import check
+from benchmarks.peers import LAYER_PEERS, LayerPeer
+
+_RIVALS = {"ema": "ours (EMA)", "gradient": "ours (gradient)"}
+
+
+def compare(vectors: Vectors, clock: Clock, rounds: int) -> dict[str, Any]:
+    """The JSON record of one shape.
+
+    Raises:
+        WrongLayerError: our first step is not what the readable formula gives.
+    """
+    fmap = feature_map(vectors.z)
+    learning = {peer.name: peer.learning for peer in LAYER_PEERS}
+    outcome = compete(
+        [_contender(peer, vectors, fmap) for peer in LAYER_PEERS],
+        lambda name: _RIVALS[learning[name]],
+        clock,
+        rounds,
+    )
+    for name, line in outcome.lines.items():
+        line["learning"] = learning[name]
+    return {
+        "kind": "layer",
+        "shape": vectors.shape._asdict(),
+        "data": vectors.source,
+        "dtype": "float32",
+        "contenders": outcome.lines,
+        "failed": outcome.failed,
+        "skipped": outcome.skipped,
+    }
+
+
+def _contender(peer: LayerPeer, vectors: Vectors, fmap: Tensor) -> Contender:
+    return Contender(
+        peer.name,
+        peer.name.startswith("ours"),
+        peer.unavailable(),
+        lambda: peer.build(fmap, vectors.codebook),
+        lambda step: check(peer, vectors, step),
+        False,
+    )
