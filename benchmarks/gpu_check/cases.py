@@ -56,7 +56,8 @@ def sum_cases(full: bool) -> Iterator[Case]:
             codebook = torch.zeros(CODES, dim, dtype=dtype)
             rows = torch.zeros(ROWS, dim, dtype=dtype)
             maps = torch.zeros(3, dim, 7, 11, dtype=dtype).movedim(1, -1)
-            for name, z in (("sums, rows", rows), ("sums, maps", maps)):
+            odd = torch.zeros(ROWS, dim + 1, dtype=dtype)[:, :dim]
+            for name, z in (("sums, rows", rows), ("sums, odd rows", odd), ("sums, maps", maps)):
                 yield Case(name, dim, dtype, _sums(z, codebook))
     src, indices = torch.zeros(ROWS, 64), torch.zeros(ROWS, dtype=torch.int64)
     yield Case(

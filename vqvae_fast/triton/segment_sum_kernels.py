@@ -93,16 +93,16 @@ def sum_runs_kernel(
     column = tl.program_id(1) * BLOCK_DIM + tl.arange(0, BLOCK_DIM)
     is_column = (column < dim)[None, :]
     src += column.to(tl.int64)[None, :] * element_stride
-    nothing = num_segments.to(tl.int64)
+    nothing = num_segments
     scale = 1.0
     if SCALE:
         scale = tl.load(grad).to(tl.float64) * factor
 
-    segment = tl.load(labels + first, first < num_rows, other=num_segments).to(tl.int64)
+    segment = tl.load(labels + first, first < num_rows, other=nothing).to(nothing.dtype)
     has_before = (first > 0) & (first < num_rows)
-    before = tl.load(labels + first - 1, has_before, other=num_segments).to(tl.int64)
+    before = tl.load(labels + first - 1, has_before, other=nothing).to(nothing.dtype)
     behind = first + CHUNK_ROWS
-    after = tl.load(labels + behind, behind < num_rows, other=num_segments).to(tl.int64)
+    after = tl.load(labels + behind, behind < num_rows, other=nothing).to(nothing.dtype)
     began_before = (before == segment) & (segment < nothing)
     has_head = began_before
     first_piece = pieces + (2 * chunk)[:, None] * dim + column[None, :]
@@ -120,7 +120,7 @@ def sum_runs_kernel(
         batch_labels, values, less = (), (), ()
         for i in tl.static_range(BATCH):
             at = first + start + i
-            label = tl.load(labels + at, at < num_rows, other=num_segments).to(tl.int64)
+            label = tl.load(labels + at, at < num_rows, other=nothing).to(nothing.dtype)
             is_row = label < nothing
             batch_labels = batch_labels + (label,)  # noqa: RUF005 - tuples of Triton's language
             row = at if SORTED else tl.load(order + at, is_row, other=0)
@@ -131,12 +131,13 @@ def sum_runs_kernel(
             value = tl.load(src + offset[:, None], mask, other=0.0)
             values = values + (value,)  # noqa: RUF005
             if SUBTRACT:
-                code = tl.load(codes + (label * dim)[:, None] + column[None, :], mask, other=0.0)
+                code = codes + (label.to(tl.int64) * dim)[:, None] + column[None, :]
+                code = tl.load(code, mask, other=0.0)
                 less = less + (code,)  # noqa: RUF005
         for i in tl.static_range(BATCH):
             ends = batch_labels[i] != segment
             is_whole = ends & (began_before == 0) & (segment < nothing)
-            out = sums + (segment * dim)[:, None] + column[None, :]
+            out = sums + (segment.to(tl.int64) * dim)[:, None] + column[None, :]
             tl.store(
                 out, rounded(total * scale, sums.dtype.element_ty), is_whole[:, None] & is_column
             )
@@ -151,7 +152,7 @@ def sum_runs_kernel(
 
     goes_on = (after == segment) & (segment < nothing)
     is_whole = (began_before == 0) & (goes_on == 0) & (segment < nothing)
-    out = sums + (segment * dim)[:, None] + column[None, :]
+    out = sums + (segment.to(tl.int64) * dim)[:, None] + column[None, :]
     tl.store(out, rounded(total * scale, sums.dtype.element_ty), is_whole[:, None] & is_column)
     # A chunk in the middle of a segment has a single piece; the other place is a zero, for the
     # next chunk's piece to lie in the same run.
