@@ -39,7 +39,11 @@ def test_the_module_example_runs():
 
 
 def test_the_ops_example_runs():
-    names = {"z": torch.randn(20, 8), "codebook": torch.randn(512, 8)}
+    names = {
+        "z": torch.randn(20, 8),
+        "codebook": torch.randn(512, 8),
+        "codebooks": torch.randn(4, 512, 8),
+    }
     exec(next(e for e in EXAMPLES if "nearest_code(" in e), names)
     assert names["sums"].shape == (512, 8)
 
