@@ -176,7 +176,7 @@ def alignment(vector: int, dim: int, *tensors: Rows) -> int:
 def batch(columns: int, dtype: torch.dtype, aligned: int, subtract: bool) -> int:
     """Rows that are on their way to a thread at a time: as many as its registers can hold."""
     if aligned == 1:  # a thread has a column of several chunks: as many loads a row
-        rows = 4
+        rows = 2  # 4 spill on sm_80
     elif columns == _COLUMNS_A_THREAD[dtype]:
         rows = 8
     else:
