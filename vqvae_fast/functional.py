@@ -137,7 +137,7 @@ def residual_nearest_code(z: Tensor, codebooks: Tensor) -> ResidualNearestCode:
         ValueError: a shape, or the devices, do not fit.
         TypeError: a dtype is not a float type, or the two differ.
 
-    On a GPU all stages are one launch for D <= 64 and K <= 32768, or D <= 256 and K <= 16384,
+    On a GPU all stages are one launch for D <= 64 and K <= 32768, or D <= 128 and K <= 16384,
     except in float64. Elsewhere
     each stage is a search. Both choose the same codes, unless float64 cannot tell which of two is
     nearer (1e-14 of the distance).

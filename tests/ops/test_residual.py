@@ -65,7 +65,7 @@ def random_pair(rows, codes, dim, count, dtype=torch.float32):
     return torch.randn(rows, dim).to(dtype), (torch.randn(count, codes, dim) * shrink).to(dtype)
 
 
-# Blocks are 64 rows, tiles 128 or 256 codes, and rows padded to 16, 32, 64, 128 or 256.
+# Blocks are 64 rows, tiles 128 or 256 codes, and rows padded to 16, 32, 64 or 128.
 SHAPES = [
     (1, 1, 1, 1),
     (1, 130, 8, 8),
@@ -225,11 +225,11 @@ class TestTriton:
     @pytest.mark.parametrize(
         ("codes", "dim", "dtype", "fits"),
         [
-            (16384, 256, torch.float32, True),
-            (16385, 256, torch.float32, False),
+            (16384, 128, torch.float32, True),
+            (16385, 128, torch.float32, False),
             (32768, 64, torch.float32, True),
             (32769, 64, torch.float32, False),
-            (8, 257, torch.float32, False),
+            (8, 129, torch.float32, False),
             (8, 8, torch.float64, False),
             (8, 8, torch.bfloat16, True),
         ],

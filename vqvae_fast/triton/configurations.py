@@ -106,7 +106,6 @@ _RESIDUAL = {
     32: Configuration(64, 128, 32, 8, 4, 3),
     64: Configuration(64, 128, 64, 8, 4, 3),
     128: Configuration(64, 64, 128, 8, 4, 3),
-    256: Configuration(64, 64, 256, 8, 4, 2),
 }
 
 

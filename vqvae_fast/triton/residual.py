@@ -5,7 +5,7 @@ stages, and `residual_exact` redoes the few rows that some stage's bound did not
 waits for none of them. A row's residual lies where its quantized vector will, so it costs no
 memory, and only the program that owns the row reads it, which keeps it in the caches.
 
-It serves where a block's packed rows fit the chip (D <= 256) and a tile's number the low bits of a
+It serves where a block's packed rows fit the chip (D <= 128) and a tile's number the low bits of a
 score (K <= 32768, 16384 for D > 64), whatever Q is, and not for float64; else the stages are
 searches of their own.
 
@@ -14,15 +14,14 @@ the books once as they are (4 K D Q bytes in float32) and packed (2 K D Q, which
 from L2 again); and 8 codes of 4 D bytes that each row and stage measures, from L2. Stage by stage,
 five launches a search (a fill and four kernels), and a gather, a subtraction and an addition, make
 about 8 Q launches of some 3 us each where they are this small. An estimate for an H100 (at 64 rows
-a block 75, 38 and 32 of its 132 SMs are busy), which nobody has measured yet:
+a block 75 and 38 of its 132 SMs are busy), which nobody has measured yet:
 
     N, K, D, Q                    operations   one launch   stage by stage
     4800, 1024, 128, 8 (EnCodec)       10 G        0.1 ms           0.2 ms
     2400, 1024, 8, 9 (DAC)            0.4 G       0.06 ms           0.2 ms
-    2000, 2048, 256, 32 (Mimi)         67 G          1 ms             1 ms
 
-The gain is that of the launches; where a stage is long and the blocks are few (Mimi) it is in
-doubt, as a search of one stage can share out the codes to all SMs.
+The gain is that of the launches; where a stage is long and the blocks are few it is in doubt, as a
+search of one stage can share out the codes to all SMs.
 """
 
 import torch
@@ -109,7 +108,7 @@ def _all_stages(
         *rows.arguments,
         *books,
         *outputs,
-        BLOCK_CODES=2 * support.exact_codes,  # of one row: so long, and half as wide
+        BLOCK_CODES=4 * support.exact_codes,  # of one row, not of a block of them
         STEP=support.chunk // 2,
         CHUNK=support.chunk,
         num_warps=4,
