@@ -30,7 +30,7 @@ class Backend(NamedTuple):
     """One way of running the ops on a device.
 
     Attributes:
-        name: what ``VQVAE_FAST_BACKEND`` calls it.
+        name: what ``VQVAE_FAST_BACKEND`` and ``backend`` call it.
         title: what runs.
         available: whether it can run here.
         reason: why, or why not.
@@ -72,13 +72,13 @@ def can_run_cuda(device: torch.device) -> Backend:
     return Backend("cuda", "CUDA C++", True, "float32 arithmetic on every GPU since sm_75")
 
 
-def can_run_cpp(device: torch.device) -> Backend:
+def can_run_cpu(device: torch.device) -> Backend:
     """The compiled C++ kernels, for CPU tensors."""
     extension = _native.extension
     if device.type != "cpu":
-        return Backend("cpp", "C++", False, f"it serves CPU tensors, not {device.type}")
+        return Backend("cpu", "C++", False, f"it serves CPU tensors, not {device.type}")
     if extension is None:
-        return Backend("cpp", "C++", False, _native.reason)
+        return Backend("cpu", "C++", False, _native.reason)
     isa, others = extension.cpu_isa(), extension.available_cpu_isas()
     why = (
         f"selected by VQVAE_FAST_CPU_ISA; this processor has {', '.join(others)}"
@@ -86,7 +86,7 @@ def can_run_cpp(device: torch.device) -> Backend:
         else f"the fastest; this processor has {', '.join(others)} "
         "(VQVAE_FAST_CPU_ISA overrides the choice)"
     )
-    return Backend("cpp", f"C++ ({isa})", True, why)
+    return Backend("cpu", f"C++ ({isa})", True, why)
 
 
 def can_run_reference(device: torch.device) -> Backend:
@@ -98,14 +98,14 @@ def can_run_reference(device: torch.device) -> Backend:
 _CHECKS: dict[str, Callable[[torch.device], Backend]] = {
     "triton": can_run_triton,
     "cuda": can_run_cuda,
-    "cpp": can_run_cpp,
+    "cpu": can_run_cpu,
     "reference": can_run_reference,
 }
 # The devices that a request by name is about: on all others the choice stays automatic.
 _SERVES = {
     "triton": ("cuda", "cpu") if _native.triton_interprets else ("cuda",),
     "cuda": ("cuda",),
-    "cpp": ("cpu",),
+    "cpu": ("cpu",),
     "reference": ("cpu", "cuda"),
 }
 
@@ -148,15 +148,23 @@ def chosen(device: torch.device | str) -> Backend:
 
 
 @functools.cache
-def kernels(device: torch.device) -> Kernels:
-    """The chosen backend's functions. The choice is made once for each device.
+def kernels(device: torch.device, name: str | None = None) -> Kernels:
+    """The ops of the chosen backend, or of the one with this name. Both are settled once.
 
-    The C++ kernels are not among them: they register themselves with the dispatcher.
+    Raises:
+        ValueError: there is no backend of this name.
+        RuntimeError: it cannot run on this device.
     """
-    name = chosen(device).name
+    if name is None:
+        name = chosen(device).name
+    elif name not in _CHECKS:
+        raise ValueError(f"backend must be one of {', '.join(_CHECKS)}, got {name!r}")
+    elif not (backend := _CHECKS[name](device)).available:
+        raise RuntimeError(f"backend={name!r}, but {backend.reason}")
     modules: dict[str, Callable[[], Any]] = {
         "triton": lambda: importlib.import_module("vqvae_fast.triton"),
         "cuda": lambda: _native.cuda_extension,
+        "cpu": lambda: torch.ops.vqvae_fast,  # registered with the dispatcher by itself
         "reference": lambda: reference,
     }
     return modules[name]()  # type: ignore[no-any-return]

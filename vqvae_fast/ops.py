@@ -18,6 +18,9 @@ _library = torch.library.Library("vqvae_fast", "FRAGMENT")
 
 _library.define("nearest_code(Tensor z, Tensor codebook) -> (Tensor indices, Tensor distances)")
 _library.define(
+    "nearest_code.on(Tensor z, Tensor codebook, str backend) -> (Tensor indices, Tensor distances)"
+)
+_library.define(
     "quantize(Tensor z, Tensor codebook) -> (Tensor quantized, Tensor indices, Tensor distances)"
 )
 _library.define(
@@ -65,6 +68,13 @@ def _chosen_kernel(name: str) -> Callable[..., Any]:
     return kernel
 
 
+def _nearest_code_on(z: Tensor, codebook: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    """The search of the backend of this name."""
+    with torch.no_grad():
+        return backends.kernels(z.device, backend).nearest_code(z, codebook)
+
+
+_library.impl("nearest_code.on", _nearest_code_on, "CompositeExplicitAutograd")
 for _name in ("nearest_code", "quantize", "segment_sum"):
     _library.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")
 _library.impl("quantize_backward", _quantize_backward, "CompositeExplicitAutograd")
@@ -83,6 +93,11 @@ def _(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     shape = z.shape[:-1]
     distances = z.new_empty(shape, dtype=reference.distance_dtype(z.dtype))
     return z.new_empty(shape, dtype=torch.int64), distances
+
+
+@torch.library.register_fake("vqvae_fast::nearest_code.on", lib=_library)
+def _(z: Tensor, codebook: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    return torch.ops.vqvae_fast.nearest_code(z, codebook)  # type: ignore[no-any-return]
 
 
 @torch.library.register_fake("vqvae_fast::quantize", lib=_library)

@@ -49,10 +49,10 @@ def available(device):
 @pytest.mark.usefixtures("extension")
 def test_cpu_gets_the_extension_with_its_instruction_set():
     served = backends.chosen("cpu")
-    assert (served.name, served.title) == ("cpp", "C++ (avx2)")
+    assert (served.name, served.title) == ("cpu", "C++ (avx2)")
     assert served.reason.startswith("selected by VQVAE_FAST_CPU_ISA; ")
     assert "avx512, avx2, portable" in served.reason
-    assert available("cpu") == ["cpp", "reference"]
+    assert available("cpu") == ["cpu", "reference"]
 
 
 @pytest.mark.usefixtures("extension")
@@ -64,7 +64,7 @@ def test_the_best_instruction_set_is_said_to_be_the_fastest(monkeypatch):
 @pytest.mark.usefixtures("no_extension")
 def test_cpu_without_the_extension_gets_the_reference_and_the_reason():
     assert backends.chosen(torch.device("cpu")).name == "reference"
-    assert backends.can_run_cpp(torch.device("cpu"))[2:] == (False, "there was no compiler")
+    assert backends.can_run_cpu(torch.device("cpu"))[2:] == (False, "there was no compiler")
 
 
 def test_cuda_without_triton_and_without_nvcc_gets_the_reference(monkeypatch):
@@ -98,7 +98,7 @@ def test_an_old_gpu_gets_the_extension(monkeypatch):
 @pytest.mark.usefixtures("extension")
 def test_a_request_is_about_its_own_devices(monkeypatch):
     monkeypatch.setenv("VQVAE_FAST_BACKEND", "cuda")
-    assert backends.chosen("cpu").name == "cpp"
+    assert backends.chosen("cpu").name == "cpu"
     monkeypatch.setenv("VQVAE_FAST_BACKEND", "reference")
     assert backends.chosen("cuda").name == "reference"
 
@@ -111,7 +111,7 @@ def test_a_request_that_cannot_be_met_says_why(monkeypatch):
 
 def test_a_request_for_nobody(monkeypatch):
     monkeypatch.setenv("VQVAE_FAST_BACKEND", "fastest")
-    with pytest.raises(ValueError, match=r"one of triton, cuda, cpp, reference, got 'fastest'"):
+    with pytest.raises(ValueError, match=r"one of triton, cuda, cpu, reference, got 'fastest'"):
         backends.chosen("cpu")
 
 

@@ -37,6 +37,16 @@ def test_opcheck_of_searches(op, requires_grad, dtype):
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
+def test_opcheck_of_a_search_by_a_named_backend(requires_grad, dtype):
+    tests = WITHOUT_GRADIENT if requires_grad else (*WITHOUT_GRADIENT, "test_aot_dispatch_dynamic")
+    for arguments in samples(requires_grad, dtype):
+        result = torch.library.opcheck(
+            torch.ops.vqvae_fast.nearest_code.on, (*arguments, "reference"), test_utils=tests
+        )
+        assert set(result.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
 def test_opcheck_of_residual_nearest_code(requires_grad, dtype):
     tests = WITHOUT_GRADIENT if requires_grad else (*WITHOUT_GRADIENT, "test_aot_dispatch_dynamic")
     codebooks = torch.randn(3, 7, 5).to(dtype).requires_grad_(requires_grad)

@@ -1,0 +1,75 @@
+"""Cosine similarity and inner product as Euclidean searches, so that one search serves them all."""
+
+import torch
+from torch import Tensor
+
+from vqvae_fast.reference import distance_dtype, flat_indices
+
+METRICS = ("euclidean", "cosine", "dot")
+
+
+def as_euclidean(z: Tensor, codebook: Tensor, metric: str) -> tuple[Tensor, Tensor]:
+    """Vectors and codes of which the nearest are the most similar of these.
+
+    Args:
+        z: [..., D].
+        codebook: [K, D] or [H, K, D].
+        metric: "cosine" or "dot".
+
+    Returns:
+        Copies of both in float32 (float64 for float64 input), D wide for the cosine, D + 2 for the
+        inner product.
+    """
+    dtype = distance_dtype(z.dtype)
+    if metric == "cosine":
+        return _directions(z).to(dtype), _directions(codebook).to(dtype)
+    largest = torch.linalg.vector_norm(codebook, dim=-1, dtype=torch.float64)
+    largest = largest.nan_to_num(0.0, posinf=0.0).amax(dim=-1)
+    return _near_a_sphere(z, largest).to(dtype), _on_a_sphere(codebook, largest).to(dtype)
+
+
+def dissimilarity(
+    z: Tensor, codebook: Tensor, indices: Tensor, distances: Tensor, metric: str
+) -> Tensor:
+    """1 - cos(z, e), or -z.e, of every vector [..., D] and its code.
+
+    ``indices`` and ``distances`` [...] are what the search has found for :func:`as_euclidean`.
+    """
+    if metric == "cosine":  # |a - b|^2 = 2 - 2 a.b on the unit sphere
+        return distances / 2
+    codes = codebook.reshape(-1, codebook.shape[-1])[flat_indices(indices, codebook)]
+    return -(z.double() * codes.double()).sum(dim=-1).to(distances.dtype)
+
+
+def _directions(x: Tensor) -> Tensor:
+    """x / |x| in float64. A zero vector, which has no direction, becomes NaN."""
+    wide = x.double()
+    wide = wide / wide.abs().amax(dim=-1, keepdim=True)  # no square over- or underflows
+    directions: Tensor = wide / torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    return directions
+
+
+def _near_a_sphere(z: Tensor, radius: Tensor) -> Tensor:
+    """z [..., D], scaled by a power of two to a norm just below the radius; two columns of zeros.
+
+    Where a vector's product with a code is about as large as both squares, the distance is as
+    telling as the product. The scale does not change which code wins, and rounds nothing.
+    """
+    norm = torch.linalg.vector_norm(z, dim=-1, dtype=torch.float64)
+    radius = radius.view(radius.shape + (1,) * (norm.dim() - radius.dim()))
+    exponent = torch.frexp(radius).exponent - torch.frexp(norm).exponent
+    return torch.nn.functional.pad(torch.ldexp(z.double(), exponent[..., None]), (0, 2))
+
+
+def _on_a_sphere(codebook: Tensor, radius: Tensor) -> Tensor:
+    """codebook [..., K, D] with two columns that bring every code's norm to the radius.
+
+    |z - e|^2 = |z|^2 + radius^2 - 2 z.e then falls as the product rises. One float32 column would
+    miss the radius by its rounding; the second takes up what the first has left.
+    """
+    rest = radius[..., None] ** 2 - codebook.double().square().sum(dim=-1)
+    rest = rest.clamp(min=0)
+    first = rest.sqrt().to(distance_dtype(codebook.dtype))
+    first = torch.nextafter(first, torch.zeros_like(first))  # its square must not pass the rest
+    second = (rest - first.double().square()).clamp(min=0).sqrt()
+    return torch.cat([codebook.double(), first.double()[..., None], second[..., None]], dim=-1)
