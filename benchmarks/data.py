@@ -75,6 +75,12 @@ GPU_LAYER_SHAPES = (
     Shape(16384, 65536, 128),
 )
 SUM_SHAPES = (Shape(65536, 8192, 64), Shape(65536, 65536, 256), Shape(524288, 512, 64))
+# Shapes of a stage with the number of stages: DAC, EnCodec, Mimi.
+RESIDUAL_SHAPES = (
+    (Shape(2400, 1024, 8), 9),
+    (Shape(4800, 1024, 128), 8),
+    (Shape(2000, 2048, 256), 32),
+)
 TINY_SHAPES = (Shape(96, 40, 8), Shape(33, 70, 16))
 
 

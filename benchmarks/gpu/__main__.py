@@ -14,19 +14,20 @@ from benchmarks import command_line, environment, results
 from benchmarks.data import (
     GPU_LAYER_SHAPES,
     PUBLISHED_SHAPES,
+    RESIDUAL_SHAPES,
     SUM_SHAPES,
     TARGET_SHAPES,
     Shape,
     Vectors,
     gaussian,
 )
-from benchmarks.gpu import layer, search, sums
+from benchmarks.gpu import layer, residual, search, sums
 from benchmarks.gpu.device import Gpu, why_not
 from benchmarks.gpu.goals import goals
 from benchmarks.gpu.report import markdown
-from benchmarks.peers import GPU_SEARCH_PEERS, LAYER_PEERS, SUM_PEERS
+from benchmarks.peers import GPU_SEARCH_PEERS, LAYER_PEERS, RESIDUAL_PEERS, SUM_PEERS
 
-KINDS = ("search", "layer", "sums")
+KINDS = ("search", "layer", "sums", "residual")
 # Of the 8 minutes; a job that has begun is finished.
 _SECONDS = 420.0
 
@@ -62,6 +63,10 @@ def jobs(options: argparse.Namespace, gpu: Gpu) -> Iterator[Job]:
             for skewed in (False, True):
                 data = "half of the rows in one segment" if skewed else "uniform segments"
                 yield Job("segment sum", shape, data, "float32", _sums(gpu, shape, skewed))
+    if "residual" in options.only:
+        for shape, stages in [(shape, 2) for shape in shapes or ()] or RESIDUAL_SHAPES:
+            run = _residual(gpu, shape, stages)
+            yield Job("residual", shape, f"{stages} stages", "float32", run)
     if "search" in options.only:
         for vectors in command_line.trained(options, wide):
             moved = vectors._replace(
@@ -89,6 +94,10 @@ def _sums(gpu: Gpu, shape: Shape, skewed: bool) -> Callable[[int], dict[str, Any
     return lambda rounds: sums.compare(shape, skewed, gpu, rounds, gpu.device)
 
 
+def _residual(gpu: Gpu, shape: Shape, stages: int) -> Callable[[int], dict[str, Any]]:
+    return lambda rounds: residual.compare(shape, stages, gpu, rounds, gpu.device)
+
+
 def run(todo: list[Job], gpu: Gpu, rounds: int, seconds: float, out: Path) -> dict[str, Any]:
     """Measure one job after the other; what there is is written after each."""
     begin = time.monotonic()
@@ -96,7 +105,8 @@ def run(todo: list[Job], gpu: Gpu, rounds: int, seconds: float, out: Path) -> di
         "rounds": rounds,
         "limits": gpu.limits(),
         "timed": {p.name: p.timed for p in (*GPU_SEARCH_PEERS, *LAYER_PEERS)}
-        | {f"{p.name} (segment sum)": p.timed for p in SUM_PEERS},
+        | {f"{p.name} (segment sum)": p.timed for p in SUM_PEERS}
+        | {f"{p.name} (residual)": p.timed for p in RESIDUAL_PEERS},
         "left_out": [],
         "results": [],
     }

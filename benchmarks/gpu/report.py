@@ -7,6 +7,7 @@ from benchmarks import results
 _HEADS = {
     "search": ("TFLOP/s", "of bf16 product", "violating rows"),
     "layer": ("violating rows",),
+    "residual": ("TFLOP/s", "of bf16 product", "violating rows"),
     "segment sum": ("GB/s", "of copy", "wrong sums"),
 }
 
@@ -93,7 +94,7 @@ def _entry(entry: dict[str, Any], limits: dict[str, float]) -> str:
 
 def _figures(kind: str, line: dict[str, Any], limits: dict[str, float]) -> tuple[str, ...]:
     wrong = results.share(line["violating"])
-    if kind == "search":
+    if kind in ("search", "residual"):
         of_product = results.share(line["tflops"] / limits["bfloat16_tflops"])
         return f"{line['tflops']:.1f}", of_product, wrong
     if kind == "segment sum":

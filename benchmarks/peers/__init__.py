@@ -18,7 +18,8 @@ from benchmarks.peers import (
     torch_narrow,
     vqp_layer,
 )
-from benchmarks.peers.base import LayerPeer, SearchPeer, SumPeer
+from benchmarks.peers.base import LayerPeer, ResidualPeer, SearchPeer, SumPeer
+from benchmarks.peers.residual import RESIDUAL_PEERS
 from benchmarks.peers.segment_sums import SUM_PEERS
 
 OURS = ours.PEER
@@ -52,9 +53,11 @@ __all__ = [
     "GPU_SEARCH_PEERS",
     "LAYER_PEERS",
     "OURS",
+    "RESIDUAL_PEERS",
     "SEARCH_PEERS",
     "SUM_PEERS",
     "LayerPeer",
+    "ResidualPeer",
     "SearchPeer",
     "SumPeer",
 ]

@@ -99,6 +99,24 @@ class SumPeer:
     unavailable: Callable[[], str | None] = always
 
 
+@dataclass(frozen=True)
+class ResidualPeer:
+    """One way to quantize in stages.
+
+    Attributes:
+        name: id in tables, JSON and tests.
+        timed: what one timed call contains, in words.
+        prepare: (z [N, D], codebooks [Q, K, D]) -> a call without arguments that returns the
+            indices [N, Q].
+        unavailable: None, or the reason why the peer cannot run here.
+    """
+
+    name: str
+    timed: str
+    prepare: Callable[[Tensor, Tensor], Search]
+    unavailable: Callable[[], str | None] = always
+
+
 class StepResult(NamedTuple):
     """What one training step of a layer leaves: both [B, D, h, w]."""
 

@@ -12,11 +12,11 @@ import torch
 from benchmarks import environment
 from benchmarks.data import Shape, gaussian
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import contest, device, layer, search, sums
+from benchmarks.gpu import contest, device, layer, residual, search, sums
 from benchmarks.gpu.goals import Goal, goals
 from benchmarks.gpu.report import markdown
 from benchmarks.interleave import summarise
-from benchmarks.peers import GPU_SEARCH_PEERS, LAYER_PEERS, OURS, SUM_PEERS
+from benchmarks.peers import GPU_SEARCH_PEERS, LAYER_PEERS, OURS, RESIDUAL_PEERS, SUM_PEERS
 from benchmarks.peers.base import SearchPeer
 
 SHAPE = Shape(64, 40, 8)
@@ -147,12 +147,14 @@ def test_the_whole_of_it(stand, tmp_path, capsys):
         ("layer", "float32", "Gaussian"),
         ("segment sum", "float32", "uniform segments"),
         ("segment sum", "float32", "half of the rows in one segment"),
+        ("residual", "float32", "2 stages"),
         ("search", "float32", "trained"),
     ]
     peers = {
         "search": GPU_SEARCH_PEERS,
         "layer": LAYER_PEERS,
         "segment sum": SUM_PEERS,
+        "residual": RESIDUAL_PEERS,
     }
     for entry in record["results"]:
         assert "error" not in entry
@@ -192,7 +194,7 @@ def test_an_error_of_ours_is_in_the_table_and_in_the_status(stand, tmp_path, cap
 def test_every_job_of_the_full_run_is_listed(stand):
     options = types.SimpleNamespace(shapes=None, only=command.KINDS, run=[], latents=[])
     named = [job.name for job in command.jobs(options, stand)]
-    assert len(named) == len(set(named)) == 18 + 4 + 6 + 14
+    assert len(named) == len(set(named)) == 18 + 4 + 6 + 3 + 14
     assert named[1] == "search 65536x8192x8 Gaussian bfloat16"
 
 
@@ -256,6 +258,18 @@ def test_a_wrong_sum_of_ours_is_never_timed(monkeypatch):
     monkeypatch.setattr(sums, "SUM_PEERS", (wrong,))
     with pytest.raises(sums.WrongSumError, match="of ours's sums or counts are wrong"):
         sums.compare(SHAPE, False, Stand(), 1, torch.device("cpu"))
+
+
+def test_a_wrong_stage_of_ours_is_never_timed(monkeypatch):
+    def other_code_in_the_last_stage(z, codebooks):
+        indices = RESIDUAL_PEERS[0].prepare(z, codebooks)()
+        indices[:, -1] = (indices[:, -1] + 1) % codebooks.shape[1]
+        return lambda: indices
+
+    wrong = dataclasses.replace(RESIDUAL_PEERS[0], prepare=other_code_in_the_last_stage)
+    monkeypatch.setattr(residual, "RESIDUAL_PEERS", (wrong,))
+    with pytest.raises(search.InexactError, match="of a stage's rows of ours"):
+        residual.compare(SHAPE, 2, Stand(), 1, torch.device("cpu"))
 
 
 def test_layers_are_compared_with_ours_that_learns_alike():
