@@ -82,33 +82,39 @@ def cross_entropy(x: Tensor, codes: Tensor, cosine: bool, targets: Tensor) -> Te
     return losses.sum() / (targets != -1).sum()
 
 
-def negative_entropy(x: Tensor, codes: Tensor, cosine: bool, temperature: float) -> Tensor:
+def negative_entropy(
+    x: Tensor, codes: Tensor, cosine: bool, temperature: float, counted: Tensor | None = None
+) -> Tensor:
     """Of the codes' softmax(logits * temperature) at each position, averaged over the batch.
 
     x [C, ..., N, d]: the probabilities are averaged over all but N, the entropies over N; 0-d.
+    Only the rows that counted [C, ..., N] names, and the positions that have such rows.
     """
     own = codes.dim() > 3
-    batch = x.shape[:-2].numel()
+    counted = x.new_ones(x.shape[:-1]) if counted is None else counted.to(x.dtype)
+    rows_of = counted.flatten(0, -2).sum(dim=0)
 
-    def entropies(rows: Tensor, books: Tensor) -> Tensor:
+    def entropies(rows: Tensor, books: Tensor, weight: Tensor, number: Tensor) -> Tensor:
         shares = [
             (
                 logits(part.flatten(0, -2), book.flatten(0, -3) if own else book, cosine)
                 * temperature
             )
             .softmax(dim=-1)
+            .mul(some.reshape(-1, 1))
             .unflatten(0, (-1, rows.shape[-2]))
             .sum(dim=0)
-            for part, book in zip(rows, books, strict=True)
+            for part, book, some in zip(rows, books, weight, strict=True)
         ]
-        share = torch.stack(shares).sum(dim=0) / batch
+        share = torch.stack(shares).sum(dim=0) / number.clamp(min=1)[:, None]
         return (share * _log(share, 1e-5)).sum()
 
-    size = _chunk(codes.shape[-2] * batch)
-    rows = x.split(size, dim=-2)
+    size = _chunk(codes.shape[-2] * x.shape[:-2].numel())
+    rows, weights = x.split(size, dim=-2), counted.split(size, dim=-1)
     books = codes.split(size, dim=-3) if own else (codes,) * len(rows)
-    parts = [_again(entropies, *pair) for pair in zip(rows, books, strict=True)]
-    return torch.stack(parts).sum() / x.shape[-2]
+    parts = zip(rows, books, weights, rows_of.split(size), strict=True)
+    total = torch.stack([_again(entropies, *part) for part in parts]).sum()
+    return total / (rows_of > 0).sum().clamp(min=1)
 
 
 def _log(x: Tensor, eps: float = 1e-20) -> Tensor:

@@ -16,6 +16,7 @@ from vqvae_fast.nn.affine_codebook import AffineCodebook
 from vqvae_fast.nn.codebook import Codebook, EmaWeight
 from vqvae_fast.nn.estimators import directional_reparam, rotate_to, straight_through
 from vqvae_fast.nn.layout import Heads, Layout, Places, to_places, to_tokens, vectors_to_places
+from vqvae_fast.nn.metrics import code_counts
 from vqvae_fast.nn.regularisers import masked_mean, orthogonal_loss
 from vqvae_fast.nn.take_codes import take_codes
 from vqvae_fast.nn.vector_quantize_options import check, learning
@@ -352,6 +353,8 @@ class VectorQuantize(nn.Module):
         with _without_autocast(x.device.type):
             rows = self._rows(projected)
             counted = self._counted(mask)
+            if counted is not None:  # whatever padding holds, it reaches neither loss nor gradient
+                rows = torch.where(counted[..., None], rows, 0)
             if self.training:
                 self._codebook.init_embed_(rows.detach(), counted)
                 self._codebook.observe(rows.detach(), counted)
@@ -526,11 +529,11 @@ class VectorQuantize(nn.Module):
                 return self.zero.clone(), (commitment, diversity, orthogonality)
             commitment = self._commitment(rows, chosen, counted, topk)
             return commitment * weight, (commitment, diversity, orthogonality)
-        loss = torch.zeros_like(self.zero, requires_grad=True)
+        loss = self.zero.clone()
         cosine = self.use_cosine_sim
         if self.has_codebook_diversity_loss:
             diversity = distances.negative_entropy(
-                rows, chosen.codes, cosine, self.codebook_diversity_temperature
+                rows, chosen.codes, cosine, self.codebook_diversity_temperature, counted
             )
             loss = loss + diversity * self.codebook_diversity_loss_weight
         if self.has_commitment_loss:
@@ -539,12 +542,18 @@ class VectorQuantize(nn.Module):
         if self.has_codebook_orthogonal_loss:
             active = None
             if self.orthogonal_reg_active_codes_only:
-                active = torch.zeros(self.codebook_size, dtype=torch.bool, device=rows.device)
-                active = active.index_fill(0, chosen.indices.flatten(), True)
+                used = chosen.indices
+                if counted is not None:
+                    used = torch.where(
+                        counted.view(counted.shape + (1,) * (used.dim() - counted.dim())), used, -1
+                    )
+                active = code_counts(used, self.codebook_size) > 0
             orthogonality = orthogonal_loss(
                 self._codebook.embed, active, self.orthogonal_reg_max_codes
             )
             loss = loss + orthogonality * self.orthogonal_reg_weight
+        if not loss.requires_grad and not torch.compiler.is_compiling():
+            loss.requires_grad_()  # a loss without parts may be sent backward, too
         return loss, (commitment, diversity, orthogonality)
 
     def _commitment(
