@@ -1,14 +1,12 @@
 """VectorQuantize beside vector-quantize-pytorch's: the same state and seed, several steps."""
 
-import copy
 import functools
 
 import pytest
 import torch
+from beside_the_peer import check, name, pair
 
 from vqvae_fast.nn.vector_quantize import VectorQuantize
-
-peer = pytest.importorskip("vector_quantize_pytorch")
 
 BASE = {"dim": 8, "codebook_size": 16}
 TOKENS = (2, 12, 8)
@@ -158,74 +156,9 @@ LAYOUTS = [
 ]
 
 
-def name(value):
-    if isinstance(value, dict):
-        return "-".join(f"{key}={_short(item)}" for key, item in value.items()) or "defaults"
-    return None
-
-
-def _short(item):
-    return item if isinstance(item, (bool, int, float)) else type(item).__name__
-
-
-def flat(values):
-    """Tensors of nested tuples, in order."""
-    if isinstance(values, torch.Tensor):
-        return [values]
-    return [tensor for value in values for tensor in flat(value)]
-
-
-def step(module, optimizer, x, call):
-    """Forward, backward and the optimizer; what came out, and the gradients."""
-    x = x.clone().requires_grad_()
-    out = module(x, **call)
-    weight = torch.linspace(0, 1, out[0].numel()).view(out[0].shape)
-    loss = out[1] if "indices" in call else out[2]
-    total = 0.1 * (out[0] * weight).sum() + 2 * loss.sum()
-    if total.requires_grad:
-        total.backward()
-    gradients = [x.grad, *(parameter.grad for parameter in module.parameters())]
-    if optimizer is not None:
-        optimizer.step()
-        optimizer.zero_grad()
-    return flat(out), gradients
-
-
-def check(options, shape, call, training=True, steps=3):
-    """Both modules from one state, with the same draws."""
-    theirs = peer.VectorQuantize(**copy.deepcopy(BASE | options))
-    ours = VectorQuantize(**copy.deepcopy(BASE | options))
-    ours.load_state_dict(theirs.state_dict())
-    sides = []
-    for module in (theirs, ours):
-        parameters = list(module.parameters())
-        optimizer = torch.optim.SGD(parameters, 0.05) if parameters else None
-        sides.append((module.train(training), optimizer))
-    for number in range(steps):
-        x = torch.randn(shape)
-        results = []
-        for module, optimizer in sides:
-            torch.manual_seed(number)
-            results.append(step(module, optimizer, x, call))
-        (expected, their_gradients), (got, our_gradients) = results
-        for right, value in zip(expected, got, strict=True):
-            assert value.shape == right.shape
-            assert value.dtype == right.dtype
-            torch.testing.assert_close(value, right, rtol=1e-4, atol=1e-5)
-        for right, value in zip(their_gradients, our_gradients, strict=True):
-            if right is None:
-                assert value is None or not value.any()
-            else:
-                torch.testing.assert_close(value, right, rtol=1e-4, atol=1e-5)
-        state = ours.state_dict()
-        for key, right in theirs.state_dict().items():
-            torch.testing.assert_close(state[key], right, rtol=1e-4, atol=1e-5)
-    assert list(ours.state_dict()) == list(theirs.state_dict()) or "affine_param" in options
-
-
 @pytest.mark.parametrize("options", CONSTRUCTOR, ids=name)
 def test_training(options):
-    check(options, (*TOKENS[:2], options.get("dim", 8)), {})
+    check(VectorQuantize, BASE | options, (*TOKENS[:2], options.get("dim", 8)), {})
 
 
 # In eval the peer runs k-means and learns affine statistics, before which it reads empty memory.
@@ -240,19 +173,26 @@ EVALUATED = [
 
 @pytest.mark.parametrize("options", EVALUATED, ids=name)
 def test_evaluation(options):
-    check(options, (*TOKENS[:2], options.get("dim", 8)), {}, training=False, steps=1)
+    check(
+        VectorQuantize,
+        BASE | options,
+        (*TOKENS[:2], options.get("dim", 8)),
+        {},
+        training=False,
+        steps=1,
+    )
 
 
 @pytest.mark.parametrize(("options", "call"), CALLS, ids=name)
 def test_arguments_of_a_call(options, call):
-    check(options, TOKENS, call)
+    check(VectorQuantize, BASE | options, TOKENS, call)
 
 
 @pytest.mark.parametrize(
     ("options", "call"), [c for c in CALLS if "affine_param" not in c[0]], ids=name
 )
 def test_arguments_of_a_call_in_evaluation(options, call):
-    check(options, TOKENS, call, training=False, steps=1)
+    check(VectorQuantize, BASE | options, TOKENS, call, training=False, steps=1)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -261,12 +201,11 @@ def test_arguments_of_a_call_in_evaluation(options, call):
 def test_layouts(options, shape, call, training):
     if call and "heads" in options:
         pytest.skip("topk is for one head")
-    check(options, shape, call, training, steps=2)
+    check(VectorQuantize, BASE | options, shape, call, training, steps=2)
 
 
 def test_accumulated_updates_count_with_the_next():
-    theirs, ours = peer.VectorQuantize(**BASE), VectorQuantize(**BASE)
-    ours.load_state_dict(theirs.state_dict())
+    theirs, ours = pair(VectorQuantize, BASE)
     for accumulate in (True, True, False):
         x = torch.randn(TOKENS)
         for module in (theirs, ours):
@@ -277,8 +216,7 @@ def test_accumulated_updates_count_with_the_next():
 
 def test_manual_update_and_expiry_by_their_names():
     options = {"manual_ema_update": True, "threshold_ema_dead_code": 1}
-    theirs, ours = peer.VectorQuantize(**BASE, **options), VectorQuantize(**BASE, **options)
-    ours.load_state_dict(theirs.state_dict())
+    theirs, ours = pair(VectorQuantize, BASE | options)
     x = torch.randn(TOKENS)
     for module in (theirs, ours):
         torch.manual_seed(1)
@@ -292,8 +230,7 @@ def test_manual_update_and_expiry_by_their_names():
 
 @pytest.mark.parametrize("options", [{}, SEPARATE_HEADS, {"codebook_dim": 3}], ids=name)
 def test_decoding_of_indices(options):
-    theirs, ours = peer.VectorQuantize(**BASE, **options), VectorQuantize(**BASE, **options)
-    ours.load_state_dict(theirs.state_dict())
+    theirs, ours = pair(VectorQuantize, BASE | options)
     indices = ours.eval()(torch.randn(TOKENS))[1]
     for method in ("get_codes_from_indices", "get_output_from_indices"):
         torch.testing.assert_close(getattr(ours, method)(indices), getattr(theirs, method)(indices))

@@ -1,0 +1,84 @@
+"""Beam search through the stages of a residual quantizer."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Beams(NamedTuple):
+    """The best J ways so far to quantize each of [B, N] vectors, best first.
+
+    Attributes:
+        residual: [B, N, J, D], what is left.
+        quantized: [B, N, J, D], what was taken.
+        scores: [B, N, J], the weighted negative errors of all stages.
+        indices: [B, N, J, q], of the q stages so far.
+        losses: [B, N, J, q].
+        inputs: [B, N, J, q, D], what each stage was given.
+    """
+
+    residual: Tensor
+    quantized: Tensor
+    scores: Tensor
+    indices: Tensor
+    losses: Tensor
+    inputs: Tensor
+
+    @classmethod
+    def start(cls, x: Tensor) -> "Beams":
+        """One way for each vector of x [B, N, D]: nothing is quantized."""
+        batch, count, dim = x.shape
+        return cls(
+            x[:, :, None],
+            torch.zeros_like(x)[:, :, None],
+            x.new_zeros(batch, count, 1),
+            torch.empty(batch, count, 1, 0, dtype=torch.int64, device=x.device),
+            x.new_empty(batch, count, 1, 0),
+            x.new_empty(batch, count, 1, 0, dim),
+        )
+
+    def extended(
+        self,
+        quantized: Tensor,
+        taken: Tensor,
+        indices: Tensor,
+        losses: Tensor,
+        weight: Tensor,
+        keep: int,
+    ) -> "Beams":
+        """Every way with every code that a stage offers, the best ``keep`` of them.
+
+        Args:
+            quantized: [B, N, J, k, D], the codes.
+            taken: the same, as it is subtracted from the residual.
+            indices: [B, N, J, k].
+            losses: [B, N, J, k].
+            weight: 0-d, of the stage's losses in the score.
+            keep: number of ways.
+        """
+        few = indices.shape[-1]
+
+        def each(old: Tensor) -> Tensor:  # [B, N, J, ...] -> [B, N, J, k, ...]
+            return old.unsqueeze(3).expand(*old.shape[:3], few, *old.shape[3:])
+
+        inputs = torch.cat([self.inputs, self.residual.unsqueeze(3)], dim=3)
+        wider = Beams(
+            each(self.residual) - taken,
+            each(self.quantized) + quantized,
+            each(self.scores) - losses * weight,
+            torch.cat([each(self.indices), indices[..., None]], dim=-1),
+            torch.cat([each(self.losses), losses[..., None]], dim=-1),
+            each(inputs),
+        )
+        flat = Beams(*(part.flatten(2, 3) for part in wider))
+        if flat.scores.shape[-1] <= keep:
+            return flat
+        best = flat.scores.topk(keep, dim=-1).indices
+        return Beams(*(_selected(part, best) for part in flat))
+
+
+def _selected(part: Tensor, best: Tensor) -> Tensor:
+    """part [B, N, J, ...], best [B, N, keep] -> [B, N, keep, ...]."""
+    where = best.view(best.shape + (1,) * (part.dim() - 3)).expand(*best.shape, *part.shape[3:])
+    return part.gather(2, where)

@@ -1,0 +1,139 @@
+"""Residual SimVQ."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vqvae_fast.nn.quantize_dropout import draw_seed, dropout_of_stages
+from vqvae_fast.nn.sim_vq import SimVQ
+from vqvae_fast.nn.stages import padded_indices, sum_of_stages
+
+
+class ResidualSimVQ(nn.Module):
+    """vector-quantize-pytorch's ResidualSimVQ: each stage quantizes what the last has left.
+
+    Zeghidour et al., SoundStream, arXiv 2107.03312, algorithm 1.
+
+    Args:
+        dim: D.
+        num_quantizers: Q.
+        codebook_size: K.
+        heads: 1.
+        quantize_dropout: in training stop after a random stage, not before
+            quantize_dropout_cutoff_index, the number of stages a multiple of
+            quantize_dropout_multiple_of.
+        channel_first, rotation_trick: as for :class:`SimVQ`.
+        arguments: the others of :class:`SimVQ`.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_quantizers: int,
+        codebook_size: int,
+        heads: int = 1,
+        quantize_dropout: bool = False,
+        quantize_dropout_cutoff_index: int = 0,
+        quantize_dropout_multiple_of: int = 1,
+        channel_first: bool = False,
+        rotation_trick: bool = True,
+        **arguments: Any,
+    ):
+        super().__init__()
+        if heads != 1:
+            raise ValueError(f"heads must be 1 in residual quantizers, got {heads}")
+        if num_quantizers < 1:
+            raise ValueError(f"num_quantizers must be at least 1, got {num_quantizers}")
+        self.channel_first, self.num_quantizers = channel_first, num_quantizers
+        self._dropout = dropout_of_stages(
+            quantize_dropout,
+            num_quantizers,
+            quantize_dropout_cutoff_index,
+            quantize_dropout_multiple_of,
+        )
+        self.quantize_dropout = self._dropout is not None
+        self.layers = nn.ModuleList(
+            SimVQ(
+                dim=dim,
+                codebook_size=codebook_size,
+                rotation_trick=rotation_trick,
+                channel_first=channel_first,
+                **arguments,
+            )
+            for _ in range(num_quantizers)
+        )
+
+    @property
+    def codebook_size(self) -> int:
+        """K."""
+        return self.layers[0].codebook_size  # type: ignore[return-value]
+
+    @property
+    def codebook_dim(self) -> int:
+        """D."""
+        return self.layers[0].codebook_dim  # type: ignore[return-value]
+
+    @property
+    def codebooks(self) -> Tensor:
+        """The codes, [Q, K, D]."""
+        return torch.stack([layer.codebook for layer in self.layers])  # type: ignore[misc]
+
+    def get_codes_from_indices(self, indices: Tensor) -> Tensor:
+        """The codes of indices [..., Q or fewer]: [Q, ...], zeros for -1 and stages left out."""
+        codes = []
+        for layer, chosen in zip(
+            self.layers, padded_indices(indices, self.num_quantizers), strict=True
+        ):
+            found = layer.indices_to_codes(chosen.clamp(min=0))  # type: ignore[operator]
+            dropped = chosen.unsqueeze(1 if self.channel_first and chosen.dim() > 1 else -1) < 0
+            codes.append(torch.where(dropped, 0, found))
+        return torch.stack(codes)
+
+    def get_output_from_indices(self, indices: Tensor) -> Tensor:
+        """What :meth:`forward` returns for vectors with these indices."""
+        return sum_of_stages(self.get_codes_from_indices(indices))
+
+    def forward(
+        self,
+        x: Tensor,
+        return_all_codes: bool = False,
+        rand_quantize_dropout_fixed_seed: int | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Quantize in stages.
+
+        Args:
+            x: [B, ..., D], or [B, D, ...] with ``channel_first``.
+            return_all_codes: return the codes of all stages, too.
+            rand_quantize_dropout_fixed_seed: draws the last stage; the same for the same number.
+
+        Returns:
+            ``(quantized, indices, losses)``: like x; int64, x's shape without D, with Q at the
+            end, -1 for stages that were left out; [Q]. Then the codes, [Q, ...] like x.
+        """
+        last = self.num_quantizers - 1
+        if self._dropout is not None and self.training:
+            seed = rand_quantize_dropout_fixed_seed
+            last = self._dropout.last(draw_seed(x.device) if seed is None else seed)
+        out: Tensor | None = None
+        residual = x
+        indices: list[Tensor] = []
+        losses: list[Tensor] = []
+        for number, layer in enumerate(self.layers):
+            if number > last:
+                indices.append(torch.full_like(indices[0], -1))
+                losses.append(torch.zeros_like(losses[0]))
+                continue
+            quantized, chosen, loss = layer(residual)
+            residual = residual - quantized.detach()
+            out = quantized if out is None else out + quantized
+            indices.append(chosen)
+            losses.append(loss)
+        assert out is not None
+        stacked = torch.stack(indices, dim=-1)
+        result = (out, stacked, torch.stack(losses))
+        return (*result, self.get_codes_from_indices(stacked)) if return_all_codes else result

@@ -1,0 +1,106 @@
+"""SimVQ: a codebook that is a learned map of frozen random codes."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from vqvae_fast import functional
+from vqvae_fast.nn.estimators import rotate_to
+from vqvae_fast.nn.layout import Layout, to_places, vectors_to_places
+from vqvae_fast.nn.take_codes import take_codes
+
+
+def _as_it_is(codebook: Tensor) -> Tensor:
+    return codebook
+
+
+class SimVQ(nn.Module):
+    """vector-quantize-pytorch's SimVQ on the exact search; N x K numbers are never in memory.
+
+    Zhu et al., "Addressing representation collapse in vector quantized models with one linear
+    layer", arXiv 2411.02038: all codes move when one is used, so none dies.
+
+    Args:
+        dim: D, of the vectors.
+        codebook_size: K.
+        codebook_transform: module that maps the frozen codes [K, F] to [K, D]; a linear layer
+            without bias unless given.
+        init_fn: applied to the frozen codes once.
+        channel_first: x is [B, D, ...].
+        rotation_trick: the gradient of arXiv 2410.06424, else straight-through.
+        input_to_quantize_commit_loss_weight: of mean((z - sg[q])^2) beside mean((sg[z] - q)^2).
+        commitment_weight: of both.
+        frozen_codebook_dim: F, D unless given.
+    """
+
+    frozen_codebook: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int,
+        codebook_transform: nn.Module | None = None,
+        init_fn: Callable[[Tensor], Tensor] = _as_it_is,
+        channel_first: bool = False,
+        rotation_trick: bool = True,
+        input_to_quantize_commit_loss_weight: float = 0.25,
+        commitment_weight: float = 1.0,
+        frozen_codebook_dim: int | None = None,
+    ):
+        super().__init__()
+        for name, number in (("dim", dim), ("codebook_size", codebook_size)):
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
+        self.dim, self.codebook_size, self.channel_first = dim, codebook_size, channel_first
+        frozen_dim = dim if frozen_codebook_dim is None else frozen_codebook_dim
+        codebook = init_fn(torch.randn(codebook_size, frozen_dim) * frozen_dim**-0.5)
+        if codebook_transform is None:
+            codebook_transform = nn.Linear(frozen_dim, dim, bias=False)
+        self.code_transform = codebook_transform
+        self.register_buffer("frozen_codebook", codebook)
+        self.rotation_trick = rotation_trick
+        self.input_to_quantize_commit_loss_weight = input_to_quantize_commit_loss_weight
+        self.commitment_weight = commitment_weight
+        self._layout = Layout(dim, channel_first, None, False)
+
+    @property
+    def codebook(self) -> Tensor:
+        """The codes, [K, D]."""
+        codes: Tensor = self.code_transform(self.frozen_codebook)
+        return codes
+
+    @property
+    def codebook_dim(self) -> int:
+        """D."""
+        return self.dim
+
+    def indices_to_codes(self, indices: Tensor) -> Tensor:
+        """The codes of indices as :meth:`forward` returns them; only these are transformed."""
+        tokens, places = self._layout.index_tokens(indices)
+        codes = self.code_transform(take_codes(self.frozen_codebook, tokens))
+        return vectors_to_places(codes, places)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Quantize; also in eval, the loss is what it is.
+
+        Args:
+            x: [B, ..., D], or [B, D, ...] with ``channel_first``.
+
+        Returns:
+            ``(quantized, indices, loss)``: like x; int64, x's shape without D; 0-d.
+        """
+        tokens, places = self._layout.tokens(x)
+        codes = self.codebook
+        wide = torch.promote_types(torch.promote_types(tokens.dtype, codes.dtype), torch.float32)
+        rows = tokens.to(wide)
+        quantized, indices, loss, _ = functional.quantize(
+            rows,
+            codes.to(wide),
+            commitment_weight=self.input_to_quantize_commit_loss_weight,
+            codebook_weight=1.0,
+        )
+        if self.rotation_trick:
+            quantized = rotate_to(rows, quantized.detach())
+        quantized = vectors_to_places(quantized.to(x.dtype), places)
+        return quantized, to_places(indices, places), loss * self.commitment_weight
