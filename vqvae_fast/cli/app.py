@@ -3,6 +3,7 @@
 import click
 
 import vqvae_fast
+from vqvae_fast.cli.convert import convert
 from vqvae_fast.cli.decode import decode
 from vqvae_fast.cli.encode import encode
 from vqvae_fast.cli.info import info
@@ -28,4 +29,5 @@ app.add_command(train)
 app.add_command(reconstruct)
 app.add_command(encode)
 app.add_command(decode)
+app.add_command(convert)
 app.add_command(info)
