@@ -1,6 +1,7 @@
 """Finding the quantizer, refusing files, keeping what was found."""
 
 import argparse
+import os
 import pickle
 import sys
 import types
@@ -110,16 +111,15 @@ class Malicious:
         self.target = target
 
     def __reduce__(self):
-        return Path.touch, (self.target,)
+        return os.system, (f"touch {self.target}",)
 
 
 def test_a_malicious_pickle_is_refused(tmp_path):
     target = tmp_path / "executed"
     bad = tmp_path / "bad.pt"
     torch.save({"vq.embedding.weight": CODES, "extra": Malicious(target)}, bad)
-    with pytest.raises(
-        ValueError, match=r"asks for pathlib\S*; nothing|asks for pathlib\S*\); noth"
-    ):
+    refusal = rf"{os.system.__module__}\.system\); nothing in it was executed"
+    with pytest.raises(ValueError, match=refusal):
         vqvae_fast.load_quantizer(bad)
     assert not target.exists()
     torch.load(bad, weights_only=False)

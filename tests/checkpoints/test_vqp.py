@@ -57,6 +57,14 @@ def test_same_results(case, prefix):
         assert torch.equal(ours.state_dict()[name], tensor), name
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_stored_and_loaded_again(case, tmp_path):
+    state = CASES[case].state_dict()
+    read_quantizer(state).save(tmp_path / "own.pt")
+    again = vqvae_fast.load_quantizer(tmp_path / "own.pt").state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in state.items())
+
+
 @pytest.mark.parametrize(
     ("case", "arguments"),
     [

@@ -39,7 +39,9 @@ def tensors_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
         inner = checkpoint.get(name)
         if isinstance(inner, Mapping) and (tensors := tensors_of(inner)):
             return tensors
-    return {str(key): value for key, value in checkpoint.items() if isinstance(value, Tensor)}
+    return {
+        str(key): value.detach() for key, value in checkpoint.items() if isinstance(value, Tensor)
+    }
 
 
 def _read_torch(path: str | PathLike[str]) -> Any:
@@ -54,7 +56,8 @@ def _read_torch(path: str | PathLike[str]) -> Any:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         what = f"it asks for {asked[1]}" if asked else "or it is damaged"
         raise ValueError(
-            f"{path} holds more than tensors and plain values ({what}); nothing in it was executed"
+            f"{path} holds more than tensors and plain values ({what}); nothing in it was "
+            "executed; if you trust where it comes from, hand over its state dict instead"
         ) from error
     except Exception as error:  # bytes that are no pickle end in whatever they happen to ask for
         raise ValueError(f"{path} is not a file of torch.save, or is damaged") from error

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 class SplitResidualVQ(nn.Module):
     """A semantic and an acoustic ResidualVQ of the same input; their outputs are added.
 
-    The quantizer of Mimi (Defossez et al., arXiv 2410.00037, section 3.3.3): the first codes can
+    The quantizer of Mimi (Defossez et al., arXiv 2410.00037, section 3.3): the first codes can
     be trained to mean something, and the others need not repair what that costs. Each quantizer
     lies between two 1x1 convolutions without bias.
 
