@@ -195,6 +195,18 @@ def test_mimi_trains():
 
 
 @pytest.mark.parametrize(
+    "build", [lambda: encodec(True, True), lambda: dac("weight_g")[0], lambda: mimi("moshi", True)]
+)
+def test_stored_and_loaded_again(build, tmp_path):
+    state = build()
+    expected = vqvae_fast.load_quantizer(state).state_dict()
+    read_quantizer(state).save(tmp_path / "own.pt")
+    again = vqvae_fast.load_quantizer(tmp_path / "own.pt").state_dict()
+    assert again.keys() == expected.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize(
     ("build", "name", "message"),
     [
         (lambda: encodec(False, True), "quantizer.vq.layers.0._codebook.extra", "extra"),

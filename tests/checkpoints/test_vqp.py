@@ -107,6 +107,12 @@ def test_initted_of_all_versions(value, shape, dtype):
     assert ("kmeans_init" in read_quantizer(state).arguments) is not value
 
 
+def test_initted_is_one_flag():
+    state = CASES["plain"].state_dict() | {"_codebook.initted": torch.ones(2)}
+    with pytest.raises(ValueError, match=r"_codebook\.initted must be one flag, got \[2\]"):
+        vqvae_fast.load_quantizer(state)
+
+
 def test_codebooks_without_heads():
     state = CASES["plain"].state_dict()
     old = {

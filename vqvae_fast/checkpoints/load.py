@@ -25,9 +25,10 @@ def load_quantizer(
     The modules in :mod:`vqvae_fast.checkpoints.formats` say what each becomes.
 
     A state dict holds weights and sizes, not how its module was configured. What cannot be seen
-    in it is as that library has it by default, or as ``options`` say: give the arguments that the
-    module was made with (``beta``, ``legacy``, ``commitment_weight``, ``learnable_codebook``, ...)
-    before you train it further. What the codes decode to does not depend on them.
+    in it is as our class has it by default (for EnCodec, DAC and Mimi: as their authors trained),
+    or as ``options`` say: give the arguments that the module was made with (``beta``, ``legacy``,
+    ``commitment_weight``, ``learnable_codebook``, ...) before you train it further. What the codes
+    decode to does not depend on them.
 
     Args:
         source: a file (torch.save or .safetensors), or what it holds: a state dict, or a

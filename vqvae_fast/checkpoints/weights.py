@@ -34,26 +34,51 @@ class Weights:
             raise ValueError(f"the checkpoint lacks {self.prefix + name}")
         return self._left[name]
 
-    def take(self, name: str, *shape: int | None) -> Tensor:
-        """Take out a tensor and, where ``shape`` is given, make sure that it has it (None: any)."""
+    def shaped(self, name: str, *shape: int | None) -> Tensor:
+        """A tensor that has this shape (None: any size but 0); it stays where it is.
+
+        Raises:
+            ValueError: it is missing, or has another shape.
+        """
         tensor = self[name]
-        if shape and (
-            tensor.dim() != len(shape)
-            or any(
-                given not in (size, None) for size, given in zip(tensor.shape, shape, strict=True)
-            )
+        sizes = zip(tensor.shape, shape, strict=False)
+        if tensor.dim() != len(shape) or any(
+            given != size if size is not None else given == 0 for given, size in sizes
         ):
             wanted = ", ".join("any" if size is None else str(size) for size in shape)
             raise ValueError(f"{self.prefix + name} must be [{wanted}], got {list(tensor.shape)}")
-        return self._left.pop(name)
+        return tensor
+
+    def take(self, name: str, *shape: int | None) -> Tensor:
+        """Take out a tensor that has this shape."""
+        tensor = self.shaped(name, *shape)
+        del self._left[name]
+        return tensor
+
+    def take_flag(self, name: str) -> bool:
+        """Take out a flag: one number, in whatever shape and type its library kept it."""
+        tensor = self.pop(name)
+        if tensor.numel() != 1:
+            raise ValueError(f"{self.prefix + name} must be one flag, got {list(tensor.shape)}")
+        return bool(tensor)
+
+    def pop(self, name: str) -> Tensor:
+        """Take out a tensor of any shape."""
+        tensor = self[name]
+        del self._left[name]
+        return tensor
+
+    def take_first(self, *names: str) -> Tensor | None:
+        """Take out the first tensor of these names, of any shape; None if there is none."""
+        return next((self._left.pop(name) for name in names if name in self._left), None)
+
+    def first_of(self, *names: str) -> str:
+        """The name among these that is there; the first of them, which is then missed."""
+        return next((name for name in names if name in self._left), names[0])
 
     def replace(self, name: str, tensor: Tensor) -> None:
         """Put another tensor in the place of one that is there."""
         self._left[name] = tensor
-
-    def take_any(self, *names: str) -> Tensor | None:
-        """Take out the tensor that bears one of several names; None if there is none."""
-        return next((self._left.pop(name) for name in names if name in self._left), None)
 
     def take_below(self, prefix: str) -> "Weights":
         """Take out all that begins with ``prefix``, as Weights of its own."""

@@ -23,15 +23,15 @@ from vqvae_fast.checkpoints.weights import Weights
 
 def _describe(weights: Weights, options: dict[str, Any]) -> Description:
     codes = weights.take("embedding.weight", None, None)
-    used = weights.take_any("codebook_used")
+    used = weights.take_first("codebook_used")
     if options.pop("l2_norm", used is not None):
         codes = F.normalize(codes, dim=1)
     n_e, e_dim = codes.shape
     arguments: dict[str, Any] = {"n_e": n_e, "e_dim": e_dim}
     state = {"embedding.weight": codes}
     # Moving averages: our names, and those of taming's EMAVectorQuantizer.
-    averages = weights.take_any("ema.embed_avg", "embedding.embed_avg")
-    sizes = weights.take_any("ema.cluster_size", "embedding.cluster_size")
+    averages = weights.take_first("ema.embed_avg", "embedding.embed_avg")
+    sizes = weights.take_first("ema.cluster_size", "embedding.cluster_size")
     if averages is not None:
         arguments["learning"] = "ema"
         state["ema.embed_avg"] = averages
@@ -40,7 +40,7 @@ def _describe(weights: Weights, options: dict[str, Any]) -> Description:
     if "kmeans.initted" in weights:
         arguments["kmeans_init"] = True
         for name in ("kmeans.initted", "kmeans.samples"):
-            state[name] = weights.take(name)
+            state[name] = weights.pop(name)
     return "VectorQuantizer", arguments, state
 
 

@@ -27,7 +27,7 @@ def _stage(layer: Weights) -> Stage:
         embed,
         book.take("cluster_size", len(embed)),
         book.take("embed_avg", *embed.shape),
-        bool(book.take("inited").all()),
+        book.take_flag("inited"),
         take_projection(layer, "project_in"),
         take_projection(layer, "project_out"),
     )

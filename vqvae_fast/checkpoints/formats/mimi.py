@@ -63,21 +63,15 @@ def _describe(weights: Weights, options: dict[str, Any]) -> Description:
 
 
 def _stage(layer: Weights) -> Stage:
-    book = layer.take_below(
-        "codebook." if any(n.startswith("codebook.") for n in layer) else "_codebook."
-    )
-    total = _one_of(book, "embedding_sum", "embed_sum", "embed_avg")
-    count = _one_of(book, "cluster_usage", "cluster_size")
-    initted = _one_of(book, "_initialized", "initialized", "inited")
+    hugging_face = any(name.startswith("codebook.") for name in layer)
+    book = layer.take_below("codebook." if hugging_face else "_codebook.")
+    total = book.take(book.first_of("embedding_sum", "embed_sum", "embed_avg"), None, None)
+    count = book.take(book.first_of("cluster_usage", "cluster_size"), len(total))
+    initted = book.take_flag(book.first_of("_initialized", "initialized", "inited"))
     book.check_empty()
     layer.check_empty()
     embed = total / count.clamp(min=_EPSILON)[:, None]
-    return Stage(embed, count, total, bool(initted.all()))
-
-
-def _one_of(book: Weights, *names: str) -> Tensor:
-    tensor = book.take_any(*names)
-    return book[names[0]] if tensor is None else tensor  # raises: there is none
+    return Stage(embed, count, total, initted)
 
 
 FORMAT = Format(

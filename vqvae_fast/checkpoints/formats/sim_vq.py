@@ -28,10 +28,10 @@ def _residual(weights: Weights, options: dict[str, Any]) -> Description:
 
 
 def _sizes(weights: Weights, options: dict[str, Any]) -> dict[str, Any]:
-    size, frozen_dim = weights["frozen_codebook"].shape
+    size, frozen_dim = weights.shaped("frozen_codebook", None, None).shape
     arguments = {"codebook_size": size, "frozen_codebook_dim": frozen_dim}
     if "codebook_transform" not in options:
-        arguments["dim"] = weights["code_transform.weight"].shape[0]
+        arguments["dim"] = weights.shaped("code_transform.weight", None, None).shape[0]
     return arguments
 
 

@@ -94,9 +94,8 @@ def _codebook(weights: Weights, options: dict[str, Any]) -> dict[str, Any]:
     if embed.dim() == 2:
         for name in ("embed", "embed_avg", "cluster_size"):
             weights.replace(_BOOK + name, weights[_BOOK + name][None])
-    elif embed.dim() != 3:
-        raise ValueError(f"_codebook.embed must be [heads, K, D], got {list(embed.shape)}")
-    initted = bool(weights["_codebook.initted"].all())
+    embed = weights.shaped("_codebook.embed", None, None, None)
+    initted = weights.take_flag("_codebook.initted")
     weights.replace("_codebook.initted", torch.tensor(initted))
     arguments: dict[str, Any] = {} if initted else {"kmeans_init": True}
     if "_codebook.codebook_mean" in weights:
@@ -118,7 +117,7 @@ def _inner(weights: Weights) -> tuple[int, int] | None:
     """[codebook's dimension times heads, module's dimension] of the projection, if there is one."""
     for name in ("project_in.weight", "project_in.0.weight"):
         if name in weights:
-            inner, outer = weights[name].shape
+            inner, outer = weights.shaped(name, None, None).shape
             return inner, outer
     return None
 
@@ -126,7 +125,7 @@ def _inner(weights: Weights) -> tuple[int, int] | None:
 def _neural(weights: Weights) -> dict[str, Any]:
     """The implicit neural codebooks' networks; they imply a codebook learned by gradient."""
     depth = len({name.split(".")[3] for name in weights if name.startswith("mlps.0.layers.")})
-    hidden = weights["mlps.0.layers.0.0.weight"].shape[0]
+    hidden = weights.shaped("mlps.0.layers.0.0.weight", None, None).shape[0]
     return {
         "implicit_neural_codebook": True,
         "mlp_kwargs": {"dim_hidden": hidden, "depth": depth},
