@@ -137,6 +137,10 @@ def test_other_contents(tmp_path):
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(ValueError, match="must hold a state dict, got list"):
         vqvae_fast.load_quantizer(tmp_path / "list.pt")
+    with pytest.raises(
+        TypeError, match="a path, a state dict or a checkpoint, got VectorQuantizer"
+    ):
+        vqvae_fast.load_quantizer(vqvae_fast.VectorQuantizer(8, 4))
     with pytest.raises(FileNotFoundError):
         vqvae_fast.load_quantizer(tmp_path / "nowhere.pt")
 

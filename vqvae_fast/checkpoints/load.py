@@ -45,7 +45,7 @@ def load_quantizer(
         ValueError: no known format, several quantizers, weights that do not fit together or are
             not all known, or a file that holds more than tensors and plain values. Files are read
             with ``weights_only=True``: nothing in them is executed.
-        TypeError: our class does not know an option.
+        TypeError: our class does not know an option, or the source is neither.
         ModuleNotFoundError: reading .safetensors needs the package of this name.
     """
     return read_quantizer(source, prefix, **options).build()
@@ -55,6 +55,10 @@ def read_quantizer(
     source: str | PathLike[str] | Mapping[str, Any], prefix: str | None = None, **options: Any
 ) -> StoredQuantizer:
     """As :func:`load_quantizer`, but the class, its arguments and its weights, not yet built."""
+    if not isinstance(source, (str, PathLike, Mapping)):
+        raise TypeError(
+            f"source must be a path, a state dict or a checkpoint, got {type(source).__name__}"
+        )
     checkpoint = source if isinstance(source, Mapping) else read_file(source)
     stored = read_ours(checkpoint)
     if stored is not None:
