@@ -1,22 +1,15 @@
 """Codebook statistics that are kept as exponential moving averages."""
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vqvae_fast import functional
 from vqvae_fast.nn.metrics import code_counts
+from vqvae_fast.nn.wide_buffers import WideBuffers
 
-_HALF = (torch.bfloat16, torch.float16)
 
-
-class CodeUsage(nn.Module):
+class CodeUsage(WideBuffers):
     """Moving average of how many vectors of a batch choose each code.
-
-    The averages stay in float32 when the module around them is cast to half precision: with a
-    decay of 0.99 a bfloat16 average would round every change away.
 
     Args:
         num_codes: K.
@@ -49,15 +42,6 @@ class CodeUsage(nn.Module):
             size: their new cluster size, a number or [K].
         """
         self.cluster_size.copy_(torch.where(mask, size, self.cluster_size))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        before = dict(self.named_buffers(recurse=False))
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it bare
-        for name, buffer in before.items():
-            after = getattr(self, name)
-            if after.dtype in _HALF:
-                setattr(self, name, buffer.to(after.device))
-        return self
 
 
 class CodeMovingAverage(CodeUsage):

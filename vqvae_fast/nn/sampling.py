@@ -45,3 +45,23 @@ def take_rows(z: Tensor, positions: Tensor) -> Tensor:
         index.insert(0, positions % size)
         positions = positions // size
     return z[tuple(index)]
+
+
+def shuffled(valid: Tensor) -> tuple[Tensor, Tensor]:
+    """The positions of all rows in random order, those that are not valid behind the others.
+
+    Where all are valid, the order is ``torch.randperm``'s.
+
+    Args:
+        valid: bool [n].
+
+    Returns:
+        int64 [n], and the number of valid rows, 0-d.
+    """
+    order = torch.randperm(len(valid), device=valid.device)
+    valid = valid[order]
+    ahead = valid.cumsum(0)
+    count = valid.sum()
+    behind = count + (~valid).cumsum(0)
+    place = torch.where(valid, ahead, behind) - 1
+    return torch.empty_like(order).scatter_(0, place, order), count

@@ -1,0 +1,300 @@
+"""VectorQuantize beside vector-quantize-pytorch's: the same state and seed, several steps."""
+
+import copy
+import functools
+
+import pytest
+import torch
+
+from vqvae_fast.nn.vector_quantize import VectorQuantize
+
+peer = pytest.importorskip("vector_quantize_pytorch")
+
+BASE = {"dim": 8, "codebook_size": 16}
+TOKENS = (2, 12, 8)
+MASK = torch.arange(12) < torch.tensor([[5], [9]])
+GRADIENT = {"learnable_codebook": True, "ema_update": False}
+SHARED_HEADS = {"heads": 2, "codebook_dim": 4}
+SEPARATE_HEADS = {**SHARED_HEADS, "separate_codebook_per_head": True}
+
+
+def own_codes(codes):
+    """Gives every vector codes of its own."""
+    scale = torch.linspace(0.5, 1.5, 24).view(1, 2, 12, 1, 1)
+    return codes[:, None, None].expand(-1, 2, 12, -1, -1) * scale
+
+
+CONSTRUCTOR = [
+    {},
+    {"rotation_trick": False},
+    {"use_cosine_sim": True},
+    {"use_cosine_sim": True, "rotation_trick": False, "decay": 0.5},
+    SHARED_HEADS,
+    SEPARATE_HEADS,
+    {**SHARED_HEADS, "codebook_dim": 3},
+    {**SEPARATE_HEADS, "codebook_dim": 3, "use_cosine_sim": True},
+    {"separate_codebook_per_head": True},
+    {"codebook_dim": 4},
+    {"codebook_dim": 4, "layernorm_after_project_in": True},
+    {"dim": 1},
+    {"codebook_size": 1},
+    {"decay": 0.5, "eps": 1e-3},
+    {"freeze_codebook": True},
+    {"kmeans_init": True},
+    {"kmeans_init": True, "kmeans_iters": 2, **SEPARATE_HEADS},
+    {"kmeans_init": True, "use_cosine_sim": True},
+    {"kmeans_init": True, **GRADIENT},
+    {"threshold_ema_dead_code": 2},
+    {"threshold_ema_dead_code": 2, **SEPARATE_HEADS},
+    {"threshold_ema_dead_code": 2, "use_cosine_sim": True},
+    {"threshold_ema_dead_code": 2, "ema_update": False},
+    {"threshold_ema_dead_code": 2, **GRADIENT},
+    {"commitment_weight": 0.3},
+    {"commitment_weight": 0.0},
+    {"commitment_use_cross_entropy_loss": True, "ema_update": False},
+    {"commitment_use_cross_entropy_loss": True, "ema_update": False, **SHARED_HEADS},
+    {"commitment_use_cross_entropy_loss": True, "ema_update": False, **SEPARATE_HEADS},
+    {"commitment_use_cross_entropy_loss": True, **GRADIENT},
+    {"commitment_use_cross_entropy_loss": True, "ema_update": False, "use_cosine_sim": True},
+    {"orthogonal_reg_weight": 2.0},
+    {"orthogonal_reg_weight": 2.0, **SEPARATE_HEADS},
+    {"orthogonal_reg_weight": 2.0, "use_cosine_sim": True},
+    {"orthogonal_reg_weight": 2.0, "orthogonal_reg_active_codes_only": True},
+    {"orthogonal_reg_weight": 2.0, "orthogonal_reg_max_codes": 5},
+    {"codebook_diversity_loss_weight": 0.7, "ema_update": False},
+    {
+        "codebook_diversity_loss_weight": 0.7,
+        "codebook_diversity_temperature": 1.0,
+        "ema_update": False,
+        **SHARED_HEADS,
+    },
+    {"codebook_diversity_loss_weight": 0.7, **SEPARATE_HEADS, **GRADIENT},
+    {"stochastic_sample_codes": True},
+    {"stochastic_sample_codes": True, "use_cosine_sim": True},
+    {"stochastic_sample_codes": True, **SEPARATE_HEADS},
+    {"stochastic_sample_codes": True, "sample_codebook_temp": 0.0},
+    {"stochastic_sample_codes": True, "straight_through": True, "rotation_trick": False},
+    {
+        "stochastic_sample_codes": True,
+        "straight_through": True,
+        "rotation_trick": False,
+        "route_gradients_to_input": False,
+        "ema_update": False,
+    },
+    {"directional_reparam": True, "threshold_ema_dead_code": 1},
+    {
+        "directional_reparam": True,
+        "directional_reparam_variance": 0.1,
+        "threshold_ema_dead_code": 1,
+        **SEPARATE_HEADS,
+    },
+    GRADIENT,
+    {**GRADIENT, **SEPARATE_HEADS},
+    {**GRADIENT, "rotation_trick": False, "sync_update_v": 0.5},
+    {**GRADIENT, "sync_update_v": 1.0},
+    {**GRADIENT, "route_gradients_to_input": False},
+    {
+        **GRADIENT,
+        "in_place_codebook_optimizer": functools.partial(torch.optim.SGD, lr=0.5),
+    },
+    {
+        **GRADIENT,
+        **SHARED_HEADS,
+        "in_place_codebook_optimizer": functools.partial(torch.optim.SGD, lr=0.5),
+        "manual_in_place_optimizer_update": True,
+    },
+    {"affine_param": True},
+    {"affine_param": True, "affine_param_batch_decay": 0.5, "affine_param_codebook_decay": 0.3},
+    {"affine_param": True, **GRADIENT},
+    {"manual_ema_update": True},
+    {"ema_update": False},
+    {"vq_bridge": torch.nn.Linear(8, 8)},
+]
+CALLS = [
+    ({}, {"mask": MASK}),
+    ({}, {"lens": torch.tensor([5, 9])}),
+    ({"return_zeros_for_masked_padding": False}, {"mask": MASK}),
+    (GRADIENT, {"mask": MASK}),
+    ({"affine_param": True}, {"mask": MASK}),
+    (
+        {**GRADIENT, "in_place_codebook_optimizer": functools.partial(torch.optim.SGD, lr=0.5)},
+        {"mask": MASK},
+    ),
+    (
+        {"commitment_use_cross_entropy_loss": True, "ema_update": False, **SHARED_HEADS},
+        {"mask": MASK},
+    ),
+    ({}, {"return_loss_breakdown": True}),
+    ({}, {"freeze_codebook": True}),
+    ({"freeze_codebook": True}, {"freeze_codebook": False}),
+    ({}, {"topk": 3}),
+    ({}, {"topk": 100}),
+    ({"commitment_weight": 0.0}, {"topk": 3}),
+    ({"use_cosine_sim": True, "codebook_dim": 4}, {"topk": 2}),
+    ({}, {"topk": 2, "mask": MASK}),
+    ({"stochastic_sample_codes": True}, {"topk": 2}),
+    ({"stochastic_sample_codes": True}, {"sample_codebook_temp": 0.3}),
+    ({"ema_update": False}, {"indices": torch.arange(24).view(2, 12) % 17 - 1}),
+    ({"ema_update": False}, {"ema_update": True}),
+    ({}, {"ema_update_weight": torch.linspace(0, 1, 16)}),
+    ({}, {"ema_update_weight": torch.linspace(0, 1, 16)[None]}),
+    ({}, {"ema_update_weight": lambda sums, counts: counts / (1 + counts)}),
+    ({}, {"accum_ema_update": True}),
+    ({}, {"codebook_transform_fn": own_codes}),
+    (GRADIENT, {"codebook_transform_fn": own_codes}),
+    ({"use_cosine_sim": True}, {"codebook_transform_fn": own_codes}),
+    ({"stochastic_sample_codes": True}, {"codebook_transform_fn": own_codes}),
+    ({"commitment_use_cross_entropy_loss": True, **GRADIENT}, {"codebook_transform_fn": own_codes}),
+    ({"codebook_diversity_loss_weight": 0.5, **GRADIENT}, {"codebook_transform_fn": own_codes}),
+]
+LAYOUTS = [
+    ({"channel_last": False}, (2, 8, 12)),
+    ({"accept_image_fmap": True}, (2, 8, 3, 4)),
+    ({"accept_image_fmap": True, **SHARED_HEADS}, (2, 8, 3, 4)),
+    ({"accept_image_fmap": True, **SEPARATE_HEADS, "codebook_dim": 3}, (2, 8, 3, 4)),
+    ({"accept_3d_fmap": True}, (2, 8, 2, 3, 2)),
+    ({}, (5, 8)),
+    (SEPARATE_HEADS, (5, 8)),
+]
+
+
+def name(value):
+    if isinstance(value, dict):
+        return "-".join(f"{key}={_short(item)}" for key, item in value.items()) or "defaults"
+    return None
+
+
+def _short(item):
+    return item if isinstance(item, (bool, int, float)) else type(item).__name__
+
+
+def flat(values):
+    """Tensors of nested tuples, in order."""
+    if isinstance(values, torch.Tensor):
+        return [values]
+    return [tensor for value in values for tensor in flat(value)]
+
+
+def step(module, optimizer, x, call):
+    """Forward, backward and the optimizer; what came out, and the gradients."""
+    x = x.clone().requires_grad_()
+    out = module(x, **call)
+    weight = torch.linspace(0, 1, out[0].numel()).view(out[0].shape)
+    loss = out[1] if "indices" in call else out[2]
+    total = 0.1 * (out[0] * weight).sum() + 2 * loss.sum()
+    if total.requires_grad:
+        total.backward()
+    gradients = [x.grad, *(parameter.grad for parameter in module.parameters())]
+    if optimizer is not None:
+        optimizer.step()
+        optimizer.zero_grad()
+    return flat(out), gradients
+
+
+def check(options, shape, call, training=True, steps=3):
+    """Both modules from one state, with the same draws."""
+    theirs = peer.VectorQuantize(**copy.deepcopy(BASE | options))
+    ours = VectorQuantize(**copy.deepcopy(BASE | options))
+    ours.load_state_dict(theirs.state_dict())
+    sides = []
+    for module in (theirs, ours):
+        parameters = list(module.parameters())
+        optimizer = torch.optim.SGD(parameters, 0.05) if parameters else None
+        sides.append((module.train(training), optimizer))
+    for number in range(steps):
+        x = torch.randn(shape)
+        results = []
+        for module, optimizer in sides:
+            torch.manual_seed(number)
+            results.append(step(module, optimizer, x, call))
+        (expected, their_gradients), (got, our_gradients) = results
+        for right, value in zip(expected, got, strict=True):
+            assert value.shape == right.shape
+            assert value.dtype == right.dtype
+            torch.testing.assert_close(value, right, rtol=1e-4, atol=1e-5)
+        for right, value in zip(their_gradients, our_gradients, strict=True):
+            if right is None:
+                assert value is None or not value.any()
+            else:
+                torch.testing.assert_close(value, right, rtol=1e-4, atol=1e-5)
+        state = ours.state_dict()
+        for key, right in theirs.state_dict().items():
+            torch.testing.assert_close(state[key], right, rtol=1e-4, atol=1e-5)
+    assert list(ours.state_dict()) == list(theirs.state_dict()) or "affine_param" in options
+
+
+@pytest.mark.parametrize("options", CONSTRUCTOR, ids=name)
+def test_training(options):
+    check(options, (*TOKENS[:2], options.get("dim", 8)), {})
+
+
+# In eval the peer runs k-means and learns affine statistics, before which it reads empty memory.
+# And a cosine codebook with a gradient has no unit length there.
+EVALUATED = [
+    o
+    for o in CONSTRUCTOR
+    if not {"kmeans_init", "affine_param"} & o.keys()
+    and not {"orthogonal_reg_weight", "use_cosine_sim"} <= o.keys()
+]
+
+
+@pytest.mark.parametrize("options", EVALUATED, ids=name)
+def test_evaluation(options):
+    check(options, (*TOKENS[:2], options.get("dim", 8)), {}, training=False, steps=1)
+
+
+@pytest.mark.parametrize(("options", "call"), CALLS, ids=name)
+def test_arguments_of_a_call(options, call):
+    check(options, TOKENS, call)
+
+
+@pytest.mark.parametrize(
+    ("options", "call"), [c for c in CALLS if "affine_param" not in c[0]], ids=name
+)
+def test_arguments_of_a_call_in_evaluation(options, call):
+    check(options, TOKENS, call, training=False, steps=1)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("call", [{}, {"topk": 3}], ids=name)
+@pytest.mark.parametrize(("options", "shape"), LAYOUTS, ids=name)
+def test_layouts(options, shape, call, training):
+    if call and "heads" in options:
+        pytest.skip("topk is for one head")
+    check(options, shape, call, training, steps=2)
+
+
+def test_accumulated_updates_count_with_the_next():
+    theirs, ours = peer.VectorQuantize(**BASE), VectorQuantize(**BASE)
+    ours.load_state_dict(theirs.state_dict())
+    for accumulate in (True, True, False):
+        x = torch.randn(TOKENS)
+        for module in (theirs, ours):
+            module(x, accum_ema_update=accumulate)
+        torch.testing.assert_close(ours._codebook.embed, theirs._codebook.embed)
+    torch.testing.assert_close(ours._codebook.cluster_size, theirs._codebook.cluster_size)
+
+
+def test_manual_update_and_expiry_by_their_names():
+    options = {"manual_ema_update": True, "threshold_ema_dead_code": 1}
+    theirs, ours = peer.VectorQuantize(**BASE, **options), VectorQuantize(**BASE, **options)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(TOKENS)
+    for module in (theirs, ours):
+        torch.manual_seed(1)
+        module(x)
+        module._codebook.update_ema()
+        module.expire_codes_(x)
+        module.update_indices(x, torch.arange(24).view(2, 12) % 16)
+    for key, right in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[key], right)
+
+
+@pytest.mark.parametrize("options", [{}, SEPARATE_HEADS, {"codebook_dim": 3}], ids=name)
+def test_decoding_of_indices(options):
+    theirs, ours = peer.VectorQuantize(**BASE, **options), VectorQuantize(**BASE, **options)
+    ours.load_state_dict(theirs.state_dict())
+    indices = ours.eval()(torch.randn(TOKENS))[1]
+    for method in ("get_codes_from_indices", "get_output_from_indices"):
+        torch.testing.assert_close(getattr(ours, method)(indices), getattr(theirs, method)(indices))
+    torch.testing.assert_close(ours.codebook, theirs.codebook)

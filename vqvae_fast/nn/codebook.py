@@ -1,0 +1,330 @@
+"""The codebook of the drop-in quantizers: its codes, and all state that they learn by."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as nn_functional
+
+from vqvae_fast import functional
+from vqvae_fast.distributed import each_from_its_turn, summed
+from vqvae_fast.nn.lloyd import lloyd
+from vqvae_fast.nn.sampling import shuffled
+from vqvae_fast.nn.wide_buffers import WideBuffers
+
+EmaWeight = Tensor | Callable[[Tensor, Tensor], Tensor] | None
+
+
+class Codebook(WideBuffers):
+    """C books of K codes, with vector-quantize-pytorch's names and state.
+
+    Args:
+        dim: d, of a code.
+        codebook_size: K.
+        num_codebooks: C.
+        kmeans_init: the codes are zeros until the first training batch, which k-means starts them
+            from.
+        kmeans_iters: its rounds.
+        sync_kmeans: over the samples of all processes.
+        decay: of the moving averages.
+        eps: of their Laplace smoothing.
+        threshold_ema_dead_code: a code that is chosen by fewer vectors per batch than this, in the
+            moving average, moves to a random vector of the batch. 0: never.
+        reset_cluster_size: what its average starts again from; the threshold unless given.
+        use_ddp: all processes learn the same codes.
+        learnable_codebook: the codes are a parameter.
+        ema_update: they are moving averages of the vectors that choose them.
+        manual_ema_update: only when :meth:`update_ema` is called.
+        use_cosine_sim: codes have unit length.
+        vq_bridge: transforms the codes before each use.
+
+    Buffers:
+        initted: 0-d bool; cluster_size: [C, K]; embed_avg: [C, K, d]; embed: [C, K, d], a parameter
+        with ``learnable_codebook``.
+    """
+
+    initted: Tensor
+    cluster_size: Tensor
+    embed_avg: Tensor
+    embed: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int,
+        num_codebooks: int = 1,
+        *,
+        kmeans_init: bool = False,
+        kmeans_iters: int = 10,
+        sync_kmeans: bool = True,
+        decay: float = 0.8,
+        eps: float = 1e-5,
+        threshold_ema_dead_code: float = 2,
+        reset_cluster_size: float | None = None,
+        use_ddp: bool = False,
+        learnable_codebook: bool = False,
+        ema_update: bool = True,
+        manual_ema_update: bool = False,
+        use_cosine_sim: bool = False,
+        vq_bridge: nn.Module | None = None,
+    ):
+        super().__init__()
+        self.codebook_size, self.num_codebooks = codebook_size, num_codebooks
+        self.decay, self.eps = decay, eps
+        self.ema_update, self.manual_ema_update = ema_update, manual_ema_update
+        self.kmeans_iters, self.sync_kmeans = kmeans_iters, use_ddp and sync_kmeans
+        self.threshold_ema_dead_code = threshold_ema_dead_code
+        self.reset_cluster_size = (
+            threshold_ema_dead_code if reset_cluster_size is None else reset_cluster_size
+        )
+        self.use_ddp, self.use_cosine_sim = use_ddp, use_cosine_sim
+        self.learnable_codebook = learnable_codebook
+        self.vq_bridge = vq_bridge
+
+        embed = torch.zeros(num_codebooks, codebook_size, dim)
+        if not kmeans_init:
+            nn.init.kaiming_uniform_(embed)
+            embed = nn_functional.normalize(embed, dim=-1) if use_cosine_sim else embed
+        self.register_buffer("initted", torch.tensor(not kmeans_init))
+        self.register_buffer("cluster_size", torch.ones(num_codebooks, codebook_size))
+        self.register_buffer("embed_avg", embed.clone())
+        if learnable_codebook:
+            self.embed = nn.Parameter(embed)
+        else:
+            self.register_buffer("embed", embed)
+        # The same as a Python bool: a step neither waits for the device nor branches on a tensor.
+        self._is_initted = not kmeans_init
+
+    @property
+    def expires(self) -> bool:
+        """Whether dead codes are replaced."""
+        return self.threshold_ema_dead_code > 0
+
+    def codes(self, keep: bool = False) -> Tensor:
+        """[C, K, d], as the search uses them: with a gradient where they are learned by one.
+
+        keep: they are needed as they are now after the next :meth:`update`, too.
+        """
+        embed = self.embed if self.learnable_codebook else self.embed.detach()
+        embed = embed.to(torch.promote_types(embed.dtype, torch.float32))
+        keep = keep or (embed.requires_grad and torch.is_grad_enabled())
+        if keep and self.training and (self.ema_update or self.expires):
+            embed = embed.clone()
+        if self.use_cosine_sim and self.learnable_codebook:
+            embed = nn_functional.normalize(embed, dim=-1)
+        if self.vq_bridge is not None:
+            embed = self.vq_bridge(embed)
+        return embed
+
+    def observe(self, rows: Tensor, mask: Tensor | None = None) -> None:
+        """Learn from rows [C, ..., d], before the search, what :meth:`codes` depends on."""
+
+    @torch.no_grad()
+    def set_codes(self, codes: Tensor) -> None:
+        """Replace all codes [C, K, d], and the averages, which would bring back the old ones."""
+        if codes.shape != self.embed.shape:
+            raise ValueError(f"codes must be {list(self.embed.shape)}, got {list(codes.shape)}")
+        self.embed.copy_(nn_functional.normalize(codes, dim=-1) if self.use_cosine_sim else codes)
+        self.embed_avg.copy_(self.embed * self._smoothed()[..., None])
+        self._finish_init()
+
+    @torch.no_grad()
+    def init_embed_(self, data: Tensor, mask: Tensor | None = None) -> None:
+        """Start from k-means over data [C, ..., d], of which mask [C, ...] counts; once."""
+        if self._is_initted or data.numel() == 0 or self._was_initted_by_others():
+            return
+        valid = _counted(data, mask).flatten(1)
+        data = data.flatten(1, -2)
+        codes, counts = lloyd(
+            data,
+            valid,
+            self.codebook_size,
+            self.kmeans_iters,
+            cosine=self.use_cosine_sim,
+            synced=self.sync_kmeans,
+        )
+        self.cluster_size.copy_(counts)
+        smoothed = self._smoothed()[..., None]
+        # A code that got no vector stays where k-means has left it.
+        used = counts[..., None] > 0
+        self.embed_avg.copy_(codes * torch.where(used, counts[..., None], smoothed))
+        self.embed.copy_(codes)
+        self.update_ema()
+        self._finish_init()
+
+    @torch.no_grad()
+    def update_ema(self) -> None:
+        """Write the averages into the codes."""
+        if self.use_cosine_sim:
+            # The length does not matter. Of a code that nothing chooses it falls with every step,
+            # until nothing is left: then the code stays.
+            largest = self.embed_avg.abs().amax(dim=-1, keepdim=True)
+            scaled = self.embed_avg / largest.clamp(min=torch.finfo(largest.dtype).tiny)
+            codes = nn_functional.normalize(scaled, dim=-1)
+            codes = torch.where(largest > 0, codes, self.embed)
+        else:
+            codes = self.embed_avg / self._smoothed()[..., None]
+        self.embed.copy_(codes)
+
+    @torch.no_grad()
+    def update(
+        self,
+        rows: Tensor,
+        indices: Tensor,
+        mask: Tensor | None = None,
+        *,
+        weight: EmaWeight = None,
+        accumulate: bool = False,
+        ema_update: bool | None = None,
+    ) -> None:
+        """One step of the averages, of the codes, and of the dead among them.
+
+        Args:
+            rows: [C, ..., d].
+            indices: [C, ...], their codes; -1: left out.
+            mask: [C, ...], which rows count.
+            weight: [K] or [C, K], by which each code moves more or less than 1 - decay says, or
+                a function of (sums [C, K, d], counts [C, K]) that gives it.
+            accumulate: only add the batch to the next that does not accumulate.
+            ema_update: instead of the codebook's own.
+        """
+        ema_update = self.ema_update if ema_update is None else ema_update
+        if not ema_update and not self.expires:
+            return
+        valid = _counted(rows, mask)
+        chosen = torch.where(valid, indices, -1)
+        rows = self._unplaced(rows)
+        sums, counts = functional.code_statistics(rows, chosen, self.embed)
+        if self.use_ddp:
+            sums, counts = summed(sums, counts)
+        if callable(weight):
+            weight = weight(sums, counts)
+        if accumulate:
+            _accumulate(self.cluster_size, counts)
+            _accumulate(self.embed_avg, sums)
+            return
+        self._average(self.cluster_size, counts, weight)
+        self._average(self.embed_avg, sums, weight)
+        if ema_update and not self.manual_ema_update:
+            self.update_ema()
+        self._expire(rows, valid)
+
+    def update_indices(
+        self,
+        x: Tensor,
+        embed_ind: Tensor,
+        mask: Tensor | None = None,
+        ema_update_weight: EmaWeight = None,
+        accum_ema_update: bool = False,
+        ema_update: bool | None = None,
+    ) -> None:
+        """:meth:`update` for vectors x [C, ..., d] or [B, N, d] and the codes that they have."""
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        if x.dim() < 4:
+            x, embed_ind = x[None], embed_ind[None]
+            mask = mask if mask is None else mask[None]
+        self.update(
+            x,
+            embed_ind,
+            mask,
+            weight=ema_update_weight,
+            accumulate=accum_ema_update,
+            ema_update=ema_update,
+        )
+
+    update_ema_indices = update_indices
+
+    @torch.no_grad()
+    def expire_codes_(self, batch_samples: Tensor, seq_mask: Tensor | None = None) -> None:
+        """Move dead codes to random vectors of [C, ..., d], of which seq_mask [C, ...] counts."""
+        if not self.training or not self.expires:
+            return
+        self._expire(self._unplaced(batch_samples), _counted(batch_samples, seq_mask))
+
+    def _unplaced(self, rows: Tensor) -> Tensor:
+        """Rows [C, ..., d] among the codes as they are stored."""
+        return rows
+
+    def _expire(self, rows: Tensor, valid: Tensor) -> None:
+        if not self.expires or rows.numel() == 0:
+            return
+        rows, valid = rows.flatten(1, -2), valid.flatten(1)
+        if self.use_cosine_sim:
+            rows = nn_functional.normalize(rows, dim=-1)
+        dead = self.cluster_size < self.threshold_ema_dead_code
+        pairs = list(zip(rows, valid, dead, strict=True))
+        moved, codes = (
+            torch.stack(part)
+            for part in zip(*(self._replacements(*pair) for pair in pairs), strict=True)
+        )
+        codes = codes.to(self.embed_avg.dtype)
+        size = torch.where(moved, self.reset_cluster_size, self.cluster_size)
+        average = torch.where(moved[..., None], codes * self.reset_cluster_size, self.embed_avg)
+        self.cluster_size.copy_(size)
+        self.embed_avg.copy_(average)
+        self.embed.copy_(torch.where(moved[..., None], codes.to(self.embed.dtype), self.embed))
+
+    def _replacements(self, rows: Tensor, valid: Tensor, dead: Tensor) -> tuple[Tensor, Tensor]:
+        """rows [n, d], valid [n], dead [K] -> the codes that move now, bool [K], and to where."""
+        order, count = shuffled(valid)
+        rank = dead.cumsum(0) - 1
+        if len(dead) > len(rows) or self.use_ddp:
+            # More dead codes than vectors: distinct vectors for some, and another time the others.
+            start = (torch.rand((), device=rows.device) * dead.sum()).long()
+            rank = (rank + start) % dead.sum().clamp(min=1)
+        moved = dead & (rank < count)
+        codes = rows[order[rank.clamp(0, len(rows) - 1)]]
+        if self.use_ddp:
+            codes, found = each_from_its_turn(codes, count > 0)
+            moved = dead & found
+        return moved, codes
+
+    def _average(self, old: Tensor, new: Tensor, weight: Tensor | None) -> None:
+        if old.grad is not None:  # what earlier batches have accumulated
+            new, old.grad = new + old.grad, None
+        share: Tensor | float = 1.0 - self.decay
+        if weight is not None:
+            if weight.shape not in (self.cluster_size.shape, self.cluster_size.shape[1:]):
+                raise ValueError(
+                    f"the EMA weight must be [K={self.codebook_size}] or "
+                    f"{list(self.cluster_size.shape)}, got {list(weight.shape)}"
+                )
+            share = share * weight.expand_as(self.cluster_size).to(old.dtype)
+            share = share.view(share.shape + (1,) * (old.dim() - share.dim()))
+        old.lerp_(new.to(old.dtype), share)
+
+    def _smoothed(self) -> Tensor:
+        """cluster_size, none of which is zero (arXiv 1711.00937, appendix A.1)."""
+        total = self.cluster_size.sum(dim=-1, keepdim=True)
+        smoothed = (self.cluster_size + self.eps) / (total + self.codebook_size * self.eps) * total
+        return smoothed.clamp(min=torch.finfo(total.dtype).tiny)
+
+    def _finish_init(self) -> None:
+        self.initted.fill_(True)
+        self._is_initted = True
+
+    def _was_initted_by_others(self) -> bool:
+        """Someone may have set the buffer. Asked until it is true, so only in the first steps."""
+        if not torch.compiler.is_compiling():
+            self._is_initted = bool(self.initted)
+        return self._is_initted
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        stored = state_dict.get(prefix + "initted")
+        if stored is not None and stored.numel() == 1:  # [1] and float in older releases
+            state_dict[prefix + "initted"] = stored.reshape(()).bool()
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._is_initted = bool(self.initted)
+
+
+def _counted(rows: Tensor, mask: Tensor | None) -> Tensor:
+    """rows [C, ..., d] that say something about a code: one that is not finite would destroy it."""
+    finite = rows.isfinite().all(dim=-1)
+    return finite if mask is None else finite & mask
+
+
+def _accumulate(average: Tensor, new: Tensor) -> None:
+    average.grad = new if average.grad is None else average.grad + new

@@ -1,0 +1,146 @@
+"""Where the vectors lie in a tensor: tokens, feature maps, heads."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Places(NamedTuple):
+    """The dimensions that :func:`to_tokens` has flattened: one for each, none for a vector."""
+
+    spatial: torch.Size
+    channel_first: bool
+
+
+def to_tokens(x: Tensor, channel_first: bool) -> tuple[Tensor, Places]:
+    """x [B, ..., D], or [B, D, ...] with ``channel_first``, or [B, D] -> [B, N, D], a view."""
+    if x.dim() == 2:
+        return x[:, None], Places(torch.Size(), False)
+    if channel_first:
+        return x.flatten(2).transpose(1, 2), Places(x.shape[2:], True)
+    return x.flatten(1, -2), Places(x.shape[1:-1], False)
+
+
+def vectors_to_places(tokens: Tensor, places: Places) -> Tensor:
+    """tokens [B, N, ..., D] -> as :func:`to_tokens` found them, extra dimensions last but D."""
+    tokens = to_places(tokens, places)
+    return tokens.movedim(-1, 1) if places.channel_first else tokens
+
+
+def to_places(tokens: Tensor, places: Places) -> Tensor:
+    """tokens [B, N, ...], of indices, say -> [B, spatial, ...]."""
+    return tokens.unflatten(1, places.spatial) if places.spatial else tokens.squeeze(1)
+
+
+class Heads(NamedTuple):
+    """Cuts the dimensions of a token into heads.
+
+    Attributes:
+        number: of heads.
+        separate: each has a book of its own.
+    """
+
+    number: int
+    separate: bool
+
+    @property
+    def books(self) -> int:
+        """Number of codebooks, C."""
+        return self.number if self.separate else 1
+
+    def split(self, tokens: Tensor) -> Tensor:
+        """[B, N, heads * d] -> [C, ..., N, d], where ... is B, or B and heads that share a book."""
+        if self.number == 1:
+            return tokens[None]
+        return self.split_indices(tokens.unflatten(-1, (self.number, -1)))
+
+    def split_indices(self, tokens: Tensor) -> Tensor:
+        """[B, N, heads, ...], or [B, N] where there is one -> [C, ..., N, ...]."""
+        if self.number == 1:
+            return tokens[None]
+        return tokens.movedim(2, 0) if self.separate else tokens.movedim(2, 1)[None]
+
+    def merge(self, rows: Tensor) -> Tensor:
+        """The inverse of :meth:`split`."""
+        return rows[0] if self.number == 1 else self.merge_indices(rows).flatten(-2)
+
+    def merge_indices(self, rows: Tensor) -> Tensor:
+        """The inverse of :meth:`split_indices`."""
+        if self.number == 1:
+            return rows[0]
+        return rows.movedim(0, 2) if self.separate else rows[0].movedim(1, 2)
+
+    def repeat(self, mask: Tensor) -> Tensor:
+        """mask [B, N] -> [C, ..., N], the same for every head."""
+        if self.number == 1:
+            return mask[None]
+        return self.split_indices(mask[..., None].expand(*mask.shape, self.number))
+
+
+class Layout(NamedTuple):
+    """What a quantizer takes.
+
+    Attributes:
+        dim: D.
+        channel_first: x is [B, D, ...], else [B, ..., D].
+        fmap: number of dimensions in the place of ..., where only that number will do.
+        many_heads: indices have one more dimension, for heads.
+    """
+
+    dim: int
+    channel_first: bool
+    fmap: int | None
+    many_heads: bool
+
+    def tokens(self, x: Tensor) -> tuple[Tensor, Places]:
+        """x -> [B, N, D], and where they belong.
+
+        Raises:
+            TypeError: x is not a tensor of floats.
+            ValueError: its shape does not fit.
+        """
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            what = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"x must be a tensor of floats, got {what}")
+        axis = 1 if self.channel_first and x.dim() > 2 else -1
+        fits = x.dim() >= 2 if self.fmap is None else x.dim() == self.fmap + 2
+        if not fits or x.shape[axis] != self.dim:
+            raise ValueError(f"x must be {self}, got {list(x.shape)}")
+        return to_tokens(x, self.channel_first)
+
+    def index_tokens(self, indices: Tensor) -> tuple[Tensor, Places]:
+        """Indices like a result's -> [B, N], or [B, N, heads], and where they belong."""
+        spatial = indices.shape[1 : indices.dim() - self.many_heads]
+        heads = indices.shape[1 + len(spatial) :]
+        places = Places(spatial, self.channel_first and len(spatial) > 0)
+        return indices.reshape(len(indices), spatial.numel(), *heads), places
+
+    def mask(
+        self, tokens: Tensor, places: Places, mask: Tensor | None, lens: Tensor | None
+    ) -> Tensor | None:
+        """bool [B, N], from a mask of x's shape without D or from lens [B]; None from neither.
+
+        Raises:
+            ValueError: both are given, or a shape does not fit.
+        """
+        batch, count = tokens.shape[:2]
+        if mask is not None and lens is not None:
+            raise ValueError("mask and lens exclude each other")
+        if lens is not None:
+            if lens.shape != (batch,):
+                raise ValueError(f"lens must be [B={batch}], got {list(lens.shape)}")
+            return torch.arange(count, device=tokens.device) < lens[:, None]
+        if mask is None:
+            return None
+        if mask.dtype != torch.bool or mask.shape != (batch, *places.spatial):
+            wanted = [batch, *places.spatial]
+            raise ValueError(f"mask must be bool {wanted}, got {mask.dtype} {list(mask.shape)}")
+        return mask.reshape(batch, count)
+
+    def __str__(self) -> str:
+        places = {None: "...", 2: "height, width", 3: "depth, height, width"}[self.fmap]
+        if self.fmap is not None:
+            return f"[B, D={self.dim}, {places}]"
+        full = f"D={self.dim}, ..." if self.channel_first else f"..., D={self.dim}"
+        return f"[B, {full}] or [B, D={self.dim}]"

@@ -1,0 +1,581 @@
+"""vector-quantize-pytorch's VectorQuantize on the exact fused search."""
+
+import contextlib
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as nn_functional
+from torch.optim import Optimizer
+
+from vqvae_fast import functional
+from vqvae_fast.distributed import is_distributed, world_size
+from vqvae_fast.nn import distances
+from vqvae_fast.nn.affine_codebook import AffineCodebook
+from vqvae_fast.nn.codebook import Codebook, EmaWeight
+from vqvae_fast.nn.estimators import directional_reparam, rotate_to, straight_through
+from vqvae_fast.nn.layout import Heads, Layout, Places, to_places, to_tokens, vectors_to_places
+from vqvae_fast.nn.metrics import code_counts
+from vqvae_fast.nn.regularisers import masked_mean, orthogonal_loss
+from vqvae_fast.nn.take_codes import take_codes
+from vqvae_fast.nn.vector_quantize_options import check, learning
+
+CodebookTransform = Callable[[Tensor], Tensor]
+
+
+class LossBreakdown(NamedTuple):
+    """The parts of the loss, before their weights."""
+
+    commitment: Tensor
+    codebook_diversity: Tensor
+    orthogonal_reg: Tensor
+    inplace_optimize: Tensor
+
+
+class Chosen(NamedTuple):
+    """What the codebook gives for rows [C, ..., d]: a code each, or k of them.
+
+    Attributes:
+        codes: all of them, [C, K, d]; [C, ..., K, d] where a function gave each row its own. With
+            a gradient where they learn by one.
+        indices: [C, ...], or [C, ..., k].
+        quantized: [C, ..., d], or [C, ..., k, d]; with the codes' gradient.
+    """
+
+    codes: Tensor
+    indices: Tensor
+    quantized: Tensor
+
+
+class VectorQuantize(nn.Module):
+    """Replaces every vector by its nearest code: vector-quantize-pytorch 1.32's class.
+
+    Arguments, defaults, results and state_dict keys are that library's; docs/drop-in.md lists where
+    it is wrong and this class is not. The search is exact, in float32 also in a model of half
+    precision, and N x K numbers are never in memory.
+
+    Args:
+        dim: D, of the vectors.
+        codebook_size: K.
+        codebook_dim: d, of a code (of each head); linear layers lead there and back if d * heads
+            is not D.
+        heads: parts of a vector that are quantized by themselves.
+        separate_codebook_per_head: with a book for each.
+        decay: of the moving averages.
+        eps: of their Laplace smoothing.
+        freeze_codebook: nothing is learned, unless a call says otherwise.
+        kmeans_init: start from k-means over the first training batch.
+        kmeans_iters: its rounds.
+        sync_kmeans: over the batches of all processes.
+        use_cosine_sim: vectors and codes have unit length. Also with ``learnable_codebook``.
+        layernorm_after_project_in: after the linear layer that leads to the codes.
+        threshold_ema_dead_code: a code that is chosen by fewer vectors per batch than this, in the
+            moving average, moves to a random vector of the batch. 0: never.
+        channel_last: vectors lie along the last dimension, [B, ..., D]; else [B, D, N].
+        accept_image_fmap, accept_3d_fmap: x is [B, D, height, width], [B, D, depth, height, width].
+        commitment_weight: of mean((z - sg[q])^2); with ``learnable_codebook`` of mean((z - q)^2).
+        commitment_use_cross_entropy_loss: -log softmax(-distances)[code] in its place.
+        orthogonal_reg_weight: of the codes' orthogonality loss; over
+            orthogonal_reg_active_codes_only, those that the batch has chosen, and over
+            orthogonal_reg_max_codes at random.
+        codebook_diversity_loss_weight: of the negative entropy of
+            softmax(-distances * codebook_diversity_temperature), averaged over the batch.
+        stochastic_sample_codes: in training, draw codes by
+            softmax(-distances / sample_codebook_temp).
+        sample_codebook_temp: 0: the nearest.
+        straight_through: the gradient of the Gumbel softmax.
+        rotation_trick: the gradient of arXiv 2410.06424; on unless another estimator is asked for,
+            or D is 1. False: straight-through.
+        directional_reparam: DiVeQ, with noise of directional_reparam_variance.
+        sync_codebook: all processes learn the same codes; on where there are several.
+        affine_param: codes follow the batch's mean and variance (:class:`AffineCodebook`), with
+            affine_param_batch_decay and affine_param_codebook_decay, over all processes with
+            sync_affine_param.
+        ema_update: codes are moving averages; unless ``learnable_codebook``.
+        vq_bridge: a module that transforms the codes before each use.
+        manual_ema_update: the averages are written when ``_codebook.update_ema()`` is called.
+        learnable_codebook: codes are a parameter.
+        in_place_codebook_optimizer: makes an optimizer that takes a step on the codes in each
+            forward pass, before they are used; with manual_in_place_optimizer_update when
+            :meth:`update_in_place_optimizer` is called.
+        sync_update_v: v of arXiv 2305.08842, eq. 21.
+        return_zeros_for_masked_padding: masked vectors become zeros; else they pass as they are.
+        route_gradients_to_input: whether the gradient passes at all.
+
+    Raises:
+        ValueError: a number is out of range, or arguments contradict each other.
+
+    In eval nothing is learned, no state changes, and the loss is 0.
+    """
+
+    zero: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int,
+        codebook_dim: int | None = None,
+        heads: int = 1,
+        separate_codebook_per_head: bool = False,
+        decay: float = 0.8,
+        eps: float = 1e-5,
+        freeze_codebook: bool = False,
+        kmeans_init: bool = False,
+        kmeans_iters: int = 10,
+        sync_kmeans: bool = True,
+        use_cosine_sim: bool = False,
+        layernorm_after_project_in: bool = False,
+        threshold_ema_dead_code: float = 0,
+        channel_last: bool = True,
+        accept_image_fmap: bool = False,
+        accept_3d_fmap: bool = False,
+        commitment_weight: float = 1.0,
+        commitment_use_cross_entropy_loss: bool = False,
+        orthogonal_reg_weight: float = 0.0,
+        orthogonal_reg_active_codes_only: bool = False,
+        orthogonal_reg_max_codes: int | None = None,
+        codebook_diversity_loss_weight: float = 0.0,
+        codebook_diversity_temperature: float = 100.0,
+        stochastic_sample_codes: bool = False,
+        sample_codebook_temp: float = 1.0,
+        straight_through: bool = False,
+        rotation_trick: bool | None = None,
+        directional_reparam: bool = False,
+        directional_reparam_variance: float = 5e-3,
+        sync_codebook: bool | None = None,
+        sync_affine_param: bool = False,
+        ema_update: bool | None = None,
+        vq_bridge: nn.Module | None = None,
+        manual_ema_update: bool = False,
+        learnable_codebook: bool | None = None,
+        in_place_codebook_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
+        manual_in_place_optimizer_update: bool = False,
+        affine_param: bool = False,
+        affine_param_batch_decay: float = 0.99,
+        affine_param_codebook_decay: float = 0.9,
+        sync_update_v: float = 0.0,
+        return_zeros_for_masked_padding: bool = True,
+        route_gradients_to_input: bool = True,
+    ):
+        given = dict(locals())
+        super().__init__()
+        learns = learning(
+            dim=dim,
+            ema_update=ema_update,
+            learnable_codebook=learnable_codebook,
+            rotation_trick=rotation_trick,
+            straight_through=straight_through,
+            directional_reparam=directional_reparam,
+            has_bridge=vq_bridge is not None,
+        )
+        check(given | learns._asdict())
+        self.dim, self.codebook_size, self.eps = dim, codebook_size, eps
+        self.heads, self.separate_codebook_per_head = heads, separate_codebook_per_head
+        self.channel_last = channel_last
+        self.accept_image_fmap, self.accept_3d_fmap = accept_image_fmap, accept_3d_fmap
+        self.learnable_codebook = learns.learnable_codebook
+        self.rotation_trick = learns.rotation_trick
+        self.directional_reparam = directional_reparam
+        self.directional_reparam_variance = directional_reparam_variance
+        self.sync_update_v = sync_update_v
+        self.route_gradients_to_input = route_gradients_to_input
+        self.return_zeros_for_masked_padding = return_zeros_for_masked_padding
+        self.freeze_codebook, self.use_cosine_sim = freeze_codebook, use_cosine_sim
+        self.stochastic_sample_codes, self.straight_through = (
+            stochastic_sample_codes,
+            straight_through,
+        )
+        self.has_commitment_loss = commitment_weight > 0 and not directional_reparam
+        self.commitment_weight = commitment_weight
+        self.commitment_use_cross_entropy_loss = commitment_use_cross_entropy_loss
+        self.has_codebook_orthogonal_loss = orthogonal_reg_weight > 0
+        self.orthogonal_reg_weight = orthogonal_reg_weight
+        self.orthogonal_reg_active_codes_only = orthogonal_reg_active_codes_only
+        self.orthogonal_reg_max_codes = orthogonal_reg_max_codes
+        self.has_codebook_diversity_loss = codebook_diversity_loss_weight > 0
+        self.codebook_diversity_loss_weight = codebook_diversity_loss_weight
+        self.codebook_diversity_temperature = codebook_diversity_temperature
+        self.sample_codebook_temp = sample_codebook_temp
+
+        codebook_dim = dim if codebook_dim is None else codebook_dim
+        inner = codebook_dim * heads
+        self.has_projections = inner != dim
+        self.project_in: nn.Module = nn.Identity()
+        self.project_out: nn.Module = nn.Identity()
+        if self.has_projections:
+            self.project_in, self.project_out = nn.Linear(dim, inner), nn.Linear(inner, dim)
+            if layernorm_after_project_in:
+                self.project_in = nn.Sequential(self.project_in, nn.LayerNorm(inner))
+
+        self._heads = Heads(heads, separate_codebook_per_head)
+        fmap = 3 if accept_3d_fmap else 2 if accept_image_fmap else None
+        self._layout = Layout(dim, not channel_last or fmap is not None, fmap, heads > 1)
+        affine: dict[str, Any] = {}
+        if affine_param:
+            affine = {
+                "sync_affine_param": sync_affine_param,
+                "affine_param_batch_decay": affine_param_batch_decay,
+                "affine_param_codebook_decay": affine_param_codebook_decay,
+            }
+        self._codebook = (AffineCodebook if affine_param else Codebook)(
+            codebook_dim,
+            codebook_size,
+            self._heads.books,
+            kmeans_init=kmeans_init,
+            kmeans_iters=kmeans_iters,
+            sync_kmeans=sync_kmeans,
+            decay=decay,
+            eps=eps,
+            threshold_ema_dead_code=threshold_ema_dead_code,
+            use_ddp=is_distributed() if sync_codebook is None else sync_codebook,
+            learnable_codebook=self.learnable_codebook or self.has_codebook_orthogonal_loss,
+            ema_update=learns.ema_update,
+            manual_ema_update=manual_ema_update,
+            use_cosine_sim=use_cosine_sim,
+            vq_bridge=vq_bridge,
+            **affine,
+        )
+        self.in_place_codebook_optimizer = (
+            None
+            if in_place_codebook_optimizer is None
+            else in_place_codebook_optimizer(self._codebook.parameters())
+        )
+        self.manual_in_place_optimizer_update = manual_in_place_optimizer_update
+        self.register_buffer("zero", torch.tensor(0.0), persistent=False)
+
+    @property
+    def ema_update(self) -> bool:
+        """Whether the codes are moving averages."""
+        return self._codebook.ema_update
+
+    @property
+    def codebook(self) -> Tensor:
+        """The codes as they are stored, [K, d], or [heads, K, d] with separate books.
+
+        Setting it replaces the moving averages, too, which would bring back the old codes.
+        """
+        embed = self._codebook.embed
+        return embed if self.separate_codebook_per_head else embed[0]
+
+    @codebook.setter
+    def codebook(self, codes: Tensor) -> None:
+        self._codebook.set_codes(codes if self.separate_codebook_per_head else codes[None])
+
+    def get_codes_from_indices(self, indices: Tensor) -> Tensor:
+        """The codes of indices as :meth:`forward` returns them: [B, ..., d * heads].
+
+        With a channel-first layout [B, d * heads, ...]. An index of -1 gives zeros.
+        """
+        return vectors_to_places(*self._codes_of(indices))
+
+    def get_output_from_indices(self, indices: Tensor) -> Tensor:
+        """What :meth:`forward` returns for vectors with these indices: [B, ..., D], or like x."""
+        codes, places = self._codes_of(indices)
+        return vectors_to_places(self.project_out(codes), places)
+
+    def update_in_place_optimizer(self) -> None:
+        """Take the step of in_place_codebook_optimizer, by the gradients of all processes."""
+        if self.in_place_codebook_optimizer is None:
+            return
+        if self._codebook.use_ddp:
+            for parameter in self._codebook.parameters():
+                if parameter.grad is not None:
+                    torch.distributed.all_reduce(parameter.grad)
+                    parameter.grad /= world_size()
+        self.in_place_codebook_optimizer.step()
+        self.in_place_codebook_optimizer.zero_grad()
+
+    def expire_codes_(self, x: Tensor) -> None:
+        """Move dead codes to random ones of the projected vectors x [B, ..., d * heads]."""
+        tokens, _ = to_tokens(x, False)
+        self._codebook.expire_codes_(self._rows(tokens))
+
+    def update_indices(self, x: Tensor, indices: Tensor, mask: Tensor | None = None) -> None:
+        """Let the codes learn from vectors x whose codes are known, both as in :meth:`forward`."""
+        tokens, places = self._layout.tokens(x)
+        rows = self._rows(self.project_in(tokens)).detach()
+        chosen = self._heads.split_indices(self._layout.index_tokens(indices)[0])
+        counted = self._counted(self._layout.mask(tokens, places, mask, None))
+        self._codebook.update(rows, chosen, counted)
+
+    update_ema_indices = update_indices
+
+    def forward(
+        self,
+        x: Tensor,
+        indices: Tensor | None = None,
+        mask: Tensor | None = None,
+        lens: Tensor | None = None,
+        topk: int | None = None,
+        sample_codebook_temp: float | None = None,
+        freeze_codebook: bool | None = None,
+        return_loss_breakdown: bool = False,
+        codebook_transform_fn: CodebookTransform | None = None,
+        ema_update_weight: EmaWeight = None,
+        accum_ema_update: bool = False,
+        ema_update: bool | None = None,
+    ) -> tuple[Any, ...]:
+        """Quantize.
+
+        Args:
+            x: [B, ..., D] or [B, D]; [B, D, N] without channel_last; feature maps as constructed.
+            indices: codes that are right; the result is then their cross-entropy.
+            mask: bool [B, ...], x's shape without D; False: padding.
+            lens: int [B], in place of a mask: how many of the first vectors are none.
+            topk: give this many codes for each vector, nearest first, and a loss for each.
+            sample_codebook_temp: instead of the constructor's.
+            freeze_codebook: instead of the constructor's.
+            return_loss_breakdown: return the loss's parts, too.
+            codebook_transform_fn: gives each vector codes of its own: [C, K, d] ->
+                [C, B, N, K, d]. That much memory is needed.
+            ema_update_weight: [K] or [C, K] or a function of (sums, counts): how much more or less
+                each code's average moves.
+            accum_ema_update: add this batch to the next that comes without.
+            ema_update: instead of the constructor's.
+
+        Returns:
+            ``(quantized, indices, loss)``: quantized like x (with topk, k is the last dimension
+            but D); indices int64, x's shape without D, -1 where masked, one more dimension for
+            heads or topk; loss 0-d, and with topk for each code. A :class:`LossBreakdown` last if
+            asked for. With ``indices``: ``(quantized, cross-entropy)``.
+
+        Raises:
+            ValueError: a shape does not fit, or arguments contradict each other.
+        """
+        tokens, places = self._layout.tokens(x)
+        mask = self._layout.mask(tokens, places, mask, lens)
+        freeze = self.freeze_codebook if freeze_codebook is None else freeze_codebook
+        topk = self._few(topk)
+        temperature = sample_codebook_temp
+        temperature = self.sample_codebook_temp if temperature is None else temperature
+        projected = self.project_in(tokens)
+        with _without_autocast(x.device.type):
+            rows = self._rows(projected)
+            counted = self._counted(mask)
+            if counted is not None:  # whatever padding holds, it reaches neither loss nor gradient
+                rows = torch.where(counted[..., None], rows, 0)
+            if self.training:
+                self._codebook.init_embed_(rows.detach(), counted)
+                self._codebook.observe(rows.detach(), counted)
+            keep = indices is not None or self._needs_all_distances
+            how = (rows, topk, temperature, codebook_transform_fn, freeze, keep)
+            chosen = self._choose(*how)
+            if self.training and not freeze and topk is None:
+                self._codebook.update(
+                    rows.detach(),
+                    chosen.indices,
+                    counted,
+                    weight=ema_update_weight,
+                    accumulate=accum_ema_update,
+                    ema_update=ema_update,
+                )
+            in_place = self.zero
+            if self.in_place_codebook_optimizer is not None and self.training and not freeze:
+                in_place = self._step_in_place(rows, chosen, counted)
+                chosen = self._choose(*how)
+            loss, parts = self._losses(rows, chosen, counted, topk)
+            quantized = self._with_gradient(rows, chosen.quantized, topk)
+            if indices is not None:
+                targets = self._heads.split_indices(self._layout.index_tokens(indices)[0])
+                loss = distances.cross_entropy(rows, chosen.codes, self.use_cosine_sim, targets)
+
+        out = self.project_out(self._heads.merge(quantized).to(projected.dtype)).to(x.dtype)
+        found = self._heads.merge_indices(chosen.indices)
+        if mask is not None:
+            out, found = self._masked(tokens, mask, out, found)
+        out, found = vectors_to_places(out, places), to_places(found, places)
+        if indices is not None:
+            return out, loss
+        if loss.dim() > 0:
+            loss = to_places(loss, places)
+        if return_loss_breakdown:
+            return out, found, loss, LossBreakdown(*parts, in_place)
+        return out, found, loss
+
+    def extra_repr(self) -> str:
+        """What print() shows beside the parts."""
+        cosine = ", use_cosine_sim=True" if self.use_cosine_sim else ""
+        return f"dim={self.dim}, codebook_size={self.codebook_size}, heads={self.heads}{cosine}"
+
+    # From the input to rows of the codebook, and back.
+
+    def _counted(self, mask: Tensor | None) -> Tensor | None:
+        return None if mask is None else self._heads.repeat(mask)
+
+    def _few(self, topk: int | None) -> int | None:
+        if topk is None:
+            return None
+        for wrong, what in (
+            (self.heads > 1, "heads > 1"),
+            (
+                self.training and self.commitment_use_cross_entropy_loss,
+                "commitment_use_cross_entropy_loss in training",
+            ),
+            (
+                self.training and self.in_place_codebook_optimizer is not None,
+                "in_place_codebook_optimizer in training",
+            ),
+        ):
+            if wrong:
+                raise ValueError(f"topk does not go with {what}")
+        if topk < 1:
+            raise ValueError(f"topk must be at least 1, got {topk}")
+        return min(int(topk), self.codebook_size)
+
+    def _rows(self, projected: Tensor) -> Tensor:
+        """[B, N, d * heads] -> [C, ..., N, d], in float32 at least, of unit length for cosine."""
+        rows = self._heads.split(projected.to(torch.promote_types(projected.dtype, torch.float32)))
+        if self.use_cosine_sim:
+            return nn_functional.normalize(rows, dim=-1, eps=1e-6)
+        return rows
+
+    def _codes_of(self, indices: Tensor) -> tuple[Tensor, Places]:
+        """Indices as forward returns them -> codes [B, N, d * heads], and where they belong."""
+        tokens, places = self._layout.index_tokens(indices)
+        codes = take_codes(self._codebook.codes(), self._heads.split_indices(tokens.clamp(min=0)))
+        codes = self._heads.merge(
+            torch.where(self._heads.split_indices(tokens)[..., None] < 0, 0, codes)
+        )
+        return codes.to(self._codebook.embed.dtype), places
+
+    def _masked(
+        self, tokens: Tensor, mask: Tensor, out: Tensor, found: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """out [B, N, ..., D] and indices [B, N, ...] with what padding gets."""
+        padding = torch.zeros_like(tokens) if self.return_zeros_for_masked_padding else tokens
+        for _ in range(out.dim() - 3):  # topk
+            padding = padding[:, :, None]
+        vectors = mask.view(*mask.shape, *[1] * (out.dim() - 2))
+        codes = mask.view(*mask.shape, *[1] * (found.dim() - 2))
+        return torch.where(vectors, out, padding), torch.where(codes, found, -1)
+
+    # The codes of rows [C, ..., N, d], and the losses.
+
+    def _choose(
+        self,
+        rows: Tensor,
+        topk: int | None,
+        temperature: float,
+        transform: CodebookTransform | None,
+        freeze: bool,
+        keep: bool,
+    ) -> Chosen:
+        codes = self._codebook.codes(keep)
+        codes = codes.detach() if freeze else codes
+        cosine = self.use_cosine_sim
+        if transform is not None:
+            codes = transform(codes)
+            if cosine:
+                codes = nn_functional.normalize(codes, dim=-1, eps=1e-6)
+        drawn = temperature if self.training and self.stochastic_sample_codes else 0.0
+        if transform is None and topk is None and drawn <= 0:
+            indices = functional.nearest_code(rows, codes).indices
+        else:
+            indices = distances.choose(rows, codes, cosine, temperature=drawn, k=topk)
+        if transform is None:
+            quantized = take_codes(codes, indices)
+        else:
+            wanted = indices[..., None] if topk is None else indices
+            wanted = wanted[..., None].expand(*wanted.shape, codes.shape[-1])
+            quantized = codes.gather(-2, wanted)
+            quantized = quantized[..., 0, :] if topk is None else quantized
+        if self.straight_through and self.training and temperature > 0 and topk is None:
+            soft = distances.soft_codes(rows, codes, cosine, temperature)
+            quantized = quantized + (soft - soft.detach())
+        return Chosen(codes, indices, quantized)
+
+    @property
+    def _needs_all_distances(self) -> bool:
+        """Whether a loss or a gradient looks at more than the chosen codes."""
+        return (
+            self.commitment_use_cross_entropy_loss
+            or self.has_codebook_diversity_loss
+            or self.straight_through
+        )
+
+    def _with_gradient(self, rows: Tensor, quantized: Tensor, topk: int | None) -> Tensor:
+        """The quantized rows with the gradient that the estimator gives them."""
+        if not self.training:
+            return quantized
+        if topk is not None:
+            rows = rows[..., None, :].expand_as(quantized)
+        if rows.requires_grad and self.route_gradients_to_input:
+            if self.rotation_trick:
+                quantized = rotate_to(rows, quantized)
+            elif self.directional_reparam:
+                quantized = directional_reparam(rows, quantized, self.directional_reparam_variance)
+            else:
+                quantized = straight_through(rows, quantized)
+        if self.sync_update_v > 0:
+            quantized = quantized + self.sync_update_v * (quantized - quantized.detach())
+        return quantized
+
+    def _step_in_place(self, rows: Tensor, chosen: Chosen, counted: Tensor | None) -> Tensor:
+        loss = masked_mean((chosen.quantized - rows.detach()).square(), counted)
+        loss.backward()
+        if not self.manual_in_place_optimizer_update:
+            self.update_in_place_optimizer()
+        return loss
+
+    def _losses(
+        self, rows: Tensor, chosen: Chosen, counted: Tensor | None, topk: int | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """The whole loss, and its parts: commitment, diversity, orthogonality."""
+        commitment = diversity = orthogonality = self.zero
+        weight = self.commitment_weight if self.has_commitment_loss else 1.0
+        if not self.training:
+            if topk is None:
+                return self.zero.clone(), (commitment, diversity, orthogonality)
+            commitment = self._commitment(rows, chosen, counted, topk)
+            return commitment * weight, (commitment, diversity, orthogonality)
+        loss = self.zero.clone()
+        cosine = self.use_cosine_sim
+        if self.has_codebook_diversity_loss:
+            diversity = distances.negative_entropy(
+                rows, chosen.codes, cosine, self.codebook_diversity_temperature, counted
+            )
+            loss = loss + diversity * self.codebook_diversity_loss_weight
+        if self.has_commitment_loss:
+            commitment = self._commitment(rows, chosen, counted, topk)
+            loss = loss + commitment * weight
+        if self.has_codebook_orthogonal_loss:
+            active = None
+            if self.orthogonal_reg_active_codes_only:
+                used = chosen.indices
+                if counted is not None:
+                    used = torch.where(
+                        counted.view(counted.shape + (1,) * (used.dim() - counted.dim())), used, -1
+                    )
+                active = code_counts(used, self.codebook_size) > 0
+            orthogonality = orthogonal_loss(
+                self._codebook.embed, active, self.orthogonal_reg_max_codes
+            )
+            loss = loss + orthogonality * self.orthogonal_reg_weight
+        if not loss.requires_grad and not torch.compiler.is_compiling():
+            loss.requires_grad_()  # a loss without parts may be sent backward, too
+        return loss, (commitment, diversity, orthogonality)
+
+    def _commitment(
+        self, rows: Tensor, chosen: Chosen, counted: Tensor | None, topk: int | None
+    ) -> Tensor:
+        """0-d; with topk [B, N, k], 0 where masked."""
+        if self.commitment_use_cross_entropy_loss and topk is None:
+            targets = chosen.indices
+            if counted is not None:
+                targets = torch.where(counted, targets, -1)
+            return distances.cross_entropy(rows, chosen.codes, self.use_cosine_sim, targets)
+        quantized = chosen.quantized
+        if self.training and not self.learnable_codebook:
+            quantized = quantized.detach()
+        if topk is None:
+            return masked_mean((quantized - rows).square(), counted)
+        errors = (quantized - rows[..., None, :]).square().mean(dim=-1)[0]
+        return errors if counted is None else errors * counted[0, ..., None]
+
+
+def _without_autocast(device: str) -> contextlib.AbstractContextManager[Any]:
+    """Distances in bfloat16 would not be those of the nearest code."""
+    if torch.amp.is_autocast_available(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()

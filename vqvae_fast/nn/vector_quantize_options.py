@@ -1,0 +1,120 @@
+"""Which of VectorQuantize's arguments go together, and what the ones not given are."""
+
+from typing import Any, NamedTuple
+
+
+class Learning(NamedTuple):
+    """How the codes learn and the gradient passes, with all defaults filled in."""
+
+    ema_update: bool
+    learnable_codebook: bool
+    rotation_trick: bool
+
+
+def learning(
+    *,
+    dim: int,
+    ema_update: bool | None,
+    learnable_codebook: bool | None,
+    rotation_trick: bool | None,
+    straight_through: bool,
+    directional_reparam: bool,
+    has_bridge: bool,
+) -> Learning:
+    """Fill in what was not given; what was given is kept, and checked by :func:`check`."""
+    if learnable_codebook is None:
+        learnable_codebook = directional_reparam or has_bridge
+    if ema_update is None:
+        ema_update = not learnable_codebook
+    if rotation_trick is None:  # in one dimension there is nothing to rotate
+        rotation_trick = not directional_reparam and not straight_through and dim > 1
+    return Learning(ema_update, learnable_codebook, rotation_trick)
+
+
+def check(given: dict[str, Any]) -> None:
+    """Raise for a number out of range, and for arguments that contradict each other.
+
+    Args:
+        given: the constructor's arguments by name, those of :class:`Learning` filled in.
+
+    Raises:
+        ValueError: says which, and why.
+    """
+    _check_numbers(given)
+    for wrong, why in _contradictions(given):
+        if wrong:
+            raise ValueError(why)
+
+
+def _check_numbers(given: dict[str, Any]) -> None:
+    for name in ("dim", "codebook_size", "heads", "kmeans_iters"):
+        if given[name] < 1:
+            raise ValueError(f"{name} must be at least 1, got {given[name]!r}")
+    if given["codebook_dim"] is not None and given["codebook_dim"] < 1:
+        raise ValueError(f"codebook_dim must be at least 1, got {given['codebook_dim']!r}")
+    for name in ("decay", "affine_param_batch_decay", "affine_param_codebook_decay"):
+        if not 0 <= given[name] <= 1:
+            raise ValueError(f"{name} must be in [0, 1], got {given[name]!r}")
+    for name in (
+        "eps",
+        "threshold_ema_dead_code",
+        "commitment_weight",
+        "orthogonal_reg_weight",
+        "codebook_diversity_loss_weight",
+        "codebook_diversity_temperature",
+        "sample_codebook_temp",
+        "directional_reparam_variance",
+    ):
+        if not given[name] >= 0:
+            raise ValueError(f"{name} must not be negative, got {given[name]!r}")
+    if not 0 <= given["sync_update_v"] <= 1:
+        raise ValueError(f"sync_update_v must be in [0, 1], got {given['sync_update_v']!r}")
+    maximum = given["orthogonal_reg_max_codes"]
+    if maximum is not None and maximum < 1:
+        raise ValueError(f"orthogonal_reg_max_codes must be at least 1, got {maximum!r}")
+
+
+def _contradictions(given: dict[str, Any]) -> list[tuple[Any, str]]:
+    estimators = ("straight_through", "rotation_trick", "directional_reparam")
+    asked = [name for name in estimators if given[name]]
+    learnable, bridge = given["learnable_codebook"], given["vq_bridge"] is not None
+    return [
+        (
+            given["accept_image_fmap"] and given["accept_3d_fmap"],
+            "accept_image_fmap and accept_3d_fmap exclude each other",
+        ),
+        (len(asked) > 1, f"{' and '.join(asked)} exclude each other: there is one gradient"),
+        (
+            given["directional_reparam"] and given["threshold_ema_dead_code"] == 0,
+            "directional_reparam needs threshold_ema_dead_code > 0: only codes that are chosen "
+            "learn from it",
+        ),
+        (
+            given["straight_through"] and learnable,
+            "straight_through (of the Gumbel softmax) and learnable_codebook exclude each other",
+        ),
+        (
+            given["ema_update"] and learnable,
+            "ema_update and learnable_codebook exclude each other: an average would overwrite "
+            "what the optimizer has learned",
+        ),
+        (bridge and not learnable, "vq_bridge needs learnable_codebook"),
+        (
+            given["sync_update_v"] > 0 and not learnable,
+            "sync_update_v > 0 needs learnable_codebook",
+        ),
+        (
+            given["in_place_codebook_optimizer"] is not None and not learnable,
+            "in_place_codebook_optimizer needs learnable_codebook: it has nothing to optimize",
+        ),
+        (
+            given["affine_param"] and given["use_cosine_sim"],
+            "affine_param and use_cosine_sim exclude each other: codes would lose unit length",
+        ),
+        (
+            given["orthogonal_reg_active_codes_only"]
+            and given["separate_codebook_per_head"]
+            and given["heads"] > 1,
+            "orthogonal_reg_active_codes_only needs one book for all heads",
+        ),
+    ]
