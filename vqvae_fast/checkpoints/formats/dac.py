@@ -1,4 +1,4 @@
-"""DAC, the Descript Audio Codec: -> ResidualVQ(project_per_stage=True, use_cosine_sim=True).
+"""DAC, the Descript Audio Codec: -> ResidualVQ(project_per_stage=True, cosine_search=True).
 
 ``quantizers.i`` holds ``codebook.weight`` [K, 8] and two 1x1 convolutions, ``in_proj`` to 8
 channels and ``out_proj`` back. Vectors and codes are normalised to find the nearest code; the code
@@ -14,7 +14,7 @@ from vqvae_fast.checkpoints.formats.stages import Linear, Stage, sizes, state_of
 from vqvae_fast.checkpoints.weights import Weights
 
 _TRAINED_WITH = {
-    "use_cosine_sim": True,
+    "cosine_search": True,
     "learnable_codebook": True,
     "ema_update": False,
     "rotation_trick": False,
