@@ -3,11 +3,13 @@
 Three ways in:
 
 * call the search: :func:`nearest_code`, :func:`quantize`, :func:`segment_sum`;
-* swap a module: :class:`VectorQuantizer`, or a whole model: :class:`VQVAE`;
+* swap a module: :class:`VectorQuantizer`, or a whole model: :class:`VQVAE`; with its weights:
+  :func:`load_quantizer`;
 * train: ``vqvae-fast train`` on the command line, :mod:`vqvae_fast.training` from Python.
 """
 
 from vqvae_fast import ops as _ops  # noqa: F401  (registers torch.ops.vqvae_fast.*)
+from vqvae_fast.checkpoints import load_quantizer
 from vqvae_fast.functional import (
     NearestCode,
     Quantized,
@@ -31,6 +33,7 @@ __all__ = [
     "SegmentSum",
     "VectorQuantizer",
     "__version__",
+    "load_quantizer",
     "nearest_code",
     "quantize",
     "residual_nearest_code",

@@ -148,7 +148,9 @@ def test_incomplete_checkpoint_is_refused(tmp_path):
         VQVAE.from_reference(tmp_path / "incomplete.pth")
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", pickle.dumps({"model": 1}, 2)])
+@pytest.mark.parametrize(
+    "content", [b"", b"not a checkpoint", b"text", pickle.dumps({"model": 1}, 2)]
+)
 def test_files_of_other_kinds_are_refused(tmp_path, content):
     (tmp_path / "file.pth").write_bytes(content)
     with pytest.raises(ValueError, match="not a reference VQ-VAE checkpoint"):

@@ -1,4 +1,4 @@
-"""The command line: ``vqvae-fast train``, ``reconstruct`` and ``info``.
+"""The command line: ``vqvae-fast train``, ``encode``, ``convert``, ``info``, ...
 
 Whatever a user can get wrong ends with one sentence on stderr and a non-zero status.
 """

@@ -3,6 +3,9 @@
 import click
 
 import vqvae_fast
+from vqvae_fast.cli.convert import convert
+from vqvae_fast.cli.decode import decode
+from vqvae_fast.cli.encode import encode
 from vqvae_fast.cli.info import info
 from vqvae_fast.cli.reconstruct import reconstruct
 from vqvae_fast.cli.train import train
@@ -24,4 +27,7 @@ def app(context: click.Context, /) -> None:
 
 app.add_command(train)
 app.add_command(reconstruct)
+app.add_command(encode)
+app.add_command(decode)
+app.add_command(convert)
 app.add_command(info)

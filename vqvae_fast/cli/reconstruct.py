@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from vqvae_fast.cli.output import device_option, run_option
 from vqvae_fast.training.checkpoint import load_model
 from vqvae_fast.training.config import pick_device
 from vqvae_fast.training.errors import UserError
@@ -14,7 +15,7 @@ from vqvae_fast.training.reconstruct import reconstruct_image
 
 @click.command(short_help="Encode and decode an image.", context_settings={"show_default": True})
 @click.argument("image", type=click.Path(path_type=Path))
-@click.option("--run", required=True, metavar="RUN", help="Run folder of vqvae-fast train.")
+@run_option
 @click.option(
     "-o",
     "--out",
@@ -23,7 +24,7 @@ from vqvae_fast.training.reconstruct import reconstruct_image
     metavar="FILE",
     help="Image file to write.",
 )
-@click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
+@device_option
 def reconstruct(image: Path, run: str, out: Path, device: str) -> None:
     """Encode IMAGE into codes, decode them again, and save what comes back.
 

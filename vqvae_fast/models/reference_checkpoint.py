@@ -16,7 +16,7 @@ _RESIDUAL = re.compile(r"(encoder|decoder)\.\w+\.\d+\.stack\.(\d+)\.(.+)")
 # unpickler refuses unless their (harmless) constructors are named. Files written under numpy 1
 # and numpy 2 name the same function differently.
 _reconstruct: Any = np.empty(0).__reduce__()[0]
-_NUMPY: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+NUMPY_CONSTRUCTORS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (_reconstruct, "numpy.core.multiarray._reconstruct"),
     (_reconstruct, "numpy._core.multiarray._reconstruct"),
     np.ndarray,
@@ -43,7 +43,7 @@ def read_reference_checkpoint(
     """
     problem = f"{path} is not a reference VQ-VAE checkpoint"
     try:
-        with torch.serialization.safe_globals(_NUMPY):
+        with torch.serialization.safe_globals(NUMPY_CONSTRUCTORS):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
@@ -51,17 +51,21 @@ def read_reference_checkpoint(
         raise ValueError(
             f"{problem}: it holds more than tensors and numbers, or is damaged ({error})"
         ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+    except Exception as error:  # bytes that are no pickle end in whatever they happen to ask for
         raise ValueError(f"{problem}: it cannot be read ({error})") from error
     state = checkpoint.get("model") if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{problem}: expected a dict with the state dict under 'model'")
-    hyperparameters = checkpoint.get("hyperparameters")
-    beta = hyperparameters.get("beta", 0.25) if isinstance(hyperparameters, dict) else 0.25
     try:
-        return {**_sizes(state), "beta": float(beta), **_semantics(state)}, state
+        return {**_sizes(state), "beta": reference_beta(checkpoint), **_semantics(state)}, state
     except (KeyError, IndexError, ValueError, TypeError) as error:
         raise ValueError(f"{problem}: it lacks or misshapes a parameter ({error})") from error
+
+
+def reference_beta(checkpoint: dict[str, Any]) -> float:
+    """The beta that a checkpoint was trained with; the reference's default where it is not told."""
+    hyperparameters = checkpoint.get("hyperparameters")
+    return float(hyperparameters.get("beta", 0.25)) if isinstance(hyperparameters, dict) else 0.25
 
 
 def _sizes(state: dict[str, Tensor]) -> dict[str, int]:

@@ -5,6 +5,7 @@ from vqvae_fast.nn.ema import CodeMovingAverage, CodeUsage
 from vqvae_fast.nn.kmeans import KMeans, KMeansInit, kmeans
 from vqvae_fast.nn.metrics import code_counts, perplexity, usage
 from vqvae_fast.nn.one_hot import LazyOneHot
+from vqvae_fast.nn.split_residual_vq import SplitResidualVQ
 from vqvae_fast.nn.vector_quantizer import VectorQuantizer
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "KMeans",
     "KMeansInit",
     "LazyOneHot",
+    "SplitResidualVQ",
     "VectorQuantizer",
     "code_counts",
     "kmeans",

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +102,8 @@ class VectorQuantize(nn.Module):
         sync_update_v: v of arXiv 2305.08842, eq. 21.
         return_zeros_for_masked_padding: masked vectors become zeros; else they pass as they are.
         route_gradients_to_input: whether the gradient passes at all.
+        cosine_search: choose the code by cosine similarity, but leave vectors and codes their
+            length: the lookup of DAC, arXiv 2306.06546. That library has no such argument.
 
     Raises:
         ValueError: a number is out of range, or arguments contradict each other.
@@ -157,6 +159,7 @@ class VectorQuantize(nn.Module):
         sync_update_v: float = 0.0,
         return_zeros_for_masked_padding: bool = True,
         route_gradients_to_input: bool = True,
+        cosine_search: bool = False,
     ):
         given = dict(locals())
         super().__init__()
@@ -182,6 +185,7 @@ class VectorQuantize(nn.Module):
         self.route_gradients_to_input = route_gradients_to_input
         self.return_zeros_for_masked_padding = return_zeros_for_masked_padding
         self.freeze_codebook, self.use_cosine_sim = freeze_codebook, use_cosine_sim
+        self.cosine_search = cosine_search
         self.stochastic_sample_codes, self.straight_through = (
             stochastic_sample_codes,
             straight_through,
@@ -347,6 +351,11 @@ class VectorQuantize(nn.Module):
         mask = self._layout.mask(tokens, places, mask, lens)
         freeze = self.freeze_codebook if freeze_codebook is None else freeze_codebook
         topk = self._few(topk)
+        if self.cosine_search and (indices is not None or codebook_transform_fn is not None):
+            raise ValueError(
+                "indices and codebook_transform_fn do not go with cosine_search: distances are not "
+                "what it chooses by"
+            )
         temperature = sample_codebook_temp
         temperature = self.sample_codebook_temp if temperature is None else temperature
         projected = self.project_in(tokens)
@@ -396,6 +405,7 @@ class VectorQuantize(nn.Module):
     def extra_repr(self) -> str:
         """What print() shows beside the parts."""
         cosine = ", use_cosine_sim=True" if self.use_cosine_sim else ""
+        cosine += ", cosine_search=True" if self.cosine_search else ""
         return f"dim={self.dim}, codebook_size={self.codebook_size}, heads={self.heads}{cosine}"
 
     # From the input to rows of the codebook, and back.
@@ -408,6 +418,7 @@ class VectorQuantize(nn.Module):
             return None
         for wrong, what in (
             (self.heads > 1, "heads > 1"),
+            (self.cosine_search, "cosine_search"),
             (
                 self.training and self.commitment_use_cross_entropy_loss,
                 "commitment_use_cross_entropy_loss in training",
@@ -470,7 +481,8 @@ class VectorQuantize(nn.Module):
                 codes = nn_functional.normalize(codes, dim=-1, eps=1e-6)
         drawn = temperature if self.training and self.stochastic_sample_codes else 0.0
         if transform is None and topk is None and drawn <= 0:
-            indices = functional.nearest_code(rows, codes).indices
+            metric: Literal["cosine", "euclidean"] = "cosine" if self.cosine_search else "euclidean"
+            indices = functional.nearest_code(rows, codes, metric=metric).indices
         else:
             indices = distances.choose(rows, codes, cosine, temperature=drawn, k=topk)
         if transform is None:

@@ -77,6 +77,14 @@ def _check_numbers(given: dict[str, Any]) -> None:
 def _contradictions(given: dict[str, Any]) -> list[tuple[Any, str]]:
     estimators = ("straight_through", "rotation_trick", "directional_reparam")
     asked = [name for name in estimators if given[name]]
+    by_distance = (
+        "use_cosine_sim",
+        "stochastic_sample_codes",
+        "straight_through",
+        "commitment_use_cross_entropy_loss",
+        "codebook_diversity_loss_weight",
+    )
+    others = [name for name in by_distance if given[name]]
     learnable, bridge = given["learnable_codebook"], given["vq_bridge"] is not None
     return [
         (
@@ -110,6 +118,11 @@ def _contradictions(given: dict[str, Any]) -> list[tuple[Any, str]]:
         (
             given["affine_param"] and given["use_cosine_sim"],
             "affine_param and use_cosine_sim exclude each other: codes would lose unit length",
+        ),
+        (
+            given["cosine_search"] and others,
+            f"cosine_search and {' and '.join(others)} exclude each other: codes are chosen by one "
+            "measure",
         ),
         (
             given["orthogonal_reg_active_codes_only"]

@@ -44,9 +44,31 @@ class _Span(NamedTuple):
     last: int
 
 
-@torch.no_grad()
 def reconstruct_image(model: VQVAE, pixels: NDArray[np.uint8], tile: int = _TILE) -> Reconstruction:
     """Encode and decode an image of any size.
+
+    Args:
+        model: in eval mode.
+        pixels: [H, W, C] uint8, with the model's channels.
+        tile: side of a tile in latents, at least 1.
+    """
+    height, width = pixels.shape[:2]
+    indices = encode_image(model, pixels, tile)
+    decoded = decode_image(model, indices, height, width, tile)
+    latents = indices.numel()
+    bits = latents * math.log2(model.config["n_embeddings"])
+    return Reconstruction(decoded, _mse(pixels, decoded), latents, bits / (height * width))
+
+
+def grid_of(model: VQVAE, height: int, width: int) -> tuple[int, int]:
+    """(rows, columns) of the indices of an image: its size over the downsampling, rounded up."""
+    unit = 2 ** model.config["downsampling"]
+    return -(-height // unit), -(-width // unit)
+
+
+@torch.no_grad()
+def encode_image(model: VQVAE, pixels: NDArray[np.uint8], tile: int = _TILE) -> Tensor:
+    """The indices of an image of any size, int64 [rows, columns] as :func:`grid_of` counts them.
 
     The image is reflected at its right and lower edge up to a multiple of the downsampling. Tiles
     overlap by more than a latent's field of view, so the result is that of the whole image in one
@@ -58,26 +80,45 @@ def reconstruct_image(model: VQVAE, pixels: NDArray[np.uint8], tile: int = _TILE
         tile: side of a tile in latents, at least 1.
     """
     unit = 2 ** model.config["downsampling"]
-    height, width, channels = pixels.shape
-    rows, columns = -(-height // unit), -(-width // unit)
+    rows, columns = grid_of(model, *pixels.shape[:2])
     padded = _reflect(pixels, rows * unit, columns * unit)
     device = next(model.parameters()).device
-    # A 3x3 convolution sees one latent further, each residual layer one more; the strided
-    # convolutions together see less than two. One more for safety.
-    halo = model.config["n_res_layers"] + 4
     indices = torch.empty(rows, columns, dtype=torch.int64)
-    for y, x in _tiles(rows, columns, tile, halo):
+    for y, x in _tiles(rows, columns, tile, _halo(model)):
         part = padded[y.begin * unit : y.end * unit, x.begin * unit : x.end * unit]
         image = torch.from_numpy(to_unit_range(part).transpose(2, 0, 1).copy())[None].to(device)
         _keep(indices, model.encode(image)[0].cpu(), y, x, 1)
+    return indices
+
+
+@torch.no_grad()
+def decode_image(
+    model: VQVAE, indices: Tensor, height: int, width: int, tile: int = _TILE
+) -> NDArray[np.uint8]:
+    """The image [height, width, C] uint8 of the indices that :func:`encode_image` returns.
+
+    Args:
+        model: in eval mode.
+        indices: int64 [rows, columns], each in [0, K).
+        height: of the image in pixels; what was reflected beyond it is cut off.
+        width: likewise.
+        tile: side of a tile in latents, at least 1.
+    """
+    unit, channels = 2 ** model.config["downsampling"], model.config["in_channels"]
+    rows, columns = indices.shape
+    device = next(model.parameters()).device
     decoded = np.empty((rows * unit, columns * unit, channels), dtype=np.uint8)
-    for y, x in _tiles(rows, columns, tile, halo):
+    for y, x in _tiles(rows, columns, tile, _halo(model)):
         image = model.decode(indices[y.begin : y.end, x.begin : x.end][None].to(device))[0]
         _keep(decoded, to_pixels(image), y, x, unit)
-    decoded = decoded[:height, :width]
-    latents = rows * columns
-    bits = latents * math.log2(model.config["n_embeddings"])
-    return Reconstruction(decoded, _mse(pixels, decoded), latents, bits / (height * width))
+    return decoded[:height, :width]
+
+
+def _halo(model: VQVAE) -> int:
+    # A 3x3 convolution sees one latent further, each residual layer one more; the strided
+    # convolutions together see less than two. One more for safety.
+    halo: int = model.config["n_res_layers"] + 4
+    return halo
 
 
 def _tiles(rows: int, columns: int, tile: int, halo: int) -> Iterator[tuple[_Span, _Span]]:

@@ -1,0 +1,78 @@
+"""Reads checkpoint files: tensors and plain values, never code."""
+
+import argparse
+import pickle
+import re
+from collections.abc import Mapping
+from os import PathLike, fspath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqvae_fast.models.reference_checkpoint import NUMPY_CONSTRUCTORS
+
+# Where training scripts keep the weights; those averaged for use come first.
+_WRAPPERS = ("ema", "best_state", "model", "state_dict", "model_state_dict", "module")
+
+
+def read_file(path: str | PathLike[str]) -> Mapping[str, Any]:
+    """The content of a .safetensors file, or of one written by torch.save.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ModuleNotFoundError: a .safetensors file, and the package for it is not installed.
+        ValueError: the file cannot be read, or holds more than tensors and plain values.
+    """
+    if fspath(path).endswith(".safetensors"):
+        content: Any = _read_safetensors(path)
+    else:
+        content = _read_torch(path)
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} must hold a state dict, got {type(content).__name__}")
+    return content
+
+
+def tensors_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The state dict in a checkpoint, from under the names that training scripts put around it."""
+    for name in _WRAPPERS:
+        inner = checkpoint.get(name)
+        if isinstance(inner, Mapping) and (tensors := tensors_of(inner)):
+            return tensors
+    return {
+        str(key): value.detach() for key, value in checkpoint.items() if isinstance(value, Tensor)
+    }
+
+
+def _read_torch(path: str | PathLike[str]) -> Any:
+    # Harmless constructors beside tensors: figures as numpy arrays, options as a Namespace.
+    harmless = [*NUMPY_CONSTRUCTORS, argparse.Namespace]
+    try:
+        with torch.serialization.safe_globals(harmless):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, IsADirectoryError, PermissionError, MemoryError):
+        raise
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"it asks for {asked[1]}" if asked else "or it is damaged"
+        raise ValueError(
+            f"{path} holds more than tensors and plain values ({what}); nothing in it was "
+            "executed; if you trust where it comes from, hand over its state dict instead"
+        ) from error
+    except Exception as error:  # bytes that are no pickle end in whatever they happen to ask for
+        raise ValueError(f"{path} is not a file of torch.save, or is damaged") from error
+
+
+def _read_safetensors(path: str | PathLike[str]) -> dict[str, Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            f"reading {path} needs safetensors: pip install safetensors", name="safetensors"
+        ) from error
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file, or is damaged: {error}") from error
+    return tensors

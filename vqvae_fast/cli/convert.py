@@ -1,0 +1,33 @@
+"""``vqvae-fast convert``."""
+
+from pathlib import Path
+
+import click
+
+from vqvae_fast.checkpoints import read_quantizer
+from vqvae_fast.cli.output import check_file, overwrite_option
+from vqvae_fast.training.errors import UserError
+from vqvae_fast.training.runfolder import atomic_file
+
+
+@click.command(short_help="Take the quantizer out of a checkpoint.")
+@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.option("--prefix", metavar="NAME", help="Which one, where IN holds several.")
+@overwrite_option
+def convert(source: Path, out: Path, prefix: str | None, overwrite: bool) -> None:
+    """Write the quantizer in IN, a checkpoint of this or another library, to OUT.
+
+    In Python, vqvae_fast.load_quantizer(OUT) is the module.
+    """
+    check_file(out, overwrite, [source])
+    try:
+        stored = read_quantizer(source, prefix)
+        module = stored.build()
+    except (ValueError, TypeError, ModuleNotFoundError) as error:
+        raise UserError(str(error)) from error
+    with atomic_file(out) as temporary:
+        stored._replace(state=module.state_dict()).save(temporary)
+    arguments = ", ".join(f"{name}={value}" for name, value in stored.arguments.items())
+    click.echo(f"{stored.name}({arguments})")
+    click.echo(f"saved  {out}")

@@ -1,0 +1,50 @@
+"""``vqvae-fast decode``."""
+
+from pathlib import Path
+
+import click
+
+from vqvae_fast.cli.output import check_file, device_option, overwrite_option, run_option
+from vqvae_fast.training.checkpoint import load_model
+from vqvae_fast.training.codes import read_codes
+from vqvae_fast.training.config import pick_device
+from vqvae_fast.training.errors import UserError
+from vqvae_fast.training.files import write_image
+from vqvae_fast.training.reconstruct import decode_image
+
+
+@click.command(short_help="Turn codes into images.", context_settings={"show_default": True})
+@click.argument("codes", type=click.Path(path_type=Path))
+@run_option
+@click.option(
+    "-o",
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Folder to write the images to, made if there is none.",
+)
+@overwrite_option
+@device_option
+def decode(codes: Path, run: str, out: Path, overwrite: bool, device: str) -> None:
+    """Decode CODES, a file of encode, into PNG files named and sized as the original images.
+
+    RUN must be the run that encoded them, at the same step.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file, a folder was expected")
+    if not out.is_dir() and not out.parent.is_dir():
+        raise UserError(f"there is no folder {out.parent} to make {out.name} in")
+    model = load_model(run, pick_device(device))
+    images = read_codes(codes, model)
+    files = [out / f"{Path(image.name).stem}.png" for image in images]
+    if len(set(files)) < len(files):
+        raise UserError(f"{codes} is damaged: two of its images have the same name")
+    # Nothing is half done: all files are looked at before the first is written.
+    for file in files if out.is_dir() else ():
+        check_file(file, overwrite)
+    out.mkdir(exist_ok=True)
+    for image, file in zip(images, files, strict=True):
+        write_image(file, decode_image(model, image.indices, image.height, image.width))
+    click.echo(f"images  {len(images)}")
+    click.echo(f"saved   {out}")

@@ -1,0 +1,34 @@
+"""What all commands that write a file agree on."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+
+from vqvae_fast.training.errors import UserError
+
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace files that exist.")
+device_option = click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
+run_option = click.option(
+    "--run", required=True, metavar="RUN", help="Run folder of vqvae-fast train."
+)
+
+
+def check_file(path: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
+    """Raise UserError where a file could or should not be written, before any work is done for it.
+
+    Args:
+        path: the file.
+        overwrite: whether it may replace one that exists.
+        inputs: files that are read, and never replaced.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, the name of a file was expected")
+    if not path.parent.is_dir():
+        raise UserError(f"there is no folder {path.parent} to write {path.name} to")
+    if not path.exists():
+        return
+    if any(other.exists() and path.samefile(other) for other in inputs):
+        raise UserError(f"{path} is read and cannot be written, too; name another file")
+    if not overwrite:
+        raise UserError(f"{path} exists and is not replaced without --overwrite")

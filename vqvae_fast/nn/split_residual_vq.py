@@ -1,0 +1,124 @@
+"""Two residual quantizers side by side, as the Mimi codec has them."""
+
+from importlib import import_module
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+
+class SplitResidualVQ(nn.Module):
+    """A semantic and an acoustic ResidualVQ of the same input; their outputs are added.
+
+    The quantizer of Mimi (Defossez et al., arXiv 2410.00037, section 3.3): the first codes can
+    be trained to mean something, and the others need not repair what that costs. Each quantizer
+    lies between two 1x1 convolutions without bias.
+
+    Args:
+        dim: C, channels of the input.
+        codebook_dim: D, dimension of a code.
+        codebook_size: K, codes of each stage.
+        num_quantizers: Q, stages of both together.
+        num_semantic_quantizers: stages of the first, at least 1 and less than Q.
+        projections: whether there are convolutions; without them C must be D.
+        **residual_vq: further arguments of :class:`vqvae_fast.nn.ResidualVQ`, for both.
+
+    Raises:
+        ValueError: the numbers do not fit together.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        codebook_dim: int,
+        codebook_size: int,
+        num_quantizers: int,
+        num_semantic_quantizers: int = 1,
+        projections: bool = True,
+        **residual_vq: Any,
+    ):
+        super().__init__()
+        if not 1 <= num_semantic_quantizers < num_quantizers:
+            raise ValueError(
+                f"num_semantic_quantizers must be at least 1 and below num_quantizers="
+                f"{num_quantizers}, got {num_semantic_quantizers}"
+            )
+        if not projections and dim != codebook_dim:
+            raise ValueError(
+                f"without projections codebook_dim must be dim={dim}, got {codebook_dim}"
+            )
+        self.num_quantizers, self.num_semantic_quantizers = num_quantizers, num_semantic_quantizers
+        sizes = {"codebook_size": codebook_size, **residual_vq}
+        self.rvq_first = _ProjectedRVQ(
+            dim, codebook_dim, projections, num_quantizers=num_semantic_quantizers, **sizes
+        )
+        self.rvq_rest = _ProjectedRVQ(
+            dim,
+            codebook_dim,
+            projections,
+            num_quantizers=num_quantizers - num_semantic_quantizers,
+            **sizes,
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Quantize.
+
+        Args:
+            x: [B, C, T].
+
+        Returns:
+            ``(quantized, indices, loss)``: [B, C, T]; int64 [B, T, Q], the semantic stages first;
+            the stages' losses, [Q] in train mode.
+        """
+        first, first_indices, first_loss = self.rvq_first(x)
+        rest, rest_indices, rest_loss = self.rvq_rest(x)
+        return (
+            first + rest,
+            torch.cat([first_indices, rest_indices], dim=-1),
+            torch.cat([first_loss, rest_loss], dim=-1),
+        )
+
+    def get_output_from_indices(self, indices: Tensor) -> Tensor:
+        """Decode indices.
+
+        Args:
+            indices: int64 [B, T, Q]; the last stages may be missing, or -1 where left out.
+
+        Returns:
+            [B, C, T].
+        """
+        missing = self.num_quantizers - indices.shape[-1]
+        if missing < 0:
+            raise ValueError(
+                f"indices must be [B, T, at most {self.num_quantizers}], got {list(indices.shape)}"
+            )
+        indices = F.pad(indices, (0, missing), value=-1)
+        first, rest = indices.tensor_split([self.num_semantic_quantizers], dim=-1)
+        output: Tensor = self.rvq_first.decode(first) + self.rvq_rest.decode(rest)
+        return output
+
+
+class _ProjectedRVQ(nn.Module):
+    """A ResidualVQ between two 1x1 convolutions, channels first."""
+
+    def __init__(self, dim: int, codebook_dim: int, projections: bool, **residual_vq: Any):
+        super().__init__()
+        # Here, for the time being: the class is imported when one is made.
+        residual: Any = import_module("vqvae_fast.nn.residual_vq").ResidualVQ
+        self.input_proj: nn.Module = nn.Identity()
+        self.output_proj: nn.Module = nn.Identity()
+        if projections:
+            self.input_proj = nn.Conv1d(dim, codebook_dim, kernel_size=1, bias=False)
+            self.output_proj = nn.Conv1d(codebook_dim, dim, kernel_size=1, bias=False)
+        self.vq: Any = residual(dim=codebook_dim, **residual_vq)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        quantized, indices, loss = self.vq(self.input_proj(x).transpose(1, 2))
+        return self.output_proj(quantized.transpose(1, 2)), indices, loss
+
+    def decode(self, indices: Tensor) -> Tensor:
+        codes: Tensor = self.vq.get_output_from_indices(indices)
+        output: Tensor = self.output_proj(codes.transpose(1, 2))
+        return output
