@@ -62,7 +62,7 @@ class GroupedResidualVQ(nn.Module):
         indices: Tensor | list[Tensor] | None = None,
         return_all_codes: bool = False,
         sample_codebook_temp: float | None = None,
-        freeze_codebook: bool = False,
+        freeze_codebook: bool | None = None,
         mask: Tensor | None = None,
     ) -> tuple[Any, ...]:
         """Quantize every group; arguments as for :class:`ResidualVQ`.

@@ -221,7 +221,7 @@ class ResidualVQ(nn.Module):
         indices: Tensor | list[Tensor] | None = None,
         return_all_codes: bool = False,
         sample_codebook_temp: float | None = None,
-        freeze_codebook: bool = False,
+        freeze_codebook: bool | None = None,
         beam_size: int | None = None,
         rand_quantize_dropout_fixed_seed: int | None = None,
     ) -> tuple[Any, ...]:
@@ -234,7 +234,7 @@ class ResidualVQ(nn.Module):
                 of the stages' cross-entropies.
             return_all_codes: return the codes of all stages, too.
             sample_codebook_temp: instead of the constructor's.
-            freeze_codebook: nothing is learned.
+            freeze_codebook: nothing is learned; instead of the constructor's.
             beam_size: instead of the constructor's.
             rand_quantize_dropout_fixed_seed: draws the last stage; the same for the same number.
 
@@ -255,7 +255,8 @@ class ResidualVQ(nn.Module):
             seed = rand_quantize_dropout_fixed_seed
             last = self._dropout.last(draw_seed(x.device) if seed is None else seed)
         start = self.project_in(tokens)
-        how = {"sample_codebook_temp": sample_codebook_temp, "freeze_codebook": freeze_codebook}
+        frozen = self._stage(0).freeze_codebook if freeze_codebook is None else freeze_codebook
+        how = {"sample_codebook_temp": sample_codebook_temp, "freeze_codebook": frozen}
 
         inputs: list[Tensor] = []
         cross_entropy = None
@@ -271,7 +272,7 @@ class ResidualVQ(nn.Module):
         else:
             total, found, losses, inputs = self._by_stages(start, mask, last, how)
 
-        if self.shared_codebook and self.training and not freeze_codebook and right is None:
+        if self.shared_codebook and self.training and not frozen and right is None:
             self._learn_shared(inputs, mask)
         if self.diveq:
             total = directional_reparam(start, total)
@@ -412,6 +413,7 @@ class ResidualVQ(nn.Module):
             and self.uniform_codebook_size
             and not self._stage(0).has_projections
             and not codes.use_cosine_sim
+            and not self._stage(0).cosine_search
             and type(codes) is Codebook
             and codes.vq_bridge is None
             and start.dtype == codes.embed.dtype == torch.float32

@@ -1,0 +1,39 @@
+"""ResidualVQ: options that the peer drops on the way to its stages, and combinations of them."""
+
+import pytest
+import torch
+
+from vqvae_fast.nn.grouped_residual_vq import GroupedResidualVQ
+from vqvae_fast.nn.residual_vq import ResidualVQ
+
+BASE = {"dim": 8, "codebook_size": 16, "num_quantizers": 4}
+TOKENS = (2, 12, 8)
+
+
+def rvq(**options):
+    return ResidualVQ(**BASE | options)
+
+
+@pytest.mark.parametrize("options", [{}, {"shared_codebook": True}, {"beam_size": 2}])
+@pytest.mark.parametrize("make", [ResidualVQ, GroupedResidualVQ])
+def test_a_module_made_frozen_stays_so_unless_a_call_says_otherwise(make, options):
+    """The peer's calls pass False to their stages, whatever the constructor was given."""
+    module = make(**BASE, freeze_codebook=True, **options)
+    before = module.codebooks.clone()
+    module(torch.randn(TOKENS))
+    assert torch.equal(module.codebooks, before)
+    module(torch.randn(TOKENS), freeze_codebook=False)
+    assert not torch.equal(module.codebooks, before)
+
+
+def test_cosine_search_in_every_mode(monkeypatch):
+    module = rvq(cosine_search=True).eval()
+    x = torch.randn(TOKENS)
+    quantized, indices, _ = module(x)
+    residual = x
+    for stage, book in enumerate(module.codebooks):
+        unit = torch.nn.functional.normalize
+        expected = (unit(residual, dim=-1) @ unit(book, dim=-1).T).argmax(dim=-1)
+        assert torch.equal(indices[..., stage], expected)
+        residual = residual - book[expected]
+    torch.testing.assert_close(quantized, x - residual)
