@@ -3,8 +3,9 @@
 Three ways in:
 
 * call the search: :func:`nearest_code`, :func:`quantize`, :func:`segment_sum`;
-* swap a module: :class:`VectorQuantizer`, or a whole model: :class:`VQVAE`; with its weights:
-  :func:`load_quantizer`;
+* swap a module: :class:`VectorQuantize`, :class:`ResidualVQ` and their like for
+  vector-quantize-pytorch's, :class:`VectorQuantizer` for the reference VQ-VAE's, :class:`VQVAE` for
+  a whole model; with its weights: :func:`load_quantizer`;
 * train: ``vqvae-fast train`` on the command line, :mod:`vqvae_fast.training` from Python.
 """
 
@@ -21,16 +22,30 @@ from vqvae_fast.functional import (
     segment_sum,
 )
 from vqvae_fast.models import VQVAE
-from vqvae_fast.nn import VectorQuantizer
+from vqvae_fast.nn import (
+    GroupedResidualVQ,
+    RandomProjectionQuantizer,
+    ResidualSimVQ,
+    ResidualVQ,
+    SimVQ,
+    VectorQuantize,
+    VectorQuantizer,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "VQVAE",
+    "GroupedResidualVQ",
     "NearestCode",
     "Quantized",
+    "RandomProjectionQuantizer",
     "ResidualNearestCode",
+    "ResidualSimVQ",
+    "ResidualVQ",
     "SegmentSum",
+    "SimVQ",
+    "VectorQuantize",
     "VectorQuantizer",
     "__version__",
     "load_quantizer",

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from vqvae_fast.nn import code_counts, perplexity, usage
+from vqvae_fast.nn import code_counts, codebook_metrics, perplexity, usage
 
 
 def test_counts():
@@ -33,3 +33,10 @@ def test_perplexity_formula(counts):
 def test_perplexity_is_exact_for_counts_that_float32_cannot_add_one_by_one():
     counts = torch.tensor([2**25 + 1, 2**25 + 1])
     assert perplexity(counts).item() == pytest.approx(2, rel=1e-6)
+
+
+def test_codebook_metrics():
+    metrics = codebook_metrics(torch.tensor([[0, 0, 2], [2, -1, -1]]), 4)
+    assert metrics.usage == 0.5
+    torch.testing.assert_close(metrics.perplexity, torch.tensor(2.0))
+    assert metrics.dead_codes == 2

@@ -1,23 +1,27 @@
 """A quantizer at rest: the name of its class, the arguments that build it, its weights."""
 
-from importlib import import_module
 from os import PathLike
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from vqvae_fast import nn as quantizers
+
 FORMAT = "vqvae_fast quantizer 1"
 
-# Our classes and where they live: the only names that a file may ask for.
-_MODULES = {
-    "VectorQuantizer": "vector_quantizer",
-    "VectorQuantize": "vector_quantize",
-    "ResidualVQ": "residual_vq",
-    "GroupedResidualVQ": "grouped_residual_vq",
-    "SplitResidualVQ": "split_residual_vq",
-    "SimVQ": "sim_vq",
-    "ResidualSimVQ": "residual_sim_vq",
+# The only classes that a file may ask for.
+_CLASSES: dict[str, type[nn.Module]] = {
+    quantizer.__name__: quantizer
+    for quantizer in (
+        quantizers.VectorQuantizer,
+        quantizers.VectorQuantize,
+        quantizers.ResidualVQ,
+        quantizers.GroupedResidualVQ,
+        quantizers.SplitResidualVQ,
+        quantizers.SimVQ,
+        quantizers.ResidualSimVQ,
+    )
 }
 
 
@@ -41,10 +45,9 @@ class StoredQuantizer(NamedTuple):
             ValueError: the weights are not those of such a module.
             TypeError: the class does not know one of the arguments.
         """
-        if self.name not in _MODULES:
-            raise ValueError(f"the class must be one of {', '.join(_MODULES)}, got {self.name!r}")
-        module_name = f"vqvae_fast.nn.{_MODULES[self.name]}"
-        module: nn.Module = getattr(import_module(module_name), self.name)(**self.arguments)
+        if self.name not in _CLASSES:
+            raise ValueError(f"the class must be one of {', '.join(_CLASSES)}, got {self.name!r}")
+        module = _CLASSES[self.name](**self.arguments)
         _make_room(module, self.state)
         try:
             module.load_state_dict(self.state)

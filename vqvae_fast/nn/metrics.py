@@ -1,7 +1,32 @@
 """How much of a codebook is in use. No one-hot is built and nothing waits for the device."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+
+class CodebookMetrics(NamedTuple):
+    """Result of :func:`codebook_metrics`; 0-d tensors."""
+
+    usage: Tensor
+    perplexity: Tensor
+    dead_codes: Tensor
+
+
+def codebook_metrics(indices: Tensor, num_codes: int) -> CodebookMetrics:
+    """How well indices spread over a codebook; cheap enough for every step.
+
+    Args:
+        indices: int64, any shape, each in [0, ``num_codes``), or -1 for a vector to leave out. Of
+            residual quantizers, one stage's: ``indices[..., stage]``.
+        num_codes: K.
+
+    Returns:
+        :func:`usage`, :func:`perplexity`, and the number of codes that were not chosen, int64.
+    """
+    counts = code_counts(indices, num_codes)
+    return CodebookMetrics(usage(counts), perplexity(counts), (counts == 0).sum())
 
 
 def code_counts(indices: Tensor, num_codes: int) -> Tensor:

@@ -1,11 +1,12 @@
 """Two residual quantizers side by side, as the Mimi codec has them."""
 
-from importlib import import_module
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+
+from vqvae_fast.nn.residual_vq import ResidualVQ
 
 
 class SplitResidualVQ(nn.Module):
@@ -105,14 +106,12 @@ class _ProjectedRVQ(nn.Module):
 
     def __init__(self, dim: int, codebook_dim: int, projections: bool, **residual_vq: Any):
         super().__init__()
-        # Here, for the time being: the class is imported when one is made.
-        residual: Any = import_module("vqvae_fast.nn.residual_vq").ResidualVQ
         self.input_proj: nn.Module = nn.Identity()
         self.output_proj: nn.Module = nn.Identity()
         if projections:
             self.input_proj = nn.Conv1d(dim, codebook_dim, kernel_size=1, bias=False)
             self.output_proj = nn.Conv1d(codebook_dim, dim, kernel_size=1, bias=False)
-        self.vq: Any = residual(dim=codebook_dim, **residual_vq)
+        self.vq = ResidualVQ(dim=codebook_dim, **residual_vq)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         quantized, indices, loss = self.vq(self.input_proj(x).transpose(1, 2))
