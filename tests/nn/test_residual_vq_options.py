@@ -37,3 +37,45 @@ def test_cosine_search_in_every_mode(monkeypatch):
         assert torch.equal(indices[..., stage], expected)
         residual = residual - book[expected]
     torch.testing.assert_close(quantized, x - residual)
+
+
+@pytest.mark.parametrize("dim", [8, 4])
+def test_directional_reparametrisation_has_no_noise_in_eval(dim):
+    """The peer's output in eval is not what its indices decode to."""
+    module = rvq(diveq=True, codebook_dim=dim).eval()
+    x = torch.randn(TOKENS)
+    quantized, indices, _ = module(x)
+    torch.testing.assert_close(module.get_output_from_indices(indices), quantized)
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (
+            {"layernorm_after_project_in": True, "codebook_dim": 4},
+            "layernorm_after_project_in needs project_per_stage",
+        ),
+        ({"beam_size": 2, "cosine_search": True}, "beam search does not go with cosine_search"),
+        (
+            {"beam_size": 2, "commitment_use_cross_entropy_loss": True},
+            "beam search does not go with commitment_use_cross_entropy_loss",
+        ),
+        (
+            {
+                "beam_size": 2,
+                "learnable_codebook": True,
+                "in_place_codebook_optimizer": torch.optim.SGD,
+            },
+            "beam search in training does not go with in_place_codebook_optimizer",
+        ),
+    ],
+)
+def test_options_that_would_be_ignored_or_fail_later(options, what):
+    with pytest.raises(ValueError, match=what):
+        rvq(**options)
+
+
+def test_a_norm_behind_the_projection_of_each_stage():
+    module = rvq(project_per_stage=True, codebook_dim=4, layernorm_after_project_in=True)
+    assert isinstance(module.layers[3].project_in[1], torch.nn.LayerNorm)
+    module(torch.randn(TOKENS))
