@@ -31,11 +31,12 @@ class GroupedResidualVQ(nn.Module):
         if groups < 1 or dim % groups:
             raise ValueError(f"dim must be a multiple of groups={groups}, got {dim}")
         self.dim, self.groups, self.accept_image_fmap = dim, groups, accept_image_fmap
-        self.rvqs = nn.ModuleList(
+        rvqs = [
             ResidualVQ(dim=dim // groups, accept_image_fmap=accept_image_fmap, **arguments)
             for _ in range(groups)
-        )
-        self._layout = self.rvqs[0]._layout._replace(dim=dim)
+        ]
+        self.rvqs = nn.ModuleList(rvqs)
+        self._layout = rvqs[0]._layout._replace(dim=dim)
 
     @property
     def codebooks(self) -> Tensor | tuple[tuple[Tensor, ...], ...]:
