@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from beside_the_peer import check, name
 
 from vqvae_fast.nn.grouped_residual_vq import GroupedResidualVQ
 from vqvae_fast.nn.residual_vq import ResidualVQ
@@ -37,3 +38,124 @@ def test_cosine_search_in_every_mode(monkeypatch):
         assert torch.equal(indices[..., stage], expected)
         residual = residual - book[expected]
     torch.testing.assert_close(quantized, x - residual)
+
+
+@pytest.mark.parametrize("dim", [8, 4])
+def test_directional_reparametrisation_has_no_noise_in_eval(dim):
+    """The peer's output in eval is not what its indices decode to."""
+    module = rvq(diveq=True, codebook_dim=dim).eval()
+    x = torch.randn(TOKENS)
+    quantized, indices, _ = module(x)
+    torch.testing.assert_close(module.get_output_from_indices(indices), quantized)
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (
+            {"layernorm_after_project_in": True, "codebook_dim": 4},
+            "layernorm_after_project_in needs project_per_stage",
+        ),
+        ({"beam_size": 2, "cosine_search": True}, "beam search does not go with cosine_search"),
+        (
+            {"beam_size": 2, "commitment_use_cross_entropy_loss": True},
+            "beam search does not go with commitment_use_cross_entropy_loss",
+        ),
+        (
+            {
+                "beam_size": 2,
+                "learnable_codebook": True,
+                "in_place_codebook_optimizer": torch.optim.SGD,
+            },
+            "beam search in training does not go with in_place_codebook_optimizer",
+        ),
+    ],
+)
+def test_options_that_would_be_ignored_or_fail_later(options, what):
+    with pytest.raises(ValueError, match=what):
+        rvq(**options)
+
+
+def test_a_norm_behind_the_projection_of_each_stage():
+    module = rvq(project_per_stage=True, codebook_dim=4, layernorm_after_project_in=True)
+    assert isinstance(module.layers[3].project_in[1], torch.nn.LayerNorm)
+    module(torch.randn(TOKENS))
+
+
+def test_implicit_codes_that_learn_by_directional_reparametrisation():
+    options = {"diveq": True, "implicit_neural_codebook": True, "threshold_ema_dead_code": 0}
+    check(ResidualVQ, BASE | options, TOKENS, {})
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_stages_that_were_left_out_have_no_right_codes(training):
+    """The peer refuses such indices, and has to wait for the device to see them."""
+    module = rvq().train(training)
+    x = torch.randn(TOKENS)
+    indices = torch.randint(16, (*TOKENS[:2], 4))
+    partly = indices.where(torch.arange(4) < 2, -1)
+    fewer = rvq(num_quantizers=2).train(training)
+    state = module.state_dict().items()
+    fewer.load_state_dict({k: v for k, v in state if k.split(".")[1] in "01"})
+    expected = fewer(x, indices=partly[..., :2])[1]
+    torch.testing.assert_close(module(x, indices=partly)[1], expected)
+    assert module(x, indices=torch.full_like(indices, -1))[1] == 0
+
+
+NARROW = [
+    {},
+    {"codebook_dim": 4},
+    {"codebook_dim": 4, "project_per_stage": True},
+    {"implicit_neural_codebook": True},
+    {"beam_size": 2},
+    {"shared_codebook": True, "threshold_ema_dead_code": 1},
+    {"diveq": True, "threshold_ema_dead_code": 1},
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("options", NARROW, ids=name)
+def test_models_of_other_dtypes(options, dtype):
+    module = rvq(**options).to(dtype)
+    for training in (True, False):
+        x = torch.randn(TOKENS, dtype=dtype, requires_grad=True)
+        quantized, indices, losses = module.train(training)(x)
+        assert quantized.dtype == dtype
+        decoded = module.get_output_from_indices(indices)
+        if "codebook_dim" in options:  # without a projection nothing has the model's dtype
+            assert decoded.dtype == dtype
+        if not training:
+            tolerance = 8 * torch.finfo(dtype).eps
+            torch.testing.assert_close(
+                decoded.double(), quantized.double(), rtol=tolerance, atol=10 * tolerance
+            )
+        if training:
+            (quantized.sum() + losses.sum()).backward()
+            assert x.grad.dtype == dtype
+            assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("options", [o for o in NARROW if "codebook_dim" not in o], ids=name)
+def test_vectors_of_other_dtypes(options, dtype):
+    module = rvq(**options)
+    for training in (True, False):
+        x = torch.randn(TOKENS, dtype=dtype, requires_grad=True)
+        quantized, _, losses = module.train(training)(x)
+        assert quantized.dtype == dtype
+        if training:
+            (quantized.sum() + losses.sum()).backward()
+            assert x.grad.dtype == dtype
+
+
+@pytest.mark.parametrize("options", NARROW, ids=name)
+def test_an_empty_batch_costs_nothing_and_breaks_nothing(options):
+    """The peer's loss is NaN."""
+    module = rvq(**options)
+    for training in (True, False):
+        quantized, indices, losses = module.train(training)(torch.randn(2, 0, 8))
+        assert quantized.shape == (2, 0, 8)
+        assert indices.shape == (2, 0, 4)
+        assert not losses.any()
+    for key, value in module.state_dict().items():
+        assert value.isfinite().all(), key

@@ -70,7 +70,10 @@ def soft_codes(x: Tensor, codes: Tensor, cosine: bool, temperature: float) -> Te
 
 
 def cross_entropy(x: Tensor, codes: Tensor, cosine: bool, targets: Tensor) -> Tensor:
-    """Mean of -log softmax(logits)[target] over the targets [C, ...] that are not -1; 0-d."""
+    """Mean of -log softmax(logits)[target] over the targets [C, ...] that are not -1; 0-d.
+
+    0 where all are -1, as of a stage that quantize dropout has left out: not NaN.
+    """
 
     def lost(rows: Tensor, book: Tensor, wanted: Tensor) -> Tensor:
         return functional.cross_entropy(
@@ -79,7 +82,7 @@ def cross_entropy(x: Tensor, codes: Tensor, cosine: bool, targets: Tensor) -> Te
 
     wanted = targets[..., None]
     losses = _of_rows(x, codes, lambda *parts: _again(lost, *parts), wanted)
-    return losses.sum() / (targets != -1).sum()
+    return losses.sum() / (targets != -1).sum().clamp(min=1)
 
 
 def negative_entropy(

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqvae_fast.nn.quantize_dropout import draw_seed
+from vqvae_fast.nn.quantize_dropout import draw_seed, skip_seed
 from vqvae_fast.nn.residual_vq import ResidualVQ
 
 
@@ -31,10 +31,12 @@ class GroupedResidualVQ(nn.Module):
         if groups < 1 or dim % groups:
             raise ValueError(f"dim must be a multiple of groups={groups}, got {dim}")
         self.dim, self.groups, self.accept_image_fmap = dim, groups, accept_image_fmap
-        self.rvqs = nn.ModuleList(
+        rvqs = [
             ResidualVQ(dim=dim // groups, accept_image_fmap=accept_image_fmap, **arguments)
             for _ in range(groups)
-        )
+        ]
+        self.rvqs = nn.ModuleList(rvqs)
+        self._layout = rvqs[0]._layout._replace(dim=dim)
 
     @property
     def codebooks(self) -> Tensor | tuple[tuple[Tensor, ...], ...]:
@@ -45,7 +47,7 @@ class GroupedResidualVQ(nn.Module):
     @property
     def split_dim(self) -> int:
         """The dimension that is cut."""
-        return 1 if self.accept_image_fmap else -1
+        return 1 if self._layout.channel_first else -1
 
     def get_codes_from_indices(self, indices: Tensor) -> Tensor:
         """indices [G, B, ..., Q] -> [G, Q, B, ..., d]."""
@@ -72,13 +74,7 @@ class GroupedResidualVQ(nn.Module):
             of every group's codes, [Q, B, ..., d], if asked for. With ``indices`` [G, B, ..., Q]:
             ``(quantized, cross-entropy)``.
         """
-        if x.dim() < 2 or x.shape[self.split_dim] != self.dim:
-            layout = (
-                f"[B, D={self.dim}, height, width]"
-                if self.accept_image_fmap
-                else f"[B, ..., D={self.dim}]"
-            )
-            raise ValueError(f"x must be {layout}, got {list(x.shape)}")
+        self._layout.tokens(x)  # says what is wrong with x as a whole, not with a part of it
         how: dict[str, Any] = {
             "return_all_codes": return_all_codes,
             "sample_codebook_temp": sample_codebook_temp,
@@ -87,6 +83,8 @@ class GroupedResidualVQ(nn.Module):
         }
         if self.training and self.rvqs[0].quantize_dropout:
             how["rand_quantize_dropout_fixed_seed"] = draw_seed(x.device)
+        elif self.training:
+            skip_seed(x.device)  # what is drawn next is then what the peer draws
         chunks = x.chunk(self.groups, dim=self.split_dim)
         given = [None] * self.groups if indices is None else [i for _, i in self._each(indices)]
         parts = [

@@ -1,6 +1,5 @@
 """QINCo: codes that depend on what the stages before have chosen."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -31,19 +30,21 @@ class ImplicitCodebook(nn.Module):
 
     def forward(self, codes: Tensor, *, condition: Tensor) -> Tensor:
         """codes [C, K, D], condition [B, N, D], quantized so far -> [C, B, N, K, D]."""
-        books, count, dim = codes.shape
-        shape = (books, *condition.shape[:2], count, dim)
-        x = torch.cat(
-            [condition[None, :, :, None].expand(shape), codes[:, None, None].expand(shape)], dim=-1
-        )
-        return self._transformed(x)
+        return self._transformed(codes[:, None, None], condition[None, :, :, None])
 
     def of_chosen(self, codes: Tensor, condition: Tensor) -> Tensor:
         """Of one code for each vector only: both [..., D] -> [..., D]."""
-        return self._transformed(torch.cat([condition, codes], dim=-1))
+        return self._transformed(codes, condition)
 
-    def _transformed(self, x: Tensor) -> Tensor:
-        x = self.proj_in(x)
+    def _transformed(self, codes: Tensor, condition: Tensor) -> Tensor:
+        """In the weights' dtype, which is not the codes' in a model of half precision."""
+        weight = self.proj_in.weight
+        for_condition, for_codes = weight.tensor_split(2, dim=-1)
+        # Both halves of the first layer before they meet: N + K products, not N x K.
+        x = functional.linear(condition.to(weight.dtype), for_condition) + functional.linear(
+            codes.to(weight.dtype), for_codes, self.proj_in.bias
+        )
         for layer in self.layers:
             x = layer(x) + x
+        x = x.to(codes.dtype)
         return functional.normalize(x, dim=-1) if self.l2norm_output else x

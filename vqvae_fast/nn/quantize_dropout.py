@@ -58,3 +58,8 @@ def draw_seed(device: torch.device) -> int:
         return int(torch.randint(0, _SEEDS, ()))
     (seed,) = summed(torch.randint(0, _SEEDS, (), device=device))
     return int(seed)
+
+
+def skip_seed(device: torch.device) -> None:
+    """Leave torch's generator where drawing a seed does; nothing waits for the device."""
+    torch.randint(0, _SEEDS, (), device=device)

@@ -40,6 +40,6 @@ def orthogonal_loss(
 def masked_mean(errors: Tensor, mask: Tensor | None) -> Tensor:
     """Mean of errors [..., d] over the rows that mask [...] counts; 0-d, 0 where none does."""
     if mask is None:
-        return errors.mean()
+        return errors.sum() / max(errors.numel(), 1)
     total = (errors * mask[..., None]).sum()
     return total / (mask.sum() * errors.shape[-1]).clamp(min=1)

@@ -57,6 +57,8 @@ class ResidualSimVQ(nn.Module):
             quantize_dropout_multiple_of,
         )
         self.quantize_dropout = self._dropout is not None
+        self.quantize_dropout_cutoff_index = quantize_dropout_cutoff_index
+        self.quantize_dropout_multiple_of = quantize_dropout_multiple_of
         self.layers = nn.ModuleList(
             SimVQ(
                 dim=dim,

@@ -105,9 +105,21 @@ class ResidualVQ(nn.Module):
                 f"beam_score_quantizer_weights must be {stages} numbers",
             ),
             (
-                diveq and implicit_neural_codebook,
-                "diveq and implicit_neural_codebook exclude each "
-                "other: the first passes no gradient to the MLPs",
+                arguments.get("layernorm_after_project_in", False) and not project_per_stage,
+                "layernorm_after_project_in needs project_per_stage: the stages have no linear "
+                "layer that it could follow",
+            ),
+            *(
+                (
+                    max(beam_size or 1, eval_beam_size or 1) > 1 and bool(arguments.get(name)),
+                    f"beam search does not go with {name}",
+                )
+                for name in ("cosine_search", "commitment_use_cross_entropy_loss")
+            ),
+            (
+                (beam_size or 1) > 1 and arguments.get("in_place_codebook_optimizer") is not None,
+                "beam search in training does not go with in_place_codebook_optimizer; for eval "
+                "alone give beam_size=1 and eval_beam_size",
             ),
             (
                 project_per_stage and shared_codebook,
@@ -148,6 +160,8 @@ class ResidualVQ(nn.Module):
             quantize_dropout, stages, quantize_dropout_cutoff_index, quantize_dropout_multiple_of
         )
         self.quantize_dropout = self._dropout is not None
+        self.quantize_dropout_cutoff_index = quantize_dropout_cutoff_index
+        self.quantize_dropout_multiple_of = quantize_dropout_multiple_of
         self.beam_size = beam_size
         self.eval_beam_size = beam_size if eval_beam_size is None else eval_beam_size
 
@@ -212,6 +226,8 @@ class ResidualVQ(nn.Module):
         """What :meth:`forward` returns for vectors with these indices."""
         tokens, places = self._layout.index_tokens(indices)
         total = sum_of_stages(torch.stack(self._codes_of(tokens)))
+        if isinstance(self.project_out, nn.Linear):  # codes stay in float32 in narrower models
+            total = total.to(self.project_out.weight.dtype)
         return vectors_to_places(self.project_out(total), places)
 
     def forward(
@@ -274,7 +290,7 @@ class ResidualVQ(nn.Module):
 
         if self.shared_codebook and self.training and not frozen and right is None:
             self._learn_shared(inputs, mask)
-        if self.diveq:
+        if self.diveq and self.training:  # in eval noise would only be an error
             total = directional_reparam(start, total)
         out = self.project_out(total.to(start.dtype)).to(x.dtype)
         if mask is not None:
@@ -455,7 +471,7 @@ class ResidualVQ(nn.Module):
                 assert isinstance(mlp, ImplicitCodebook)
                 assert total is not None
                 codes = mlp.of_chosen(codes, total)
-            codes = stage.project_out(codes.to(stage._codebook.embed.dtype))
+            codes = stage.vectors_of(codes.to(stage._codebook.embed.dtype))
             codes = torch.where(chosen[..., None] < 0, 0, codes)
             total = codes if total is None else total + codes
             taken.append(codes)

@@ -276,7 +276,17 @@ class VectorQuantize(nn.Module):
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
         """What :meth:`forward` returns for vectors with these indices: [B, ..., D], or like x."""
         codes, places = self._codes_of(indices)
-        return vectors_to_places(self.project_out(codes), places)
+        return vectors_to_places(self.vectors_of(codes), places)
+
+    def vectors_of(self, codes: Tensor) -> Tensor:
+        """codes [..., d * heads], [..., D] behind the projection, in its dtype.
+
+        Codes that are averages stay in float32 where the model around them is in half precision.
+        """
+        if isinstance(self.project_out, nn.Linear):
+            codes = codes.to(self.project_out.weight.dtype)
+        vectors: Tensor = self.project_out(codes)
+        return vectors
 
     def update_in_place_optimizer(self) -> None:
         """Take the step of in_place_codebook_optimizer, by the gradients of all processes."""
@@ -473,7 +483,7 @@ class VectorQuantize(nn.Module):
         keep: bool,
     ) -> Chosen:
         codes = self._codebook.codes(keep)
-        codes = codes.detach() if freeze else codes
+        codes = (codes.detach() if freeze else codes).to(rows.dtype)
         cosine = self.use_cosine_sim
         if transform is not None:
             codes = transform(codes)
