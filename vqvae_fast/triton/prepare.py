@@ -98,8 +98,8 @@ def median_of_3(a, b, c):
 def sample(book, stride_code, stride_dim, num_codes, i, d, dim):
     """Elements d of the i-th of nine evenly spaced codes, as float32; 0 where not finite."""
     code = (num_codes - 1).to(tl.int64) * i // 8
-    value = tl.load(book + code * stride_code + d * stride_dim, mask=d < dim, other=0.0)
-    value = value.to(tl.float32)
+    offset = code * stride_code + d.to(tl.int64) * stride_dim
+    value = tl.load(book + offset, mask=d < dim, other=0.0).to(tl.float32)
     return tl.where(tl.abs(value) < float("inf"), value, 0.0)
 
 
@@ -188,7 +188,7 @@ def prepare_kernel(
         d = chunk * BLOCK_DIM + tl.arange(0, BLOCK_DIM)
         middle = centre_of(book, stride_code, stride_dim, num_codes, d, dim)
         value = tl.load(
-            book + code[:, None] * stride_code + d[None, :] * stride_dim,
+            book + code[:, None] * stride_code + d.to(tl.int64)[None, :] * stride_dim,
             mask=(code < num_codes)[:, None] & (d < dim)[None, :],
             other=0.0,
         ).to(tl.float32)

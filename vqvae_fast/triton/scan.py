@@ -120,8 +120,8 @@ def scan_kernel(
         )
 
     tiles = packed_codes // BLOCK_CODES
-    first_tile = part * tiles // parts
-    last_tile = (part + 1) * tiles // parts
+    first_tile = (part.to(tl.int64) * tiles // parts).to(tl.int32)
+    last_tile = ((part + 1).to(tl.int64) * tiles // parts).to(tl.int32)
     lanes = tl.arange(0, BLOCK_CODES)
     first = head * packed_codes + first_tile.to(tl.int64) * BLOCK_CODES
     codes_ptrs = packed + first * columns + lanes[:, None] * columns + column[None, :]
