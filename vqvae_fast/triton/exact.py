@@ -12,12 +12,9 @@ from vqvae_fast.triton.write import NO_CODE, is_nearer, take_nearer, write_quant
 
 @triton.jit
 def arrives_last(counter, expected):
-    """Whether this program is the last of `expected` to come here; it sees what all others wrote.
-
-    counter: pointer [1].
-    """
+    """Whether this program is the last of `expected` here; it sees what all others wrote."""
     tl.debug_barrier()  # every thread's writes before the one thread's release
-    return tl.max(tl.atomic_add(counter, 1, sem="acq_rel"), axis=0) == expected - 1
+    return tl.atomic_add(counter, 1, sem="acq_rel") == expected - 1
 
 
 @triton.jit
@@ -101,7 +98,7 @@ def exact_kernel(
             mine = (head * most_items + item) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
             tl.store(part_distances + mine, distance)
             tl.store(part_codes + mine, code)
-            finishes = arrives_last(arrivals + head * most_items + block + tl.arange(0, 1), parts)
+            finishes = arrives_last(arrivals + head * most_items + block, parts)
         if finishes:
             if parts > 1:
                 all_parts = (head * most_items + block * parts) * BLOCK_ROWS
