@@ -6,7 +6,7 @@ For the rows that the bound could not settle, and for float64 input.
 import triton
 import triton.language as tl
 
-from vqvae_fast.triton.rows import row_offsets
+from vqvae_fast.triton.rows import aligned, row_offsets
 from vqvae_fast.triton.write import NO_CODE, is_nearer, take_nearer, write_quantized
 
 
@@ -27,9 +27,11 @@ def load_elements(rows, stride, d, mask, dim):
 
 @triton.jit(
     do_not_specialize=[
-        "z_inner", "num_rows", "num_codes",
-        "q_inner", "most_items",
-    ]
+        "z_inner", "z_outer_stride", "z_inner_stride", "z_head",
+        "num_rows", "book_stride", "num_codes",
+        "q_inner", "q_outer_stride", "q_inner_stride", "q_head", "most_items",
+    ],
+    do_not_specialize_on_alignment=["z_stride", "code_element", "q_stride"],
 )  # fmt: skip
 def exact_kernel(
     z, z_inner, z_outer_stride, z_inner_stride, z_stride, z_head, num_rows,
@@ -37,6 +39,7 @@ def exact_kernel(
     indices, distances,
     quantized, q_inner, q_outer_stride, q_inner_stride, q_stride, q_head,
     listed, num_listed, arrivals, part_distances, part_codes, most_items,
+    ALIGNED: tl.constexpr,
     ALL_ROWS: tl.constexpr,
     QUANTIZE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -52,7 +55,7 @@ def exact_kernel(
     arrivals: [H, most_items] zeros; part_distances, part_codes: [H, most_items, BLOCK_ROWS].
     """
     head = tl.program_id(1).to(tl.int64)
-    book = codebook + head * book_stride
+    book = codebook + head * aligned(book_stride, ALIGNED)
     num_codes = num_codes.to(tl.int64)
     programs = tl.num_programs(0)
     count = num_rows if ALL_ROWS else tl.load(num_listed + head)
@@ -67,7 +70,8 @@ def exact_kernel(
         row = entry
         if not ALL_ROWS:
             row = tl.load(listed + head * num_rows + entry, is_row, other=0)
-        z_rows = z + head * z_head + row_offsets(row, z_inner, z_outer_stride, z_inner_stride)
+        z_rows = z + head * aligned(z_head, ALIGNED)
+        z_rows += row_offsets(row, z_inner, z_outer_stride, z_inner_stride, ALIGNED)
 
         lane_distance = tl.full((BLOCK_ROWS, BLOCK_CODES), float("inf"), tl.float64)
         lane_code = tl.full((BLOCK_ROWS, BLOCK_CODES), NO_CODE, tl.int64)
@@ -127,7 +131,7 @@ def exact_kernel(
             tl.store(indices + out, code, is_row)
             tl.store(distances + out, distance.to(distances.dtype.element_ty), is_row)
             if QUANTIZE:
-                q_rows = quantized + head * q_head
-                q_rows += row_offsets(row, q_inner, q_outer_stride, q_inner_stride)
+                q_rows = quantized + head * aligned(q_head, ALIGNED)
+                q_rows += row_offsets(row, q_inner, q_outer_stride, q_inner_stride, ALIGNED)
                 chosen = book + code * code_stride
                 write_quantized(q_rows, q_stride, chosen, code_element, is_row, dim, CHUNK)

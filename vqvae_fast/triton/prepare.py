@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vqvae_fast.triton.rows import VECTOR, aligned, alignment, head_stride
+
 # What packing costs in relative and in absolute error, and from where on it is impossible.
 ROUNDING = {
     torch.float16: {"EPSILON": 2.0**-11 * 1.001, "SUBNORMAL": 2.0**-25, "LARGEST": 65504.0},
@@ -65,6 +67,7 @@ def prepare(
     heads, num_codes, dim = codebook.shape
     rows = triton.cdiv(num_codes, block_codes) * block_codes
     columns = triton.cdiv(dim, block_dim) * block_dim
+    strides = (head_stride(codebook), *codebook.stride()[1:])
     new = codebook.new_empty
     prepared = Prepared(
         new((heads, rows, columns), dtype=dtype),
@@ -75,12 +78,13 @@ def prepare(
     )
     prepare_kernel[(triton.cdiv(rows, codes_at_once), heads)](
         codebook,
-        *codebook.stride(),
+        *strides,
         num_codes,
         dim,
         *prepared,
         rows,
         columns // block_dim,
+        ALIGNED=alignment(VECTOR, dim, *strides[:2]),
         BLOCK_CODES=codes_at_once,
         BLOCK_DIM=block_dim,
         num_warps=4,
@@ -136,7 +140,10 @@ def scale_of(magnitude):
     return (exponent << 23).to(tl.float32, bitcast=True)
 
 
-@triton.jit(do_not_specialize=["num_codes", "rows", "chunks"])
+@triton.jit(
+    do_not_specialize=["stride_head", "num_codes", "rows", "chunks"],
+    do_not_specialize_on_alignment=["stride_dim"],
+)
 def prepare_kernel(
     codebook,
     stride_head,
@@ -153,12 +160,13 @@ def prepare_kernel(
     has_outliers,
     rows,
     chunks,
+    ALIGNED: tl.constexpr,
     BLOCK_CODES: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
 ):
     """Packs a block of codes; the first program of a book writes its centre and scale, too."""
     head = tl.program_id(1).to(tl.int64)
-    book = codebook + head * stride_head
+    book = codebook + head * aligned(stride_head, ALIGNED)
     num_codes = num_codes.to(tl.int64)
 
     # The spread of the book: the median of nine distances to the centre, the largest if that is 0.

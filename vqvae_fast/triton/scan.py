@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from vqvae_fast.triton.rows import row_offsets
+from vqvae_fast.triton.rows import aligned, row_offsets
 
 # The low bits of a score make room for the number of its tile, counted from the part's first.
 TILES_PER_PART = tl.constexpr(1 << 8)
@@ -64,14 +64,17 @@ def tile_of(score):
 
 @triton.jit(
     do_not_specialize=[
-        "z_inner", "num_rows", "first_row", "slab_rows", "packed_codes",
-    ]
+        "z_inner", "z_outer_stride", "z_inner_stride", "z_head",
+        "num_rows", "first_row", "slab_rows", "packed_codes",
+    ],
+    do_not_specialize_on_alignment=["z_stride"],
 )  # fmt: skip
 def scan_kernel(
     z, z_inner, z_outer_stride, z_inner_stride, z_stride, z_head, num_rows,
     first_row, slab_rows, dim,
     packed, bias, centre, scale_of_book, packed_codes, chunks,
     scores, groups, rest, rounding, row_norm,
+    ALIGNED: tl.constexpr,
     ONE_CHUNK: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CODES: tl.constexpr,
@@ -99,7 +102,8 @@ def scan_kernel(
     in_slab = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     row = first_row + in_slab
     is_row = (row < num_rows) & (in_slab < slab_rows)
-    z_rows = z + head * z_head + row_offsets(row, z_inner, z_outer_stride, z_inner_stride)
+    z_rows = z + head * aligned(z_head, ALIGNED)
+    z_rows += row_offsets(row, z_inner, z_outer_stride, z_inner_stride, ALIGNED)
     columns = chunks * BLOCK_DIM
     centre += head * columns
     scale = tl.load(scale_of_book + head)
@@ -120,8 +124,8 @@ def scan_kernel(
         )
 
     tiles = packed_codes // BLOCK_CODES
-    first_tile = (part.to(tl.int64) * tiles // parts).to(tl.int32)
-    last_tile = ((part + 1).to(tl.int64) * tiles // parts).to(tl.int32)
+    first_tile = tiles // parts * part + tl.minimum(part, tiles % parts)
+    last_tile = first_tile + tiles // parts + (part < tiles % parts).to(tl.int32)
     lanes = tl.arange(0, BLOCK_CODES)
     first = head * packed_codes + first_tile.to(tl.int64) * BLOCK_CODES
     codes_ptrs = packed + first * columns + lanes[:, None] * columns + column[None, :]

@@ -18,7 +18,7 @@ from vqvae_fast.triton.configurations import (
 )
 from vqvae_fast.triton.exact import exact_kernel
 from vqvae_fast.triton.prepare import ROUNDING, prepare
-from vqvae_fast.triton.rows import Rows, as_rows
+from vqvae_fast.triton.rows import VECTOR, Rows, alignment, as_rows, head_stride, padded
 from vqvae_fast.triton.scan import TILES_PER_PART, scan_kernel
 from vqvae_fast.triton.settle import settle_kernel
 
@@ -81,19 +81,22 @@ def _search(
     exact_items = max(2 * programs, triton.cdiv(num_rows, support.exact_rows))
 
     # Counters, which start at 0: one fill for all of them.
-    sizes = [3 * heads, heads, heads * exact_items]
+    sizes = [3 * padded(heads), padded(heads), heads * exact_items]
     zeros = torch.zeros(sum(sizes), dtype=torch.int32, device=z.device)
     limits, num_listed, arrivals = zeros.split(sizes)
     listed = z.new_empty((heads, num_rows) if filtered else 0, dtype=torch.int64)
 
-    z_arguments = (*rows.arguments, z.stride(0), num_rows)
-    book_arguments = (codebook, *codebook.stride(), num_codes, dim)
-    outputs = (indices, distances, *target.arguments, target.tensor.stride(0))
+    z_head, q_head = head_stride(rows.tensor), head_stride(target.tensor)
+    book_strides = (head_stride(codebook), *codebook.stride()[1:])
+    z_arguments = (*rows.arguments, z_head, num_rows)
+    book_arguments = (codebook, *book_strides, num_codes, dim)
+    outputs = (indices, distances, *target.arguments, q_head)
+    all_aligned = alignment(VECTOR, dim, rows, z_head, target, q_head, *book_strides[:2])
     if filtered:
         config = configuration(dim, packed_dtype)
         packed = prepare(
             codebook,
-            limits.view(3, heads),
+            limits.view(3, -1)[:, :heads],
             dtype=packed_dtype,
             block_codes=config.block_codes,
             block_dim=config.block_dim,
@@ -108,7 +111,8 @@ def _search(
         scores = z.new_empty((3, heads, parts, slab_rows), dtype=torch.float32)
         groups = torch.empty_like(scores, dtype=torch.int32)
         rest = torch.empty_like(scores[0])
-        rounding, row_norm = z.new_empty((2, heads, slab_rows), dtype=torch.float32)
+        rounding = z.new_empty((heads, slab_rows), dtype=torch.float32)
+        row_norm = torch.empty_like(rounding)
         for first_row in range(0, num_rows, slab_rows):
             slab = (*z_arguments, first_row, slab_rows)
             scan_kernel[(triton.cdiv(slab_rows, config.block_rows), parts, heads)](
@@ -125,6 +129,7 @@ def _search(
                 rest,
                 rounding,
                 row_norm,
+                ALIGNED=alignment(VECTOR, dim, rows, z_head),
                 ONE_CHUNK=columns == config.block_dim,
                 BLOCK_ROWS=config.block_rows,
                 BLOCK_CODES=config.block_codes,
@@ -152,6 +157,7 @@ def _search(
                 parts,
                 listed,
                 num_listed,
+                ALIGNED=all_aligned,
                 QUANTIZE=quantized is not None,
                 BLOCK_ROWS=support.settle_rows,
                 GROUP=config.group,
@@ -171,6 +177,7 @@ def _search(
         z.new_empty(shape, dtype=torch.float64),
         z.new_empty(shape, dtype=torch.int64),
         exact_items,
+        ALIGNED=all_aligned,
         ALL_ROWS=not filtered,
         QUANTIZE=quantized is not None,
         BLOCK_ROWS=support.exact_rows,
