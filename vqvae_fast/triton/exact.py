@@ -52,7 +52,8 @@ def exact_kernel(
     Where there are fewer blocks of rows than programs, several share the codes of a block; the
     last of them to finish merges.
 
-    arrivals: [H, most_items] zeros; part_distances, part_codes: [H, most_items, BLOCK_ROWS].
+    arrivals: [H, most_items] zeros; part_distances, part_codes: [H, most_items, BLOCK_ROWS]. They
+        serve shared blocks alone, and those come to no more items than programs.
     """
     head = tl.program_id(1).to(tl.int64)
     book = codebook + head * aligned(book_stride, ALIGNED)

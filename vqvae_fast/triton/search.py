@@ -28,6 +28,10 @@ _LONGEST_ROW = 1 << 16
 # smaller than a few tiles, which its beginning and end would outweigh.
 _PROGRAMS_PER_SM = 2
 _LEAST_TILES = 4
+# Programs an SM of all books together that measure the rows in doubt.
+_EXACT_PROGRAMS_PER_SM = 4
+# What the second and the third dimension of a grid may be.
+_MOST_BOOKS = 65535
 # Of a slab of rows and the parts of the codes, 28 bytes each: what a search keeps stays O(N + K).
 _ENTRIES = 1 << 21
 
@@ -69,6 +73,12 @@ def _search(
 ) -> None:
     if indices.numel() == 0:
         return
+    if codebook.dim() == 3 and len(codebook) > _MOST_BOOKS:
+        for first in range(0, len(codebook), _MOST_BOOKS):
+            tensors = (z, codebook, indices, distances, quantized)
+            some = [t if t is None else t[first : first + _MOST_BOOKS] for t in tensors]
+            _search(*some, packed_dtype)
+        return
     if codebook.dim() == 2:
         z, codebook = z[None], codebook[None]
         quantized = quantized if quantized is None else quantized[None]
@@ -78,10 +88,11 @@ def _search(
     programs = _PROGRAMS_PER_SM * multiprocessors(z.device)
     filtered = z.dtype != torch.float64 and dim <= _LONGEST_ROW
     support = support_configuration()
-    exact_items = max(2 * programs, triton.cdiv(num_rows, support.exact_rows))
+    # Only where there are fewer blocks of rows than programs are codes shared out, and merged.
+    exact_programs = max(1, _EXACT_PROGRAMS_PER_SM * multiprocessors(z.device) // heads)
 
     # Counters, which start at 0: one fill for all of them.
-    sizes = [3 * padded(heads), padded(heads), heads * exact_items]
+    sizes = [3 * padded(heads), padded(heads), heads * exact_programs]
     zeros = torch.zeros(sum(sizes), dtype=torch.int32, device=z.device)
     limits, num_listed, arrivals = zeros.split(sizes)
     listed = z.new_empty((heads, num_rows) if filtered else 0, dtype=torch.int64)
@@ -166,8 +177,8 @@ def _search(
                 **ROUNDING[packed_dtype],
                 num_warps=4,
             )
-    shape = (heads, exact_items, support.exact_rows)
-    exact_kernel[(min(2 * programs, exact_items), heads)](
+    shape = (heads, exact_programs, support.exact_rows)
+    exact_kernel[(exact_programs, heads)](
         *z_arguments,
         *book_arguments,
         *outputs,
@@ -176,7 +187,7 @@ def _search(
         arrivals,
         z.new_empty(shape, dtype=torch.float64),
         z.new_empty(shape, dtype=torch.int64),
-        exact_items,
+        exact_programs,
         ALIGNED=all_aligned,
         ALL_ROWS=not filtered,
         QUANTIZE=quantized is not None,
