@@ -90,7 +90,7 @@ def configuration(dim: int, dtype: torch.dtype) -> Configuration:
         return table[block]
     arch = triton.runtime.driver.active.get_current_target().arch
     config = table[block]
-    if arch == 80 and block == 16:  # there the accumulator of 128 codes would spill
+    if arch in (80, 86, 87, 89) and block == 16:  # the accumulator of 128 codes would spill
         config = config._replace(block_codes=64)
     limit = _SHARED_MEMORY.get(arch, 99) * 1024
     for stages in range(config.num_stages, 0, -1):

@@ -133,8 +133,8 @@ def residual_kernel(
         middle = centre + q * BLOCK_DIM
         scale = tl.load(scale_of_book + q)
         fits, rounding, row_norm = pack_errors(
-            rows, q_stride, middle, scale, BLOCK_DIM, dim, settled, packed.dtype.element_ty,
-            CHECK_DIM,
+            rows, q_stride, middle, scale, BLOCK_DIM, dim, settled, None,
+            False, packed.dtype.element_ty, CHECK_DIM,
         )  # fmt: skip
         row_tile, _fits = round_rows(
             load_scaled(rows, q_stride, middle, scale, column, dim, is_row),

@@ -30,6 +30,10 @@ _PROGRAMS_PER_SM = 2
 _LEAST_TILES = 4
 # Programs an SM of all books together that measure the rows in doubt.
 _EXACT_PROGRAMS_PER_SM = 4
+# Rows up to this length are packed in registers; longer ones in memory, of so many elements at
+# most, where the matrix unit's tiles are read without strides and masks.
+_LONGEST_DIRECT = 128
+_PACKED_ELEMENTS = 1 << 25
 # What the second and the third dimension of a grid may be.
 _MOST_BOOKS = 65535
 # Of a slab of rows and the parts of the codes, 28 bytes each: what a search keeps stays O(N + K).
@@ -75,9 +79,9 @@ def _search(
         return
     if codebook.dim() == 3 and len(codebook) > _MOST_BOOKS:
         for first in range(0, len(codebook), _MOST_BOOKS):
-            tensors = (z, codebook, indices, distances, quantized)
-            some = [t if t is None else t[first : first + _MOST_BOOKS] for t in tensors]
-            _search(*some, packed_dtype)
+            some = slice(first, first + _MOST_BOOKS)
+            out = None if quantized is None else quantized[some]
+            _search(z[some], codebook[some], indices[some], distances[some], out, packed_dtype)
         return
     if codebook.dim() == 2:
         z, codebook = z[None], codebook[None]
@@ -119,6 +123,15 @@ def _search(
         parts = max(1, min(programs // (row_blocks * heads), tiles // _LEAST_TILES))
         parts = max(parts, triton.cdiv(tiles, TILES_PER_PART.value))
         slab_rows = min(num_rows, max(_ENTRIES // (parts * heads), config.block_rows))
+        store_rows = columns > min(_LONGEST_DIRECT, config.block_dim)
+        if store_rows:
+            slab_rows = min(
+                slab_rows, max(_PACKED_ELEMENTS // (columns * heads), config.block_rows)
+            )
+        padded_rows = triton.cdiv(slab_rows, config.block_rows) * config.block_rows
+        packed_rows = z.new_empty(
+            (heads, padded_rows, columns) if store_rows else 1, dtype=packed_dtype
+        )
         scores = z.new_empty((3, heads, parts, slab_rows), dtype=torch.float32)
         groups = torch.empty_like(scores, dtype=torch.int32)
         rest = torch.empty_like(scores[0])
@@ -140,7 +153,9 @@ def _search(
                 rest,
                 rounding,
                 row_norm,
+                packed_rows,
                 ALIGNED=alignment(VECTOR, dim, rows, z_head),
+                STORE_ROWS=store_rows,
                 ONE_CHUNK=columns == config.block_dim,
                 BLOCK_ROWS=config.block_rows,
                 BLOCK_CODES=config.block_codes,
