@@ -47,6 +47,27 @@ def test_books_share_the_programs_for_rows_in_doubt(launches, heads, dtype):
     assert part_distances.shape == part_codes.shape == (heads, programs, part_codes.shape[-1])
 
 
+@pytest.mark.parametrize("codes", [1 << 9, 1 << 17, 1 << 19, 1 << 22])
+@pytest.mark.parametrize("data", ["normal", "odd rows", "one of sixteen is huge"])
+def test_latents_fit_float16_beside_a_codebook_just_initialised(launches, codes, data):
+    """uniform(-1/K, 1/K), of which 512 codes are enough. Listed rows are measured in float64."""
+    z, codebook = torch.randn(200, 64), (torch.rand(512, 64) * 2 - 1) / codes
+    few = 20
+    if data == "one of sixteen is huge":
+        z[::16] *= 1e30
+        few += 13
+    elif data == "odd rows":
+        z, codebook = torch.randn(200, 7), codebook[:, :7]
+        z[3:5] = torch.tensor([[float("nan")], [float("inf")]])
+    indices, distances = search.nearest_code(z, codebook)
+    finite = z.isfinite().all(-1)
+    check((indices[finite], distances[finite]), z[finite], codebook)
+    _, arguments = launches[0]
+    num_listed = arguments[-5]
+    assert num_listed.dtype == torch.int32
+    assert num_listed.sum() <= few
+
+
 def test_more_books_than_a_grid_can_have(launches, monkeypatch):
     monkeypatch.setattr(search, "_MOST_BOOKS", 2)
     z, codebook = torch.randn(5, 2, 4, 6), torch.randn(5, 9, 6)

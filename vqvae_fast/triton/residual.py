@@ -78,6 +78,8 @@ def _all_stages(
     listed = z.new_empty(rows.num_rows, dtype=torch.int64)
     packed = prepare(
         codebooks,
+        rows,
+        0,
         limits,
         dtype=_PACKED,
         block_codes=config.block_codes,

@@ -111,6 +111,8 @@ def _search(
         config = configuration(dim, packed_dtype)
         packed = prepare(
             codebook,
+            rows,
+            z_head,
             limits.view(3, -1)[:, :heads],
             dtype=packed_dtype,
             block_codes=config.block_codes,
