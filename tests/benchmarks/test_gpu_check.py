@@ -84,8 +84,8 @@ def test_a_defect_is_named(changes, sentence):
 
 def test_what_is_put_aside_once_a_block_is_bounded():
     assert defects(sound(kernel="residual", spilled=72)) == []
-    assert defects(sound(kernel="residual", case="residual, maps", spilled=256)) == []
-    assert defects(sound(kernel="residual", case="residual, maps", spilled=264)) != []
+    assert defects(sound(kernel="residual", case="residual, maps", spilled=320)) == []
+    assert defects(sound(kernel="residual", case="residual, maps", spilled=328)) != []
 
 
 def test_the_plain_variant_is_held_to_the_same_but_for_the_matrix_unit():

@@ -27,11 +27,13 @@ def load_elements(rows, stride, d, mask, dim):
 
 @triton.jit(
     do_not_specialize=[
-        "z_inner", "z_outer_stride", "z_inner_stride", "z_head",
+        "z_inner", "z_outer_stride", "z_head",
         "num_rows", "book_stride", "num_codes",
-        "q_inner", "q_outer_stride", "q_inner_stride", "q_head", "most_items",
+        "q_inner", "q_outer_stride", "q_head", "most_items",
     ],
-    do_not_specialize_on_alignment=["z_stride", "code_element", "q_stride"],
+    do_not_specialize_on_alignment=[
+        "z_inner_stride", "z_stride", "code_element", "q_inner_stride", "q_stride",
+    ],
 )  # fmt: skip
 def exact_kernel(
     z, z_inner, z_outer_stride, z_inner_stride, z_stride, z_head, num_rows,

@@ -82,11 +82,13 @@ def write_sum_of_codes(
 
 @triton.jit(
     do_not_specialize=[
-        "z_inner", "z_outer_stride", "z_inner_stride",
+        "z_inner", "z_outer_stride",
         "num_rows", "book_stride", "num_codes", "stages", "tiles",
-        "q_inner", "q_outer_stride", "q_inner_stride",
+        "q_inner", "q_outer_stride",
     ],
-    do_not_specialize_on_alignment=["z_stride", "code_element", "q_stride"],
+    do_not_specialize_on_alignment=[
+        "z_inner_stride", "z_stride", "code_element", "q_inner_stride", "q_stride",
+    ],
 )  # fmt: skip
 def residual_kernel(
     z, z_inner, z_outer_stride, z_inner_stride, z_stride, num_rows,
@@ -202,11 +204,13 @@ def residual_kernel(
 
 @triton.jit(
     do_not_specialize=[
-        "z_inner", "z_outer_stride", "z_inner_stride",
+        "z_inner", "z_outer_stride",
         "book_stride", "num_codes", "stages",
-        "q_inner", "q_outer_stride", "q_inner_stride",
+        "q_inner", "q_outer_stride",
     ],
-    do_not_specialize_on_alignment=["z_stride", "code_element", "q_stride"],
+    do_not_specialize_on_alignment=[
+        "z_inner_stride", "z_stride", "code_element", "q_inner_stride", "q_stride",
+    ],
 )  # fmt: skip
 def residual_exact_kernel(
     z, z_inner, z_outer_stride, z_inner_stride, z_stride,

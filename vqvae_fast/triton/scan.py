@@ -70,10 +70,10 @@ def tile_of(score):
 
 @triton.jit(
     do_not_specialize=[
-        "z_inner", "z_outer_stride", "z_inner_stride", "z_head",
+        "z_inner", "z_outer_stride", "z_head",
         "num_rows", "first_row", "slab_rows", "packed_codes",
     ],
-    do_not_specialize_on_alignment=["z_stride"],
+    do_not_specialize_on_alignment=["z_inner_stride", "z_stride"],
 )  # fmt: skip
 def scan_kernel(
     z, z_inner, z_outer_stride, z_inner_stride, z_stride, z_head, num_rows,

@@ -86,11 +86,13 @@ def measure_group(
 
 @triton.jit(
     do_not_specialize=[
-        "z_inner", "z_outer_stride", "z_inner_stride", "z_head",
+        "z_inner", "z_outer_stride", "z_head",
         "num_rows", "first_row", "slab_rows", "book_stride", "num_codes",
-        "q_inner", "q_outer_stride", "q_inner_stride", "q_head", "columns", "parts",
+        "q_inner", "q_outer_stride", "q_head", "columns", "parts",
     ],
-    do_not_specialize_on_alignment=["z_stride", "code_element", "q_stride"],
+    do_not_specialize_on_alignment=[
+        "z_inner_stride", "z_stride", "code_element", "q_inner_stride", "q_stride",
+    ],
 )  # fmt: skip
 def settle_kernel(
     z, z_inner, z_outer_stride, z_inner_stride, z_stride, z_head, num_rows,
