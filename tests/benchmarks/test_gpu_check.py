@@ -83,7 +83,9 @@ def test_a_defect_is_named(changes, sentence):
 
 
 def test_what_is_put_aside_once_a_block_is_bounded():
-    assert defects(sound(kernel="residual", spilled=72)) == []
+    assert defects(sound(kernel="residual", case="residual, odd D", spilled=72)) == []
+    assert defects(sound(kernel="residual", target="sm_89", spilled=72)) == []
+    assert defects(sound(kernel="residual", spilled=72)) == ["spills 72"]
     assert defects(sound(kernel="residual", case="residual, maps", spilled=320)) == []
     assert defects(sound(kernel="residual", case="residual, maps", spilled=328)) != []
 
