@@ -40,7 +40,8 @@ endif
 # Triton binds its interpreter when a kernel is decorated: a process of its own. 16-bit types go through
 # the same opcheck as the others, slowly.
 INTERPRETED := $(addprefix tests/ops/test_,search_contract.py search_adversarial.py segment_sum.py \
-  triton_sums.py quantize_backward.py quantize_gradient.py dispatcher.py residual.py similarity.py) \
+  triton_sums.py quantize_backward.py quantize_gradient.py dispatcher.py residual.py similarity.py \
+  offsets.py triton_search.py) \
   -k 'not (opcheck and 16)'
 
 test-interpret: $(VENV)/.built

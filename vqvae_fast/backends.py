@@ -6,8 +6,11 @@ it says no, the call is an error rather than a slower answer.
 """
 
 import functools
+import importlib.metadata
 import importlib.util
 import os
+import re
+import shutil
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -42,6 +45,39 @@ class Backend(NamedTuple):
     reason: str
 
 
+# Before 3.5, Triton lacked settings that the kernels read, and gave the result of an atomic to one
+# thread alone: the exact search's last program would have been nobody.
+_OLDEST_TRITON = (3, 5)
+# The other AMD GPUs flush float16's subnormals in matrix products, and the bound counts on them, or
+# have less shared memory than the tiles may take (configurations.py).
+_AMD_GPUS = ("gfx942", "gfx950")
+
+
+def _triton_version() -> str:
+    """As its package says, or, where that has another name (as for ROCm), the module itself."""
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return str(importlib.import_module("triton").__version__)
+
+
+def _compiler() -> str | None:
+    """The C compiler that Triton would build its launchers with, if it is there."""
+    names = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
+    return next(filter(None, map(shutil.which, names)), None)
+
+
+def _unfit_gpu(device: torch.device) -> str | None:
+    """Why the Triton kernels are not for this GPU."""
+    if torch.version.hip is not None:
+        arch = torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+        if arch not in _AMD_GPUS:
+            return f"of AMD's GPUs it serves {' and '.join(_AMD_GPUS)}, this one is {arch}"
+    elif (capability := torch.cuda.get_device_capability(device)) < (8, 0):
+        return f"it needs compute capability 8.0, this GPU has {capability}"
+    return None
+
+
 def can_run_triton(device: torch.device) -> Backend:
     """The Triton kernels: for CUDA tensors, or for CPU tensors in Triton's interpreter."""
 
@@ -50,16 +86,19 @@ def can_run_triton(device: torch.device) -> Backend:
 
     if importlib.util.find_spec("triton") is None:
         return answer(False, "the package triton is not installed")
-    if device.type == "cpu":
-        if _native.triton_interprets:
-            return answer(True, "in its interpreter, for tests: exact, but very slow")
-        return answer(False, "it serves CUDA tensors, not cpu")
-    if device.type != "cuda":
+    interprets = device.type == "cpu" and _native.triton_interprets
+    if device.type != "cuda" and not interprets:
         return answer(False, f"it serves CUDA tensors, not {device.type}")
-    if torch.cuda.is_available() and torch.version.hip is None:
-        capability = torch.cuda.get_device_capability(device)
-        if capability < (8, 0):
-            return answer(False, f"it needs compute capability 8.0, this GPU has {capability}")
+    version = _triton_version()
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < _OLDEST_TRITON:
+        oldest = ".".join(map(str, _OLDEST_TRITON))
+        return answer(False, f"it needs Triton {oldest}, this is {version}")
+    if interprets:
+        return answer(True, "in its interpreter, for tests: exact, but very slow")
+    if torch.cuda.is_available() and (reason := _unfit_gpu(device)):
+        return answer(False, reason)
+    if _compiler() is None:
+        return answer(False, "Triton needs a C compiler at run time: gcc, clang or what CC names")
     return answer(True, "matrix units, and an exact answer")
 
 

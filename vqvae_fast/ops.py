@@ -6,7 +6,8 @@ The compiled extension registers its kernels for the CPU under the same names wh
 themselves only refuse what would be unsafe.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -50,10 +51,20 @@ def _residual_stage_by_stage(z: Tensor, codebooks: Tensor) -> tuple[Tensor, Tens
     )
 
 
+@contextlib.contextmanager
+def _kernels_for(t: Tensor, name: str | None = None) -> Iterator[backends.Kernels]:
+    """The kernels for a tensor, to be called inside.
+
+    Autograd lies around the ops, never inside; and Triton launches on the current device, which
+    must be the tensor's. For a CPU tensor that costs next to nothing.
+    """
+    with torch.no_grad(), torch.cuda.device_of(t):
+        yield backends.kernels(t.device, name)
+
+
 def _residual_nearest_code(z: Tensor, codebooks: Tensor) -> tuple[Tensor, Tensor]:
     """The chosen backend's own launch of all stages, where it has one."""
-    with torch.no_grad():
-        kernels = backends.kernels(z.device)
+    with _kernels_for(z) as kernels:
         own = getattr(kernels, "residual_nearest_code", _residual_stage_by_stage)
         return own(z, codebooks)
 
@@ -62,16 +73,16 @@ def _chosen_kernel(name: str) -> Callable[..., Any]:
     """The op ``name`` of the backend that is chosen for the first tensor's device."""
 
     def kernel(first: Tensor, *rest: Any) -> Any:
-        with torch.no_grad():  # autograd lies around the ops, never inside
-            return getattr(backends.kernels(first.device), name)(first, *rest)
+        with _kernels_for(first) as kernels:
+            return getattr(kernels, name)(first, *rest)
 
     return kernel
 
 
 def _nearest_code_on(z: Tensor, codebook: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     """The search of the backend of this name."""
-    with torch.no_grad():
-        return backends.kernels(z.device, backend).nearest_code(z, codebook)
+    with _kernels_for(z, backend) as kernels:
+        return kernels.nearest_code(z, codebook)
 
 
 _library.impl("nearest_code.on", _nearest_code_on, "CompositeExplicitAutograd")

@@ -7,22 +7,26 @@ from concurrent.futures import ProcessPoolExecutor
 import click
 import torch
 
-from benchmarks.gpu_check.cases import cases, peer_cases, residual_cases, sum_cases
+from benchmarks.gpu_check.cases import cases, peer_cases, residual_cases, shape_cases, sum_cases
 from benchmarks.gpu_check.offline import TARGETS
-from benchmarks.gpu_check.table import Row, defects, markdown, rows
+from benchmarks.gpu_check.table import Row, defects, markdown, missing, rows
 
-# The sums' kernels are many and small: compiled for one target, or for all with --full.
+# The sums' kernels are many and small, and the IEEE variant is there for comparison: compiled for
+# one target, or for all with --full.
 FULL_TARGET = "sm_90"
 
 
 def check(target: str, peer: bool, plain: bool, full: bool) -> tuple[list[Row], list[str]]:
     """All rows of a target, and what is wrong with them."""
     warnings.simplefilter("ignore")  # Triton's, of its own next version
-    sums = sum_cases(full or target == FULL_TARGET)
-    ours = list(rows([*cases(), *residual_cases(), *sums], target))
-    found = [f"{r.kernel}, {r.dtype}, D={r.dim}, {target}: {d}" for r in ours for d in defects(r)]
-    if plain:
-        ours += rows(list(cases(torch.float32)), target)
+    full = full or target == FULL_TARGET
+    chosen = [*cases(), *residual_cases(), *shape_cases(), *sum_cases(full)]
+    if plain and full:
+        chosen += cases(torch.float32)
+    ours = list(rows(chosen, target))
+    found = missing(ours, target)
+    for r in ours:
+        found += [f"{r.case}: {r.kernel}, {r.dtype}, D={r.dim}, {target}: {d}" for d in defects(r)]
     if peer and target.startswith("sm"):
         ours += rows(list(peer_cases()), target)
     return ours, found

@@ -28,10 +28,11 @@ class Case(NamedTuple):
 
 
 def cases(packed: torch.dtype = torch.float16) -> Iterator[Case]:
-    """Ours.
+    """The searches, called plain where scores are multiplied as float32.
 
     Input types differ in their loads alone, so each configuration gets one, the smallest all.
     """
+    name = "search" if packed == torch.float16 else "plain"
     dims = block_dims(packed)
     for dim in (*dims, 2 * max(dims)):
         dtypes = [torch.float32 if packed == torch.float32 or dim != 64 else torch.bfloat16]
@@ -39,13 +40,32 @@ def cases(packed: torch.dtype = torch.float16) -> Iterator[Case]:
             dtypes += [torch.bfloat16, torch.float16]
         for dtype in dtypes:
             z, codebook = torch.zeros(ROWS, dim, dtype=dtype), torch.zeros(CODES, dim, dtype=dtype)
-            yield Case("search", dim, dtype, _search(z, codebook, packed))
+            yield Case(name, dim, dtype, _search(z, codebook, packed))
     z, codebook = torch.zeros(ROWS, 64), torch.zeros(1, 64).expand(SPANS, 64)
-    yield Case("search, large K", 64, torch.float32, _search(z, codebook, packed))
-    if packed == torch.float16:
-        yield from residual_cases()
+    yield Case(f"{name}, large K", 64, torch.float32, _search(z, codebook, packed))
     z, codebook = torch.zeros(ROWS, 64).double(), torch.zeros(CODES, 64).double()
-    yield Case("search", 64, torch.float64, _search(z, codebook, packed))
+    yield Case(name, 64, torch.float64, _search(z, codebook, packed))
+
+
+def shape_cases() -> Iterator[Case]:
+    """Rows off the blocks' sizes, feature maps, and books: their loads have masks and strides."""
+    for dim, dtype in ((17, torch.float32), (100, torch.bfloat16), (200, torch.float32)):
+        z, codebook = torch.zeros(ROWS, dim, dtype=dtype), torch.zeros(CODES, dim, dtype=dtype)
+        yield Case("search, odd D", dim, dtype, _search(z, codebook, torch.float16))
+    z, codebook = torch.zeros(ROWS, 1000), torch.zeros(CODES, 1000)
+    yield Case("search, odd D", 1000, torch.float32, _search(z, codebook, torch.float16))
+    for dim in (64, 256, 512):
+        z, codebook = _maps(dim), torch.zeros(CODES, dim)
+        yield Case("search, maps", dim, torch.float32, _search(z, codebook, torch.float16))
+    z, codebook = torch.zeros(3, ROWS, 24), torch.zeros(3, CODES, 24)
+    yield Case("search, books", 24, torch.float32, _search(z, codebook, torch.float16))
+    for dim in (17, 128):
+        books = torch.zeros(STAGES, CODES, dim)
+        yield Case("residual, maps", dim, torch.float32, _residual(_maps(dim), books))
+
+
+def _maps(dim: int) -> Tensor:
+    return torch.zeros(3, dim, 7, 11).movedim(1, -1)
 
 
 def sum_cases(full: bool) -> Iterator[Case]:

@@ -11,6 +11,8 @@ from triton.runtime.jit import JITFunction
 # Shared memory of one program, bytes: the largest that a launch may ask for.
 TARGETS = {
     "sm_80": (GPUTarget("cuda", 80, 32), 163 * 1024),
+    "sm_86": (GPUTarget("cuda", 86, 32), 99 * 1024),
+    "sm_89": (GPUTarget("cuda", 89, 32), 99 * 1024),
     "sm_90": (GPUTarget("cuda", 90, 32), 227 * 1024),
     "sm_100": (GPUTarget("cuda", 100, 32), 227 * 1024),
     "gfx942": (GPUTarget("hip", "gfx942", 64), 64 * 1024),

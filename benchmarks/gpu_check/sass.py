@@ -74,17 +74,39 @@ def resources(cubin: bytes) -> Resources:
     return Resources(int(registers), int(stack), _opcodes(t for _, t in _instructions(listing)))
 
 
-def main_loop(cubin: bytes) -> Counter[str]:
-    """Opcodes of the innermost loop that multiplies matrices; empty if there is none."""
+class Loops(NamedTuple):
+    """What a kernel's loops execute.
+
+    Attributes:
+        main: opcodes of the innermost loop that multiplies matrices; empty if there is none.
+        local: accesses of the stack in it, or, without one, in all loops that hold no other.
+    """
+
+    main: Counter[str]
+    local: int
+
+
+def loops(cubin: bytes) -> Loops:
+    """Finds them by their jumps back."""
     instructions = _instructions(_dump(cubin, "-sass"))
-    loops = []
+    spans = []
     for address, text in instructions:
         jump = re.search(r"\bBRA\S*\s.*?(0x[0-9a-f]+)", text)
         if jump and int(jump[1], 16) < address:
-            start = int(jump[1], 16)
-            loops.append(_opcodes(t for a, t in instructions if start <= a <= address))
-    with_matrices = [loop for loop in loops if any(op in loop for op in MATRIX)]
-    return min(with_matrices, key=lambda loop: loop.total(), default=Counter())
+            spans.append((int(jump[1], 16), address))
+    bodies = {
+        (start, end): _opcodes(t for a, t in instructions if start <= a <= end)
+        for start, end in spans
+    }
+    with_matrices = [body for body in bodies.values() if any(op in body for op in MATRIX)]
+    main = min(with_matrices, key=lambda body: body.total(), default=Counter())
+    innermost = [
+        body
+        for (start, end), body in bodies.items()
+        if not any(start <= a and b <= end and (a, b) != (start, end) for a, b in spans)
+    ]
+    local = sum(body["LDL"] + body["STL"] for body in ([main] if main else innermost))
+    return Loops(main, local)
 
 
 def arithmetic(loop: Counter[str]) -> int:

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from benchmarks.gpu_check import sass
 from benchmarks.gpu_check.offline import TARGETS, compiled_for
-from benchmarks.gpu_check.table import Row, defects, markdown
+from benchmarks.gpu_check.table import Row, defects, markdown, missing
 
 # As cuobjdump prints a kernel: a loop with a product inside one without.
 LISTING = """
@@ -29,14 +29,33 @@ LISTING = """
 
 def test_the_innermost_loop_with_a_product_is_counted(monkeypatch):
     monkeypatch.setattr(sass, "_dump", lambda cubin, what: LISTING)
-    loop = sass.main_loop(b"")
+    loop, local = sass.loops(b"")
     assert loop["HGMMA"] == loop["FMNMX"] == loop["BRA"] == 1
     assert loop["FADD"] == 0
     assert sass.arithmetic(loop) == 2  # FMNMX and IMAD, not the move
+    assert local == 0
+
+
+@pytest.mark.parametrize(
+    ("replaced", "by", "local"),
+    [
+        ("FMNMX R3, R3, R4, !PT", "LDL R3, [R1]", 1),
+        ("FADD R9, R9, R9", "STL [R1], R9", 0),  # in the loop around it
+        ("MOV R1, c[0x0][0x28]", "STL [R1], R9", 0),
+    ],
+)
+def test_the_stack_in_the_main_loop_is_seen(monkeypatch, replaced, by, local):
+    assert replaced in LISTING
+    monkeypatch.setattr(sass, "_dump", lambda cubin, what: LISTING.replace(replaced, by))
+    assert sass.loops(b"").local == local
+    # Without a product there is no main loop, and every innermost one counts.
+    plain = LISTING.replace(replaced, by).replace("HGMMA", "FFMA")
+    monkeypatch.setattr(sass, "_dump", lambda cubin, what: plain)
+    assert sass.loops(b"").local == local
 
 
 def sound(**changes):
-    row = Row("sm_90", "search", 64, "bfloat16", "scan", 8, 120, 0, 66560, "4 HGMMA", 264, 1.7)
+    row = Row("sm_90", "search", 64, "bfloat16", "scan", 8, 120, 0, 0, 66560, "4 HGMMA", 264, 1.7)
     return row._replace(**changes)
 
 
@@ -49,6 +68,9 @@ def test_a_sound_kernel_has_no_defect():
     ("changes", "sentence"),
     [
         ({"spilled": 8}, "spills 8"),
+        ({"local": 2}, "has 2 accesses of its stack"),
+        ({"kernel": "residual", "spilled": 80}, "spills 80"),
+        ({"kernel": "residual", "spilled": 8, "shared": 0, "target": "gfx942"}, "spills 8"),
         ({"shared": 300_000}, "asks for 300000 bytes of shared memory"),
         ({"matrix": ""}, "does not use the matrix unit"),
         ({"arithmetic": 2.1}, "spends 2.1 arithmetic instructions a score"),
@@ -58,6 +80,27 @@ def test_a_sound_kernel_has_no_defect():
 def test_a_defect_is_named(changes, sentence):
     (found,) = defects(sound(**changes))
     assert sentence in found
+
+
+def test_what_is_put_aside_once_a_block_is_bounded():
+    assert defects(sound(kernel="residual", case="residual, odd D", spilled=72)) == []
+    assert defects(sound(kernel="residual", target="sm_89", spilled=72)) == []
+    assert defects(sound(kernel="residual", spilled=72)) == ["spills 72"]
+    assert defects(sound(kernel="residual", case="residual, maps", spilled=320)) == []
+    assert defects(sound(kernel="residual", case="residual, maps", spilled=328)) != []
+
+
+def test_the_plain_variant_is_held_to_the_same_but_for_the_matrix_unit():
+    plain = sound(case="plain", matrix="", arithmetic=None, dtype="float32")
+    assert defects(plain) == []
+    assert defects(plain._replace(spilled=8)) == ["spills 8"]
+
+
+def test_a_bar_that_no_row_sets_is_missed():
+    assert missing([sound()], "sm_90") == []
+    assert missing([], "sm_80") == []
+    (sentence,) = missing([sound(dim=32)], "sm_90")
+    assert "no row sets the bar" in sentence
 
 
 @triton.jit

@@ -1,4 +1,7 @@
+import importlib.metadata
 import importlib.util
+import shutil
+import sys
 import types
 
 import pytest
@@ -40,6 +43,8 @@ def triton_is_installed(monkeypatch, installed):
         return (object() if installed else None) if name == "triton" else real(name)
 
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "3.9.0")
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
 
 
 def available(device):
@@ -93,6 +98,76 @@ def test_an_old_gpu_gets_the_extension(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert backends.chosen("cuda").name == "cuda"
     assert "compute capability 8.0" in backends.can_run_triton(torch.device("cuda")).reason
+
+
+@pytest.mark.parametrize(
+    ("version", "fits"),
+    [
+        ("3.3.1", False),
+        ("3.4.0", False),
+        ("3.5.0", True),
+        ("3.5.1+gitbfeb0668", True),
+        ("3.10.0", True),
+        ("4.0.0rc1", True),
+    ],
+)
+@pytest.mark.parametrize("by", ["package", "module"])
+def test_triton_before_3_5_serves_nobody(monkeypatch, version, fits, by):
+    triton_is_installed(monkeypatch, True)
+    monkeypatch.setattr(_native, "cuda_extension", object())
+
+    def package_version(name):
+        if by == "module":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(importlib.metadata, "version", package_version)
+    monkeypatch.setitem(sys.modules, "triton", types.SimpleNamespace(__version__=version))
+    assert backends.chosen("cuda").name == ("triton" if fits else "cuda")
+    if not fits:
+        reason = backends.can_run_triton(torch.device("cuda")).reason
+        assert reason == f"it needs Triton 3.5, this is {version}"
+
+
+@pytest.mark.parametrize(
+    ("arch", "fits"),
+    [
+        ("gfx942:sramecc+:xnack-", True),
+        ("gfx950", True),
+        ("gfx90a:sramecc+", False),
+        ("gfx1100", False),
+    ],
+)
+def test_of_amds_gpus_two_are_served(monkeypatch, arch, fits):
+    triton_is_installed(monkeypatch, True)
+    properties = types.SimpleNamespace(gcnArchName=arch)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    triton = backends.can_run_triton(torch.device("cuda"))
+    assert triton.available == fits
+    assert fits or triton.reason.endswith(f"this one is {arch.split(':')[0]}")
+
+
+@pytest.mark.parametrize(
+    ("cc", "programs", "fits"),
+    [
+        (None, ["gcc"], True),
+        (None, ["clang"], True),
+        (None, [], False),
+        ("gcc-14", ["gcc-14"], True),
+        ("gcc-14", ["gcc"], False),
+    ],
+)
+def test_triton_without_a_c_compiler_serves_nobody(monkeypatch, cc, programs, fits):
+    triton_is_installed(monkeypatch, True)
+    monkeypatch.delenv("CC", raising=False)
+    if cc:
+        monkeypatch.setenv("CC", cc)
+    monkeypatch.setattr(shutil, "which", lambda name: name if name in programs else None)
+    triton = backends.can_run_triton(torch.device("cuda"))
+    assert triton.available == fits
+    assert fits or "C compiler" in triton.reason
 
 
 @pytest.mark.usefixtures("extension")

@@ -46,3 +46,13 @@ def test_autocast_of_the_device_searches_in_float32(cuda, narrow):
         assert (z @ torch.randn(5, 5)).dtype == narrow  # autocast is at work
     assert torch.equal(got.indices, wanted.indices)
     assert torch.equal(got.quantized, wanted.quantized)
+
+
+def test_tensors_on_a_device_that_is_not_the_current_one():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("there is one GPU")
+    z, codebook = torch.randn(40, 5, device="cuda:1"), torch.randn(60, 5, device="cuda:1")
+    with torch.cuda.device(0):
+        got = vqvae_fast.nearest_code(z, codebook)
+        wanted = vqvae_fast.nearest_code(z, codebook, backend="reference")
+    assert torch.equal(got.indices, wanted.indices)

@@ -1,12 +1,14 @@
 """What torch does with the ops: opcheck, compile, autocast, export, meta tensors, transforms."""
 
 import itertools
+import types
 
 import pytest
 import torch
 import torch._dynamo.utils
 
 import vqvae_fast
+from vqvae_fast import backends, ops
 
 
 def samples(requires_grad, dtype=torch.float32):
@@ -234,3 +236,36 @@ def test_inference_mode():
         got = vqvae_fast.quantize(z, codebook)
     assert torch.equal(got.quantized, wanted.quantized)
     assert torch.equal(got.indices, wanted.indices)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda t: ops._chosen_kernel("nearest_code")(t, t),
+        lambda t: ops._residual_nearest_code(t, t),
+        lambda t: ops._nearest_code_on(t, t, "reference"),
+    ],
+    ids=["chosen", "residual", "named"],
+)
+def test_kernels_run_with_their_tensors_device_as_the_current_one(call, monkeypatch):
+    """Triton launches on the current device: with cuda:1's pointers on cuda:0 that is a fault."""
+    current = [0]
+
+    def exchange(index):
+        previous, current[0] = current[0], index if index >= 0 else current[0]
+        return previous
+
+    seen = []
+    served = types.SimpleNamespace(
+        nearest_code=lambda *_: seen.append(current[0]),
+        residual_nearest_code=lambda *_: seen.append(current[0]),
+    )
+    monkeypatch.setattr(torch.cuda, "_exchange_device", exchange)
+    monkeypatch.setattr(torch.cuda, "_maybe_exchange_device", exchange)
+    monkeypatch.setattr(backends, "kernels", lambda device, name=None: served)
+    on_second = types.SimpleNamespace(
+        is_cuda=True, get_device=lambda: 1, device=torch.device("cuda", 1)
+    )
+    call(on_second)
+    call(torch.zeros(2, 3))
+    assert (seen, current) == ([1, 0], [0])

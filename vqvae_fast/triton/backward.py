@@ -12,9 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from vqvae_fast.reference import flat_indices
-from vqvae_fast.triton.rows import as_rows
+from vqvae_fast.triton.rows import alignment, as_rows
 from vqvae_fast.triton.segment_sum import (
-    alignment,
     sorted_rows,
     sum_runs,
 )

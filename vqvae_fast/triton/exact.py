@@ -6,18 +6,15 @@ For the rows that the bound could not settle, and for float64 input.
 import triton
 import triton.language as tl
 
-from vqvae_fast.triton.rows import row_offsets
+from vqvae_fast.triton.rows import aligned, row_offsets
 from vqvae_fast.triton.write import NO_CODE, is_nearer, take_nearer, write_quantized
 
 
 @triton.jit
 def arrives_last(counter, expected):
-    """Whether this program is the last of `expected` to come here; it sees what all others wrote.
-
-    counter: pointer [1].
-    """
+    """Whether this program is the last of `expected` here; it sees what all others wrote."""
     tl.debug_barrier()  # every thread's writes before the one thread's release
-    return tl.max(tl.atomic_add(counter, 1, sem="acq_rel"), axis=0) == expected - 1
+    return tl.atomic_add(counter, 1, sem="acq_rel") == expected - 1
 
 
 @triton.jit
@@ -30,9 +27,13 @@ def load_elements(rows, stride, d, mask, dim):
 
 @triton.jit(
     do_not_specialize=[
-        "z_inner", "num_rows", "num_codes",
-        "q_inner", "most_items",
-    ]
+        "z_inner", "z_outer_stride", "z_head",
+        "num_rows", "book_stride", "num_codes",
+        "q_inner", "q_outer_stride", "q_head", "most_items",
+    ],
+    do_not_specialize_on_alignment=[
+        "z_inner_stride", "z_stride", "code_element", "q_inner_stride", "q_stride",
+    ],
 )  # fmt: skip
 def exact_kernel(
     z, z_inner, z_outer_stride, z_inner_stride, z_stride, z_head, num_rows,
@@ -40,6 +41,7 @@ def exact_kernel(
     indices, distances,
     quantized, q_inner, q_outer_stride, q_inner_stride, q_stride, q_head,
     listed, num_listed, arrivals, part_distances, part_codes, most_items,
+    ALIGNED: tl.constexpr,
     ALL_ROWS: tl.constexpr,
     QUANTIZE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -52,10 +54,11 @@ def exact_kernel(
     Where there are fewer blocks of rows than programs, several share the codes of a block; the
     last of them to finish merges.
 
-    arrivals: [H, most_items] zeros; part_distances, part_codes: [H, most_items, BLOCK_ROWS].
+    arrivals: [H, most_items] zeros; part_distances, part_codes: [H, most_items, BLOCK_ROWS]. They
+        serve shared blocks alone, and those come to no more items than programs.
     """
     head = tl.program_id(1).to(tl.int64)
-    book = codebook + head * book_stride
+    book = codebook + head * aligned(book_stride, ALIGNED)
     num_codes = num_codes.to(tl.int64)
     programs = tl.num_programs(0)
     count = num_rows if ALL_ROWS else tl.load(num_listed + head)
@@ -70,7 +73,8 @@ def exact_kernel(
         row = entry
         if not ALL_ROWS:
             row = tl.load(listed + head * num_rows + entry, is_row, other=0)
-        z_rows = z + head * z_head + row_offsets(row, z_inner, z_outer_stride, z_inner_stride)
+        z_rows = z + head * aligned(z_head, ALIGNED)
+        z_rows += row_offsets(row, z_inner, z_outer_stride, z_inner_stride, ALIGNED)
 
         lane_distance = tl.full((BLOCK_ROWS, BLOCK_CODES), float("inf"), tl.float64)
         lane_code = tl.full((BLOCK_ROWS, BLOCK_CODES), NO_CODE, tl.int64)
@@ -101,7 +105,7 @@ def exact_kernel(
             mine = (head * most_items + item) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
             tl.store(part_distances + mine, distance)
             tl.store(part_codes + mine, code)
-            finishes = arrives_last(arrivals + head * most_items + block + tl.arange(0, 1), parts)
+            finishes = arrives_last(arrivals + head * most_items + block, parts)
         if finishes:
             if parts > 1:
                 all_parts = (head * most_items + block * parts) * BLOCK_ROWS
@@ -130,7 +134,7 @@ def exact_kernel(
             tl.store(indices + out, code, is_row)
             tl.store(distances + out, distance.to(distances.dtype.element_ty), is_row)
             if QUANTIZE:
-                q_rows = quantized + head * q_head
-                q_rows += row_offsets(row, q_inner, q_outer_stride, q_inner_stride)
+                q_rows = quantized + head * aligned(q_head, ALIGNED)
+                q_rows += row_offsets(row, q_inner, q_outer_stride, q_inner_stride, ALIGNED)
                 chosen = book + code * code_stride
                 write_quantized(q_rows, q_stride, chosen, code_element, is_row, dim, CHUNK)

@@ -1,7 +1,8 @@
 """The codebook as the search reads it: centred, scaled, rounded to the matrix unit's type.
 
 Any centre and any power of two as scale give the right answer (docs/exactness.md); good ones make
-the bound tight. Both come from nine codes and from medians, so that one huge code spoils neither.
+the bound tight. Both come from nine codes and from medians, so that one huge code spoils neither;
+the scale also leaves room for the rows.
 """
 
 from typing import NamedTuple
@@ -10,6 +11,15 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from vqvae_fast.triton.rows import (
+    VECTOR,
+    Rows,
+    aligned,
+    alignment,
+    head_stride,
+    row_offsets,
+)
 
 # What packing costs in relative and in absolute error, and from where on it is impossible.
 ROUNDING = {
@@ -45,6 +55,8 @@ class Prepared(NamedTuple):
 
 def prepare(
     codebook: Tensor,
+    z: Rows,
+    z_head: int,
     zeros: Tensor,
     *,
     dtype: torch.dtype,
@@ -56,6 +68,8 @@ def prepare(
 
     Args:
         codebook: [H, K, D], any strides; float32, bfloat16 or float16.
+        z: the rows of the first book, which the scale makes room for.
+        z_head: from there to the rows of the next.
         zeros: [3, H] int32 zeros, which become the last three fields of Prepared.
         dtype: of the packed codes.
         block_codes: the packed codes are a multiple of it.
@@ -65,6 +79,7 @@ def prepare(
     heads, num_codes, dim = codebook.shape
     rows = triton.cdiv(num_codes, block_codes) * block_codes
     columns = triton.cdiv(dim, block_dim) * block_dim
+    strides = (head_stride(codebook), *codebook.stride()[1:])
     new = codebook.new_empty
     prepared = Prepared(
         new((heads, rows, columns), dtype=dtype),
@@ -75,12 +90,17 @@ def prepare(
     )
     prepare_kernel[(triton.cdiv(rows, codes_at_once), heads)](
         codebook,
-        *codebook.stride(),
+        *strides,
         num_codes,
         dim,
+        *z.arguments,
+        z_head,
+        z.num_rows,
         *prepared,
         rows,
         columns // block_dim,
+        ALIGNED=alignment(VECTOR, dim, *strides[:2]),
+        Z_ALIGNED=alignment(VECTOR, dim, z, z_head),
         BLOCK_CODES=codes_at_once,
         BLOCK_DIM=block_dim,
         num_warps=4,
@@ -98,8 +118,8 @@ def median_of_3(a, b, c):
 def sample(book, stride_code, stride_dim, num_codes, i, d, dim):
     """Elements d of the i-th of nine evenly spaced codes, as float32; 0 where not finite."""
     code = (num_codes - 1).to(tl.int64) * i // 8
-    value = tl.load(book + code * stride_code + d * stride_dim, mask=d < dim, other=0.0)
-    value = value.to(tl.float32)
+    offset = code * stride_code + d.to(tl.int64) * stride_dim
+    value = tl.load(book + offset, mask=d < dim, other=0.0).to(tl.float32)
     return tl.where(tl.abs(value) < float("inf"), value, 0.0)
 
 
@@ -125,18 +145,35 @@ def centre_of(book, stride_code, stride_dim, num_codes, d, dim):
 
 
 @triton.jit
-def scale_of(magnitude):
-    """The power of two that brings a magnitude into [1/16, 1/8).
-
-    So low, because latents may be a million times larger than a codebook that was just
-    initialised, and float16 ends at 65504.
-    """
+def scale_of(magnitude, target: tl.constexpr):
+    """The power of two that brings a magnitude into [2^target, 2^(target + 1))."""
     exponent = (magnitude.to(tl.int32, bitcast=True) >> 23) & 255
-    exponent = tl.minimum(tl.maximum(250 - exponent, 1), 254)
+    exponent = tl.minimum(tl.maximum(254 + target - exponent, 1), 254)
     return (exponent << 23).to(tl.float32, bitcast=True)
 
 
-@triton.jit(do_not_specialize=["num_codes", "rows", "chunks"])
+@triton.jit
+def ranked(values, rank, is_value):
+    """The one of the values [16] that has `rank` below it; for equal ones, all of them or none."""
+    below = (values[None, :] < values[:, None]) & is_value[None, :]
+    chosen = is_value & (tl.sum(below.to(tl.int32), axis=1) <= rank)
+    return tl.max(tl.where(chosen, values, 0.0), axis=0)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "stride_head",
+        "num_codes",
+        "rows",
+        "chunks",
+        "z_inner",
+        "z_outer_stride",
+        "z_inner_stride",
+        "z_head",
+        "num_rows",
+    ],
+    do_not_specialize_on_alignment=["stride_dim", "z_stride"],
+)
 def prepare_kernel(
     codebook,
     stride_head,
@@ -144,6 +181,13 @@ def prepare_kernel(
     stride_dim,
     num_codes,
     dim,
+    z,
+    z_inner,
+    z_outer_stride,
+    z_inner_stride,
+    z_stride,
+    z_head,
+    num_rows,
     codes,
     bias,
     centre,
@@ -153,17 +197,24 @@ def prepare_kernel(
     has_outliers,
     rows,
     chunks,
+    ALIGNED: tl.constexpr,
+    Z_ALIGNED: tl.constexpr,
     BLOCK_CODES: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
 ):
     """Packs a block of codes; the first program of a book writes its centre and scale, too."""
     head = tl.program_id(1).to(tl.int64)
-    book = codebook + head * stride_head
+    book = codebook + head * aligned(stride_head, ALIGNED)
     num_codes = num_codes.to(tl.int64)
 
     # The spread of the book: the median of nine distances to the centre, the largest if that is 0.
     spread = tl.zeros((16,), tl.float32)
     which = tl.arange(0, 16)
+    # The reach of the rows: of 16 evenly spaced ones, what a quarter of them exceeds.
+    row = (num_rows - 1).to(tl.int64) * which // 15
+    z_rows = z + head * aligned(z_head, Z_ALIGNED)
+    z_rows += row_offsets(row, z_inner, z_outer_stride, z_inner_stride, Z_ALIGNED)
+    reach_of_rows = tl.zeros((16,), tl.float32)
     for chunk in range(chunks):
         d = chunk * BLOCK_DIM + tl.arange(0, BLOCK_DIM)
         middle = centre_of(book, stride_code, stride_dim, num_codes, d, dim)
@@ -171,12 +222,17 @@ def prepare_kernel(
             value = sample(book, stride_code, stride_dim, num_codes, i, d, dim)
             reach = tl.max(tl.abs(value - middle), axis=0)
             spread = tl.where(which == i, tl.maximum(spread, reach), spread)
-    smaller = tl.sum(
-        (spread[None, :] < spread[:, None]).to(tl.int32) * (which < 9)[None, :], axis=1
-    )
-    median = tl.max(tl.where((which < 9) & (smaller <= 4), spread, 0.0), axis=0)
+        at = z_rows[:, None] + (d.to(tl.int64) * z_stride)[None, :]
+        reaches = tl.load(at, mask=(d < dim)[None, :], other=0.0).to(tl.float32)
+        reaches = tl.abs(reaches - middle[None, :])
+        reaches = tl.where((reaches < float("inf")) & (d < dim)[None, :], reaches, 0.0)
+        reach_of_rows = tl.maximum(reach_of_rows, tl.max(reaches, axis=1))
+    median = ranked(spread, 4, which < 9)
     median = tl.where(median > 0, median, tl.max(spread, axis=0))
-    power = tl.where(median > 0, scale_of(median), 1.0)
+    # So low that latents may be far larger than codes before float16 ends at 65504; and still lower
+    # where they are as large as beside a large codebook that was just initialised.
+    power = tl.where(median > 0, scale_of(median, -4), 1.0)
+    power = tl.minimum(power, scale_of(ranked(reach_of_rows, 11, which < 16), 11))
 
     code = tl.program_id(0).to(tl.int64) * BLOCK_CODES + tl.arange(0, BLOCK_CODES)
     columns = chunks * BLOCK_DIM
@@ -188,7 +244,7 @@ def prepare_kernel(
         d = chunk * BLOCK_DIM + tl.arange(0, BLOCK_DIM)
         middle = centre_of(book, stride_code, stride_dim, num_codes, d, dim)
         value = tl.load(
-            book + code[:, None] * stride_code + d[None, :] * stride_dim,
+            book + code[:, None] * stride_code + d.to(tl.int64)[None, :] * stride_dim,
             mask=(code < num_codes)[:, None] & (d < dim)[None, :],
             other=0.0,
         ).to(tl.float32)

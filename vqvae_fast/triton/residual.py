@@ -37,7 +37,7 @@ from vqvae_fast.triton.configurations import (
 )
 from vqvae_fast.triton.prepare import ROUNDING, prepare
 from vqvae_fast.triton.residual_kernels import residual_exact_kernel, residual_kernel
-from vqvae_fast.triton.rows import as_rows
+from vqvae_fast.triton.rows import VECTOR, alignment, as_rows, head_stride, padded
 from vqvae_fast.triton.scan import TILES_PER_PART
 from vqvae_fast.triton.search import nearest_code
 
@@ -73,18 +73,22 @@ def _all_stages(
     rows, target = as_rows(z), as_rows(quantized)
     stages, num_codes, dim = codebooks.shape
     support = support_configuration()
-    zeros = torch.zeros(3 * stages + 1, dtype=torch.int32, device=z.device)
-    limits, num_listed = zeros.split([3 * stages, 1])
+    zeros = torch.zeros((4, padded(stages)), dtype=torch.int32, device=z.device)
+    limits, num_listed = zeros[:3, :stages], zeros[3, :1]
     listed = z.new_empty(rows.num_rows, dtype=torch.int64)
     packed = prepare(
         codebooks,
-        limits.view(3, stages),
+        rows,
+        0,
+        limits,
         dtype=_PACKED,
         block_codes=config.block_codes,
         block_dim=config.block_dim,
         codes_at_once=support.prepare_codes,
     )
-    books = (codebooks, *codebooks.stride(), num_codes, dim, stages)
+    strides = (head_stride(codebooks), *codebooks.stride()[1:])
+    books = (codebooks, *strides, num_codes, dim, stages)
+    whole_vectors = alignment(VECTOR, dim, rows, target, *strides[:2])
     outputs = (indices, *target.arguments, listed, num_listed)
     residual_kernel[(triton.cdiv(rows.num_rows, config.block_rows),)](
         *rows.arguments,
@@ -93,6 +97,7 @@ def _all_stages(
         *packed,
         packed.codes.shape[1] // config.block_codes,
         *outputs,
+        ALIGNED=whole_vectors,
         BLOCK_ROWS=config.block_rows,
         BLOCK_CODES=config.block_codes,
         BLOCK_DIM=config.block_dim,
@@ -108,6 +113,7 @@ def _all_stages(
         *rows.arguments,
         *books,
         *outputs,
+        ALIGNED=whole_vectors,
         BLOCK_CODES=4 * support.exact_codes,  # of one row, not of a block of them
         STEP=support.chunk // 2,
         CHUNK=support.chunk,

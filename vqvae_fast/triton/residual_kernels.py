@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from vqvae_fast.triton.exact import load_elements
-from vqvae_fast.triton.rows import row_offsets
+from vqvae_fast.triton.rows import aligned, row_offsets
 from vqvae_fast.triton.scan import (
     UNSEEN,
     group_scores,
@@ -61,7 +61,7 @@ def subtract_codes(rows, stride, code, code_element, mask, dim, CHUNK: tl.conste
 @triton.jit
 def write_sum_of_codes(
     quantized, q_stride, indices, codebooks, book_stride, code_stride, code_element, stages,
-    mask, dim, CHUNK: tl.constexpr,
+    mask, dim, ALIGNED: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Adds up each row's codes in the order of the stages. quantized, indices: pointers [R]."""
     dtype: tl.constexpr = quantized.dtype.element_ty
@@ -76,11 +76,20 @@ def write_sum_of_codes(
             code = book + tl.load(indices + q, mask, other=0) * code_stride
             e = tl.load(code[:, None] + (d * code_element)[None, :], valid, other=0.0)
             total = round_to(total + e.to(tl.float32), dtype).to(tl.float32)
-            book += book_stride
+            book += aligned(book_stride, ALIGNED)
         tl.store(quantized[:, None] + (d * q_stride)[None, :], total.to(dtype), valid)
 
 
-@triton.jit(do_not_specialize=["z_inner", "num_rows", "num_codes", "stages", "tiles", "q_inner"])
+@triton.jit(
+    do_not_specialize=[
+        "z_inner", "z_outer_stride",
+        "num_rows", "book_stride", "num_codes", "stages", "tiles",
+        "q_inner", "q_outer_stride",
+    ],
+    do_not_specialize_on_alignment=[
+        "z_inner_stride", "z_stride", "code_element", "q_inner_stride", "q_stride",
+    ],
+)  # fmt: skip
 def residual_kernel(
     z, z_inner, z_outer_stride, z_inner_stride, z_stride, num_rows,
     codebooks, book_stride, code_stride, code_element, num_codes, dim, stages,
@@ -88,6 +97,7 @@ def residual_kernel(
     indices,
     quantized, q_inner, q_outer_stride, q_inner_stride, q_stride,
     listed, num_listed,
+    ALIGNED: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CODES: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
@@ -111,8 +121,8 @@ def residual_kernel(
     SLOTS: tl.constexpr = BLOCK_CODES // GROUP
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     is_row = row < num_rows
-    rows = quantized + row_offsets(row, q_inner, q_outer_stride, q_inner_stride)
-    z_rows = z + row_offsets(row, z_inner, z_outer_stride, z_inner_stride)
+    rows = quantized + row_offsets(row, q_inner, q_outer_stride, q_inner_stride, ALIGNED)
+    z_rows = z + row_offsets(row, z_inner, z_outer_stride, z_inner_stride, ALIGNED)
     copy_rows(z_rows, z_stride, rows, q_stride, is_row, dim, CHUNK)
 
     slots = tl.arange(0, SLOTS)
@@ -125,8 +135,8 @@ def residual_kernel(
         middle = centre + q * BLOCK_DIM
         scale = tl.load(scale_of_book + q)
         fits, rounding, row_norm = pack_errors(
-            rows, q_stride, middle, scale, BLOCK_DIM, dim, settled, packed.dtype.element_ty,
-            CHECK_DIM,
+            rows, q_stride, middle, scale, BLOCK_DIM, dim, settled, None,
+            False, packed.dtype.element_ty, CHECK_DIM,
         )  # fmt: skip
         row_tile, _fits = round_rows(
             load_scaled(rows, q_stride, middle, scale, column, dim, is_row),
@@ -181,24 +191,34 @@ def residual_kernel(
         tl.store(indices + row * stages + q, nearest_code, settled)
         chosen = book + nearest_code * code_stride
         subtract_codes(rows, q_stride, chosen, code_element, settled, dim, CHUNK)
-        book += book_stride
+        book += aligned(book_stride, ALIGNED)
         packed += tiles * (BLOCK_CODES * BLOCK_DIM)
         bias += tiles * BLOCK_CODES
 
     write_sum_of_codes(
         rows, q_stride, indices + row * stages, codebooks, book_stride, code_stride,
-        code_element, stages, settled, dim, CHUNK,
+        code_element, stages, settled, dim, ALIGNED, CHUNK,
     )  # fmt: skip
     list_rows(listed, num_listed, row, is_row & (settled == 0))
 
 
-@triton.jit(do_not_specialize=["z_inner", "num_codes", "stages", "q_inner"])
+@triton.jit(
+    do_not_specialize=[
+        "z_inner", "z_outer_stride",
+        "book_stride", "num_codes", "stages",
+        "q_inner", "q_outer_stride",
+    ],
+    do_not_specialize_on_alignment=[
+        "z_inner_stride", "z_stride", "code_element", "q_inner_stride", "q_stride",
+    ],
+)  # fmt: skip
 def residual_exact_kernel(
     z, z_inner, z_outer_stride, z_inner_stride, z_stride,
     codebooks, book_stride, code_stride, code_element, num_codes, dim, stages,
     indices,
     quantized, q_inner, q_outer_stride, q_inner_stride, q_stride,
     listed, num_listed,
+    ALIGNED: tl.constexpr,
     BLOCK_CODES: tl.constexpr,
     STEP: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -211,8 +231,8 @@ def residual_exact_kernel(
     mask = tl.full((1,), True, tl.int1)
     for item in range(tl.program_id(0), tl.load(num_listed), tl.num_programs(0)):
         row = tl.load(listed + item + tl.arange(0, 1))
-        z_rows = z + row_offsets(row, z_inner, z_outer_stride, z_inner_stride)
-        rows = quantized + row_offsets(row, q_inner, q_outer_stride, q_inner_stride)
+        z_rows = z + row_offsets(row, z_inner, z_outer_stride, z_inner_stride, ALIGNED)
+        rows = quantized + row_offsets(row, q_inner, q_outer_stride, q_inner_stride, ALIGNED)
         copy_rows(z_rows, z_stride, rows, q_stride, mask, dim, CHUNK)
         book = codebooks
         for q in range(stages):
@@ -240,8 +260,8 @@ def residual_exact_kernel(
             subtract_codes(
                 rows, q_stride, book + chosen * code_stride, code_element, mask, dim, CHUNK
             )
-            book += book_stride
+            book += aligned(book_stride, ALIGNED)
         write_sum_of_codes(
             rows, q_stride, indices + row * stages, codebooks, book_stride, code_stride,
-            code_element, stages, mask, dim, CHUNK,
+            code_element, stages, mask, dim, ALIGNED, CHUNK,
         )  # fmt: skip

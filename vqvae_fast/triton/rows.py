@@ -37,6 +37,30 @@ def as_rows(t: Tensor) -> Rows:
     return Rows(t, outer * inner, max(inner, 1), outer_stride, inner_stride, t.stride(-1))
 
 
+# Triton compiles a kernel once for integers that are multiples of 16 and once for others, and does
+# so for pointers, in bytes. Shapes must not show there: strides are not specialised, and that rows
+# can be read several elements at a time is said by a constant that depends on the layout alone.
+VECTOR = 16
+
+
+def alignment(vector: int, dim: int, *tensors: Rows | int) -> int:
+    """``vector`` if all rows, and all of further strides, are multiples of it apart, else 1."""
+    strides = [dim]
+    for t in tensors:
+        strides += [t] if isinstance(t, int) else [t.outer_stride, t.inner_stride]
+    return vector if all(stride % vector == 0 for stride in strides) else 1
+
+
+def padded(count: int) -> int:
+    """A size for tensors of 4 bytes and more that lie end to end, each aligned to 16 bytes."""
+    return (count + 3) // 4 * 4
+
+
+def head_stride(t: Tensor) -> int:
+    """From one book of t [H, ...] to the next; 0 where there is but one, whatever torch says."""
+    return t.stride(0) if len(t) > 1 else 0
+
+
 def _levels(t: Tensor) -> list[tuple[int, int]]:
     """(size, stride) of the leading dimensions, those that lie end to end made one."""
     levels: list[tuple[int, int]] = []
@@ -51,7 +75,14 @@ def _levels(t: Tensor) -> list[tuple[int, int]]:
 
 
 @triton.jit
-def row_offsets(rows, inner, outer_stride, inner_stride):
+def aligned(stride, ALIGNED: tl.constexpr):
+    """The stride, which is a multiple of ALIGNED, so that the compiler knows."""
+    return stride // ALIGNED * ALIGNED
+
+
+@triton.jit
+def row_offsets(rows, inner, outer_stride, inner_stride, ALIGNED: tl.constexpr):
     """Offsets, int64, of ``rows`` in a tensor that lies as a ``Rows`` says."""
     rows = rows.to(tl.int64)
-    return (rows // inner) * outer_stride + (rows % inner) * inner_stride
+    offset = (rows // inner) * aligned(outer_stride, ALIGNED)
+    return offset + (rows % inner) * aligned(inner_stride, ALIGNED)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from vqvae_fast.triton.rows import row_offsets
+from vqvae_fast.triton.rows import aligned, row_offsets
 
 # The low bits of a score make room for the number of its tile, counted from the part's first.
 TILES_PER_PART = tl.constexpr(1 << 8)
@@ -31,9 +31,13 @@ def round_rows(value, dtype: tl.constexpr):
 
 @triton.jit
 def pack_errors(
-    z, z_stride, centre, scale, columns, dim, mask, dtype: tl.constexpr, CHECK_DIM: tl.constexpr
-):
-    """Of the rows at z [R]: whether they can be packed, |Z - Z'| and |Z'|."""
+    z, z_stride, centre, scale, columns, dim, mask, packed_rows,
+    STORE: tl.constexpr, dtype: tl.constexpr, CHECK_DIM: tl.constexpr,
+):  # fmt: skip
+    """Of the rows at z [R]: whether they can be packed, |Z - Z'| and |Z'|.
+
+    STORE: Z' goes to `packed_rows` [R], zeros behind dim and for rows that are not wanted.
+    """
     fits = mask
     rounding_square = tl.zeros(z.shape, tl.float32)
     norm_square = tl.zeros(z.shape, tl.float32)
@@ -45,6 +49,8 @@ def pack_errors(
         back = rounded.to(tl.float32)
         rounding_square += tl.sum((value - back) * (value - back), axis=1)
         norm_square += tl.sum(back * back, axis=1)
+        if STORE:
+            tl.store(packed_rows[:, None] + d[None, :], rounded)
     return fits, tl.sqrt(rounding_square), tl.sqrt(norm_square)
 
 
@@ -64,14 +70,18 @@ def tile_of(score):
 
 @triton.jit(
     do_not_specialize=[
-        "z_inner", "num_rows", "first_row", "slab_rows", "packed_codes",
-    ]
+        "z_inner", "z_outer_stride", "z_head",
+        "num_rows", "first_row", "slab_rows", "packed_codes",
+    ],
+    do_not_specialize_on_alignment=["z_inner_stride", "z_stride"],
 )  # fmt: skip
 def scan_kernel(
     z, z_inner, z_outer_stride, z_inner_stride, z_stride, z_head, num_rows,
     first_row, slab_rows, dim,
     packed, bias, centre, scale_of_book, packed_codes, chunks,
-    scores, groups, rest, rounding, row_norm,
+    scores, groups, rest, rounding, row_norm, packed_rows,
+    ALIGNED: tl.constexpr,
+    STORE_ROWS: tl.constexpr,
     ONE_CHUNK: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CODES: tl.constexpr,
@@ -91,6 +101,8 @@ def scan_kernel(
         rest: [H, parts, slab], no other group has a higher score; infinite for a row that does not
             fit the matrix unit's type.
         rounding, row_norm: [H, slab], |Z - Z'| and |Z'|.
+
+    STORE_ROWS: for long rows and those in pieces, packed_rows [H, padded slab, columns] gets Z'.
     """
     SLOTS: tl.constexpr = BLOCK_CODES // GROUP
     PRECISION: tl.constexpr = "ieee" if packed.dtype.element_ty == tl.float32 else "tf32"
@@ -99,29 +111,38 @@ def scan_kernel(
     in_slab = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     row = first_row + in_slab
     is_row = (row < num_rows) & (in_slab < slab_rows)
-    z_rows = z + head * z_head + row_offsets(row, z_inner, z_outer_stride, z_inner_stride)
+    z_rows = z + head * aligned(z_head, ALIGNED)
+    z_rows += row_offsets(row, z_inner, z_outer_stride, z_inner_stride, ALIGNED)
     columns = chunks * BLOCK_DIM
     centre += head * columns
     scale = tl.load(scale_of_book + head)
 
-    # The rows, once: whether they can be packed, and what rounding does to them.
+    # The rows, once: whether they can be packed, and what rounding does to them. Long ones go
+    # through memory: read with strides, centre and masks all at once they would spill.
+    padded_rows = tl.num_programs(0).to(tl.int64) * BLOCK_ROWS
+    row_ptrs = packed_rows + (head * padded_rows + in_slab) * columns
     fits, row_rounding, norm = pack_errors(
-        z_rows, z_stride, centre, scale, columns, dim, is_row, packed.dtype.element_ty, CHECK_DIM
-    )
+        z_rows, z_stride, centre, scale, columns, dim, is_row, row_ptrs,
+        STORE_ROWS, packed.dtype.element_ty, CHECK_DIM,
+    )  # fmt: skip
+    if STORE_ROWS:
+        tl.debug_barrier()  # the programs of other parts write the same
     if part == 0:
         tl.store(rounding + head * slab_rows + in_slab, row_rounding, is_row)
         tl.store(row_norm + head * slab_rows + in_slab, norm, is_row)
 
     column = tl.arange(0, BLOCK_DIM)
-    if ONE_CHUNK:
+    if ONE_CHUNK and STORE_ROWS:
+        row_tile = tl.load(row_ptrs[:, None] + column[None, :])
+    elif ONE_CHUNK:
         row_tile, _fits = round_rows(
             load_scaled(z_rows, z_stride, centre, scale, column, dim, is_row),
             packed.dtype.element_ty,
         )
 
     tiles = packed_codes // BLOCK_CODES
-    first_tile = part * tiles // parts
-    last_tile = (part + 1) * tiles // parts
+    first_tile = tiles // parts * part + tl.minimum(part, tiles % parts)
+    last_tile = first_tile + tiles // parts + (part < tiles % parts).to(tl.int32)
     lanes = tl.arange(0, BLOCK_CODES)
     first = head * packed_codes + first_tile.to(tl.int64) * BLOCK_CODES
     codes_ptrs = packed + first * columns + lanes[:, None] * columns + column[None, :]
@@ -135,9 +156,7 @@ def scan_kernel(
             score = tl.dot(row_tile, tl.trans(codes), score, input_precision=PRECISION)
         else:
             for chunk in range(chunks):
-                d = chunk * BLOCK_DIM + column
-                value = load_scaled(z_rows, z_stride, centre, scale, d, dim, is_row)
-                piece, _fits = round_rows(value, packed.dtype.element_ty)
+                piece = tl.load(row_ptrs[:, None] + (chunk * BLOCK_DIM + column)[None, :])
                 codes = tl.load(codes_ptrs + chunk * BLOCK_DIM)
                 score = tl.dot(piece, tl.trans(codes), score, input_precision=PRECISION)
         group = group_scores(score, tile, GROUP, SLOTS)

@@ -18,7 +18,7 @@ from vqvae_fast.triton.configurations import (
 )
 from vqvae_fast.triton.exact import exact_kernel
 from vqvae_fast.triton.prepare import ROUNDING, prepare
-from vqvae_fast.triton.rows import Rows, as_rows
+from vqvae_fast.triton.rows import VECTOR, Rows, alignment, as_rows, head_stride, padded
 from vqvae_fast.triton.scan import TILES_PER_PART, scan_kernel
 from vqvae_fast.triton.settle import settle_kernel
 
@@ -28,6 +28,14 @@ _LONGEST_ROW = 1 << 16
 # smaller than a few tiles, which its beginning and end would outweigh.
 _PROGRAMS_PER_SM = 2
 _LEAST_TILES = 4
+# Programs an SM of all books together that measure the rows in doubt.
+_EXACT_PROGRAMS_PER_SM = 4
+# Rows up to this length are packed in registers; longer ones in memory, of so many elements at
+# most, where the matrix unit's tiles are read without strides and masks.
+_LONGEST_DIRECT = 128
+_PACKED_ELEMENTS = 1 << 25
+# What the second and the third dimension of a grid may be.
+_MOST_BOOKS = 65535
 # Of a slab of rows and the parts of the codes, 28 bytes each: what a search keeps stays O(N + K).
 _ENTRIES = 1 << 21
 
@@ -69,6 +77,12 @@ def _search(
 ) -> None:
     if indices.numel() == 0:
         return
+    if codebook.dim() == 3 and len(codebook) > _MOST_BOOKS:
+        for first in range(0, len(codebook), _MOST_BOOKS):
+            some = slice(first, first + _MOST_BOOKS)
+            out = None if quantized is None else quantized[some]
+            _search(z[some], codebook[some], indices[some], distances[some], out, packed_dtype)
+        return
     if codebook.dim() == 2:
         z, codebook = z[None], codebook[None]
         quantized = quantized if quantized is None else quantized[None]
@@ -78,22 +92,28 @@ def _search(
     programs = _PROGRAMS_PER_SM * multiprocessors(z.device)
     filtered = z.dtype != torch.float64 and dim <= _LONGEST_ROW
     support = support_configuration()
-    exact_items = max(2 * programs, triton.cdiv(num_rows, support.exact_rows))
+    # Only where there are fewer blocks of rows than programs are codes shared out, and merged.
+    exact_programs = max(1, _EXACT_PROGRAMS_PER_SM * multiprocessors(z.device) // heads)
 
     # Counters, which start at 0: one fill for all of them.
-    sizes = [3 * heads, heads, heads * exact_items]
+    sizes = [3 * padded(heads), padded(heads), heads * exact_programs]
     zeros = torch.zeros(sum(sizes), dtype=torch.int32, device=z.device)
     limits, num_listed, arrivals = zeros.split(sizes)
     listed = z.new_empty((heads, num_rows) if filtered else 0, dtype=torch.int64)
 
-    z_arguments = (*rows.arguments, z.stride(0), num_rows)
-    book_arguments = (codebook, *codebook.stride(), num_codes, dim)
-    outputs = (indices, distances, *target.arguments, target.tensor.stride(0))
+    z_head, q_head = head_stride(rows.tensor), head_stride(target.tensor)
+    book_strides = (head_stride(codebook), *codebook.stride()[1:])
+    z_arguments = (*rows.arguments, z_head, num_rows)
+    book_arguments = (codebook, *book_strides, num_codes, dim)
+    outputs = (indices, distances, *target.arguments, q_head)
+    all_aligned = alignment(VECTOR, dim, rows, z_head, target, q_head, *book_strides[:2])
     if filtered:
         config = configuration(dim, packed_dtype)
         packed = prepare(
             codebook,
-            limits.view(3, heads),
+            rows,
+            z_head,
+            limits.view(3, -1)[:, :heads],
             dtype=packed_dtype,
             block_codes=config.block_codes,
             block_dim=config.block_dim,
@@ -105,10 +125,20 @@ def _search(
         parts = max(1, min(programs // (row_blocks * heads), tiles // _LEAST_TILES))
         parts = max(parts, triton.cdiv(tiles, TILES_PER_PART.value))
         slab_rows = min(num_rows, max(_ENTRIES // (parts * heads), config.block_rows))
+        store_rows = columns > min(_LONGEST_DIRECT, config.block_dim)
+        if store_rows:
+            slab_rows = min(
+                slab_rows, max(_PACKED_ELEMENTS // (columns * heads), config.block_rows)
+            )
+        padded_rows = triton.cdiv(slab_rows, config.block_rows) * config.block_rows
+        packed_rows = z.new_empty(
+            (heads, padded_rows, columns) if store_rows else 1, dtype=packed_dtype
+        )
         scores = z.new_empty((3, heads, parts, slab_rows), dtype=torch.float32)
         groups = torch.empty_like(scores, dtype=torch.int32)
         rest = torch.empty_like(scores[0])
-        rounding, row_norm = z.new_empty((2, heads, slab_rows), dtype=torch.float32)
+        rounding = z.new_empty((heads, slab_rows), dtype=torch.float32)
+        row_norm = torch.empty_like(rounding)
         for first_row in range(0, num_rows, slab_rows):
             slab = (*z_arguments, first_row, slab_rows)
             scan_kernel[(triton.cdiv(slab_rows, config.block_rows), parts, heads)](
@@ -125,6 +155,9 @@ def _search(
                 rest,
                 rounding,
                 row_norm,
+                packed_rows,
+                ALIGNED=alignment(VECTOR, dim, rows, z_head),
+                STORE_ROWS=store_rows,
                 ONE_CHUNK=columns == config.block_dim,
                 BLOCK_ROWS=config.block_rows,
                 BLOCK_CODES=config.block_codes,
@@ -152,6 +185,7 @@ def _search(
                 parts,
                 listed,
                 num_listed,
+                ALIGNED=all_aligned,
                 QUANTIZE=quantized is not None,
                 BLOCK_ROWS=support.settle_rows,
                 GROUP=config.group,
@@ -160,8 +194,8 @@ def _search(
                 **ROUNDING[packed_dtype],
                 num_warps=4,
             )
-    shape = (heads, exact_items, support.exact_rows)
-    exact_kernel[(min(2 * programs, exact_items), heads)](
+    shape = (heads, exact_programs, support.exact_rows)
+    exact_kernel[(exact_programs, heads)](
         *z_arguments,
         *book_arguments,
         *outputs,
@@ -170,7 +204,8 @@ def _search(
         arrivals,
         z.new_empty(shape, dtype=torch.float64),
         z.new_empty(shape, dtype=torch.int64),
-        exact_items,
+        exact_programs,
+        ALIGNED=all_aligned,
         ALL_ROWS=not filtered,
         QUANTIZE=quantized is not None,
         BLOCK_ROWS=support.exact_rows,

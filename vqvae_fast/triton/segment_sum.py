@@ -17,7 +17,7 @@ import triton
 from torch import Tensor
 
 from vqvae_fast.reference import distance_dtype
-from vqvae_fast.triton.rows import Rows, as_rows
+from vqvae_fast.triton.rows import Rows, alignment, as_rows, padded
 from vqvae_fast.triton.segment_sum_kernels import (
     CHUNK_ROWS,
     bounds_kernel,
@@ -71,8 +71,8 @@ def sums_and_counts(src: Tensor, indices: Tensor, num_segments: int) -> tuple[Te
     if indices.numel() == 0:
         return sums, counts
     labels, order = sorted_rows(indices, num_segments)
-    bounds = torch.zeros((2, num_segments), dtype=torch.int64, device=src.device)
-    begin, end = bounds
+    bounds = torch.zeros((2, padded(num_segments)), dtype=torch.int64, device=src.device)
+    begin, end = bounds[:, :num_segments]
     num_rows = indices.numel()
     blocks = triton.cdiv(num_rows, _BLOCK)
     bounds_kernel[(blocks,)](labels, begin, end, num_rows, num_segments, BLOCK=_BLOCK)
@@ -165,12 +165,6 @@ def tile(dim: int, dtype: torch.dtype) -> tuple[int, int]:
     """Columns and chunks of a program, for rows of ``dim`` elements."""
     tiles = _TILES[dtype]
     return next((tile for tile in tiles if dim <= tile[0]), tiles[-1])
-
-
-def alignment(vector: int, dim: int, *tensors: Rows) -> int:
-    """``vector`` if all rows can be read by that many elements at a time, else 1."""
-    strides = [stride for rows in tensors for stride in (rows.outer_stride, rows.inner_stride)]
-    return vector if all(stride % vector == 0 for stride in (dim, *strides)) else 1
 
 
 def batch(columns: int, dtype: torch.dtype, aligned: int, subtract: bool) -> int:

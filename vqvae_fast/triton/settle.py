@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from vqvae_fast.triton.measure import exact_distance, scaled_distance
-from vqvae_fast.triton.rows import row_offsets
+from vqvae_fast.triton.rows import aligned, row_offsets
 from vqvae_fast.triton.scan import UNSEEN
 from vqvae_fast.triton.write import NO_CODE, is_nearer, list_rows, write_quantized
 
@@ -86,9 +86,13 @@ def measure_group(
 
 @triton.jit(
     do_not_specialize=[
-        "z_inner", "num_rows", "first_row", "slab_rows", "num_codes",
-        "q_inner", "columns", "parts",
-    ]
+        "z_inner", "z_outer_stride", "z_head",
+        "num_rows", "first_row", "slab_rows", "book_stride", "num_codes",
+        "q_inner", "q_outer_stride", "q_head", "columns", "parts",
+    ],
+    do_not_specialize_on_alignment=[
+        "z_inner_stride", "z_stride", "code_element", "q_inner_stride", "q_stride",
+    ],
 )  # fmt: skip
 def settle_kernel(
     z, z_inner, z_outer_stride, z_inner_stride, z_stride, z_head, num_rows,
@@ -99,6 +103,7 @@ def settle_kernel(
     centre, scale_of_book, max_norm, max_rounding, has_outliers, columns,
     scores, groups, rest, rounding, row_norm, parts,
     listed, num_listed,
+    ALIGNED: tl.constexpr,
     QUANTIZE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     GROUP: tl.constexpr,
@@ -113,8 +118,9 @@ def settle_kernel(
     in_slab = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     row = first_row + in_slab
     is_row = (row < num_rows) & (in_slab < slab_rows)
-    z_rows = z + head * z_head + row_offsets(row, z_inner, z_outer_stride, z_inner_stride)
-    book = codebook + head * book_stride
+    z_rows = z + head * aligned(z_head, ALIGNED)
+    z_rows += row_offsets(row, z_inner, z_outer_stride, z_inner_stride, ALIGNED)
+    book = codebook + head * aligned(book_stride, ALIGNED)
     centre += head * columns
     scale = tl.load(scale_of_book + head)
     longest = tl.load(max_norm + head).to(tl.float32, bitcast=True)
@@ -166,8 +172,8 @@ def settle_kernel(
     tl.store(indices + out, nearest_code, settled)
     tl.store(distances + out, nearest.to(distances.dtype.element_ty), settled)
     if QUANTIZE:
-        q_rows = quantized + head * q_head
-        q_rows += row_offsets(row, q_inner, q_outer_stride, q_inner_stride)
+        q_rows = quantized + head * aligned(q_head, ALIGNED)
+        q_rows += row_offsets(row, q_inner, q_outer_stride, q_inner_stride, ALIGNED)
         code = book + nearest_code * code_stride
         write_quantized(q_rows, q_stride, code, code_element, settled, dim, CHUNK)
     doubtful = is_row & (settled == 0)

@@ -1,0 +1,78 @@
+"""How the Triton search is launched."""
+
+import pytest
+import torch
+from search_oracle import check
+
+from vqvae_fast import _native, reference
+
+if not _native.triton_interprets:
+    pytest.skip("needs a process of Triton's interpreter", allow_module_level=True)
+
+from vqvae_fast.triton import search
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """The launches of the exact kernel: grid and arguments."""
+    kernel, found = search.exact_kernel, []
+
+    class Recorded:
+        def __getitem__(self, grid):
+            def launch(*arguments, **constants):
+                found.append((grid, arguments))
+                return kernel[grid](*arguments, **constants)
+
+            return launch
+
+    monkeypatch.setattr(search, "exact_kernel", Recorded())
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("heads", [1, 3, 40])
+def test_books_share_the_programs_for_rows_in_doubt(launches, heads, dtype):
+    z, codebook = torch.randn(heads, 3, 5).to(dtype), torch.randn(heads, 300, 5).to(dtype)
+    z[:, 0] = float("nan")
+    got = search.nearest_code(z, codebook)
+    wanted = reference.nearest_code(z, codebook)
+    assert torch.equal(got[0], wanted[0])
+    ((programs, books), arguments), *others = launches
+    assert not others
+    assert books == heads
+    assert programs * heads <= max(heads, 4 * search.multiprocessors(z.device))
+    arrivals, part_distances, part_codes, items = arguments[-4:]
+    assert items == programs
+    assert arrivals.numel() == heads * programs
+    assert part_distances.shape == part_codes.shape == (heads, programs, part_codes.shape[-1])
+
+
+@pytest.mark.parametrize("codes", [1 << 9, 1 << 17, 1 << 19, 1 << 22])
+@pytest.mark.parametrize("data", ["normal", "odd rows", "one of sixteen is huge"])
+def test_latents_fit_float16_beside_a_codebook_just_initialised(launches, codes, data):
+    """uniform(-1/K, 1/K), of which 512 codes are enough. Listed rows are measured in float64."""
+    z, codebook = torch.randn(200, 64), (torch.rand(512, 64) * 2 - 1) / codes
+    few = 20
+    if data == "one of sixteen is huge":
+        z[::16] *= 1e30
+        few += 13
+    elif data == "odd rows":
+        z, codebook = torch.randn(200, 7), codebook[:, :7]
+        z[3:5] = torch.tensor([[float("nan")], [float("inf")]])
+    indices, distances = search.nearest_code(z, codebook)
+    finite = z.isfinite().all(-1)
+    check((indices[finite], distances[finite]), z[finite], codebook)
+    _, arguments = launches[0]
+    num_listed = arguments[-5]
+    assert num_listed.dtype == torch.int32
+    assert num_listed.sum() <= few
+
+
+def test_more_books_than_a_grid_can_have(launches, monkeypatch):
+    monkeypatch.setattr(search, "_MOST_BOOKS", 2)
+    z, codebook = torch.randn(5, 2, 4, 6), torch.randn(5, 9, 6)
+    quantized, indices, distances = search.quantize(z, codebook)
+    assert [grid[1] for grid, _ in launches] == [2, 2, 1]
+    for book in range(5):
+        check((indices[book], distances[book]), z[book], codebook[book])
+        assert torch.equal(quantized[book], codebook[book][indices[book]])
