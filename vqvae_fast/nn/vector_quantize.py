@@ -570,9 +570,10 @@ class VectorQuantize(nn.Module):
                         counted.view(counted.shape + (1,) * (used.dim() - counted.dim())), used, -1
                     )
                 active = code_counts(used, self.codebook_size) > 0
-            orthogonality = orthogonal_loss(
-                self._codebook.embed, active, self.orthogonal_reg_max_codes
-            )
+            # A copy: stages that share the book, or the next call, may write to it before the
+            # backward pass.
+            codes = self._codebook.embed.clone()
+            orthogonality = orthogonal_loss(codes, active, self.orthogonal_reg_max_codes)
             loss = loss + orthogonality * self.orthogonal_reg_weight
         if not loss.requires_grad and not torch.compiler.is_compiling():
             loss.requires_grad_()  # a loss without parts may be sent backward, too
