@@ -58,10 +58,10 @@ class _RotateTo(torch.autograd.Function):
         w, _ = _direction(u + v)
         reflected = grad - 2 * (w * grad).sum(dim=-1, keepdim=True) * w
         rotated = reflected + 2 * (v * grad).sum(dim=-1, keepdim=True) * u
-        return rotated * (length_q / length_z), None
+        return rotated * (length_q / length_z.clamp(min=_SHORTEST)), None
 
 
 def _direction(x: Tensor) -> tuple[Tensor, Tensor]:
     """x / |x| and |x|."""
-    length = x.norm(dim=-1, keepdim=True).clamp(min=_SHORTEST)
-    return x / length, length
+    length = x.norm(dim=-1, keepdim=True)
+    return x / length.clamp(min=_SHORTEST), length
