@@ -5,6 +5,7 @@ import torch
 from beside_the_peer import check, name
 
 from vqvae_fast.nn.grouped_residual_vq import GroupedResidualVQ
+from vqvae_fast.nn.regularisers import orthogonal_loss
 from vqvae_fast.nn.residual_vq import ResidualVQ
 
 BASE = {"dim": 8, "codebook_size": 16, "num_quantizers": 4}
@@ -100,6 +101,16 @@ def test_stages_that_were_left_out_have_no_right_codes(training):
     expected = fewer(x, indices=partly[..., :2])[1]
     torch.testing.assert_close(module(x, indices=partly)[1], expected)
     assert module(x, indices=torch.full_like(indices, -1))[1] == 0
+
+
+def test_a_shared_book_with_an_orthogonality_loss():
+    """The peer's gradient is taken at the codes that the averages have written since."""
+    module = rvq(shared_codebook=True, orthogonal_reg_weight=0.5)
+    codes = module.codebooks[:1].detach().clone().requires_grad_()
+    module(torch.randn(TOKENS))[2].sum().backward()
+    (4 * 0.5 * orthogonal_loss(codes)).backward()
+    torch.testing.assert_close(module.layers[0]._codebook.embed.grad, codes.grad)
+    assert codes.grad.any()
 
 
 NARROW = [

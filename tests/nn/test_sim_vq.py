@@ -78,6 +78,56 @@ def test_a_bfloat16_model_searches_exactly():
     assert module.code_transform.weight.grad.any()
 
 
+@pytest.mark.parametrize("rotation_trick", [True, False])
+def test_autocast_changes_nothing(rotation_trick):
+    """The peer rounds its codes to bfloat16, and what they decode to later is something else."""
+    module = ResidualSimVQ(**STAGES, rotation_trick=rotation_trick)
+    x = torch.randn(2, 12, 8)
+    expected = module(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = module(x)
+        assert module.codebooks.dtype == torch.float32
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(module.get_output_from_indices(got[1]), got[0])
+
+
+def test_frozen_codes_can_be_replaced_and_loaded():
+    first, second = SimVQ(8, 16), SimVQ(8, 16)
+    second.load_state_dict(first.state_dict())
+    x = torch.randn(2, 12, 8)
+    torch.testing.assert_close(second(x), first(x))
+    assert set(first.state_dict()) == {"frozen_codebook", "code_transform.weight"}
+
+
+@pytest.mark.parametrize("channel_first", [True, False])
+def test_an_empty_batch(channel_first):
+    module = ResidualSimVQ(**STAGES, channel_first=channel_first)
+    x = torch.randn(2, 8, 0) if channel_first else torch.randn(2, 0, 8)
+    quantized, indices, losses = module(x)
+    assert quantized.shape == x.shape
+    assert indices.shape == (2, 0, 3)
+    assert not losses.any()
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 8), (5, 8)])
+def test_dropout_in_any_shape(shape):
+    """The peer cannot stack its indices of four dimensions."""
+    module = ResidualSimVQ(**STAGES, quantize_dropout=True)
+    quantized, indices, losses = module(torch.randn(shape), rand_quantize_dropout_fixed_seed=0)
+    assert quantized.shape == shape
+    assert indices.shape == (*shape[:-1], 3)
+    dropped = (indices == -1).flatten(0, -2).all(dim=0)
+    assert dropped.any()
+    assert torch.equal(losses == 0, dropped)
+
+
+def test_dropout_out_of_range():
+    with pytest.raises(ValueError, match=r"must be in \[0, num_quantizers=3\), got 3"):
+        ResidualSimVQ(**STAGES, quantize_dropout=True, quantize_dropout_cutoff_index=3)
+    with pytest.raises(ValueError, match="at most Q=3"):
+        ResidualSimVQ(**STAGES).get_codes_from_indices(torch.zeros(2, 5, 4).long())
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_compiled(training):
     torch.compiler.reset()

@@ -7,9 +7,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-# Lengths below this count as this: no vector is divided by zero.
-_SHORTEST = 1e-6
-
 
 def straight_through(z: Tensor, q: Tensor) -> Tensor:
     """q, with the gradient passed to z as it is (van den Oord et al., arXiv 1711.00937).
@@ -39,7 +36,7 @@ def directional_reparam(z: Tensor, q: Tensor, variance: float = 5e-3) -> Tensor:
     """
     error = q - z
     noisy = error + variance**0.5 * torch.randn_like(error)
-    direction = functional.normalize(noisy, dim=-1, eps=_SHORTEST).detach()
+    direction = functional.normalize(noisy, dim=-1, eps=1e-6).detach()
     moved: Tensor = z + direction * error.norm(dim=-1, keepdim=True)
     return moved
 
@@ -58,10 +55,19 @@ class _RotateTo(torch.autograd.Function):
         w, _ = _direction(u + v)
         reflected = grad - 2 * (w * grad).sum(dim=-1, keepdim=True) * w
         rotated = reflected + 2 * (v * grad).sum(dim=-1, keepdim=True) * u
-        return rotated * (length_q / length_z), None
+        return rotated * (length_q / _divisor(length_z)), None
 
 
 def _direction(x: Tensor) -> tuple[Tensor, Tensor]:
     """x / |x| and |x|."""
-    length = x.norm(dim=-1, keepdim=True).clamp(min=_SHORTEST)
-    return x / length, length
+    length = x.norm(dim=-1, keepdim=True)
+    return x / _divisor(length), length
+
+
+def _divisor(length: Tensor) -> Tensor:
+    """No vector is divided by zero.
+
+    The number is a literal: a global one is an input to torch.compile(dynamic=True), which does not
+    find it in the second backward pass that it traces.
+    """
+    return length.clamp(min=1e-6)

@@ -24,8 +24,10 @@ class QuantizeDropout(NamedTuple):
     cutoff: int
     multiple_of: int
 
-    def last(self, seed: int) -> int:
-        """Index of the last stage; the same for the same seed."""
+    @torch.compiler.disable
+    def last(self, device: torch.device, seed: int | None) -> int:
+        """Index of the last stage; the same for the same seed, drawn on device if None is given."""
+        seed = draw_seed(device) if seed is None else seed
         index = random.Random(seed).randrange(self.cutoff, self.stages)
         stages = -(-(index + 1) // self.multiple_of) * self.multiple_of
         return min(stages, self.stages) - 1

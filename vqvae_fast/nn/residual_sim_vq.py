@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqvae_fast.nn.quantize_dropout import draw_seed, dropout_of_stages
+from vqvae_fast.nn.quantize_dropout import dropout_of_stages
 from vqvae_fast.nn.sim_vq import SimVQ
 from vqvae_fast.nn.stages import padded_indices, sum_of_stages
 
@@ -119,8 +119,7 @@ class ResidualSimVQ(nn.Module):
         """
         last = self.num_quantizers - 1
         if self._dropout is not None and self.training:
-            seed = rand_quantize_dropout_fixed_seed
-            last = self._dropout.last(draw_seed(x.device) if seed is None else seed)
+            last = self._dropout.last(x.device, rand_quantize_dropout_fixed_seed)
         out: Tensor | None = None
         residual = x
         indices: list[Tensor] = []

@@ -13,7 +13,7 @@ from vqvae_fast.nn.codebook import Codebook
 from vqvae_fast.nn.estimators import directional_reparam
 from vqvae_fast.nn.implicit_codebook import ImplicitCodebook
 from vqvae_fast.nn.layout import Layout, to_places, vectors_to_places
-from vqvae_fast.nn.quantize_dropout import draw_seed, dropout_of_stages
+from vqvae_fast.nn.quantize_dropout import dropout_of_stages
 from vqvae_fast.nn.regularisers import masked_mean
 from vqvae_fast.nn.stages import padded_indices, sum_of_stages
 from vqvae_fast.nn.take_codes import take_codes
@@ -268,8 +268,7 @@ class ResidualVQ(nn.Module):
             raise ValueError(f"beam_size must be at least 1, got {beam_size}")
         last = self.num_quantizers - 1
         if self._dropout is not None and self.training and right is None:
-            seed = rand_quantize_dropout_fixed_seed
-            last = self._dropout.last(draw_seed(x.device) if seed is None else seed)
+            last = self._dropout.last(x.device, rand_quantize_dropout_fixed_seed)
         start = self.project_in(tokens)
         frozen = self._stage(0).freeze_codebook if freeze_codebook is None else freeze_codebook
         how = {"sample_codebook_temp": sample_codebook_temp, "freeze_codebook": frozen}

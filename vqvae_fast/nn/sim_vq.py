@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae_fast import functional
+from vqvae_fast.nn.autocast import without_autocast
 from vqvae_fast.nn.estimators import rotate_to
 from vqvae_fast.nn.layout import Layout, to_places, vectors_to_places
 from vqvae_fast.nn.take_codes import take_codes
@@ -67,8 +68,13 @@ class SimVQ(nn.Module):
     @property
     def codebook(self) -> Tensor:
         """The codes, [K, D]."""
-        codes: Tensor = self.code_transform(self.frozen_codebook)
-        return codes
+        return self._transformed(self.frozen_codebook)
+
+    def _transformed(self, codes: Tensor) -> Tensor:
+        """The same codes, and so the same indices, with autocast and without."""
+        with without_autocast(codes.device.type):
+            transformed: Tensor = self.code_transform(codes)
+        return transformed
 
     @property
     def codebook_dim(self) -> int:
@@ -78,7 +84,7 @@ class SimVQ(nn.Module):
     def indices_to_codes(self, indices: Tensor) -> Tensor:
         """The codes of indices as :meth:`forward` returns them; only these are transformed."""
         tokens, places = self._layout.index_tokens(indices)
-        codes = self.code_transform(take_codes(self.frozen_codebook, tokens))
+        codes = self._transformed(take_codes(self.frozen_codebook, tokens))
         return vectors_to_places(codes, places)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,5 @@
 """vector-quantize-pytorch's VectorQuantize on the exact fused search."""
 
-import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
@@ -13,6 +12,7 @@ from vqvae_fast import functional
 from vqvae_fast.distributed import is_distributed, world_size
 from vqvae_fast.nn import distances
 from vqvae_fast.nn.affine_codebook import AffineCodebook
+from vqvae_fast.nn.autocast import without_autocast
 from vqvae_fast.nn.codebook import Codebook, EmaWeight
 from vqvae_fast.nn.estimators import directional_reparam, rotate_to, straight_through
 from vqvae_fast.nn.layout import Heads, Layout, Places, to_places, to_tokens, vectors_to_places
@@ -369,7 +369,7 @@ class VectorQuantize(nn.Module):
         temperature = sample_codebook_temp
         temperature = self.sample_codebook_temp if temperature is None else temperature
         projected = self.project_in(tokens)
-        with _without_autocast(x.device.type):
+        with without_autocast(x.device.type):
             rows = self._rows(projected)
             counted = self._counted(mask)
             if counted is not None:  # whatever padding holds, it reaches neither loss nor gradient
@@ -570,9 +570,10 @@ class VectorQuantize(nn.Module):
                         counted.view(counted.shape + (1,) * (used.dim() - counted.dim())), used, -1
                     )
                 active = code_counts(used, self.codebook_size) > 0
-            orthogonality = orthogonal_loss(
-                self._codebook.embed, active, self.orthogonal_reg_max_codes
-            )
+            # A copy: stages that share the book, or the next call, may write to it before the
+            # backward pass.
+            codes = self._codebook.embed.clone()
+            orthogonality = orthogonal_loss(codes, active, self.orthogonal_reg_max_codes)
             loss = loss + orthogonality * self.orthogonal_reg_weight
         if not loss.requires_grad and not torch.compiler.is_compiling():
             loss.requires_grad_()  # a loss without parts may be sent backward, too
@@ -594,10 +595,3 @@ class VectorQuantize(nn.Module):
             return masked_mean((quantized - rows).square(), counted)
         errors = (quantized - rows[..., None, :]).square().mean(dim=-1)[0]
         return errors if counted is None else errors * counted[0, ..., None]
-
-
-def _without_autocast(device: str) -> contextlib.AbstractContextManager[Any]:
-    """Distances in bfloat16 would not be those of the nearest code."""
-    if torch.amp.is_autocast_available(device):
-        return torch.autocast(device, enabled=False)
-    return contextlib.nullcontext()
