@@ -57,6 +57,8 @@ def test_directional_reparametrisation_has_no_noise_in_eval(dim):
             {"layernorm_after_project_in": True, "codebook_dim": 4},
             "layernorm_after_project_in needs project_per_stage",
         ),
+        ({"quant_grad_frac": 1.5}, r"quant_grad_frac must be in \[0, 1\], got 1.5"),
+        ({"mlp_kwargs": {"depth": 2}}, "mlp_kwargs need implicit_neural_codebook"),
         ({"beam_size": 2, "cosine_search": True}, "beam search does not go with cosine_search"),
         (
             {"beam_size": 2, "commitment_use_cross_entropy_loss": True},
@@ -75,6 +77,11 @@ def test_directional_reparametrisation_has_no_noise_in_eval(dim):
 def test_options_that_would_be_ignored_or_fail_later(options, what):
     with pytest.raises(ValueError, match=what):
         rvq(**options)
+
+
+def test_sizes_in_a_list_as_a_configuration_file_has_them():
+    module = rvq(codebook_size=[16, 8], num_quantizers=None)
+    assert module.codebook_sizes == (16, 8)
 
 
 def test_a_norm_behind_the_projection_of_each_stage():

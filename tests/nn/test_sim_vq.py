@@ -140,6 +140,12 @@ def test_compiled(training):
 def test_what_cannot_work():
     with pytest.raises(ValueError, match="codebook_size must be at least 1"):
         SimVQ(8, 0)
+    with pytest.raises(ValueError, match="frozen_codebook_dim must be at least 1, got 0"):
+        SimVQ(8, 4, frozen_codebook_dim=0)
+    with pytest.raises(ValueError, match=r"init_fn must give \[K=4, F=8\], got \[3, 8\]"):
+        SimVQ(8, 4, init_fn=lambda codes: codes[:3])
+    with pytest.raises(ValueError, match=r"codebook must be \[K, D=8\]"):
+        SimVQ(8, 4, codebook_transform=torch.nn.Linear(8, 7))(torch.randn(2, 8))
     with pytest.raises(ValueError, match="heads must be 1"):
         ResidualSimVQ(**STAGES, heads=2)
     with pytest.raises(ValueError, match=r"x must be \[B, ..., D=8\]"):

@@ -1,5 +1,7 @@
 """VectorQuantize in models, and of vectors, of other dtypes than float32."""
 
+import copy
+
 import pytest
 import torch
 from beside_the_peer import name, pair
@@ -11,6 +13,7 @@ OPTIONS = [
     {"codebook_dim": 4},
     {"codebook_dim": 4, "heads": 2, "use_cosine_sim": True, "separate_codebook_per_head": True},
     {"codebook_dim": 4, **GRADIENT},
+    {"codebook_dim": 4, "vq_bridge": torch.nn.Linear(4, 4)},
 ]
 
 
@@ -19,7 +22,7 @@ OPTIONS = [
 def test_a_model_decodes_in_its_dtype(options, dtype):
     """Averaged codes stay in float32, and the projection behind them does not."""
     options = options | ({"dim": 6} if options.get("heads") else {"dim": 8})
-    module = VectorQuantize(codebook_size=16, **options).to(dtype).eval()
+    module = VectorQuantize(codebook_size=16, **copy.deepcopy(options)).to(dtype).eval()
     quantized, indices, _ = module(torch.randn(2, 12, options["dim"], dtype=dtype))
     decoded = module.get_output_from_indices(indices)
     assert decoded.dtype == dtype

@@ -114,7 +114,9 @@ class Codebook(WideBuffers):
         if self.use_cosine_sim and self.learnable_codebook:
             embed = nn_functional.normalize(embed, dim=-1)
         if self.vq_bridge is not None:
-            embed = self.vq_bridge(embed)
+            # In a model of half precision the bridge is in that, the codes are not.
+            weight = next(self.vq_bridge.parameters(), embed)
+            embed = self.vq_bridge(embed.to(weight.dtype)).to(embed.dtype)
         return embed
 
     def observe(self, rows: Tensor, mask: Tensor | None = None) -> None:

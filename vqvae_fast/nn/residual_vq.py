@@ -29,8 +29,8 @@ class ResidualVQ(nn.Module):
 
     Args:
         dim: D, of the vectors.
-        num_quantizers: Q; may be left out where ``codebook_size`` is a tuple.
-        codebook_size: K, or a tuple of Q sizes.
+        num_quantizers: Q; may be left out where ``codebook_size`` is a sequence.
+        codebook_size: K, or a sequence of Q sizes.
         codebook_dim: d; linear layers lead there and back if it is not D.
         shared_codebook: one book for all stages.
         diveq: codes learn by directional reparametrisation of the sum (KRVnpTbx7R at OpenReview).
@@ -61,7 +61,7 @@ class ResidualVQ(nn.Module):
         *,
         dim: int,
         num_quantizers: int | None = None,
-        codebook_size: int | tuple[int, ...],
+        codebook_size: int | Sequence[int],
         codebook_dim: int | None = None,
         shared_codebook: bool = False,
         diveq: bool = False,
@@ -120,6 +120,14 @@ class ResidualVQ(nn.Module):
                 (beam_size or 1) > 1 and arguments.get("in_place_codebook_optimizer") is not None,
                 "beam search in training does not go with in_place_codebook_optimizer; for eval "
                 "alone give beam_size=1 and eval_beam_size",
+            ),
+            (
+                not 0 <= quant_grad_frac <= 1,
+                f"quant_grad_frac must be in [0, 1], got {quant_grad_frac!r}",
+            ),
+            (
+                bool(mlp_kwargs) and not implicit_neural_codebook,
+                "mlp_kwargs need implicit_neural_codebook: there is no MLP",
             ),
             (
                 project_per_stage and shared_codebook,
@@ -477,15 +485,15 @@ class ResidualVQ(nn.Module):
         return taken
 
 
-def _sizes(codebook_size: int | tuple[int, ...], stages: int | None) -> tuple[int, ...]:
-    if isinstance(codebook_size, tuple):
+def _sizes(codebook_size: int | Sequence[int], stages: int | None) -> tuple[int, ...]:
+    if isinstance(codebook_size, Sequence):
         if stages is not None and stages != len(codebook_size):
             raise ValueError(
                 f"num_quantizers={stages}, but there are {len(codebook_size)} codebook sizes"
             )
-        sizes = codebook_size
+        sizes = tuple(codebook_size)
     elif stages is None:
-        raise ValueError("num_quantizers must be given, or codebook_size as a tuple")
+        raise ValueError("num_quantizers must be given, or codebook_size as a tuple or list")
     else:
         sizes = (codebook_size,) * stages
     if not sizes:

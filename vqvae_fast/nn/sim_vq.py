@@ -33,6 +33,9 @@ class SimVQ(nn.Module):
         input_to_quantize_commit_loss_weight: of mean((z - sg[q])^2) beside mean((sg[z] - q)^2).
         commitment_weight: of both.
         frozen_codebook_dim: F, D unless given.
+
+    Raises:
+        ValueError: a size is out of range, or not what ``init_fn`` gives.
     """
 
     frozen_codebook: Tensor
@@ -50,12 +53,20 @@ class SimVQ(nn.Module):
         frozen_codebook_dim: int | None = None,
     ):
         super().__init__()
-        for name, number in (("dim", dim), ("codebook_size", codebook_size)):
+        frozen_dim = dim if frozen_codebook_dim is None else frozen_codebook_dim
+        for name, number in (
+            ("dim", dim),
+            ("codebook_size", codebook_size),
+            ("frozen_codebook_dim", frozen_dim),
+        ):
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
         self.dim, self.codebook_size, self.channel_first = dim, codebook_size, channel_first
-        frozen_dim = dim if frozen_codebook_dim is None else frozen_codebook_dim
         codebook = init_fn(torch.randn(codebook_size, frozen_dim) * frozen_dim**-0.5)
+        if codebook.shape != (codebook_size, frozen_dim):
+            raise ValueError(
+                f"init_fn must give [K={codebook_size}, F={frozen_dim}], got {list(codebook.shape)}"
+            )
         if codebook_transform is None:
             codebook_transform = nn.Linear(frozen_dim, dim, bias=False)
         self.code_transform = codebook_transform
