@@ -1,5 +1,7 @@
 """ResidualVQ: options that the peer drops on the way to its stages, and combinations of them."""
 
+import functools
+
 import pytest
 import torch
 from beside_the_peer import check, name
@@ -118,6 +120,57 @@ def test_a_shared_book_with_an_orthogonality_loss():
     (4 * 0.5 * orthogonal_loss(codes)).backward()
     torch.testing.assert_close(module.layers[0]._codebook.embed.grad, codes.grad)
     assert codes.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("options", "shape"),
+    [
+        ({"codebook_size": 4, "beam_size": 6}, TOKENS),
+        ({"implicit_neural_codebook": True}, TOKENS),
+        ({"kmeans_init": True}, (2, 60, 8)),
+        ({"use_cosine_sim": True, "kmeans_init": True}, (2, 60, 8)),
+        ({"accept_image_fmap": True, "quantize_dropout": True}, (2, 8, 5, 3)),
+        ({"project_per_stage": True, "codebook_dim": 4}, TOKENS),
+        ({"shared_codebook": True, "threshold_ema_dead_code": 1}, (24, 8)),
+        ({"diveq": True}, TOKENS),
+    ],
+    ids=name,
+)
+def test_beams_of_which_the_peer_has_none(options, shape):
+    module = rvq(**{"beam_size": 3} | options)
+    for _ in range(2):
+        x = torch.randn(shape, requires_grad=True)
+        quantized, indices, losses = module(x)
+        (quantized.sum() + losses.sum()).backward()
+        assert losses.shape == (4,)
+    assert all(value.isfinite().all() for value in module.state_dict().values())
+    quantized, indices, _ = module.eval()(x)
+    torch.testing.assert_close(module.get_output_from_indices(indices), quantized)
+
+
+def test_a_shared_book_takes_its_optimizers_step():
+    """The peer leaves the gradient where it is."""
+    module = rvq(
+        shared_codebook=True,
+        learnable_codebook=True,
+        in_place_codebook_optimizer=functools.partial(torch.optim.SGD, lr=1.0),
+    )
+    before = module.codebooks.clone()
+    module(torch.randn(TOKENS))
+    assert not torch.equal(module.codebooks, before)
+    assert module.layers[3]._codebook.embed.grad is None
+
+
+@pytest.mark.parametrize("options", [{"diveq": True}, {"commitment_use_cross_entropy_loss": True}])
+def test_a_frozen_book_gets_no_gradient(options):
+    """The peer's does, other than from the commitment loss."""
+    learnable = {"learnable_codebook": True, "ema_update": False}
+    module = rvq(**options | learnable)
+    x = torch.randn(TOKENS, requires_grad=True)
+    quantized, _, losses = module(x, freeze_codebook=True)
+    (quantized.sum() + losses.sum()).backward()
+    assert x.grad.any()
+    assert all(stage._codebook.embed.grad is None for stage in module.layers)
 
 
 NARROW = [
