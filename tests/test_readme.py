@@ -33,7 +33,7 @@ def test_the_module_example_runs():
     lines = next(e for e in EXAMPLES if "VectorQuantizer(" in e).splitlines()
     users_files = ("from_reference(", "load_quantizer(")
     runnable = [line for line in lines if not any(call in line for call in users_files)]
-    names = {"z": torch.randn(2, 64, 4, 4)}
+    names = {"z": torch.randn(2, 64, 4, 4), "x": torch.randn(2, 5, 256)}
     exec("\n".join(runnable), names)
     assert names["z_q"].shape == names["z"].shape
     assert names["min_encodings"].shape == (32, 512)

@@ -20,7 +20,7 @@ MOST_STACK = {
     "residual_exact": 16,
     "sum_runs": 8,
 }
-_SMALLER_GPUS = ("sm_86", "sm_89")
+SMALLER_GPUS = ("sm_86", "sm_89")
 MOST_STACK_OF_MAPS = {"residual": 320}
 # Arithmetic instructions a score that the scan may spend: target, case, kernel, D, input.
 BAR = ("sm_90", "search", "scan", 64, "bfloat16")
@@ -101,7 +101,7 @@ def defects(row: Row) -> list[str]:
     """What must not be, in sentences; empty for a sound kernel."""
     _, most_shared = TARGETS[row.target]
     found = []
-    is_odd = ", " in row.case or row.target in _SMALLER_GPUS
+    is_odd = ", " in row.case or row.target in SMALLER_GPUS
     most = MOST_STACK.get(row.kernel, 0) if is_odd and row.target.startswith("sm") else 0
     if row.case.endswith("maps"):
         most = MOST_STACK_OF_MAPS.get(row.kernel, most)

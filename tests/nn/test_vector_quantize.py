@@ -457,6 +457,108 @@ def test_calls_that_cannot_work(options, shape, call, what):
         assert torch.equal(value, before[key]), "nothing is lost on bad input"
 
 
+@pytest.mark.parametrize(
+    ("indices", "what"),
+    [
+        (torch.zeros(2, 5, dtype=torch.int64), r"indices must be int64 \[2, 12\]"),
+        (torch.zeros(2, 12), r"got torch\.float32"),
+        (torch.full((2, 12), 16), "from -1 to K - 1 = 15"),
+        (torch.tensor(3), r"indices must be \[B, ...\], got \[\]"),
+    ],
+)
+def test_indices_that_cannot_be_right(indices, what):
+    module = quantizer()
+    before = frozen(module)
+    with pytest.raises(ValueError, match=what):
+        module(torch.randn(2, 12, 8), indices=indices)
+    for key, value in module.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dim": "8"},
+        {"codebook_size": None},
+        {"decay": None},
+        {"heads": 1.5},
+        {"kmeans_iters": 2.5},
+        {"codebook_dim": "4"},
+    ],
+    ids=str,
+)
+def test_arguments_of_another_type(options):
+    with pytest.raises(TypeError, match=r"must be an? (integer|number), got"):
+        quantizer(**options)
+
+
+def test_k_means_again():
+    """Users clear the buffer and call it by its name."""
+    module = quantizer(kmeans_init=True)
+    module(torch.randn(2, 12, 8))
+    module._codebook.initted.data.copy_(torch.tensor(False))
+    far = 50 + torch.randn(1, 24, 8)
+    module._codebook.init_embed_(far)
+    assert module._codebook.initted
+    assert module.codebook.mean() > 40
+
+
+def test_a_frozen_codebook_has_no_gradient():
+    module = quantizer(orthogonal_reg_weight=0.5, freeze_codebook=True)
+    module(torch.randn(2, 12, 8, requires_grad=True))[2].backward()
+    assert module._codebook.embed.grad is None
+
+
+def test_two_calls_before_one_backward_pass():
+    module = quantizer(orthogonal_reg_weight=0.5, threshold_ema_dead_code=2)
+    first, second = (module(torch.randn(2, 12, 8))[2] for _ in range(2))
+    (first + second).backward()
+    assert module._codebook.embed.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("options", [{}, {"codebook_dim": 3}], ids=str)
+def test_decoding_in_a_bfloat16_model(options):
+    module = quantizer(**options).bfloat16().eval()
+    quantized, indices, _ = module(torch.randn(2, 12, 8).bfloat16())
+    decoded = module.get_output_from_indices(indices)
+    assert decoded.dtype == torch.bfloat16
+    torch.testing.assert_close(decoded, quantized)
+
+
+def test_losses_that_someone_writes_to():
+    module = quantizer()
+    x = torch.randn(2, 12, 8)
+    module.eval()(x, return_loss_breakdown=True)[3].commitment.add_(5)
+    assert module(x)[2] == 0
+
+
+def test_a_number_as_the_weight_of_an_update():
+    whole, number = quantizer(), quantizer()
+    number.load_state_dict(whole.state_dict())
+    x = torch.randn(2, 12, 8)
+    whole(x, ema_update_weight=torch.full((16,), 0.5))
+    number(x, ema_update_weight=0.5)
+    assert torch.equal(whole.codebook, number.codebook)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_step_of_the_default_compiler(dynamic):
+    """k-means and expiry, too: aot_eager does not see what inductor fails at."""
+    torch.compiler.reset()
+    options = {"kmeans_init": True, "threshold_ema_dead_code": 2}
+    module = quantizer(**options)
+    compiled = torch.compile(module, fullgraph=True, dynamic=dynamic)
+    for _ in range(2):
+        x = torch.randn(2, 12, 8, requires_grad=True)
+        quantized, _, loss = compiled(x)
+        (quantized.sum() + loss).backward()
+        assert x.grad.isfinite().all()
+    assert module._codebook.initted
+    module.eval()
+    compiled_result, result = compiled(x), module(x)
+    assert torch.equal(compiled_result[1], result[1])
+
+
 def test_integers_are_refused():
     with pytest.raises(TypeError, match=r"x must be a tensor of floats, got torch\.int64"):
         quantizer()(torch.zeros(2, 8, dtype=torch.int64))

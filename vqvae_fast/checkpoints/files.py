@@ -16,6 +16,10 @@ from vqvae_fast.models.reference_checkpoint import NUMPY_CONSTRUCTORS
 _WRAPPERS = ("ema", "best_state", "model", "state_dict", "model_state_dict", "module")
 
 
+# Files that nest deeper, or hold themselves, are nobody's.
+_DEEPEST = 8
+
+
 def read_file(path: str | PathLike[str]) -> Mapping[str, Any]:
     """The content of a .safetensors file, or of one written by torch.save.
 
@@ -33,11 +37,11 @@ def read_file(path: str | PathLike[str]) -> Mapping[str, Any]:
     return content
 
 
-def tensors_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+def tensors_of(checkpoint: Mapping[str, Any], depth: int = 0) -> dict[str, Tensor]:
     """The state dict in a checkpoint, from under the names that training scripts put around it."""
     for name in _WRAPPERS:
-        inner = checkpoint.get(name)
-        if isinstance(inner, Mapping) and (tensors := tensors_of(inner)):
+        inner = checkpoint.get(name) if depth < _DEEPEST else None
+        if isinstance(inner, Mapping) and (tensors := tensors_of(inner, depth + 1)):
             return tensors
     return {
         str(key): value.detach() for key, value in checkpoint.items() if isinstance(value, Tensor)

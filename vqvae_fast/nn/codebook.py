@@ -13,7 +13,7 @@ from vqvae_fast.nn.lloyd import lloyd
 from vqvae_fast.nn.sampling import shuffled
 from vqvae_fast.nn.wide_buffers import WideBuffers
 
-EmaWeight = Tensor | Callable[[Tensor, Tensor], Tensor] | None
+EmaWeight = Tensor | float | Callable[[Tensor, Tensor], Tensor] | None
 
 
 class Codebook(WideBuffers):
@@ -131,10 +131,17 @@ class Codebook(WideBuffers):
         self.embed_avg.copy_(self.embed * self._smoothed()[..., None])
         self._finish_init()
 
+    def init_once(self, data: Tensor, mask: Tensor | None = None) -> None:
+        """:meth:`init_embed_`, until it has been done; nothing waits for the device then."""
+        if not self._is_initted:
+            self.init_embed_(data, mask)
+
     @torch.no_grad()
     def init_embed_(self, data: Tensor, mask: Tensor | None = None) -> None:
         """Start from k-means over data [C, ..., d], of which mask [C, ...] counts; once."""
-        if self._is_initted or data.numel() == 0 or self._was_initted_by_others():
+        if not torch.compiler.is_compiling():  # someone else may have set the buffer
+            self._is_initted = bool(self.initted)
+        if self._is_initted or data.numel() == 0:
             return
         valid = _counted(data, mask).flatten(1)
         data = data.flatten(1, -2)
@@ -282,17 +289,25 @@ class Codebook(WideBuffers):
             moved = dead & found
         return moved, codes
 
-    def _average(self, old: Tensor, new: Tensor, weight: Tensor | None) -> None:
+    def check_weight(self, weight: EmaWeight) -> None:
+        """Raise for an EMA weight that does not fit; of a function nothing is known yet."""
+        if weight is None or callable(weight) or isinstance(weight, (int, float)):
+            return
+        books = self.cluster_size.shape
+        if not isinstance(weight, Tensor) or weight.shape not in ((), books, books[1:]):
+            got = list(weight.shape) if isinstance(weight, Tensor) else repr(weight)
+            raise ValueError(
+                f"the EMA weight must be [K={self.codebook_size}] or {list(books)}, got {got}"
+            )
+
+    def _average(self, old: Tensor, new: Tensor, weight: Tensor | float | None) -> None:
         if old.grad is not None:  # what earlier batches have accumulated
             new, old.grad = new + old.grad, None
         share: Tensor | float = 1.0 - self.decay
         if weight is not None:
-            if weight.shape not in (self.cluster_size.shape, self.cluster_size.shape[1:]):
-                raise ValueError(
-                    f"the EMA weight must be [K={self.codebook_size}] or "
-                    f"{list(self.cluster_size.shape)}, got {list(weight.shape)}"
-                )
-            share = share * weight.expand_as(self.cluster_size).to(old.dtype)
+            self.check_weight(weight)
+            weight = torch.as_tensor(weight, dtype=old.dtype, device=old.device)
+            share = share * weight.expand_as(self.cluster_size)
             share = share.view(share.shape + (1,) * (old.dim() - share.dim()))
         old.lerp_(new.to(old.dtype), share)
 
@@ -305,12 +320,6 @@ class Codebook(WideBuffers):
     def _finish_init(self) -> None:
         self.initted.fill_(True)
         self._is_initted = True
-
-    def _was_initted_by_others(self) -> bool:
-        """Someone may have set the buffer. Asked until it is true, so only in the first steps."""
-        if not torch.compiler.is_compiling():
-            self._is_initted = bool(self.initted)
-        return self._is_initted
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any

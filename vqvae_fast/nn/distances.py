@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-# Elements of the largest temporary: 4 Mi float32 logits are 16 MiB.
-_CHUNK_ELEMENTS = 1 << 22
+# Elements of the largest temporary: 16 Mi float32 logits are 64 MiB. Freed blocks of less than 32 MiB
+# stay with the C library's allocator, and chunk by chunk more than N x K remained.
+_CHUNK_ELEMENTS = 1 << 24
 
 
 def logits(x: Tensor, codes: Tensor, cosine: bool) -> Tensor:

@@ -111,6 +111,9 @@ class Layout(NamedTuple):
 
     def index_tokens(self, indices: Tensor) -> tuple[Tensor, Places]:
         """Indices like a result's -> [B, N], or [B, N, heads], and where they belong."""
+        indices = torch.as_tensor(indices)
+        if indices.dim() < 1 + self.many_heads:
+            raise ValueError(f"indices must be [B, ...], got {list(indices.shape)}")
         spatial = indices.shape[1 : indices.dim() - self.many_heads]
         heads = indices.shape[1 + len(spatial) :]
         places = Places(spatial, self.channel_first and len(spatial) > 0)

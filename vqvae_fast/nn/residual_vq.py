@@ -234,8 +234,7 @@ class ResidualVQ(nn.Module):
         """What :meth:`forward` returns for vectors with these indices."""
         tokens, places = self._layout.index_tokens(indices)
         total = sum_of_stages(torch.stack(self._codes_of(tokens)))
-        if isinstance(self.project_out, nn.Linear):  # codes stay in float32 in narrower models
-            total = total.to(self.project_out.weight.dtype)
+        total = total.to(self._stage(0).zero.dtype)  # codes stay in float32 in narrower models
         return vectors_to_places(self.project_out(total), places)
 
     def forward(
@@ -478,7 +477,8 @@ class ResidualVQ(nn.Module):
                 assert isinstance(mlp, ImplicitCodebook)
                 assert total is not None
                 codes = mlp.of_chosen(codes, total)
-            codes = stage.vectors_of(codes.to(stage._codebook.embed.dtype))
+            codes = codes.to(stage._codebook.embed.dtype)
+            codes = stage.vectors_of(codes) if stage.has_projections else codes
             codes = torch.where(chosen[..., None] < 0, 0, codes)
             total = codes if total is None else total + codes
             taken.append(codes)

@@ -59,7 +59,7 @@ def shuffled(valid: Tensor) -> tuple[Tensor, Tensor]:
         int64 [n], and the number of valid rows, 0-d.
     """
     order = torch.randperm(len(valid), device=valid.device)
-    valid = valid[order]
+    valid = valid.gather(0, order)  # torch.compile does not get over an index by a permutation
     ahead = valid.cumsum(0)
     count = valid.sum()
     behind = count + (~valid).cumsum(0)

@@ -279,13 +279,11 @@ class VectorQuantize(nn.Module):
         return vectors_to_places(self.vectors_of(codes), places)
 
     def vectors_of(self, codes: Tensor) -> Tensor:
-        """codes [..., d * heads], [..., D] behind the projection, in its dtype.
+        """codes [..., d * heads] -> [..., D], behind the projection, in the model's dtype.
 
         Codes that are averages stay in float32 where the model around them is in half precision.
         """
-        if isinstance(self.project_out, nn.Linear):
-            codes = codes.to(self.project_out.weight.dtype)
-        vectors: Tensor = self.project_out(codes)
+        vectors: Tensor = self.project_out(codes.to(self.zero.dtype))
         return vectors
 
     def update_in_place_optimizer(self) -> None:
@@ -343,8 +341,8 @@ class VectorQuantize(nn.Module):
             return_loss_breakdown: return the loss's parts, too.
             codebook_transform_fn: gives each vector codes of its own: [C, K, d] ->
                 [C, B, N, K, d]. That much memory is needed.
-            ema_update_weight: [K] or [C, K] or a function of (sums, counts): how much more or less
-                each code's average moves.
+            ema_update_weight: how much more or less each code's average moves: a number, [K] or
+                [C, K], or a function of (sums, counts).
             accum_ema_update: add this batch to the next that comes without.
             ema_update: instead of the constructor's.
 
@@ -368,6 +366,8 @@ class VectorQuantize(nn.Module):
             )
         temperature = sample_codebook_temp
         temperature = self.sample_codebook_temp if temperature is None else temperature
+        targets = None if indices is None else self._targets(indices, tokens)
+        self._codebook.check_weight(ema_update_weight)
         projected = self.project_in(tokens)
         with without_autocast(x.device.type):
             rows = self._rows(projected)
@@ -375,7 +375,7 @@ class VectorQuantize(nn.Module):
             if counted is not None:  # whatever padding holds, it reaches neither loss nor gradient
                 rows = torch.where(counted[..., None], rows, 0)
             if self.training:
-                self._codebook.init_embed_(rows.detach(), counted)
+                self._codebook.init_once(rows.detach(), counted)
                 self._codebook.observe(rows.detach(), counted)
             keep = indices is not None or self._needs_all_distances
             how = (rows, topk, temperature, codebook_transform_fn, freeze, keep)
@@ -389,14 +389,13 @@ class VectorQuantize(nn.Module):
                     accumulate=accum_ema_update,
                     ema_update=ema_update,
                 )
-            in_place = self.zero
+            in_place = rows.new_zeros(())
             if self.in_place_codebook_optimizer is not None and self.training and not freeze:
                 in_place = self._step_in_place(rows, chosen, counted)
                 chosen = self._choose(*how)
-            loss, parts = self._losses(rows, chosen, counted, topk)
+            loss, parts = self._losses(rows, chosen, counted, topk, freeze)
             quantized = self._with_gradient(rows, chosen.quantized, topk)
-            if indices is not None:
-                targets = self._heads.split_indices(self._layout.index_tokens(indices)[0])
+            if targets is not None:
                 loss = distances.cross_entropy(rows, chosen.codes, self.use_cosine_sim, targets)
 
         out = self.project_out(self._heads.merge(quantized).to(projected.dtype)).to(x.dtype)
@@ -459,6 +458,19 @@ class VectorQuantize(nn.Module):
             torch.where(self._heads.split_indices(tokens)[..., None] < 0, 0, codes)
         )
         return codes.to(self._codebook.embed.dtype), places
+
+    def _targets(self, indices: Tensor, tokens: Tensor) -> Tensor:
+        """Indices that are right, as rows: [C, ..., N]."""
+        wanted = [*tokens.shape[:2]] + ([self.heads] if self.heads > 1 else [])
+        targets, _ = self._layout.index_tokens(indices)
+        if targets.dtype != torch.int64 or list(targets.shape) != wanted:
+            got = f"{targets.dtype} {list(targets.shape)}"
+            raise ValueError(f"indices must be int64 {wanted} (B, tokens, heads), got {got}")
+        # Elsewhere one would have to wait for the device; there cross_entropy notices, later.
+        known = targets.device.type == "cpu" and not torch.compiler.is_compiling()
+        if known and ((targets < -1) | (targets >= self.codebook_size)).any():
+            raise ValueError(f"indices must be from -1 to K - 1 = {self.codebook_size - 1}")
+        return self._heads.split_indices(targets)
 
     def _masked(
         self, tokens: Tensor, mask: Tensor, out: Tensor, found: Tensor
@@ -541,17 +553,16 @@ class VectorQuantize(nn.Module):
         return loss
 
     def _losses(
-        self, rows: Tensor, chosen: Chosen, counted: Tensor | None, topk: int | None
+        self, rows: Tensor, chosen: Chosen, counted: Tensor | None, topk: int | None, freeze: bool
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         """The whole loss, and its parts: commitment, diversity, orthogonality."""
-        commitment = diversity = orthogonality = self.zero
+        commitment, diversity, orthogonality, loss = (rows.new_zeros(()) for _ in range(4))
         weight = self.commitment_weight if self.has_commitment_loss else 1.0
         if not self.training:
             if topk is None:
-                return self.zero.clone(), (commitment, diversity, orthogonality)
+                return loss, (commitment, diversity, orthogonality)
             commitment = self._commitment(rows, chosen, counted, topk)
             return commitment * weight, (commitment, diversity, orthogonality)
-        loss = self.zero.clone()
         cosine = self.use_cosine_sim
         if self.has_codebook_diversity_loss:
             diversity = distances.negative_entropy(
@@ -572,7 +583,8 @@ class VectorQuantize(nn.Module):
                 active = code_counts(used, self.codebook_size) > 0
             # A copy: stages that share the book, or the next call, may write to it before the
             # backward pass.
-            codes = self._codebook.embed.clone()
+            codes = self._codebook.embed.detach() if freeze else self._codebook.embed
+            codes = codes.clone()
             orthogonality = orthogonal_loss(codes, active, self.orthogonal_reg_max_codes)
             loss = loss + orthogonality * self.orthogonal_reg_weight
         if not loss.requires_grad and not torch.compiler.is_compiling():

@@ -1,6 +1,19 @@
 """Which of VectorQuantize's arguments go together, and what the ones not given are."""
 
+import numbers
 from typing import Any, NamedTuple
+
+_SHARES = ("decay", "affine_param_batch_decay", "affine_param_codebook_decay", "sync_update_v")
+_NOT_NEGATIVE = (
+    "eps",
+    "threshold_ema_dead_code",
+    "commitment_weight",
+    "orthogonal_reg_weight",
+    "codebook_diversity_loss_weight",
+    "codebook_diversity_temperature",
+    "sample_codebook_temp",
+    "directional_reparam_variance",
+)
 
 
 class Learning(NamedTuple):
@@ -27,7 +40,7 @@ def learning(
     if ema_update is None:
         ema_update = not learnable_codebook
     if rotation_trick is None:  # in one dimension there is nothing to rotate
-        rotation_trick = not directional_reparam and not straight_through and dim > 1
+        rotation_trick = not directional_reparam and not straight_through and dim != 1
     return Learning(ema_update, learnable_codebook, rotation_trick)
 
 
@@ -47,31 +60,22 @@ def check(given: dict[str, Any]) -> None:
 
 
 def _check_numbers(given: dict[str, Any]) -> None:
-    for name in ("dim", "codebook_size", "heads", "kmeans_iters"):
+    whole = ["dim", "codebook_size", "heads", "kmeans_iters"]
+    whole += [n for n in ("codebook_dim", "orthogonal_reg_max_codes") if given[n] is not None]
+    for name in whole:
+        if not isinstance(given[name], numbers.Integral):
+            raise TypeError(f"{name} must be an integer, got {given[name]!r}")
         if given[name] < 1:
             raise ValueError(f"{name} must be at least 1, got {given[name]!r}")
-    if given["codebook_dim"] is not None and given["codebook_dim"] < 1:
-        raise ValueError(f"codebook_dim must be at least 1, got {given['codebook_dim']!r}")
-    for name in ("decay", "affine_param_batch_decay", "affine_param_codebook_decay"):
+    for name in (*_SHARES, *_NOT_NEGATIVE):
+        if not isinstance(given[name], numbers.Real):
+            raise TypeError(f"{name} must be a number, got {given[name]!r}")
+    for name in _SHARES:
         if not 0 <= given[name] <= 1:
             raise ValueError(f"{name} must be in [0, 1], got {given[name]!r}")
-    for name in (
-        "eps",
-        "threshold_ema_dead_code",
-        "commitment_weight",
-        "orthogonal_reg_weight",
-        "codebook_diversity_loss_weight",
-        "codebook_diversity_temperature",
-        "sample_codebook_temp",
-        "directional_reparam_variance",
-    ):
+    for name in _NOT_NEGATIVE:
         if not given[name] >= 0:
             raise ValueError(f"{name} must not be negative, got {given[name]!r}")
-    if not 0 <= given["sync_update_v"] <= 1:
-        raise ValueError(f"sync_update_v must be in [0, 1], got {given['sync_update_v']!r}")
-    maximum = given["orthogonal_reg_max_codes"]
-    if maximum is not None and maximum < 1:
-        raise ValueError(f"orthogonal_reg_max_codes must be at least 1, got {maximum!r}")
 
 
 def _contradictions(given: dict[str, Any]) -> list[tuple[Any, str]]:
@@ -125,7 +129,8 @@ def _contradictions(given: dict[str, Any]) -> list[tuple[Any, str]]:
             "measure",
         ),
         (
-            given["orthogonal_reg_active_codes_only"]
+            given["orthogonal_reg_weight"] > 0
+            and given["orthogonal_reg_active_codes_only"]
             and given["separate_codebook_per_head"]
             and given["heads"] > 1,
             "orthogonal_reg_active_codes_only needs one book for all heads",

@@ -7,11 +7,15 @@ from vqvae_fast.checkpoints.stored import FORMAT, StoredQuantizer
 from vqvae_fast.models.reference_checkpoint import reference_beta
 
 _VQVAE = "vector_quantization."
+_OURS = FORMAT.rstrip("0123456789")
 
 
 def read_ours(checkpoint: Mapping[str, Any]) -> StoredQuantizer | None:
     """The quantizer that :meth:`StoredQuantizer.save` wrote; None for files of other kinds."""
-    if checkpoint.get("format") != FORMAT:
+    found = checkpoint.get("format")
+    if isinstance(found, str) and found.startswith(_OURS) and found != FORMAT:
+        raise ValueError(f"the file is of a newer vqvae_fast: {found}, this one reads {FORMAT}")
+    if found != FORMAT:
         return None
     name, arguments, state = (checkpoint.get(key) for key in ("class", "arguments", "state"))
     if not (isinstance(name, str) and isinstance(arguments, dict) and isinstance(state, dict)):
