@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-# Elements of the largest temporary: 16 Mi float32 logits are 64 MiB. The C library's allocator keeps
-# freed blocks of less than 32 MiB, and chunk by chunk more than N x K remained.
+# Elements of the largest temporary: 16 Mi float32 logits are 64 MiB. Of smaller blocks than 32 MiB
+# the C library keeps what was freed, and chunk by chunk more than N x K remained.
 _CHUNK_ELEMENTS = 1 << 24
 
 
