@@ -24,7 +24,8 @@ MSVC = sys.platform == "win32"
 # errno and floating-point traps are nobody's business here, and without them loops vectorise.
 if MSVC:
     COMMON_FLAGS = ["/std:c++20", "/O2", "/fp:precise"]
-    ISA_FLAGS = {"avx512": ["/arch:AVX512"], "avx2": ["/arch:AVX2"], "portable": []}
+    ISA_FLAGS = {isa: ["/arch:AVX512"] for isa in ("avx512vnni", "avx512")}
+    ISA_FLAGS |= {"avx2": ["/arch:AVX2"], "portable": []}
 else:
     COMMON_FLAGS = ["-std=c++20", "-O3", "-ffp-contract=off", "-fno-math-errno"]
     COMMON_FLAGS += ["-fno-trapping-math"]
@@ -33,8 +34,10 @@ else:
     # What these two do in vectors they say; what the compiler pairs up beside it (the addresses of
     # three codes, say) goes through memory and costs more than it saves.
     NAMED_VECTORS = ["-fno-tree-slp-vectorize"]
+    AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
     ISA_FLAGS = {
-        "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", *NAMED_VECTORS],
+        "avx512vnni": [*AVX512, "-mavx512vnni", *NAMED_VECTORS],
+        "avx512": [*AVX512, *NAMED_VECTORS],
         "avx2": ["-mavx2", "-mfma", *NAMED_VECTORS],
         "portable": [],
     }
@@ -143,7 +146,7 @@ def extension_arguments() -> dict:
                 for objects in pool.map(compile_one, ISA_FLAGS):
                     extension.extra_objects.extend(objects)
 
-    kernels = {kernel_source(isa) for isa in ("avx512", "avx2", "portable")}
+    kernels = set(glob("csrc/cpu/search_*.cpp"))
     sources = ["csrc/bindings.cpp", *sorted(set(glob("csrc/cpu/*.cpp")) - kernels)]
     cpu_extension = CppExtension(
         "vqvae_fast._C",

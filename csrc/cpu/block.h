@@ -7,12 +7,12 @@
 #include "../elements.h"
 #include "contract.h"
 #include "exact.h"
+#include "raw_rows.h"
 
 namespace vqvae_fast {
 namespace {
 
 constexpr int64_t kAlignment = 64;  // a cache line, and the widest vector
-constexpr int64_t kMaxRows = 128;   // rows of a block: more would push their best out of the cache
 constexpr int64_t kPassPanels = 1024;  // panels between two measurements: bounds what is remembered
 
 // Long rows share a panel among more of them, because the panel then comes from further away; in
@@ -93,33 +93,6 @@ struct Block {
 template <class Simd>
 int64_t scratch_bytes(int64_t dim, int64_t num_panels) {
   return Block<Simd>(dim, num_panels, nullptr).bytes();
-}
-
-// Finds rows [first, first + count): in place, or widened and side by side in `copies`.
-template <class Simd, class In>
-void read_rows(Block<Simd>& block, const Rows<const In>& z, int64_t first, int64_t count) {
-  const int64_t dim = z.dim;
-  if constexpr (sizeof(In) == sizeof(Compute<In>)) {
-    if (z.element_stride == 1) {
-      for (int64_t r = 0; r < count; ++r) block.raw[r] = z.row(first + r);
-      return;
-    }
-  }
-  const In* rows[kMaxRows];
-  for (int64_t r = 0; r < count; ++r) {
-    rows[r] = z.row(first + r);
-    block.raw[r] = block.copies + r * dim;
-  }
-  if (z.element_stride == 1) {
-    for (int64_t r = 0; r < count; ++r) {
-      for (int64_t d = 0; d < dim; ++d) block.copies[r * dim + d] = widen(rows[r][d]);
-    }
-    return;
-  }
-  for (int64_t d = 0; d < dim; ++d) {  // feature maps lie along their rows
-    const int64_t offset = d * z.element_stride;
-    for (int64_t r = 0; r < count; ++r) block.copies[r * dim + d] = widen(rows[r][offset]);
-  }
 }
 
 template <class T>

@@ -9,11 +9,12 @@
 #include <stdint.h>
 
 #include "../rows.h"
+#include "int8_book.h"
 
 // Loops over a tile must be unrolled before the compiler decides what lives in registers: left to
 // itself, GCC unrolls them too late and sends every accumulator through the stack.
 #if defined(__GNUC__)
-#define VQVAE_FAST_UNROLL _Pragma("GCC unroll 8")
+#define VQVAE_FAST_UNROLL _Pragma("GCC unroll 16")
 // A function of its own: for a loop that needs all registers, and for what is rare and must not
 // take any from the loop beside it.
 #define VQVAE_FAST_ALONE __attribute__((noinline))
@@ -74,6 +75,7 @@ struct Engine {
 
 struct InstructionSet {
   const char* name;
+  const Int8Filters* filters;  // null where there are none
   Engine<float> f32;
   Engine<double> f64;
   Engine<BFloat16> bf16;
@@ -86,6 +88,7 @@ struct InstructionSet {
 };
 
 #ifdef VQVAE_FAST_X86
+extern const InstructionSet kAvx512Vnni;
 extern const InstructionSet kAvx512;
 extern const InstructionSet kAvx2;
 #endif

@@ -21,6 +21,11 @@ bool has(int leaf7_ebx_bits, unsigned long long xcr0_bits) {
   return (leaf7[1] & leaf7_ebx_bits) == leaf7_ebx_bits;
 }
 bool has_avx512() { return has((1 << 16) | (1 << 17) | (1 << 30) | int(1u << 31), 0xe6); }
+bool has_vnni() {
+  int leaf7[4];
+  __cpuidex(leaf7, 7, 0);
+  return has_avx512() && leaf7[2] & (1 << 11);
+}
 bool has_avx2() { return has(1 << 5, 0x6); }
 #elif defined(VQVAE_FAST_X86)
 bool has_avx512() {
@@ -28,6 +33,7 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("fma");
 }
+bool has_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 #endif
 
@@ -38,6 +44,7 @@ std::atomic<const InstructionSet*> selected{nullptr};
 std::vector<const InstructionSet*> available_instruction_sets() {
   std::vector<const InstructionSet*> sets;
 #ifdef VQVAE_FAST_X86
+  if (has_vnni()) sets.push_back(&kAvx512Vnni);
   if (has_avx512()) sets.push_back(&kAvx512);
   if (has_avx2()) sets.push_back(&kAvx2);
 #endif

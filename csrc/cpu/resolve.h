@@ -4,6 +4,7 @@
 #include <stdint.h>
 
 #include "../elements.h"
+#include "best.h"
 #include "block.h"
 #include "contract.h"
 #include "exact.h"
@@ -11,44 +12,6 @@
 
 namespace vqvae_fast {
 namespace {
-
-// The nearest code of a row so far. Which of a few candidates is nearest no predictor can know, so
-// offer() is arithmetic that no compiler turns into a branch: distances are not negative, and such
-// float64 numbers order as their bits do.
-class Best {
- public:
-  Best(double distance, int64_t index) : bits_(to_bits(distance)), index_(index) {}
-
-  void offer(double distance, int64_t index) {
-    const uint64_t bits = to_bits(distance);
-    take_if((bits < bits_) | ((bits == bits_) & (index < index_)), bits, index);
-  }
-
-  // The same for an index that is larger than all before.
-  void offer_later(double distance, int64_t index) {
-    const uint64_t bits = to_bits(distance);
-    take_if(bits < bits_, bits, index);
-  }
-
-  bool is_finite() const { return bits_ < to_bits(kInfinity); }  // nor NaN
-  double distance() const { return from_bits(bits_); }
-  int64_t index() const { return index_; }
-
-  void write(const Nearest& out, int64_t row) const {
-    out.distances[row] = distance();
-    out.indices[row] = index_;
-  }
-
- private:
-  void take_if(bool nearer, uint64_t bits, int64_t index) {
-    const uint64_t keep = uint64_t{nearer} - 1;  // all bits, or none
-    bits_ = (bits & ~keep) | (bits_ & keep);
-    index_ = int64_t((uint64_t(index) & ~keep) | (uint64_t(index_) & keep));
-  }
-
-  uint64_t bits_;
-  int64_t index_;
-};
 
 template <class Simd, class In>
 inline void measure_code(const PackedBook<In>& book, const Compute<In>* raw, int64_t k,

@@ -3,12 +3,13 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <memory>
-#include <new>
 #include <vector>
 
 #include "../elements.h"
+#include "aligned_buffer.h"
 #include "dispatch.h"
+#include "filter.h"
+#include "gather.h"
 
 namespace vqvae_fast {
 namespace {
@@ -17,15 +18,6 @@ namespace {
 // codebook to pack.
 constexpr double kSearchWork = 1 << 16;
 constexpr int64_t kPackWork = 1 << 13;
-
-struct FreeAligned {
-  void operator()(void* p) const { ::operator delete[](p, std::align_val_t{64}); }
-};
-using Buffer = std::unique_ptr<void, FreeAligned>;
-
-Buffer allocate(int64_t bytes) {
-  return Buffer(::operator new[](static_cast<size_t>(bytes), std::align_val_t{64}));
-}
 
 // A centre for the codebook: per dimension the median of a few codes spread over it. Any centre
 // is correct. A good one makes the numbers small and the error bound with them; the median stays
@@ -170,27 +162,6 @@ void choose_first_code(const Rows<const In>& z, const Codes<In>& codes, int64_t*
 }
 
 template <class In>
-void gather(const Codes<In>& codes, const int64_t* indices, const Rows<In>& out, int64_t first,
-            int64_t last) {
-  if (out.data == nullptr) return;  // the caller wants none
-  // Feature maps are written along their rows.
-  constexpr int64_t kBlock = 64;
-  for (int64_t begin = first; begin < last; begin += kBlock) {
-    const int64_t end = std::min(begin + kBlock, last);
-    const int64_t step = out.element_stride == 1 ? out.dim : 1;
-    for (int64_t from = 0; from < out.dim; from += step) {
-      for (int64_t n = begin; n < end; ++n) {
-        const In* code = codes.row(indices[n]);
-        In* row = out.row(n);
-        for (int64_t d = from; d < from + step; ++d) {
-          row[d * out.element_stride] = code[d * codes.element_stride];
-        }
-      }
-    }
-  }
-}
-
-template <class In>
 void search_rows(const Engine<In>& engine, const PackedBook<In>& book, const Rows<const In>& z,
                  int64_t* indices, Compute<In>* distances, const Rows<In>& quantized,
                  const ThreadPool& pool) {
@@ -233,6 +204,33 @@ void search_rows(const Engine<In>& engine, const PackedBook<In>& book, const Row
   gather(book.codes, indices, quantized, 0, z.count);
 }
 
+// Searches the listed rows: side by side, because a search takes rows that lie regularly.
+template <class In>
+void search_listed(const Engine<In>& engine, const PackedBook<In>& book, const Rows<const In>& z,
+                   const std::vector<int64_t>& listed, int64_t* indices, Compute<In>* distances,
+                   const Rows<In>& quantized, const ThreadPool& pool) {
+  constexpr int64_t kChunk = 8192;
+  const int64_t most = std::min<int64_t>(kChunk, listed.size());
+  std::vector<In> copies(most * z.dim);
+  std::vector<int64_t> found(most);
+  std::vector<Compute<In>> found_distances(most);
+  for (size_t first = 0; first < listed.size(); first += kChunk) {
+    const int64_t count = std::min<int64_t>(kChunk, listed.size() - first);
+    for (int64_t i = 0; i < count; ++i) {
+      const In* row = z.row(listed[first + i]);
+      for (int64_t d = 0; d < z.dim; ++d) copies[i * z.dim + d] = row[d * z.element_stride];
+    }
+    const Rows<const In> rows{copies.data(), count, z.dim, count, 0, z.dim, 1};
+    search_rows(engine, book, rows, found.data(), found_distances.data(), Rows<In>{}, pool);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t row = listed[first + i];
+      indices[row] = found[i];
+      distances[row] = found_distances[i];
+      gather(book.codes, indices, quantized, row, row + 1);
+    }
+  }
+}
+
 }  // namespace
 
 template <class In>
@@ -241,14 +239,26 @@ void search_codebook(const Rows<const In>& z, const Codes<In>& codes, int64_t* i
   if (z.count == 0) return;
   const double work = double(z.count) * double(codes.count) * double(z.dim);
   const ThreadPool workers{work < kSearchWork ? 1 : pool.num_threads, pool.run};
-  // One engine for the whole call, whatever another thread selects meanwhile.
-  const Engine<In>& engine = instruction_set().engine(static_cast<const In*>(nullptr));
+  // One instruction set for the whole call, whatever another thread selects meanwhile.
+  const InstructionSet& set = instruction_set();
+  const Engine<In>& engine = set.engine(static_cast<const In*>(nullptr));
+  std::vector<int64_t> left;
+  bool all_left = true;
+  if constexpr (has_filter<In>) {
+    if (set.filters != nullptr && filter_serves(z, codes, workers)) {
+      all_left = !filter_rows(*set.filters->filter(static_cast<const In*>(nullptr)), z, codes,
+                              indices, distances, quantized, workers, left);
+    }
+  }
+  if (!all_left && left.empty()) return;
   const OwnedBook<In> owned = pack_codebook(engine, codes, workers);
   if (owned.book.first_usable < 0) {
     choose_first_code(z, codes, indices, distances);
     gather(codes, indices, quantized, 0, z.count);
-  } else {
+  } else if (all_left) {
     search_rows(engine, owned.book, z, indices, distances, quantized, workers);
+  } else {
+    search_listed(engine, owned.book, z, left, indices, distances, quantized, workers);
   }
 }
 

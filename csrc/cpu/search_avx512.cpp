@@ -1,29 +1,11 @@
 // AVX-512: 32 registers hold 8 rows x 3 vectors of codes (24 accumulators) and the operands.
 #include <immintrin.h>
 
+#include "avx512_lanes.h"
 #include "search_kernel.h"
 
 namespace vqvae_fast {
 namespace {
-
-// Eight lanes of float64, for the exact distances.
-struct Avx512Lanes {
-  using Vec = __m512d;
-  static Vec zero() { return _mm512_setzero_pd(); }
-  static Vec broadcast(double v) { return _mm512_set1_pd(v); }
-  static Vec load(const float* p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
-  static Vec load(const double* p) { return _mm512_loadu_pd(p); }
-  static void store(float* p, Vec v) { _mm256_storeu_ps(p, _mm512_cvtpd_ps(v)); }
-  static void store(double* p, Vec v) { _mm512_storeu_pd(p, v); }
-  static Vec subtract(Vec a, Vec b) { return _mm512_sub_pd(a, b); }
-  static Vec multiply(Vec a, Vec b) { return _mm512_mul_pd(a, b); }
-  static Vec add_square(Vec sum, Vec v) { return _mm512_add_pd(sum, _mm512_mul_pd(v, v)); }
-  static double sum(Vec v) {
-    const __m256d m = _mm256_add_pd(_mm512_castpd512_pd256(v), _mm512_extractf64x4_pd(v, 1));
-    const __m128d n = _mm_add_pd(_mm256_castpd256_pd128(m), _mm256_extractf128_pd(m, 1));
-    return _mm_cvtsd_f64(_mm_add_sd(n, _mm_unpackhi_pd(n, n)));
-  }
-};
 
 struct Avx512Float {
   using T = float;
@@ -63,6 +45,10 @@ struct Avx512Double {
 
 }  // namespace
 
+extern const Int8Filters kInt8Filters;
+
+extern const InstructionSet kAvx512Vnni =
+    make_instruction_set<Avx512Float, Avx512Double>("avx512vnni", &kInt8Filters);
 extern const InstructionSet kAvx512 = make_instruction_set<Avx512Float, Avx512Double>("avx512");
 
 }  // namespace vqvae_fast

@@ -95,7 +95,7 @@ void search(const PackedBook<In>& book, const Rows<const In>& z, int64_t first_r
   Block<Simd> block(z.dim, last_panel - first_panel, scratch);
   for (int64_t row = first_row; row < last_row; row += block.rows) {
     const int64_t count = smaller(block.rows, last_row - row);
-    read_rows<Simd, In>(block, z, row, count);
+    read_rows(z, row, count, block.copies, block.raw);
     search_block<Simd, In>(block, book, count, first_panel, last_panel,
                            {out.indices + (row - first_row), out.distances + (row - first_row)});
   }
@@ -108,8 +108,9 @@ constexpr Engine<In> make_engine() {
 }
 
 template <class Simd32, class Simd64>
-constexpr InstructionSet make_instruction_set(const char* name) {
-  return {name, make_engine<Simd32, float>(), make_engine<Simd64, double>(),
+constexpr InstructionSet make_instruction_set(const char* name,
+                                              const Int8Filters* filters = nullptr) {
+  return {name, filters, make_engine<Simd32, float>(), make_engine<Simd64, double>(),
           make_engine<Simd32, BFloat16>(), make_engine<Simd32, Half>()};
 }
 

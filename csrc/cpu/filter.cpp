@@ -1,0 +1,142 @@
+#include "filter.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "../elements.h"
+#include "aligned_buffer.h"
+#include "gather.h"
+
+namespace vqvae_fast {
+namespace {
+
+// Fewer rows a thread do not pay for packing; fewer codes do not for what is done once a row.
+constexpr int64_t kFewestRows = 28;
+constexpr int64_t kFewestCodes = 256;
+constexpr int64_t kLargestDim = 4096;  // integers of 32 bits hold the scores
+// What codes may measure: the squares and units of such are ordinary numbers in float32.
+constexpr float kSmallest = 0x1p-40f, kLargest = 0x1p60f;
+// Elements of a codebook that a thread must have to pack before waking it pays.
+constexpr int64_t kPackWork = 1 << 13;
+constexpr int64_t kChunk = 224;  // rows between two looks at how it goes
+
+// A centre for the codebook: the mean of some codes spread over it. Any centre is correct. A good
+// one makes the numbers small and the bound tight.
+template <class In>
+std::vector<float> mean_code(const Codes<In>& codes) {
+  constexpr int64_t kSamples = 64;
+  const int64_t samples = std::min(codes.count, kSamples);
+  std::vector<float> mean(codes.dim), sample(codes.dim);
+  float count = 0;
+  for (int64_t s = 0; s < samples; ++s) {
+    const In* code = codes.row(part_begin(codes.count, samples, s));
+    bool finite = true;
+    for (int64_t d = 0; d < codes.dim; ++d) {
+      sample[d] = widen(code[d * codes.element_stride]);
+      finite &= std::isfinite(sample[d]);
+    }
+    if (!finite) continue;
+    ++count;
+    for (int64_t d = 0; d < codes.dim; ++d) mean[d] += sample[d];
+  }
+  for (float& m : mean) m /= std::max(count, 1.0f);
+  return mean;
+}
+
+template <class In>
+struct OwnedInt8Book {
+  Int8Book<In> book;
+  std::vector<float> centre;
+  Buffer panels;
+  Buffer half_norm;
+};
+
+// False where the codebook's values do not suit integers.
+template <class In>
+bool pack_book(const Int8Filter<In>& filter, const Codes<In>& codes, const ThreadPool& pool,
+               OwnedInt8Book<In>& owned) {
+  Int8Book<In>& book = owned.book;
+  owned.centre = mean_code(codes);
+  book.codes = codes;
+  book.num_groups = (codes.count + kInt8GroupCodes - 1) / kInt8GroupCodes;
+  book.centre = owned.centre.data();
+  const int64_t parts = std::clamp<int64_t>(codes.count * codes.dim / kPackWork, 1,
+                                            std::min(pool.num_threads, book.num_groups));
+  std::vector<float> magnitudes(parts);
+  pool.run(parts, [&](int64_t i) {
+    magnitudes[i] =
+        filter.largest_magnitude(codes, book.centre, part_begin(codes.count, parts, i),
+                                 part_begin(codes.count, parts, i + 1));
+  });
+  const float largest = *std::max_element(magnitudes.begin(), magnitudes.end());
+  if (!(largest >= kSmallest && largest <= kLargest)) return false;
+  book.unit = largest / 127;
+  owned.panels = allocate(book.num_groups * 2 * book.panel_bytes());
+  owned.half_norm = allocate(book.num_groups * kInt8GroupCodes * int64_t{sizeof(float)});
+  book.panels = static_cast<uint8_t*>(owned.panels.get());
+  book.half_norm = static_cast<float*>(owned.half_norm.get());
+  std::vector<Int8Range> ranges(parts);
+  pool.run(parts, [&](int64_t i) {
+    ranges[i] = filter.pack(book, part_begin(book.num_groups, parts, i),
+                            part_begin(book.num_groups, parts, i + 1));
+  });
+  book.max_norm = book.max_error = 0;
+  for (const Int8Range& range : ranges) {
+    book.max_norm = std::max(book.max_norm, range.max_norm);
+    book.max_error = std::max(book.max_error, range.max_error);
+  }
+  return book.max_norm > 0;
+}
+
+}  // namespace
+
+template <class In>
+bool filter_serves(const Rows<const In>& z, const Codes<In>& codes, const ThreadPool& pool) {
+  return z.count >= kFewestRows * pool.num_threads && codes.count >= kFewestCodes &&
+         z.dim <= kLargestDim;
+}
+
+template <class In>
+bool filter_rows(const Int8Filter<In>& filter, const Rows<const In>& z, const Codes<In>& codes,
+                 int64_t* indices, float* distances, const Rows<In>& quantized,
+                 const ThreadPool& pool, std::vector<int64_t>& left) {
+  OwnedInt8Book<In> owned;
+  if (!pack_book(filter, codes, pool, owned)) return false;
+  const int64_t parts = pool.num_threads;
+  std::vector<std::vector<int64_t>> left_of(parts);
+  pool.run(parts, [&](int64_t part) {
+    const Buffer scratch = allocate(filter.scratch_bytes(z.dim));
+    std::vector<int64_t>& mine = left_of[part];
+    const int64_t begin = part_begin(z.count, parts, part);
+    const int64_t end = part_begin(z.count, parts, part + 1);
+    double exact[kChunk];
+    int64_t unsettled[kChunk];
+    for (int64_t row = begin; row < end; row += kChunk) {
+      const int64_t last = std::min(row + kChunk, end);
+      // Where most rows are left, the filter is but a detour.
+      if (int64_t(mine.size()) * 4 > (row - begin) + kChunk) {
+        for (int64_t r = row; r < end; ++r) mine.push_back(r);
+        break;
+      }
+      const int64_t count = filter.search(owned.book, z, row, last, scratch.get(), indices + row,
+                                          exact, unsettled);
+      for (int64_t r = row; r < last; ++r) distances[r] = float(exact[r - row]);
+      for (int64_t i = 0; i < count; ++i) indices[unsettled[i]] = 0;  // until it is known
+      gather(codes, indices, quantized, row, last);
+      mine.insert(mine.end(), unsettled, unsettled + count);
+    }
+  });
+  for (const auto& mine : left_of) left.insert(left.end(), mine.begin(), mine.end());
+  return true;
+}
+
+#define VQVAE_FAST_INSTANTIATE(In)                                                             \
+  template bool filter_serves(const Rows<const In>&, const Codes<In>&, const ThreadPool&);     \
+  template bool filter_rows(const Int8Filter<In>&, const Rows<const In>&, const Codes<In>&,    \
+                            int64_t*, float*, const Rows<In>&, const ThreadPool&,              \
+                            std::vector<int64_t>&)
+VQVAE_FAST_INSTANTIATE(float);
+VQVAE_FAST_INSTANTIATE(BFloat16);
+VQVAE_FAST_INSTANTIATE(Half);
+
+}  // namespace vqvae_fast

@@ -1,0 +1,44 @@
+// The rows of a block as they are: what candidates are measured against.
+#pragma once
+
+#include <stdint.h>
+
+#include "../elements.h"
+#include "contract.h"
+
+namespace vqvae_fast {
+namespace {
+
+constexpr int64_t kMaxRows = 128;  // of a block: more would push their best out of the cache
+
+// Finds rows [first, first + count): in place, or widened and side by side in `copies`
+// ([count][D]), which is not touched otherwise. raw: [count].
+template <class In>
+void read_rows(const Rows<const In>& z, int64_t first, int64_t count, Compute<In>* copies,
+               const Compute<In>** raw) {
+  const int64_t dim = z.dim;
+  if constexpr (sizeof(In) == sizeof(Compute<In>)) {
+    if (z.element_stride == 1) {
+      for (int64_t r = 0; r < count; ++r) raw[r] = z.row(first + r);
+      return;
+    }
+  }
+  const In* rows[kMaxRows];
+  for (int64_t r = 0; r < count; ++r) {
+    rows[r] = z.row(first + r);
+    raw[r] = copies + r * dim;
+  }
+  if (z.element_stride == 1) {
+    for (int64_t r = 0; r < count; ++r) {
+      for (int64_t d = 0; d < dim; ++d) copies[r * dim + d] = widen(rows[r][d]);
+    }
+    return;
+  }
+  for (int64_t d = 0; d < dim; ++d) {  // feature maps lie along their rows
+    const int64_t offset = d * z.element_stride;
+    for (int64_t r = 0; r < count; ++r) copies[r * dim + d] = widen(rows[r][offset]);
+  }
+}
+
+}  // namespace
+}  // namespace vqvae_fast
