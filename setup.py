@@ -34,7 +34,7 @@ else:
     # What these two do in vectors they say; what the compiler pairs up beside it (the addresses of
     # three codes, say) goes through memory and costs more than it saves.
     NAMED_VECTORS = ["-fno-tree-slp-vectorize"]
-    AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
+    AVX512 = ["-mavx512f", "-mf16c", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
     ISA_FLAGS = {
         "avx512vnni": [*AVX512, "-mavx512vnni", *NAMED_VECTORS],
         "avx512": [*AVX512, *NAMED_VECTORS],

@@ -37,9 +37,9 @@ VQVAE_FAST_INLINE float widen(Half value) {
   return from_bits(to_bits(scaled) | special | sign);
 }
 
-inline int lowest_bit(uint32_t bits) {
+inline int lowest_bit(uint64_t bits) {
 #if defined(__GNUC__)
-  return __builtin_ctz(bits);
+  return __builtin_ctzll(bits);
 #else
   int bit = 0;
   while (!(bits >> bit & 1)) ++bit;

@@ -3,6 +3,8 @@
 
 #include <immintrin.h>
 
+#include "../rows.h"
+
 namespace vqvae_fast {
 namespace {
 
@@ -12,6 +14,13 @@ struct Avx512Lanes {
   static Vec broadcast(double v) { return _mm512_set1_pd(v); }
   static Vec load(const float* p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
   static Vec load(const double* p) { return _mm512_loadu_pd(p); }
+  static Vec load(const BFloat16* p) {
+    const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return _mm512_cvtps_pd(_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16)));
+  }
+  static Vec load(const Half* p) {
+    return _mm512_cvtps_pd(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
   static void store(float* p, Vec v) { _mm256_storeu_ps(p, _mm512_cvtpd_ps(v)); }
   static void store(double* p, Vec v) { _mm512_storeu_pd(p, v); }
   static Vec subtract(Vec a, Vec b) { return _mm512_sub_pd(a, b); }

@@ -13,7 +13,7 @@ namespace {
 // Eight neighbouring elements as float64 lanes, for which each instruction set has a type Doubles.
 template <class Doubles, class In>
 inline typename Doubles::Vec load_lanes(const In* p) {
-  if constexpr (sizeof(In) == sizeof(Compute<In>)) {
+  if constexpr (requires { Doubles::load(p); }) {
     return Doubles::load(p);
   } else {
     Compute<In> lanes[8];

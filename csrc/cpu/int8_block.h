@@ -20,6 +20,8 @@ constexpr int64_t kInt8TileRows = 14;
 constexpr int64_t kInt8BlockRows = 4 * kInt8TileRows;
 constexpr int64_t kInt8PassGroups = 64;  // groups between two measurements
 constexpr int64_t kInt8Lanes = 16;
+constexpr int64_t kInt8LaneCodes = kInt8GroupCodes / kInt8Lanes;
+constexpr int64_t kInt8MaxListed = kInt8PassGroups / 2 + 1;  // candidates of a row and pass
 
 // Scores are integers of 32 bits. Those of usable codes stay above kNoScore, whatever the row;
 // those of padding and of codes that are not finite start at kUnusable and stay below it.
@@ -32,6 +34,16 @@ constexpr int64_t kInt8MaxDim = 4096;     // 127 * 255 * kInt8MaxDim < 2^27.. of
 constexpr float kInt8Largest = 0x1p60f;
 
 enum class Int8Row : int32_t { kOpen, kGivenUp };
+
+// The codes of a group that share a lane, to be measured against a row of the block.
+struct Int8Candidate {
+  int32_t row;
+  int32_t place;  // group in the pass * 16 + lane
+
+  int64_t first_code(int64_t first_group) const {
+    return (first_group + place / kInt8Lanes) * kInt8GroupCodes + place % kInt8Lanes;
+  }
+};
 
 // The memory of one thread, in one piece.
 struct Int8Block {
@@ -47,6 +59,9 @@ struct Int8Block {
   int32_t* top;       // [rows]: the best of a pass
   int32_t* top_place; // [rows]: its group in the pass and its lane, as group * 16 + lane
   int32_t* bound;     // [rows]: the score below which a code cannot be the nearest
+  uint16_t* lanes;    // [rows][groups of a pass]: the lanes that reach it, as bits
+  Int8Candidate* listed;
+  double* measured;  // [listed][4]: their distances
 
   Int8Block(int64_t dim, void* scratch) {
     at_ = begin_ = reinterpret_cast<uintptr_t>(scratch);
@@ -62,6 +77,9 @@ struct Int8Block {
     top = take<int32_t>(kInt8BlockRows);
     top_place = take<int32_t>(kInt8BlockRows);
     bound = take<int32_t>(kInt8BlockRows);
+    lanes = take<uint16_t>(kInt8BlockRows * kInt8PassGroups);
+    listed = take<Int8Candidate>(kInt8BlockRows * kInt8MaxListed + 1);
+    measured = take<double>(kInt8BlockRows * kInt8MaxListed * kInt8LaneCodes);
   }
 
   int64_t bytes() const { return int64_t(at_ - begin_); }

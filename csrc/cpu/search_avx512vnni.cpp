@@ -25,7 +25,7 @@ inline void add_products(__m512i& sum, __m512i codes, __m512i row) {
 
 // Scores of a tile of rows against one panel; keeps the best of each lane in best[row * 16].
 template <bool kFirstPanel>
-inline void score_tile(const int32_t* rows, const uint8_t* panel, const float* half_norm,
+VQVAE_FAST_INLINE void score_tile(const int32_t* rows, const uint8_t* panel, const float* half_norm,
                        float ratio, int64_t words, int32_t* best) {
   __m512i scores[kInt8TileRows][2];
   VQVAE_FAST_UNROLL
@@ -108,65 +108,101 @@ VQVAE_FAST_ALONE void find_tops(const Int8Block& block, int64_t count, int64_t g
   }
 }
 
-// The four codes of a lane of a group lie 16 apart. Behind the last code there is padding; to take
-// the last code twice does no harm, nor does one that is not finite: it is never nearer.
-template <class In>
-inline void measure_place(const Codes<In>& codes, const float* raw, int64_t first_group,
-                          int32_t place, Best& best) {
-  const int64_t first = (first_group + place / kInt8Lanes) * kInt8GroupCodes + place % kInt8Lanes;
-  const In* code[4];
-  double distances[4];
-  VQVAE_FAST_UNROLL
-  for (int j = 0; j < 4; ++j) code[j] = codes.row(smaller(first + 16 * j, codes.count - 1));
-  measure<Avx512Lanes>(raw, code, codes.element_stride, codes.dim, distances);
-  VQVAE_FAST_UNROLL
-  for (int j = 0; j < 4; ++j) best.offer(distances[j], smaller(first + 16 * j, codes.count - 1));
+// The codes of a lane of a group lie 16 apart. Behind the last code there is padding; to take the
+// last code twice does no harm, nor does one that is not finite: it is never nearer.
+inline int64_t code_of(int64_t first, int j, int64_t last_code) {
+  return smaller(first + 16 * j, last_code);
 }
 
+// Measures the listed lanes of groups. All are measured before any is decided: the latencies of
+// one overlap with the next.
 template <class In>
-VQVAE_FAST_ALONE void measure_tops(const Int8Block& block, const Int8Book<In>& book, int64_t count,
-                                   int64_t first_group, Nearest out) {
-  for (int64_t r = 0; r < count; ++r) {
-    if (block.kind[r] != Int8Row::kOpen || block.top[r] < block.bound[r]) continue;
-    Best best{out.distances[r], out.indices[r]};
-    measure_place(book.codes, block.raw[r], first_group, block.top_place[r], best);
-    best.write(out, r);
+VQVAE_FAST_ALONE void measure_listed(const Int8Block& block, const Codes<In>& codes,
+                                     int64_t first_group, int64_t num_listed) {
+  const Codes<In> local = codes;  // in registers: the compiler cannot know that nobody writes to it
+  for (int64_t i = 0; i < num_listed; ++i) {
+    const Int8Candidate listed = block.listed[i];
+    const int64_t first = listed.first_code(first_group);
+    const In* code[kInt8LaneCodes];
+    VQVAE_FAST_UNROLL
+    for (int j = 0; j < kInt8LaneCodes; ++j) {
+      code[j] = local.row(code_of(first, j, local.count - 1));
+    }
+    measure<Avx512Lanes>(block.raw[listed.row], code, local.element_stride, local.dim,
+                         block.measured + i * kInt8LaneCodes);
   }
 }
 
-// Measures whatever else reaches the bound. A row with too much of it is given up: float32 is
-// quicker there.
-template <class In>
-VQVAE_FAST_ALONE void measure_others(const Int8Block& block, const Int8Book<In>& book,
-                                     int64_t count, int64_t first_group, int64_t groups,
-                                     Nearest out) {
+// Lets the nearest of them win.
+VQVAE_FAST_ALONE void offer_listed(const Int8Block& block, int64_t last_code, int64_t first_group,
+                                   int64_t num_listed, Nearest out) {
+  const double* distances = block.measured;
+  for (int64_t i = 0; i < num_listed; ++i, distances += kInt8LaneCodes) {
+    const Int8Candidate listed = block.listed[i];
+    const int64_t first = listed.first_code(first_group);
+    Best nearest{distances[0], 0};
+    VQVAE_FAST_UNROLL
+    for (int j = 1; j < kInt8LaneCodes; ++j) nearest.offer_later(distances[j], j);
+    Best best{out.distances[listed.row], out.indices[listed.row]};
+    best.offer(nearest.distance(), code_of(first, int(nearest.index()), last_code));
+    best.write(out, listed.row);
+  }
+}
+
+// Lists the lane of each row's best score, if that may win.
+inline int64_t list_tops(const Int8Block& block, int64_t count) {
+  int64_t listed = 0;
+  for (int64_t r = 0; r < count; ++r) {
+    block.listed[listed] = {int32_t(r), block.top_place[r]};
+    listed += block.kind[r] == Int8Row::kOpen && block.top[r] >= block.bound[r];
+  }
+  return listed;
+}
+
+// Lists whatever else reaches the bound. A row with too much of it is given up: float32 is quicker
+// there.
+VQVAE_FAST_ALONE int64_t list_others(const Int8Block& block, int64_t count, int64_t groups) {
   static_assert(kInt8PassGroups == 64, "a bit of a word for each group");
   for (int64_t r = 0; r < count; ++r) {
-    if (block.kind[r] != Int8Row::kOpen || block.top[r] < block.bound[r]) continue;
+    if (block.top[r] < block.bound[r]) continue;
     const __m512i bound = _mm512_set1_epi32(block.bound[r]);
     const int32_t* score = block.best + r * kInt8Lanes;
-    alignas(64) uint16_t lanes[kInt8PassGroups] = {};
+    uint16_t* lanes = block.lanes + r * kInt8PassGroups;
     for (int64_t g = 0; g < groups; ++g) {
       lanes[g] = _mm512_cmpge_epi32_mask(_mm512_loadu_si512(score), bound);
       score += kInt8BlockRows * kInt8Lanes;
     }
-    lanes[block.top_place[r] / kInt8Lanes] &= uint16_t(~(1u << block.top_place[r] % kInt8Lanes));
-    const __m512i first_half = _mm512_load_si512(lanes);
-    const __m512i second_half = _mm512_load_si512(lanes + 32);
-    uint64_t some = uint64_t{_mm512_test_epi16_mask(first_half, first_half)} |
-                    uint64_t{_mm512_test_epi16_mask(second_half, second_half)} << 32;
-    Best best{out.distances[r], out.indices[r]};
-    int64_t measured = 0;
-    for (; some != 0; some &= some - 1) {
-      const int g = __builtin_ctzll(some);
-      for (uint32_t of = lanes[g]; of != 0; of &= of - 1, ++measured) {
-        if (measured > groups / 2) break;
-        measure_place(book.codes, block.raw[r], first_group,
-                      int32_t(g * kInt8Lanes + lowest_bit(of)), best);
+  }
+  const int64_t most = groups > 16 ? groups / 2 : 8;
+  const uint64_t all = ~uint64_t{0} >> (kInt8PassGroups - groups);
+  int64_t num_listed = 0;
+  for (int64_t r = 0; r < count; ++r) {
+    if (block.kind[r] != Int8Row::kOpen || block.top[r] < block.bound[r]) continue;
+    const uint16_t* lanes = block.lanes + r * kInt8PassGroups;
+    const __m512i low = _mm512_loadu_si512(lanes), high = _mm512_loadu_si512(lanes + 32);
+    uint64_t some = (uint64_t{_mm512_test_epi16_mask(low, low)} |
+                     uint64_t{_mm512_test_epi16_mask(high, high)} << 32) & all;
+    const int64_t before = num_listed;
+    for (; some != 0 && num_listed - before <= most; some &= some - 1) {
+      const int g = lowest_bit(some);
+      for (uint32_t of = lanes[g]; of != 0 && num_listed - before <= most; of &= of - 1) {
+        const int32_t place = int32_t(g * kInt8Lanes + lowest_bit(of));
+        block.listed[num_listed] = {int32_t(r), place};
+        num_listed += place != block.top_place[r];  // that one is measured
       }
     }
-    if (measured > groups / 2) block.kind[r] = Int8Row::kGivenUp;
-    best.write(out, r);
+    if (num_listed - before > most) {
+      block.kind[r] = Int8Row::kGivenUp;
+      num_listed = before;
+    }
+  }
+  return num_listed;
+}
+
+inline void raise_bounds(const Int8Block& block, const Int8Bound& bound, int64_t count,
+                         Nearest out) {
+  for (int64_t r = 0; r < count; ++r) {
+    if (out.indices[r] != kNoCode) block.bound[r] = bound(block, r, out.distances[r]);
   }
 }
 
@@ -188,14 +224,14 @@ void search_block(const Int8Block& block, const Int8Book<In>& book, int64_t coun
                   block.best + g * kInt8BlockRows * kInt8Lanes);
     }
     find_tops(block, count, groups);
-    measure_tops(block, book, count, first, out);
-    for (int64_t r = 0; r < count; ++r) {
-      if (out.indices[r] != kNoCode) block.bound[r] = bound(block, r, out.distances[r]);
-    }
-    measure_others(block, book, count, first, groups, out);
-    for (int64_t r = 0; r < count; ++r) {
-      if (out.indices[r] != kNoCode) block.bound[r] = bound(block, r, out.distances[r]);
-    }
+    int64_t listed = list_tops(block, count);
+    measure_listed(block, book.codes, first, listed);
+    offer_listed(block, book.codes.count - 1, first, listed, out);
+    raise_bounds(block, bound, count, out);
+    listed = list_others(block, count, groups);
+    measure_listed(block, book.codes, first, listed);
+    offer_listed(block, book.codes.count - 1, first, listed, out);
+    raise_bounds(block, bound, count, out);
   }
 }
 

@@ -19,9 +19,11 @@ struct PortableLanes {
   static Vec broadcast(double value) {
     return each([=](int) { return value; });
   }
-  template <class T>
-  static Vec load(const T* p) {
+  static Vec load(const float* p) {
     return each([=](int i) { return double(p[i]); });
+  }
+  static Vec load(const double* p) {
+    return each([=](int i) { return p[i]; });
   }
   template <class T>
   static void store(T* p, const Vec& v) {
