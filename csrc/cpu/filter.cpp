@@ -10,10 +10,13 @@
 namespace vqvae_fast {
 namespace {
 
-// Fewer rows a thread do not pay for packing; fewer codes do not for what is done once a row.
+// Fewer rows a thread do not pay for packing, smaller codebooks do not for what is done once a row.
 constexpr int64_t kFewestRows = 28;
 constexpr int64_t kFewestCodes = 256;
-constexpr int64_t kLargestDim = 4096;  // integers of 32 bits hold the scores
+constexpr int64_t kFewestElements = 1 << 14;
+// Short codes lie so close that integers cannot tell them apart; scores of longer ones would not
+// fit 32 bits.
+constexpr int64_t kSmallestDim = 8, kLargestDim = 4096;
 // What codes may measure: the squares and units of such are ordinary numbers in float32.
 constexpr float kSmallest = 0x1p-40f, kLargest = 0x1p60f;
 // Elements of a codebook that a thread must have to pack before waking it pays.
@@ -93,6 +96,7 @@ bool pack_book(const Int8Filter<In>& filter, const Codes<In>& codes, const Threa
 template <class In>
 bool filter_serves(const Rows<const In>& z, const Codes<In>& codes, const ThreadPool& pool) {
   return z.count >= kFewestRows * pool.num_threads && codes.count >= kFewestCodes &&
+         codes.count * codes.dim >= kFewestElements && z.dim >= kSmallestDim &&
          z.dim <= kLargestDim;
 }
 

@@ -21,7 +21,7 @@ constexpr int64_t kInt8BlockRows = 4 * kInt8TileRows;
 constexpr int64_t kInt8PassGroups = 64;  // groups between two measurements
 constexpr int64_t kInt8Lanes = 16;
 constexpr int64_t kInt8LaneCodes = kInt8GroupCodes / kInt8Lanes;
-constexpr int64_t kInt8MaxListed = kInt8PassGroups / 2 + 1;  // candidates of a row and pass
+constexpr int64_t kInt8MaxListed = kInt8PassGroups / 2 + 3;  // candidates of a row and pass
 
 // Scores are integers of 32 bits. Those of usable codes stay above kNoScore, whatever the row;
 // those of padding and of codes that are not finite start at kUnusable and stay below it.

@@ -161,7 +161,8 @@ inline int64_t list_tops(const Int8Block& block, int64_t count) {
 
 // Lists whatever else reaches the bound. A row with too much of it is given up: float32 is quicker
 // there.
-VQVAE_FAST_ALONE int64_t list_others(const Int8Block& block, int64_t count, int64_t groups) {
+VQVAE_FAST_ALONE int64_t list_others(const Int8Block& block, int64_t count, int64_t groups,
+                                     int64_t dim) {
   static_assert(kInt8PassGroups == 64, "a bit of a word for each group");
   for (int64_t r = 0; r < count; ++r) {
     if (block.top[r] < block.bound[r]) continue;
@@ -173,7 +174,7 @@ VQVAE_FAST_ALONE int64_t list_others(const Int8Block& block, int64_t count, int6
       score += kInt8BlockRows * kInt8Lanes;
     }
   }
-  const int64_t most = groups > 16 ? groups / 2 : 8;
+  const int64_t most = 2 + groups * dim / (2 * (dim + 24));
   const uint64_t all = ~uint64_t{0} >> (kInt8PassGroups - groups);
   int64_t num_listed = 0;
   for (int64_t r = 0; r < count; ++r) {
@@ -228,7 +229,7 @@ void search_block(const Int8Block& block, const Int8Book<In>& book, int64_t coun
     measure_listed(block, book.codes, first, listed);
     offer_listed(block, book.codes.count - 1, first, listed, out);
     raise_bounds(block, bound, count, out);
-    listed = list_others(block, count, groups);
+    listed = list_others(block, count, groups, book.codes.dim);
     measure_listed(block, book.codes, first, listed);
     offer_listed(block, book.codes.count - 1, first, listed, out);
     raise_bounds(block, bound, count, out);
