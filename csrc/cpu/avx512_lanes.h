@@ -15,7 +15,8 @@ struct Avx512Lanes {
   static Vec load(const float* p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
   static Vec load(const double* p) { return _mm512_loadu_pd(p); }
   static Vec load(const BFloat16* p) {
-    const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    const __m256i bits =
+        _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     return _mm512_cvtps_pd(_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16)));
   }
   static Vec load(const Half* p) {

@@ -6,6 +6,7 @@
 #include "../elements.h"
 #include "../score_bound.h"
 #include "contract.h"
+#include "exact.h"
 
 namespace vqvae_fast {
 namespace {
@@ -47,6 +48,14 @@ class Best {
   uint64_t bits_;
   int64_t index_;
 };
+
+template <class Simd, class In>
+inline void measure_code(const Codes<In>& codes, const Compute<In>* raw, int64_t k, Best& best) {
+  const In* const code[] = {codes.row(k)};
+  double distance;
+  measure<typename Simd::Doubles>(raw, code, codes.element_stride, codes.dim, &distance);
+  best.offer(distance, k);
+}
 
 }  // namespace
 }  // namespace vqvae_fast

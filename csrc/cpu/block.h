@@ -12,7 +12,7 @@
 namespace vqvae_fast {
 namespace {
 
-constexpr int64_t kAlignment = 64;  // a cache line, and the widest vector
+constexpr int64_t kAlignment = 64;     // a cache line, and the widest vector
 constexpr int64_t kPassPanels = 1024;  // panels between two measurements: bounds what is remembered
 
 // Long rows share a panel among more of them, because the panel then comes from further away; in

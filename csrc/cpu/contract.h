@@ -71,6 +71,11 @@ struct Engine {
   void (*search)(const PackedBook<In>& book, const Rows<const In>& z, int64_t first_row,
                  int64_t last_row, int64_t first_panel, int64_t last_panel, void* scratch,
                  Nearest out);
+  // The same of a few rows without a packed book, for codes whose elements are neighbours; the
+  // scratch is for that many codes. False where `search` must serve.
+  int64_t (*few_rows_scratch_bytes)(int64_t dim, int64_t num_codes);
+  bool (*search_few_rows)(const Codes<In>& codes, const Rows<const In>& z, int64_t first_code,
+                          int64_t last_code, void* scratch, Nearest out);
 };
 
 struct InstructionSet {

@@ -10,8 +10,7 @@
 namespace vqvae_fast {
 namespace {
 
-// Fewer rows a thread do not pay for packing, smaller codebooks do not for what is done once a row.
-constexpr int64_t kFewestRows = 28;
+// Smaller codebooks do not pay for what is done once a row.
 constexpr int64_t kFewestCodes = 256;
 constexpr int64_t kFewestElements = 1 << 14;
 // Short codes lie so close that integers cannot tell them apart; scores of longer ones would not
@@ -22,6 +21,8 @@ constexpr float kSmallest = 0x1p-40f, kLargest = 0x1p60f;
 // Elements of a codebook that a thread must have to pack before waking it pays.
 constexpr int64_t kPackWork = 1 << 13;
 constexpr int64_t kChunk = 224;  // rows between two looks at how it goes
+
+int64_t num_tiles(int64_t rows) { return (rows + kInt8TileRows - 1) / kInt8TileRows; }
 
 // A centre for the codebook: the mean of some codes spread over it. Any centre is correct. A good
 // one makes the numbers small and the bound tight.
@@ -67,9 +68,8 @@ bool pack_book(const Int8Filter<In>& filter, const Codes<In>& codes, const Threa
                                             std::min(pool.num_threads, book.num_groups));
   std::vector<float> magnitudes(parts);
   pool.run(parts, [&](int64_t i) {
-    magnitudes[i] =
-        filter.largest_magnitude(codes, book.centre, part_begin(codes.count, parts, i),
-                                 part_begin(codes.count, parts, i + 1));
+    magnitudes[i] = filter.largest_magnitude(codes, book.centre, part_begin(codes.count, parts, i),
+                                             part_begin(codes.count, parts, i + 1));
   });
   const float largest = *std::max_element(magnitudes.begin(), magnitudes.end());
   if (!(largest >= kSmallest && largest <= kLargest)) return false;
@@ -95,7 +95,8 @@ bool pack_book(const Int8Filter<In>& filter, const Codes<In>& codes, const Threa
 
 template <class In>
 bool filter_serves(const Rows<const In>& z, const Codes<In>& codes, const ThreadPool& pool) {
-  return z.count >= kFewestRows * pool.num_threads && codes.count >= kFewestCodes &&
+  // float32 divides the codes too where there are fewer tiles than threads.
+  return 2 * num_tiles(z.count) >= pool.num_threads && codes.count >= kFewestCodes &&
          codes.count * codes.dim >= kFewestElements && z.dim >= kSmallestDim &&
          z.dim <= kLargestDim;
 }
@@ -106,10 +107,10 @@ bool filter_rows(const Int8Filter<In>& filter, const Rows<const In>& z, const Co
                  const ThreadPool& pool, std::vector<int64_t>& left) {
   OwnedInt8Book<In> owned;
   if (!pack_book(filter, codes, pool, owned)) return false;
-  const int64_t parts = pool.num_threads;
+  const int64_t parts = std::min(pool.num_threads, num_tiles(z.count));
   std::vector<std::vector<int64_t>> left_of(parts);
   pool.run(parts, [&](int64_t part) {
-    const Buffer scratch = allocate(filter.scratch_bytes(z.dim));
+    const Buffer scratch = allocate(filter.scratch_bytes(z.dim, owned.book.num_groups));
     std::vector<int64_t>& mine = left_of[part];
     const int64_t begin = part_begin(z.count, parts, part);
     const int64_t end = part_begin(z.count, parts, part + 1);
@@ -122,8 +123,8 @@ bool filter_rows(const Int8Filter<In>& filter, const Rows<const In>& z, const Co
         for (int64_t r = row; r < end; ++r) mine.push_back(r);
         break;
       }
-      const int64_t count = filter.search(owned.book, z, row, last, scratch.get(), indices + row,
-                                          exact, unsettled);
+      const int64_t count =
+          filter.search(owned.book, z, row, last, scratch.get(), indices + row, exact, unsettled);
       for (int64_t r = row; r < last; ++r) distances[r] = float(exact[r - row]);
       for (int64_t i = 0; i < count; ++i) indices[unsettled[i]] = 0;  // until it is known
       gather(codes, indices, quantized, row, last);
@@ -134,10 +135,10 @@ bool filter_rows(const Int8Filter<In>& filter, const Rows<const In>& z, const Co
   return true;
 }
 
-#define VQVAE_FAST_INSTANTIATE(In)                                                             \
-  template bool filter_serves(const Rows<const In>&, const Codes<In>&, const ThreadPool&);     \
-  template bool filter_rows(const Int8Filter<In>&, const Rows<const In>&, const Codes<In>&,    \
-                            int64_t*, float*, const Rows<In>&, const ThreadPool&,              \
+#define VQVAE_FAST_INSTANTIATE(In)                                                          \
+  template bool filter_serves(const Rows<const In>&, const Codes<In>&, const ThreadPool&);  \
+  template bool filter_rows(const Int8Filter<In>&, const Rows<const In>&, const Codes<In>&, \
+                            int64_t*, float*, const Rows<In>&, const ThreadPool&,           \
                             std::vector<int64_t>&)
 VQVAE_FAST_INSTANTIATE(float);
 VQVAE_FAST_INSTANTIATE(BFloat16);

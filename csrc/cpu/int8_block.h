@@ -16,12 +16,10 @@
 namespace vqvae_fast {
 namespace {
 
-constexpr int64_t kInt8TileRows = 14;
 constexpr int64_t kInt8BlockRows = 4 * kInt8TileRows;
 constexpr int64_t kInt8PassGroups = 64;  // groups between two measurements
 constexpr int64_t kInt8Lanes = 16;
 constexpr int64_t kInt8LaneCodes = kInt8GroupCodes / kInt8Lanes;
-constexpr int64_t kInt8MaxListed = kInt8PassGroups / 2 + 3;  // candidates of a row and pass
 
 // Scores are integers of 32 bits. Those of usable codes stay above kNoScore, whatever the row;
 // those of padding and of codes that are not finite start at kUnusable and stay below it.
@@ -45,25 +43,32 @@ struct Int8Candidate {
   }
 };
 
+// Candidates that a row may have in a pass of so many groups. To measure more would cost more than
+// a quarter of what the row costs in float32.
+inline int64_t most_listed(int64_t dim, int64_t groups) {
+  return 2 + groups * dim / (2 * (dim + 24));
+}
+
 // The memory of one thread, in one piece.
 struct Int8Block {
-  float* copies;      // [rows][D]: the rows, where they cannot be read in place
-  const float** raw;  // [rows]: the rows as they are
-  int32_t* rows;      // [tiles][words][14]: quantized, four dimensions to a word
-  float* ratio;       // [tiles]: units of a score in 1
-  double* norm;       // [rows]: |z - centre|
-  double* error;      // [rows]: |z - centre - unit q|, at most
-  int32_t* bias;      // [rows]: what adding 128 to the codes adds to a row's scores
-  Int8Row* kind;      // [rows]
-  int32_t* best;      // [groups of a pass][rows][lanes]: the best score of a lane's four codes
-  int32_t* top;       // [rows]: the best of a pass
-  int32_t* top_place; // [rows]: its group in the pass and its lane, as group * 16 + lane
-  int32_t* bound;     // [rows]: the score below which a code cannot be the nearest
-  uint16_t* lanes;    // [rows][groups of a pass]: the lanes that reach it, as bits
+  float* copies;       // [rows][D]: the rows, where they cannot be read in place
+  const float** raw;   // [rows]: the rows as they are
+  int32_t* rows;       // [tiles][words][14]: quantized, four dimensions to a word
+  float* ratio;        // [tiles]: units of a score in 1
+  double* norm;        // [rows]: |z - centre|
+  double* error;       // [rows]: |z - centre - unit q|, at most
+  int32_t* bias;       // [rows]: what adding 128 to the codes adds to a row's scores
+  Int8Row* kind;       // [rows]
+  int32_t* best;       // [groups of a pass][rows][lanes]: the best score of a lane's four codes
+  int32_t* top;        // [rows]: the best of a pass
+  int32_t* top_place;  // [rows]: its group in the pass and its lane, as group * 16 + lane
+  int32_t* bound;      // [rows]: the score below which a code cannot be the nearest
+  uint16_t* lanes;     // [rows][groups of a pass]: the lanes that reach it, as bits
   Int8Candidate* listed;
   double* measured;  // [listed][4]: their distances
 
-  Int8Block(int64_t dim, void* scratch) {
+  Int8Block(int64_t dim, int64_t num_groups, void* scratch) {
+    const int64_t groups = smaller(num_groups, kInt8PassGroups);
     at_ = begin_ = reinterpret_cast<uintptr_t>(scratch);
     copies = take<float>(kInt8BlockRows * dim);
     raw = take<const float*>(kInt8BlockRows);
@@ -73,13 +78,14 @@ struct Int8Block {
     error = take<double>(kInt8BlockRows);
     bias = take<int32_t>(kInt8BlockRows);
     kind = take<Int8Row>(kInt8BlockRows);
-    best = take<int32_t>(kInt8PassGroups * kInt8BlockRows * kInt8Lanes);
+    best = take<int32_t>(groups * kInt8BlockRows * kInt8Lanes);
     top = take<int32_t>(kInt8BlockRows);
     top_place = take<int32_t>(kInt8BlockRows);
     bound = take<int32_t>(kInt8BlockRows);
     lanes = take<uint16_t>(kInt8BlockRows * kInt8PassGroups);
-    listed = take<Int8Candidate>(kInt8BlockRows * kInt8MaxListed + 1);
-    measured = take<double>(kInt8BlockRows * kInt8MaxListed * kInt8LaneCodes);
+    const int64_t most = kInt8BlockRows * (most_listed(dim, groups) + 1);
+    listed = take<Int8Candidate>(most + 1);  // the last is written before it is known to count
+    measured = take<double>(most * kInt8LaneCodes);
   }
 
   int64_t bytes() const { return int64_t(at_ - begin_); }
@@ -130,8 +136,7 @@ inline float measure_row(const Int8Block& block, const float* centre, int64_t di
 inline void quantize_row(const Int8Block& block, const float* centre, int64_t dim, int64_t r,
                          float unit, float per_unit) {
   const int64_t words = (dim + 3) / 4;
-  int32_t* out =
-      block.rows + r / kInt8TileRows * kInt8TileRows * words + r % kInt8TileRows;
+  int32_t* out = block.rows + r / kInt8TileRows * kInt8TileRows * words + r % kInt8TileRows;
   const __m512 units = _mm512_set1_ps(unit), per_units = _mm512_set1_ps(per_unit);
   __m512 rest_squares = _mm512_setzero_ps();
   __m512i sum = _mm512_setzero_si512();

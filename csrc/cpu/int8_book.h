@@ -7,6 +7,7 @@
 
 namespace vqvae_fast {
 
+constexpr int64_t kInt8TileRows = 14;  // that meet a panel together
 // Codes of a panel, and of the group whose best codes are kept by lane: two panels.
 constexpr int64_t kInt8PanelCodes = 32;
 constexpr int64_t kInt8GroupCodes = 2 * kInt8PanelCodes;
@@ -41,8 +42,8 @@ struct Int8Filter {
                              int64_t last);
   // Fills groups [first, last) of `book`. All but max_norm and max_error must be set.
   Int8Range (*pack)(const Int8Book<In>& book, int64_t first, int64_t last);
-  // Bytes of scratch that `search` needs for rows of length `dim`.
-  int64_t (*scratch_bytes)(int64_t dim);
+  // Bytes of scratch that `search` needs for rows of length `dim` and that many groups.
+  int64_t (*scratch_bytes)(int64_t dim, int64_t num_groups);
   // Nearest code for rows [first_row, last_row); writes at [row - first_row]. The rows that the
   // filter cannot settle are listed in `unsettled`, whose length is returned.
   int64_t (*search)(const Int8Book<In>& book, const Rows<const In>& z, int64_t first_row,

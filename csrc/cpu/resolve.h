@@ -13,16 +13,6 @@
 namespace vqvae_fast {
 namespace {
 
-template <class Simd, class In>
-inline void measure_code(const PackedBook<In>& book, const Compute<In>* raw, int64_t k,
-                         Best& best) {
-  const Codes<In>& codes = book.codes;
-  const In* const code[] = {codes.row(k)};
-  double distance;
-  measure<typename Simd::Doubles>(raw, code, codes.element_stride, codes.dim, &distance);
-  best.offer(distance, k);
-}
-
 // Codes of a panel that share a lane lie kWidth apart. Behind the last code there is padding; to
 // take the last code twice does no harm.
 template <class Simd>
@@ -178,7 +168,7 @@ void measure_candidates(const Block<Simd>& block, const PackedBook<In>& book, in
       for (uint32_t lanes = Simd::at_least(Simd::load(score), bounds); lanes != 0;
            lanes &= lanes - 1) {
         const int64_t k = panel * Simd::kTileCodes + j * Simd::kWidth + lowest_bit(lanes);
-        measure_code<Simd, In>(book, block.raw[row], k, best);
+        measure_code<Simd>(book.codes, block.raw[row], k, best);
       }
     }
     best.write(out, row);
@@ -191,7 +181,7 @@ Best measure_every_code(const PackedBook<In>& book, const typename Simd::T* raw,
   Best best{kInfinity, kNoCode};
   const int64_t end = smaller(last_panel * Simd::kTileCodes, book.codes.count);
   for (int64_t k = first_panel * Simd::kTileCodes; k < end; ++k) {
-    if (book.start[k] > -kInfinity) measure_code<Simd, In>(book, raw, k, best);
+    if (book.start[k] > -kInfinity) measure_code<Simd>(book.codes, raw, k, best);
   }
   return best;
 }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../elements.h"
+#include "../score_bound.h"
 #include "aligned_buffer.h"
 #include "dispatch.h"
 #include "filter.h"
@@ -204,6 +205,38 @@ void search_rows(const Engine<In>& engine, const PackedBook<In>& book, const Row
   gather(book.codes, indices, quantized, 0, z.count);
 }
 
+// Whether reading the codebook as it is costs less than packing it.
+template <class In>
+bool few_rows_serve(const Rows<const In>& z, const Codes<In>& codes) {
+  constexpr int64_t kFewRows = 8;
+  return z.count <= kFewRows && codes.element_stride == 1 && !too_long<Compute<In>>(codes.dim);
+}
+
+// False where the values need a packed codebook.
+template <class In>
+bool search_few_rows(const Engine<In>& engine, const Rows<const In>& z, const Codes<In>& codes,
+                     int64_t* indices, Compute<In>* distances, const ThreadPool& pool) {
+  const int64_t parts = std::min(pool.num_threads, codes.count);
+  std::vector<int64_t> all_indices(parts * z.count);
+  std::vector<double> all_distances(parts * z.count);
+  std::vector<Nearest> found(parts);
+  std::vector<char> served(parts);
+  for (int64_t p = 0; p < parts; ++p) {
+    found[p] = {all_indices.data() + p * z.count, all_distances.data() + p * z.count};
+  }
+  pool.run(parts, [&](int64_t p) {
+    const int64_t first = part_begin(codes.count, parts, p);
+    const int64_t last = part_begin(codes.count, parts, p + 1);
+    const Buffer scratch = allocate(engine.few_rows_scratch_bytes(z.dim, last - first));
+    served[p] = engine.search_few_rows(codes, z, first, last, scratch.get(), found[p]);
+  });
+  for (char part_served : served) {
+    if (!part_served) return false;
+  }
+  merge(found, z.count, indices, distances);
+  return true;
+}
+
 // Searches the listed rows: side by side, because a search takes rows that lie regularly.
 template <class In>
 void search_listed(const Engine<In>& engine, const PackedBook<In>& book, const Rows<const In>& z,
@@ -242,6 +275,10 @@ void search_codebook(const Rows<const In>& z, const Codes<In>& codes, int64_t* i
   // One instruction set for the whole call, whatever another thread selects meanwhile.
   const InstructionSet& set = instruction_set();
   const Engine<In>& engine = set.engine(static_cast<const In*>(nullptr));
+  if (few_rows_serve(z, codes) && search_few_rows(engine, z, codes, indices, distances, workers)) {
+    gather(codes, indices, quantized, 0, z.count);
+    return;
+  }
   std::vector<int64_t> left;
   bool all_left = true;
   if constexpr (has_filter<In>) {

@@ -66,6 +66,12 @@ struct Avx2Float {
     m = _mm_max_ps(m, _mm_movehl_ps(m, m));
     return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
   }
+  static Vec subtract(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
+  static T reduce_add(Vec v) {
+    __m128 m = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    m = _mm_add_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_add_ss(m, _mm_movehdup_ps(m)));
+  }
 };
 
 struct Avx2Double {
@@ -90,6 +96,11 @@ struct Avx2Double {
   static T reduce_max(Vec v) {
     const __m128d m = _mm_max_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
     return _mm_cvtsd_f64(_mm_max_sd(m, _mm_unpackhi_pd(m, m)));
+  }
+  static Vec subtract(Vec a, Vec b) { return _mm256_sub_pd(a, b); }
+  static T reduce_add(Vec v) {
+    const __m128d m = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(m, _mm_unpackhi_pd(m, m)));
   }
 };
 

@@ -22,7 +22,9 @@ struct Avx512Float {
   static Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
   static Mask greater(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
   static Mask at_least(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+  static Vec subtract(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
   static T reduce_max(Vec v) { return _mm512_reduce_max_ps(v); }
+  static T reduce_add(Vec v) { return _mm512_reduce_add_ps(v); }
 };
 
 struct Avx512Double {
@@ -40,7 +42,9 @@ struct Avx512Double {
   static Vec min(Vec a, Vec b) { return _mm512_min_pd(a, b); }
   static Mask greater(Vec a, Vec b) { return _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ); }
   static Mask at_least(Vec a, Vec b) { return _mm512_cmp_pd_mask(a, b, _CMP_GE_OQ); }
+  static Vec subtract(Vec a, Vec b) { return _mm512_sub_pd(a, b); }
   static T reduce_max(Vec v) { return _mm512_reduce_max_pd(v); }
+  static T reduce_add(Vec v) { return _mm512_reduce_add_pd(v); }
 };
 
 }  // namespace

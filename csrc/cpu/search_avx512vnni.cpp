@@ -26,12 +26,11 @@ inline void add_products(__m512i& sum, __m512i codes, __m512i row) {
 // Scores of a tile of rows against one panel; keeps the best of each lane in best[row * 16].
 template <bool kFirstPanel>
 VQVAE_FAST_INLINE void score_tile(const int32_t* rows, const uint8_t* panel, const float* half_norm,
-                       float ratio, int64_t words, int32_t* best) {
+                                  float ratio, int64_t words, int32_t* best) {
   __m512i scores[kInt8TileRows][2];
   VQVAE_FAST_UNROLL
   for (int j = 0; j < 2; ++j) {
-    const __m512 start =
-        _mm512_mul_ps(_mm512_loadu_ps(half_norm + 16 * j), _mm512_set1_ps(-ratio));
+    const __m512 start = _mm512_mul_ps(_mm512_loadu_ps(half_norm + 16 * j), _mm512_set1_ps(-ratio));
     const __m512i limited =
         _mm512_max_epi32(_mm512_cvtps_epi32(start), _mm512_set1_epi32(kUnusable));
     VQVAE_FAST_UNROLL
@@ -98,8 +97,7 @@ VQVAE_FAST_ALONE void find_tops(const Int8Block& block, int64_t count, int64_t g
     }
     for (int i = 0; i < kTogether; ++i) {
       const int32_t highest = _mm512_reduce_max_epi32(top[i]);
-      const int lane =
-          lowest_bit(_mm512_cmpeq_epi32_mask(top[i], _mm512_set1_epi32(highest)));
+      const int lane = lowest_bit(_mm512_cmpeq_epi32_mask(top[i], _mm512_set1_epi32(highest)));
       int32_t groups_of_lanes[kInt8Lanes];
       _mm512_storeu_si512(groups_of_lanes, group[i]);
       block.top[r + i] = highest;
@@ -174,7 +172,7 @@ VQVAE_FAST_ALONE int64_t list_others(const Int8Block& block, int64_t count, int6
       score += kInt8BlockRows * kInt8Lanes;
     }
   }
-  const int64_t most = 2 + groups * dim / (2 * (dim + 24));
+  const int64_t most = most_listed(dim, groups);
   const uint64_t all = ~uint64_t{0} >> (kInt8PassGroups - groups);
   int64_t num_listed = 0;
   for (int64_t r = 0; r < count; ++r) {
@@ -182,7 +180,8 @@ VQVAE_FAST_ALONE int64_t list_others(const Int8Block& block, int64_t count, int6
     const uint16_t* lanes = block.lanes + r * kInt8PassGroups;
     const __m512i low = _mm512_loadu_si512(lanes), high = _mm512_loadu_si512(lanes + 32);
     uint64_t some = (uint64_t{_mm512_test_epi16_mask(low, low)} |
-                     uint64_t{_mm512_test_epi16_mask(high, high)} << 32) & all;
+                     uint64_t{_mm512_test_epi16_mask(high, high)} << 32) &
+                    all;
     const int64_t before = num_listed;
     for (; some != 0 && num_listed - before <= most; some &= some - 1) {
       const int g = lowest_bit(some);
@@ -240,7 +239,7 @@ template <class In>
 int64_t search_int8(const Int8Book<In>& book, const Rows<const In>& z, int64_t first_row,
                     int64_t last_row, void* scratch, int64_t* indices, double* distances,
                     int64_t* unsettled) {
-  const Int8Block block(z.dim, scratch);
+  const Int8Block block(z.dim, book.num_groups, scratch);
   int64_t num_unsettled = 0;
   for (int64_t row = first_row; row < last_row; row += kInt8BlockRows) {
     const int64_t count = smaller(kInt8BlockRows, last_row - row);
@@ -254,7 +253,9 @@ int64_t search_int8(const Int8Book<In>& book, const Rows<const In>& z, int64_t f
   return num_unsettled;
 }
 
-int64_t scratch_bytes(int64_t dim) { return Int8Block(dim, nullptr).bytes(); }
+int64_t scratch_bytes(int64_t dim, int64_t num_groups) {
+  return Int8Block(dim, num_groups, nullptr).bytes();
+}
 
 template <class In>
 constexpr Int8Filter<In> make_filter() {

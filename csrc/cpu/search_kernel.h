@@ -7,6 +7,7 @@
 
 #include "block.h"
 #include "contract.h"
+#include "few_rows.h"
 #include "pack.h"
 #include "resolve.h"
 #include "tile.h"
@@ -103,15 +104,25 @@ void search(const PackedBook<In>& book, const Rows<const In>& z, int64_t first_r
 
 template <class Simd, class In>
 constexpr Engine<In> make_engine() {
-  return {Simd::kTileCodes, Simd::kTileRows,     largest_magnitude<In>,
-          pack<Simd, In>,   scratch_bytes<Simd>, search<Simd, In>};
+  return {Simd::kTileCodes,
+          Simd::kTileRows,
+          largest_magnitude<In>,
+          pack<Simd, In>,
+          scratch_bytes<Simd>,
+          search<Simd, In>,
+          few_rows_scratch_bytes<Simd>,
+          search_few_rows<Simd, In>};
 }
 
 template <class Simd32, class Simd64>
 constexpr InstructionSet make_instruction_set(const char* name,
                                               const Int8Filters* filters = nullptr) {
-  return {name, filters, make_engine<Simd32, float>(), make_engine<Simd64, double>(),
-          make_engine<Simd32, BFloat16>(), make_engine<Simd32, Half>()};
+  return {name,
+          filters,
+          make_engine<Simd32, float>(),
+          make_engine<Simd64, double>(),
+          make_engine<Simd32, BFloat16>(),
+          make_engine<Simd32, Half>()};
 }
 
 }  // namespace

@@ -58,6 +58,7 @@ struct Portable {
   typedef T Vec __attribute__((vector_size(16)));
   static Vec broadcast(T value) { return value - Vec{}; }  // x - 0 is x, and folds
   static Vec multiply_add(Vec a, Vec b, Vec c) { return a * b + c; }
+  static Vec subtract(Vec a, Vec b) { return a - b; }
   static Vec max(Vec a, Vec b) { return a > b ? a : b; }
   static Vec min(Vec a, Vec b) { return a < b ? a : b; }
 #else
@@ -77,6 +78,9 @@ struct Portable {
   }
   static Vec multiply_add(Vec a, Vec b, Vec c) {
     return each([&](int i) { return a[i] * b[i] + c[i]; });
+  }
+  static Vec subtract(Vec a, Vec b) {
+    return each([&](int i) { return a[i] - b[i]; });
   }
   static Vec max(Vec a, Vec b) {
     return each([&](int i) { return a[i] > b[i] ? a[i] : b[i]; });
@@ -105,6 +109,11 @@ struct Portable {
     T top = v[0];
     for (int i = 1; i < kWidth; ++i) top = v[i] > top ? v[i] : top;
     return top;
+  }
+  static T reduce_add(Vec v) {
+    T sum = v[0];
+    for (int i = 1; i < kWidth; ++i) sum += v[i];
+    return sum;
   }
 };
 
