@@ -41,6 +41,9 @@ struct PackedBook {
   int64_t first_usable;  // lowest index of a code without NaN or Inf; -1 if there is none
 };
 
+// Rows that are few enough for reading the codebook as it is to cost less than packing it.
+constexpr int64_t kFewRows = 8;
+
 // Where one search writes. Distances are float64 here and rounded once, at the end. kNoCode stands
 // where no code could be chosen; it loses against every index.
 constexpr int64_t kNoCode = INT64_MAX;

@@ -5,7 +5,9 @@
 
 #include "../elements.h"
 #include "aligned_buffer.h"
+#include "contract.h"
 #include "gather.h"
+#include "owned_book.h"
 
 namespace vqvae_fast {
 namespace {
@@ -18,8 +20,6 @@ constexpr int64_t kFewestElements = 1 << 14;
 constexpr int64_t kSmallestDim = 8, kLargestDim = 4096;
 // What codes may measure: the squares and units of such are ordinary numbers in float32.
 constexpr float kSmallest = 0x1p-40f, kLargest = 0x1p60f;
-// Elements of a codebook that a thread must have to pack before waking it pays.
-constexpr int64_t kPackWork = 1 << 13;
 constexpr int64_t kChunk = 224;  // rows between two looks at how it goes
 
 int64_t num_tiles(int64_t rows) { return (rows + kInt8TileRows - 1) / kInt8TileRows; }
@@ -43,7 +43,7 @@ std::vector<float> mean_code(const Codes<In>& codes) {
     ++count;
     for (int64_t d = 0; d < codes.dim; ++d) mean[d] += sample[d];
   }
-  for (float& m : mean) m /= std::max(count, 1.0f);
+  for (float& m : mean) m = std::isfinite(m) ? m / std::max(count, 1.0f) : 0;
   return mean;
 }
 
@@ -96,9 +96,9 @@ bool pack_book(const Int8Filter<In>& filter, const Codes<In>& codes, const Threa
 template <class In>
 bool filter_serves(const Rows<const In>& z, const Codes<In>& codes, const ThreadPool& pool) {
   // float32 divides the codes too where there are fewer tiles than threads.
-  return 2 * num_tiles(z.count) >= pool.num_threads && codes.count >= kFewestCodes &&
-         codes.count * codes.dim >= kFewestElements && z.dim >= kSmallestDim &&
-         z.dim <= kLargestDim;
+  return z.count > kFewRows && 2 * num_tiles(z.count) >= pool.num_threads &&
+         codes.count >= kFewestCodes && codes.count * codes.dim >= kFewestElements &&
+         z.dim >= kSmallestDim && z.dim <= kLargestDim;
 }
 
 template <class In>

@@ -26,7 +26,6 @@ constexpr int64_t kInt8LaneCodes = kInt8GroupCodes / kInt8Lanes;
 constexpr int32_t kNoScore = -1250 * 1000 * 1000;
 constexpr int32_t kUnusable = -1610 * 1000 * 1000;
 constexpr double kMaxHalfNorm = 1 << 30;  // in units of a score
-constexpr int64_t kInt8MaxDim = 4096;     // 127 * 255 * kInt8MaxDim < 2^27.. of room on each side
 
 // Elements beyond this, less the centre, are left to float32.
 constexpr float kInt8Largest = 0x1p60f;
@@ -46,7 +45,7 @@ struct Int8Candidate {
 // Candidates that a row may have in a pass of so many groups. To measure more would cost more than
 // a quarter of what the row costs in float32.
 inline int64_t most_listed(int64_t dim, int64_t groups) {
-  return 2 + groups * dim / (2 * (dim + 24));
+  return 6 + groups * dim / (2 * (dim + 24));
 }
 
 // The memory of one thread, in one piece.
@@ -101,12 +100,6 @@ struct Int8Block {
   uintptr_t begin_;
 };
 
-inline __m512 centred_elements(const float* row, const float* centre, int64_t dim, int64_t d) {
-  const __mmask16 lanes = first_lanes(dim - d);
-  return _mm512_maskz_sub_ps(lanes, _mm512_maskz_loadu_ps(lanes, row + d),
-                             _mm512_maskz_loadu_ps(lanes, centre + d));
-}
-
 // Sets the norm of row r, in float64: the bound takes a distance from its square. Returns the
 // largest magnitude of the centred row, NaN or more than kInt8Largest where float32 must serve.
 inline float measure_row(const Int8Block& block, const float* centre, int64_t dim, int64_t r) {
@@ -142,8 +135,9 @@ inline void quantize_row(const Int8Block& block, const float* centre, int64_t di
   __m512i sum = _mm512_setzero_si512();
   for (int64_t d = 0; d < dim; d += 16) {
     __m512 rest;
-    const __m512i q =
-        to_integers(centred_elements(block.raw[r], centre, dim, d), per_units, units, &rest);
+    const __m512i q = to_integers(
+        less_centre(load_widened(first_lanes(dim - d), block.raw[r] + d), centre, dim, d),
+        per_units, units, &rest);
     rest_squares = _mm512_fmadd_ps(rest, rest, rest_squares);
     sum = _mm512_add_epi32(sum, q);
     scatter_words(_mm512_cvtsepi32_epi8(q), out + d / 4 * kInt8TileRows, kInt8TileRows,

@@ -16,8 +16,8 @@ namespace {
 // What a float32 sum of squares in 16 lanes may be short of, as a factor on its root.
 inline double root_error(int64_t dim) { return 1 + double(dim / 16 + 8) * 0x1p-24; }
 
-// Squares of what is smaller may have been flushed to zero; units are far above it.
-constexpr double kLostToUnderflow = 0x1p-60;
+// More than the root of up to 4096 squares that were flushed to zero; units are far above it.
+constexpr double kLostToUnderflow = 0x1p-56;
 
 inline __mmask16 first_lanes(int64_t count) {
   return count >= 16 ? __mmask16(0xffff) : __mmask16((1u << count) - 1);
@@ -34,33 +34,35 @@ inline __m512 load_widened(__mmask16 lanes, const Half* p) {
   return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, p));
 }
 
-// Elements [d, d + 16) of a code less the centre; zero behind the last.
+// Elements [d, d + 16) of a code; zero behind the last.
 template <class In>
-inline __m512 centred_elements(const Codes<In>& codes, const float* centre, int64_t k, int64_t d) {
-  const __mmask16 lanes = first_lanes(codes.dim - d);
+inline __m512 elements_of(const Codes<In>& codes, int64_t k, int64_t d) {
   const In* code = codes.row(k);
-  __m512 e;
-  if (codes.element_stride == 1) {
-    e = load_widened(lanes, code + d);
-  } else {
-    float elements[16] = {};
-    for (int64_t l = 0; l < smaller(16, codes.dim - d); ++l) {
-      elements[l] = widen(code[(d + l) * codes.element_stride]);
-    }
-    e = _mm512_loadu_ps(elements);
+  if (codes.element_stride == 1) return load_widened(first_lanes(codes.dim - d), code + d);
+  float elements[16] = {};
+  for (int64_t l = 0; l < smaller(16, codes.dim - d); ++l) {
+    elements[l] = widen(code[(d + l) * codes.element_stride]);
   }
-  return _mm512_maskz_sub_ps(lanes, e, _mm512_maskz_loadu_ps(lanes, centre + d));
+  return _mm512_loadu_ps(elements);
 }
 
+// The same less the centre.
+inline __m512 less_centre(__m512 elements, const float* centre, int64_t dim, int64_t d) {
+  const __mmask16 lanes = first_lanes(dim - d);
+  return _mm512_maskz_sub_ps(lanes, elements, _mm512_maskz_loadu_ps(lanes, centre + d));
+}
+
+// The largest magnitude less the centre; infinite where that leaves float's range.
 template <class In>
 float largest_centred(const Codes<In>& codes, const float* centre, int64_t first, int64_t last) {
   const __m512 infinity = _mm512_set1_ps(float(kInfinity));
   __m512 largest = _mm512_setzero_ps();
   for (int64_t k = first; k < last; ++k) {
     for (int64_t d = 0; d < codes.dim; d += 16) {
-      const __m512 e = _mm512_abs_ps(centred_elements(codes, centre, k, d));
-      const __mmask16 finite = _mm512_cmp_ps_mask(e, infinity, _CMP_LT_OQ);
-      largest = _mm512_mask_max_ps(largest, finite, largest, e);
+      const __m512 e = elements_of(codes, k, d);
+      const __mmask16 finite = _mm512_cmp_ps_mask(_mm512_abs_ps(e), infinity, _CMP_LT_OQ);
+      const __m512 centred = _mm512_abs_ps(less_centre(e, centre, codes.dim, d));
+      largest = _mm512_mask_max_ps(largest, finite, largest, centred);
     }
   }
   return _mm512_reduce_max_ps(largest);
@@ -98,7 +100,7 @@ Int8Range pack_int8(const Int8Book<In>& book, int64_t first, int64_t last) {
     }
     __m512 squares = _mm512_setzero_ps(), rest_squares = _mm512_setzero_ps();
     for (int64_t d = 0; d < dim; d += 16) {
-      const __m512 e = centred_elements(book.codes, book.centre, k, d);
+      const __m512 e = less_centre(elements_of(book.codes, k, d), book.centre, dim, d);
       __m512 rest;
       const __m512i q = to_integers(e, per_unit, unit, &rest);
       squares = _mm512_fmadd_ps(e, e, squares);
