@@ -139,7 +139,8 @@ bool search_few_rows(const Codes<In>& codes, const Rows<const In>& z, int64_t fi
       approximate_distances<Simd, 1, 8>(raw, codes, first_code, last_code, distances);
     } else {
       for (int64_t r = count; r < kRowsTogether; ++r) raw[r] = raw[0];
-      approximate_distances<Simd, kRowsTogether, 4>(raw, codes, first_code, last_code, distances);
+      approximate_distances<Simd, kRowsTogether, Simd::kTileRows / 2>(raw, codes, first_code,
+                                                                      last_code, distances);
     }
     for (int64_t r = 0; r < count; ++r) {
       const T* of_row = distances + r * num_codes;

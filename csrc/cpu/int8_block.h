@@ -180,6 +180,13 @@ VQVAE_FAST_ALONE void quantize_rows(const Int8Block& block, const Int8Book<In>& 
   }
 }
 
+// Of the error that is allowed for: all of it, and what its own roundings may take.
+#ifdef VQVAE_FAST_TEST_LOOSE_BOUND
+constexpr double kErrorShare = 0.02;
+#else
+constexpr double kErrorShare = 1.000001;
+#endif
+
 // The score, in integers, below which no code can be as near to a row as `nearest`, a distance,
 // squared. docs/exactness.md derives it.
 class Int8Bound {
@@ -198,7 +205,7 @@ class Int8Bound {
     const double score_error = error * radius + (norm + error) * max_error_ +
                                half_norm_error_ * radius * radius +
                                distance_error_ * (square + nearest);
-    const double bound = 0.5 * (square - nearest) - 1.000001 * score_error;
+    const double bound = 0.5 * (square - nearest) - kErrorShare * score_error;
     const double ratio = double(block.ratio[r / kInt8TileRows]);
     // One for the rounding of a starting value, one for that of this.
     const double score = bound * ratio - 2 - fabs(bound * ratio) * 0x1p-22 + block.bias[r];

@@ -24,8 +24,8 @@ struct Int8Book {
   double max_norm;   // upper bound of |e - centre| over the usable codes
   double max_error;  // the same of |e - centre - unit q|
 
-  int64_t words() const { return (codes.dim + 3) / 4; }
-  int64_t panel_bytes() const { return words() * 4 * kInt8PanelCodes; }
+  VQVAE_FAST_INLINE int64_t words() const { return (codes.dim + 3) / 4; }
+  VQVAE_FAST_INLINE int64_t panel_bytes() const { return words() * 4 * kInt8PanelCodes; }
 };
 
 // What one range of groups contributes to the whole book.

@@ -1,0 +1,79 @@
+"""Every CPU instruction set against the portable one, bit for bit, on thousands of random searches.
+
+The kernels and their driver are compiled here without torch, as they are and with the address and the
+undefined-behaviour sanitizer. VQVAE_FAST_ATTACK_ROUNDS makes it longer (make test-sanitizers).
+"""
+
+import os
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from kernels import INSTRUCTION_SETS, ROOT, build_settings
+
+COMPILER = shutil.which("g++")
+pytestmark = [
+    pytest.mark.skipif(not INSTRUCTION_SETS, reason="the C++ extension is not there"),
+    pytest.mark.skipif(COMPILER is None, reason="g++ is not there"),
+]
+DRIVER = Path(__file__).with_name("attack.cpp")
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1"]
+
+
+def build(folder, *flags):
+    """The program: the kernels, each with the flags of setup.py, and the driver."""
+    settings = build_settings()
+    common = [flag for flag in settings["COMMON_FLAGS"] if flag not in ("-O3", "-fopenmp")]
+    common += [f"-D{name}={value}" for name, value in settings["MACROS"]]
+    sources = {ROOT / settings["kernel_source"](isa): f for isa, f in settings["ISA_FLAGS"].items()}
+    drivers = ["search.cpp", "filter.cpp", "dispatch.cpp"]
+    sources |= {ROOT / "csrc" / "cpu" / name: [] for name in drivers} | {DRIVER: []}
+
+    def compile_one(source):
+        made = folder / f"{source.stem}.o"
+        command = [COMPILER, *common, *flags, *sources[source], "-c", source, "-o", made]
+        subprocess.run(command, check=True)
+        return made
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile_one, sources))
+    program = folder / "attack"
+    subprocess.run([COMPILER, *flags, *objects, "-o", program], check=True)
+    return program
+
+
+def attack(program, rounds, seed):
+    """Runs it; the counts that it printed."""
+    rounds = int(os.environ.get("VQVAE_FAST_ATTACK_ROUNDS", rounds))
+    # Address space layouts with more random bits than the sanitizers know stop them.
+    command = ["setarch", "-R"] if shutil.which("setarch") else []
+    process = subprocess.run(
+        [*command, program, str(rounds), str(seed)], capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    words = process.stdout.split()
+    return dict(zip(words[::2], map(int, words[1::2]), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("flags", "rounds"),
+    [(["-O3"], 1500), (["-O1", *SANITIZERS], 60)],
+    ids=["as it is", "with sanitizers"],
+)
+def test_instruction_sets_return_the_same_bits(tmp_path, flags, rounds):
+    counts = attack(build(tmp_path, *flags), rounds, seed=1)
+    assert counts["cases"] >= 60
+    if "avx512vnni" in INSTRUCTION_SETS:  # the filter had its part in it
+        assert counts["settled"] > 500
+
+
+def test_a_loose_bound_is_found(tmp_path):
+    """The comparison must notice a filter that rules out too much."""
+    if "avx512vnni" not in INSTRUCTION_SETS:
+        pytest.skip("this machine has no filter")
+    program = build(tmp_path, "-O1", "-DVQVAE_FAST_TEST_LOOSE_BOUND")
+    process = subprocess.run([program, "2000", "1"], capture_output=True, text=True)
+    assert process.returncode == 1
+    assert process.stdout.startswith("avx512vnni")
