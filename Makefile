@@ -2,6 +2,7 @@
 #              on where Ctrl-C stopped it; make train ARGS="--seed 1 ..." starts a run of its own
 # make test    set up .venv if needed, then lint, types, tests, and of the GPU kernels what needs no GPU:
 #              make test-interpret (Triton's interpreter) and make gpu-check (compiled, read, asserted)
+# make test-sanitizers   the C++ kernels, attacked at random among the sanitizers, for some minutes
 # make test-gpu, make bench-gpu   on a machine with a CUDA device: tests and figures of its kernels
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 CXX_FILES := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'benchmarks/*.cpp' 'tests/*.cpp' \
   'tests/*.h' 'tests/*.cuh'
 
-.PHONY: train test test-interpret test-gpu gpu-check lint format bench bench-gpu clean prerequisites
+.PHONY: train test test-interpret test-sanitizers test-gpu gpu-check lint format bench bench-gpu clean prerequisites
 
 train: $(VENV)/.built
 ifdef ARGS
@@ -46,6 +47,10 @@ INTERPRETED := $(addprefix tests/ops/test_,search_contract.py search_adversarial
 
 test-interpret: $(VENV)/.built
 	TRITON_INTERPRET=1 VQVAE_FAST_BACKEND=triton $(BIN)/python -m pytest -n 2 $(INTERPRETED) $(ARGS)
+
+# The CPU kernels among the sanitizers for longer than make test does it.
+test-sanitizers: $(VENV)/.built
+	VQVAE_FAST_ATTACK_ROUNDS=3000 $(BIN)/python -m pytest tests/ops/test_attack.py tests/cuda/test_sanitizers.py $(ARGS)
 
 # Says that there is no CUDA device, and fails, rather than skip.
 test-gpu: $(VENV)/.built

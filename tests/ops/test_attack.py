@@ -1,7 +1,7 @@
 """Every CPU instruction set against the portable one, bit for bit, on thousands of random searches.
 
-The kernels and their driver are compiled here without torch, as they are and with the address and the
-undefined-behaviour sanitizer. VQVAE_FAST_ATTACK_ROUNDS makes it longer (make test-sanitizers).
+The kernels and their driver are compiled here without torch, as they are and with the address and
+the undefined-behaviour sanitizer. VQVAE_FAST_ATTACK_ROUNDS makes it longer (make test-sanitizers).
 """
 
 import os

@@ -119,8 +119,8 @@ def test_a_kernel_file_shares_no_function(tmp_path, isa):
     assert shared == {f"vqvae_fast::{table}" for table in TABLES[isa]}
 
 
-# Of each kernel, a word of its mangled names, the accumulators of its tile (one multiply-add each and
-# step), that instruction, and how many such loops there are at least.
+# Of each kernel: a word of its mangled names, the accumulators of its tile (one multiply-add each
+# and step), that instruction, and how many such loops there are at least.
 MAIN_LOOPS = {
     "avx512 float32": ("Avx512Float", 24, r"vfn?m(add|sub)\d+ps .*%zmm", 2),
     "avx512 float64": ("Avx512Double", 24, r"vfn?m(add|sub)\d+pd .*%zmm", 2),
