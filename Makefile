@@ -73,6 +73,7 @@ format: $(VENV)/.installed
 bench: $(VENV)/.built
 	$(BIN)/python -m benchmarks.search
 	$(BIN)/python -m benchmarks.layer
+	$(BIN)/python -m benchmarks.drop_in
 
 bench-gpu: $(VENV)/.built
 	$(BIN)/python -m benchmarks.gpu $(ARGS)

@@ -40,7 +40,7 @@ def search_bound(shape: Shape, itemsize: int = 4) -> int:
 
 
 def measure(kind: str, peer: str, shape: Shape, threads: int) -> PeakMemory | None:
-    """Peak memory of a "search" or "layer" peer at a shape, float32, on Gaussian data.
+    """Peak memory of a "search", "layer" or "drop-in" at a shape, float32, on Gaussian data.
 
     Returns:
         None where the kernel offers no high-water mark that can be reset.
@@ -110,12 +110,18 @@ def _layer_call(name: str, shape: Shape) -> Callable[[], Any]:
     return peer.build(feature_map(z), codebook)
 
 
+def _drop_in_call(name: str, shape: Shape) -> Callable[[], Any]:
+    from benchmarks import drop_in  # which measures memory with this module
+
+    return drop_in.memory_call(name, shape)
+
+
 def main(arguments: list[str]) -> None:
     """Child process: print [total, beside outputs] in bytes as JSON, or null."""
     kind, name, *numbers = arguments
     *shape, threads = map(int, numbers)
     torch.set_num_threads(threads)
-    make = {"search": _search_call, "layer": _layer_call}[kind]
+    make = {"search": _search_call, "layer": _layer_call, "drop-in": _drop_in_call}[kind]
     print(json.dumps(_peak_of(make(name, Shape(*shape)))))
 
 
