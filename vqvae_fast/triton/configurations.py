@@ -47,13 +47,17 @@ class SupportConfiguration(NamedTuple):
 
 
 _SUPPORT = SupportConfiguration(16, 16, 16, 32, 2, 16)
+# Elements that cannot be read several at a time: fewer on their way leave registers for addresses.
+_SUPPORT_ODD = _SUPPORT._replace(exact_step=1, chunk=8)
 # The interpreter takes as long for a small block as for a large one.
 _SUPPORT_INTERPRETED = SupportConfiguration(2048, 128, 16, 256, 32, 32)
 
 
-def support_configuration() -> SupportConfiguration:
-    """The configuration of the kernels around the scan."""
-    return _SUPPORT_INTERPRETED if triton.knobs.runtime.interpret else _SUPPORT
+def support_configuration(aligned: bool) -> SupportConfiguration:
+    """The configuration of the kernels around the scan. aligned: rows and codes, to 16 elements."""
+    if triton.knobs.runtime.interpret:
+        return _SUPPORT_INTERPRETED
+    return _SUPPORT if aligned else _SUPPORT_ODD
 
 
 # A row block's codes all come through L2: at full speed that is 4096 / block_rows bytes a clock and
@@ -117,6 +121,24 @@ def residual_configuration(dim: int) -> Configuration | None:
 def residual_dims() -> list[int]:
     """The largest D of each configuration for all stages."""
     return sorted(_RESIDUAL)
+
+
+# NVIDIA's GPUs with room for 48 warps an SM, not 64.
+FEWER_WARPS = (86, 87, 89)
+
+
+def registers(most: int, archs: tuple[int, ...] | None = None) -> dict[str, int]:
+    """The launch option with which a thread takes the registers that it needs, of ``most``.
+
+    NVIDIA's assembler does not know how many programs an SM will have: left to itself it puts
+    values on the stack where that makes room for one more. archs: only there.
+    """
+    if triton.knobs.runtime.interpret:
+        return {}
+    target = triton.runtime.driver.active.get_current_target()
+    if target.backend != "cuda" or (archs is not None and target.arch not in archs):
+        return {}
+    return {"maxnreg": most}
 
 
 def multiprocessors(device: torch.device) -> int:

@@ -36,6 +36,7 @@ from vqvae_fast import reference
 from vqvae_fast.triton.configurations import (
     Configuration,
     multiprocessors,
+    registers,
     residual_configuration,
     support_configuration,
 )
@@ -98,7 +99,7 @@ def _all_stages(
     """Of rows and codes that lie end to end, D = block_dim."""
     rows = as_rows(z)
     stages, num_codes, dim = codebooks.shape
-    support = support_configuration()
+    support = support_configuration(True)
     chunk = min(support.chunk, dim)  # which divides D, so no load along it needs a mask
     zeros = torch.zeros((4, padded(stages)), dtype=torch.int32, device=z.device)
     limits, num_listed = zeros[:3, :stages], zeros[3, :1]
@@ -146,4 +147,5 @@ def _all_stages(
         STEP=chunk // 2,
         CHUNK=chunk,
         num_warps=4,
+        **registers(128),  # so few programs could have twice as many
     )
