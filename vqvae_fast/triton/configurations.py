@@ -80,6 +80,8 @@ _FLOAT32 = {
 }
 _FLOAT32_PIECES = Configuration(64, 64, 16, 8, 4, 2)
 
+# NVIDIA's GPUs with room for 48 warps an SM, not 64.
+FEWER_WARPS = (86, 87, 89)
 # Bytes of shared memory that a program may have, by architecture; 99 KiB is what all others have.
 _SHARED_MEMORY = {80: 163, 87: 163, 90: 227, 100: 227, 103: 227, "gfx942": 64, "gfx950": 160}
 
@@ -94,8 +96,10 @@ def configuration(dim: int, dtype: torch.dtype) -> Configuration:
         return table[block]
     arch = triton.runtime.driver.active.get_current_target().arch
     config = table[block]
-    if arch in (80, 86, 87, 89) and block == 16:  # the accumulator of 128 codes would spill
+    if arch in (80, *FEWER_WARPS) and block == 16:  # the accumulator of 128 codes would spill
         config = config._replace(block_codes=64)
+    if arch in FEWER_WARPS and dtype == torch.float32:
+        config = config._replace(num_stages=1)  # two stages' addresses would spill
     limit = _SHARED_MEMORY.get(arch, 99) * 1024
     for stages in range(config.num_stages, 0, -1):
         if _shared_memory(config._replace(num_stages=stages), dtype) <= limit:
@@ -121,10 +125,6 @@ def residual_configuration(dim: int) -> Configuration | None:
 def residual_dims() -> list[int]:
     """The largest D of each configuration for all stages."""
     return sorted(_RESIDUAL)
-
-
-# NVIDIA's GPUs with room for 48 warps an SM, not 64.
-FEWER_WARPS = (86, 87, 89)
 
 
 def registers(most: int, archs: tuple[int, ...] | None = None) -> dict[str, int]:

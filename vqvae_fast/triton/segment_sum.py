@@ -155,7 +155,7 @@ def sum_runs(
             BLOCK_DIM=block_dim,
             BATCH=batch(block_dim, rows.tensor.dtype, aligned, subtract),
             num_warps=1,
-            **registers(168, FEWER_WARPS),
+            **registers(255, FEWER_WARPS),  # a warp is alone in its program
         )
         if chunks == 1:
             return
