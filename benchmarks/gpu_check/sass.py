@@ -59,19 +59,19 @@ _ARITHMETIC = [
 
 
 class Resources(NamedTuple):
-    """Of one kernel: registers a thread, bytes of stack (spills), instructions by opcode."""
+    """Of one kernel: registers a thread, bytes of stack (spills), and its instructions."""
 
     registers: int
     stack: int
-    opcodes: Counter[str]
+    listing: str
 
 
 def resources(cubin: bytes) -> Resources:
     """Reads them from the binary."""
-    usage, listing = _dump(cubin, "-res-usage"), _dump(cubin, "-sass")
-    (registers,) = re.findall(r"REG:(\d+)", usage)
-    (stack,) = re.findall(r"STACK:(\d+)", usage)
-    return Resources(int(registers), int(stack), _opcodes(t for _, t in _instructions(listing)))
+    dump = _dump(cubin)
+    (registers,) = re.findall(r"REG:(\d+)", dump)
+    (stack,) = re.findall(r"STACK:(\d+)", dump)
+    return Resources(int(registers), int(stack), dump)
 
 
 class Loops(NamedTuple):
@@ -86,9 +86,14 @@ class Loops(NamedTuple):
     local: int
 
 
-def loops(cubin: bytes) -> Loops:
+def opcodes(listing: str) -> Counter[str]:
+    """A kernel's instructions by opcode."""
+    return _opcodes(text for _, text in _instructions(listing))
+
+
+def loops(listing: str) -> Loops:
     """Finds them by their jumps back."""
-    instructions = _instructions(_dump(cubin, "-sass"))
+    instructions = _instructions(listing)
     spans = []
     for address, text in instructions:
         jump = re.search(r"\bBRA\S*\s.*?(0x[0-9a-f]+)", text)
@@ -115,11 +120,11 @@ def arithmetic(loop: Counter[str]) -> int:
     return sum(loop[op] for op in _ARITHMETIC) + loop["IMAD"] - moves
 
 
-def _dump(cubin: bytes, what: str) -> str:
+def _dump(cubin: bytes) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(_TOOLS / "cuobjdump"), what, file.name]
+        command = [str(_TOOLS / "cuobjdump"), "-res-usage", "-sass", file.name]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 

@@ -7,21 +7,7 @@ from benchmarks.gpu_check import amdgcn, sass
 from benchmarks.gpu_check.cases import Case, compile_case
 from benchmarks.gpu_check.offline import TARGETS, Launch
 
-# Bytes of stack that a kernel may use where it does not touch them in its loops over codes: what it
-# puts aside once a block of rows. Only for odd shapes ("search, odd D"), whose loads have strides
-# and masks, and on the smaller GPUs; ordinary rows spill nowhere on the others. A feature map's
-# residuals are read and written at addresses that take two registers each.
-MOST_STACK = {
-    "prepare": 8,
-    "scan": 16,
-    "settle": 24,
-    "exact": 8,
-    "residual": 72,
-    "residual_exact": 16,
-    "sum_runs": 8,
-}
 SMALLER_GPUS = ("sm_86", "sm_89")
-MOST_STACK_OF_MAPS = {"residual": 320}
 # Arithmetic instructions a score that the scan may spend: target, case, kernel, D, input.
 BAR = ("sm_90", "search", "scan", 64, "bfloat16")
 MOST_ARITHMETIC = 2.0
@@ -64,9 +50,9 @@ def _row(case: Case, launch: Launch, target: str) -> Row:
         loop = local = 0
     else:
         found = sass.resources(compiled.asm["cubin"])
-        main, local = sass.loops(compiled.asm["cubin"])
+        main, local = sass.loops(found.listing)
         registers, spilled, loop = found.registers, found.stack, main.total()
-        matrix = {op: n for op, n in found.opcodes.items() if op in sass.MATRIX}
+        matrix = {op: n for op, n in sass.opcodes(found.listing).items() if op in sass.MATRIX}
         scores = _scores_of_loop(launch)
         if main and scores:
             arithmetic = sass.arithmetic(main) / (scores / (32 * launch.num_warps))
@@ -101,11 +87,7 @@ def defects(row: Row) -> list[str]:
     """What must not be, in sentences; empty for a sound kernel."""
     _, most_shared = TARGETS[row.target]
     found = []
-    is_odd = ", " in row.case or row.target in SMALLER_GPUS
-    most = MOST_STACK.get(row.kernel, 0) if is_odd and row.target.startswith("sm") else 0
-    if row.case.endswith("maps"):
-        most = MOST_STACK_OF_MAPS.get(row.kernel, most)
-    if row.spilled > most:
+    if row.spilled:
         found.append(f"spills {row.spilled}")
     if row.local:
         found.append(f"has {row.local} accesses of its stack in its loops over codes")

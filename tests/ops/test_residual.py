@@ -254,3 +254,40 @@ class TestTriton:
         monkeypatch.setattr(residual, "residual_exact_kernel", Counts())
         check_all(z, codebooks)
         assert listed == [0]
+
+    @pytest.mark.parametrize(
+        ("z", "copies"),
+        [
+            (torch.zeros(5, 16), False),
+            (torch.zeros(5, 2, 128), False),
+            (torch.zeros(5, 17), True),
+            (torch.zeros(5, 32)[:, ::2], True),
+            (torch.zeros(5, 16, 3, 2).movedim(1, -1), True),
+        ],
+    )
+    def test_only_rows_that_do_not_lie_end_to_end_are_copied(self, monkeypatch, z, copies):
+        from vqvae_fast.triton import residual
+
+        seen = []
+        monkeypatch.setattr(residual, "_all_stages", lambda rows, *_: seen.append(rows))
+        residual.residual_nearest_code(z, torch.zeros(2, 7, z.shape[-1]))
+        (rows,) = seen
+        assert rows.is_contiguous()
+        assert rows.shape[-1] in (16, 32, 64, 128)
+        assert (rows.data_ptr() != z.data_ptr()) == copies
+
+    @pytest.mark.parametrize("shape", [(40, 6), (4, 6, 3, 3)])
+    def test_copies_are_bounded(self, monkeypatch, shape):
+        from vqvae_fast.triton import residual
+
+        seen, all_stages = [], residual._all_stages
+
+        def watched(rows, *others):
+            seen.append(rows.numel())
+            all_stages(rows, *others)
+
+        monkeypatch.setattr(residual, "_all_stages", watched)
+        monkeypatch.setattr(residual, "_COPIED_ELEMENTS", 16 * 18)
+        check_all(torch.randn(shape).movedim(1, -1), torch.randn(2, 30, 6))
+        assert len(seen) > 1
+        assert max(seen) <= 16 * 18

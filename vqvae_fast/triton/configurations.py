@@ -47,13 +47,17 @@ class SupportConfiguration(NamedTuple):
 
 
 _SUPPORT = SupportConfiguration(16, 16, 16, 32, 2, 16)
+# Elements that cannot be read several at a time: fewer on their way leave registers for addresses.
+_SUPPORT_ODD = _SUPPORT._replace(exact_step=1, chunk=8)
 # The interpreter takes as long for a small block as for a large one.
 _SUPPORT_INTERPRETED = SupportConfiguration(2048, 128, 16, 256, 32, 32)
 
 
-def support_configuration() -> SupportConfiguration:
-    """The configuration of the kernels around the scan."""
-    return _SUPPORT_INTERPRETED if triton.knobs.runtime.interpret else _SUPPORT
+def support_configuration(aligned: bool) -> SupportConfiguration:
+    """The configuration of the kernels around the scan. aligned: rows and codes, to 16 elements."""
+    if triton.knobs.runtime.interpret:
+        return _SUPPORT_INTERPRETED
+    return _SUPPORT if aligned else _SUPPORT_ODD
 
 
 # A row block's codes all come through L2: at full speed that is 4096 / block_rows bytes a clock and
@@ -76,6 +80,8 @@ _FLOAT32 = {
 }
 _FLOAT32_PIECES = Configuration(64, 64, 16, 8, 4, 2)
 
+# NVIDIA's GPUs with room for 48 warps an SM, not 64.
+FEWER_WARPS = (86, 87, 89)
 # Bytes of shared memory that a program may have, by architecture; 99 KiB is what all others have.
 _SHARED_MEMORY = {80: 163, 87: 163, 90: 227, 100: 227, 103: 227, "gfx942": 64, "gfx950": 160}
 
@@ -90,8 +96,10 @@ def configuration(dim: int, dtype: torch.dtype) -> Configuration:
         return table[block]
     arch = triton.runtime.driver.active.get_current_target().arch
     config = table[block]
-    if arch in (80, 86, 87, 89) and block == 16:  # the accumulator of 128 codes would spill
+    if arch in (80, *FEWER_WARPS) and block == 16:  # the accumulator of 128 codes would spill
         config = config._replace(block_codes=64)
+    if arch in FEWER_WARPS and dtype == torch.float32:
+        config = config._replace(num_stages=1)  # two stages' addresses would spill
     limit = _SHARED_MEMORY.get(arch, 99) * 1024
     for stages in range(config.num_stages, 0, -1):
         if _shared_memory(config._replace(num_stages=stages), dtype) <= limit:
@@ -117,6 +125,20 @@ def residual_configuration(dim: int) -> Configuration | None:
 def residual_dims() -> list[int]:
     """The largest D of each configuration for all stages."""
     return sorted(_RESIDUAL)
+
+
+def registers(most: int, archs: tuple[int, ...] | None = None) -> dict[str, int]:
+    """The launch option with which a thread takes the registers that it needs, of ``most``.
+
+    NVIDIA's assembler does not know how many programs an SM will have: left to itself it puts
+    values on the stack where that makes room for one more. archs: only there.
+    """
+    if triton.knobs.runtime.interpret:
+        return {}
+    target = triton.runtime.driver.active.get_current_target()
+    if target.backend != "cuda" or (archs is not None and target.arch not in archs):
+        return {}
+    return {"maxnreg": most}
 
 
 def multiprocessors(device: torch.device) -> int:

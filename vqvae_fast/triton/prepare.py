@@ -88,6 +88,10 @@ def prepare(
         new((heads,), dtype=torch.float32),
         *zeros,
     )
+    aligned_codes = alignment(VECTOR, dim, *strides[:2])
+    aligned_rows = alignment(VECTOR, dim, z, z_head)
+    if block_dim > 128 and min(aligned_codes, aligned_rows) == 1:  # addresses need registers
+        codes_at_once //= 2
     prepare_kernel[(triton.cdiv(rows, codes_at_once), heads)](
         codebook,
         *strides,
@@ -99,8 +103,8 @@ def prepare(
         *prepared,
         rows,
         columns // block_dim,
-        ALIGNED=alignment(VECTOR, dim, *strides[:2]),
-        Z_ALIGNED=alignment(VECTOR, dim, z, z_head),
+        ALIGNED=aligned_codes,
+        Z_ALIGNED=aligned_rows,
         BLOCK_CODES=codes_at_once,
         BLOCK_DIM=block_dim,
         num_warps=4,

@@ -5,6 +5,9 @@ stages, and `residual_exact` redoes the few rows that some stage's bound did not
 waits for none of them. A row's residual lies where its quantized vector will, so it costs no
 memory, and only the program that owns the row reads it, which keeps it in the caches.
 
+The kernels have no registers left for strides and masks: what does not lie end to end, or has not
+16, 32, 64 or 128 elements, is copied before and after them, a bounded number of rows at a time.
+
 It serves where a block's packed rows fit the chip (D <= 128) and a tile's number the low bits of a
 score (K <= 32768, 16384 for D > 64), whatever Q is, and not for float64; else the stages are
 searches of their own.
@@ -18,10 +21,11 @@ a block 75 and 38 of its 132 SMs are busy), which nobody has measured yet:
 
     N, K, D, Q                    operations   one launch   stage by stage
     4800, 1024, 128, 8 (EnCodec)       10 G        0.1 ms           0.2 ms
-    2400, 1024, 8, 9 (DAC)            0.4 G       0.06 ms           0.2 ms
+    2400, 1024, 8, 9 (DAC)            0.4 G       0.08 ms           0.2 ms
 
-The gain is that of the launches; where a stage is long and the blocks are few it is in doubt, as a
-search of one stage can share out the codes to all SMs.
+DAC's rows are copied, in five more launches. The gain is that of the launches; where a stage is
+long and the blocks are few it is in doubt, as a search of one stage can share out the codes to all
+SMs.
 """
 
 import torch
@@ -32,18 +36,21 @@ from vqvae_fast import reference
 from vqvae_fast.triton.configurations import (
     Configuration,
     multiprocessors,
+    registers,
     residual_configuration,
     support_configuration,
 )
 from vqvae_fast.triton.prepare import ROUNDING, prepare
 from vqvae_fast.triton.residual_kernels import residual_exact_kernel, residual_kernel
-from vqvae_fast.triton.rows import VECTOR, alignment, as_rows, head_stride, padded
+from vqvae_fast.triton.rows import as_rows, end_to_end, padded
 from vqvae_fast.triton.scan import TILES_PER_PART
 from vqvae_fast.triton.search import nearest_code
 
 _PACKED = torch.float16
 # Programs an SM that share out the rows in doubt.
 _EXACT_PROGRAMS_PER_SM = 2
+# Of rows that are copied at a time, where an item of z does not have more.
+_COPIED_ELEMENTS = 1 << 25
 
 
 def residual_nearest_code(z: Tensor, codebooks: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,10 +58,13 @@ def residual_nearest_code(z: Tensor, codebooks: Tensor) -> tuple[Tensor, Tensor]
     config = fitting_configuration(z, codebooks)
     if config is None:
         return reference.residual_nearest_code(z, codebooks, nearest_code=nearest_code)
+    if z.dim() == 1:
+        indices, quantized = residual_nearest_code(z[None], codebooks)
+        return indices[0], quantized[0]
     indices = z.new_empty((*z.shape[:-1], len(codebooks)), dtype=torch.int64)
     quantized = torch.empty_like(z)
     if z.numel():
-        _all_stages(z, codebooks, indices, quantized, config)
+        _slabs(z, indices, quantized, end_to_end(codebooks, config.block_dim), config)
     return indices, quantized
 
 
@@ -67,12 +77,30 @@ def fitting_configuration(z: Tensor, codebooks: Tensor) -> Configuration | None:
     return config if tiles <= TILES_PER_PART.value else None
 
 
-def _all_stages(
-    z: Tensor, codebooks: Tensor, indices: Tensor, quantized: Tensor, config: Configuration
+def _slabs(
+    z: Tensor, indices: Tensor, quantized: Tensor, codebooks: Tensor, config: Configuration
 ) -> None:
-    rows, target = as_rows(z), as_rows(quantized)
+    """All stages, for as many items of z at a time as may be copied."""
+    items, dim, columns = len(z), z.shape[-1], config.block_dim
+    if dim < columns or not z.is_contiguous():
+        items = max(1, _COPIED_ELEMENTS // (z[0].numel() // dim * columns))
+    for first in range(0, len(z), items):
+        some = slice(first, first + items)
+        rows, out = end_to_end(z[some], columns), quantized[some]
+        target = out if dim == columns and out.is_contiguous() else torch.empty_like(rows)
+        _all_stages(rows, indices[some], target, codebooks, config)
+        if target is not out:
+            out.copy_(target[..., :dim])
+
+
+def _all_stages(
+    z: Tensor, indices: Tensor, quantized: Tensor, codebooks: Tensor, config: Configuration
+) -> None:
+    """Of rows and codes that lie end to end, D = block_dim."""
+    rows = as_rows(z)
     stages, num_codes, dim = codebooks.shape
-    support = support_configuration()
+    support = support_configuration(True)
+    chunk = min(support.chunk, dim)  # which divides D, so no load along it needs a mask
     zeros = torch.zeros((4, padded(stages)), dtype=torch.int32, device=z.device)
     limits, num_listed = zeros[:3, :stages], zeros[3, :1]
     listed = z.new_empty(rows.num_rows, dtype=torch.int64)
@@ -83,41 +111,41 @@ def _all_stages(
         limits,
         dtype=_PACKED,
         block_codes=config.block_codes,
-        block_dim=config.block_dim,
+        block_dim=dim,
         codes_at_once=support.prepare_codes,
     )
-    strides = (head_stride(codebooks), *codebooks.stride()[1:])
-    books = (codebooks, *strides, num_codes, dim, stages)
-    whole_vectors = alignment(VECTOR, dim, rows, target, *strides[:2])
-    outputs = (indices, *target.arguments, listed, num_listed)
+    outputs = (indices, quantized, listed, num_listed)
     residual_kernel[(triton.cdiv(rows.num_rows, config.block_rows),)](
-        *rows.arguments,
+        z,
         rows.num_rows,
-        *books,
+        codebooks,
+        num_codes,
+        dim,
+        stages,
         *packed,
         packed.codes.shape[1] // config.block_codes,
         *outputs,
-        ALIGNED=whole_vectors,
         BLOCK_ROWS=config.block_rows,
         BLOCK_CODES=config.block_codes,
-        BLOCK_DIM=config.block_dim,
+        BLOCK_DIM=dim,
         CHECK_DIM=16,
         GROUP=config.group,
         NUM_STAGES=config.num_stages,
-        CHUNK=support.chunk,
+        CHUNK=chunk,
         **ROUNDING[_PACKED],
         num_warps=config.num_warps,
     )
     programs = min(_EXACT_PROGRAMS_PER_SM * multiprocessors(z.device), rows.num_rows)
     residual_exact_kernel[(programs,)](
-        *rows.arguments,
-        *books,
+        z,
+        codebooks,
+        num_codes,
+        dim,
+        stages,
         *outputs,
-        ALIGNED=whole_vectors,
         BLOCK_CODES=4 * support.exact_codes,  # of one row, not of a block of them
-        STEP=support.chunk // 2,
-        CHUNK=support.chunk,
+        STEP=chunk // 2,
+        CHUNK=chunk,
         num_warps=4,
+        **registers(128),  # so few programs could have twice as many
     )
-    if target.tensor.data_ptr() != quantized.data_ptr():
-        quantized.copy_(target.tensor)

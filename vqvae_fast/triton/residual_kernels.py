@@ -2,13 +2,15 @@
 
 The residuals live where the quantized vectors will: they are of z's type, rounded after each stage.
 Only the program whose rows they are reads them, so they stay in its caches.
+
+Rows, residuals and codes lie end to end, zeros behind D: strides and masks would need registers in
+all phases, of which there are none left.
 """
 
 import triton
 import triton.language as tl
 
 from vqvae_fast.triton.exact import load_elements
-from vqvae_fast.triton.rows import aligned, row_offsets
 from vqvae_fast.triton.scan import (
     UNSEEN,
     group_scores,
@@ -32,72 +34,52 @@ def round_to(value, dtype: tl.constexpr):
 
 
 @triton.jit
-def copy_rows(source, source_stride, target, target_stride, mask, dim, CHUNK: tl.constexpr):
+def copy_rows(source, target, mask, dim, CHUNK: tl.constexpr):
     """source, target: pointers [R]. All of the program sees what was written."""
     for start in range(0, dim, CHUNK):
         d = start + tl.arange(0, CHUNK)
-        valid = mask[:, None] & (d < dim)[None, :]
-        d = d.to(tl.int64)
-        value = tl.load(source[:, None] + (d * source_stride)[None, :], valid)
-        tl.store(target[:, None] + (d * target_stride)[None, :], value, valid)
+        value = tl.load(source[:, None] + d[None, :], mask[:, None])
+        tl.store(target[:, None] + d[None, :], value, mask[:, None])
     tl.debug_barrier()
 
 
 @triton.jit
-def subtract_codes(rows, stride, code, code_element, mask, dim, CHUNK: tl.constexpr):
+def subtract_codes(rows, code, mask, dim, CHUNK: tl.constexpr):
     """Rows less their codes, in place and rounded. rows, code: pointers [R]."""
     tl.debug_barrier()  # some may still read the rows
     for start in range(0, dim, CHUNK):
         d = start + tl.arange(0, CHUNK)
-        valid = mask[:, None] & (d < dim)[None, :]
-        d = d.to(tl.int64)
-        at = rows[:, None] + (d * stride)[None, :]
-        e = tl.load(code[:, None] + (d * code_element)[None, :], valid, other=0.0)
-        left = tl.load(at, valid, other=0.0).to(tl.float32) - e.to(tl.float32)
-        tl.store(at, round_to(left, rows.dtype.element_ty), valid)
+        at = rows[:, None] + d[None, :]
+        e = tl.load(code[:, None] + d[None, :], mask[:, None], other=0.0)
+        left = tl.load(at, mask[:, None], other=0.0).to(tl.float32) - e.to(tl.float32)
+        tl.store(at, round_to(left, rows.dtype.element_ty), mask[:, None])
     tl.debug_barrier()
 
 
 @triton.jit
 def write_sum_of_codes(
-    quantized, q_stride, indices, codebooks, book_stride, code_stride, code_element, stages,
-    mask, dim, ALIGNED: tl.constexpr, CHUNK: tl.constexpr,
+    quantized, indices, codebooks, book_size, stages, mask, dim, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Adds up each row's codes in the order of the stages. quantized, indices: pointers [R]."""
     dtype: tl.constexpr = quantized.dtype.element_ty
     tl.debug_barrier()  # other threads of this program wrote the indices
     for start in range(0, dim, CHUNK):
         d = start + tl.arange(0, CHUNK)
-        valid = mask[:, None] & (d < dim)[None, :]
-        d = d.to(tl.int64)
         total = tl.zeros((quantized.shape[0], CHUNK), tl.float32)
         book = codebooks
         for q in range(stages):
-            code = book + tl.load(indices + q, mask, other=0) * code_stride
-            e = tl.load(code[:, None] + (d * code_element)[None, :], valid, other=0.0)
+            code = book + tl.load(indices + q, mask, other=0) * dim
+            e = tl.load(code[:, None] + d[None, :], mask[:, None], other=0.0)
             total = round_to(total + e.to(tl.float32), dtype).to(tl.float32)
-            book += aligned(book_stride, ALIGNED)
-        tl.store(quantized[:, None] + (d * q_stride)[None, :], total.to(dtype), valid)
+            book += book_size
+        tl.store(quantized[:, None] + d[None, :], total.to(dtype), mask[:, None])
 
 
-@triton.jit(
-    do_not_specialize=[
-        "z_inner", "z_outer_stride",
-        "num_rows", "book_stride", "num_codes", "stages", "tiles",
-        "q_inner", "q_outer_stride",
-    ],
-    do_not_specialize_on_alignment=[
-        "z_inner_stride", "z_stride", "code_element", "q_inner_stride", "q_stride",
-    ],
-)  # fmt: skip
+@triton.jit(do_not_specialize=["num_rows", "num_codes", "stages", "tiles"])
 def residual_kernel(
-    z, z_inner, z_outer_stride, z_inner_stride, z_stride, num_rows,
-    codebooks, book_stride, code_stride, code_element, num_codes, dim, stages,
+    z, num_rows, codebooks, num_codes, dim, stages,
     packed, bias, centre, scale_of_book, max_norm, max_rounding, has_outliers, tiles,
-    indices,
-    quantized, q_inner, q_outer_stride, q_inner_stride, q_stride,
-    listed, num_listed,
-    ALIGNED: tl.constexpr,
+    indices, quantized, listed, num_listed,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CODES: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
@@ -115,15 +97,14 @@ def residual_kernel(
     it knows two groups of each slot by name, and the third's score bounds the others: a row in
     doubt in any stage is done again from its first, so there should be few.
 
-    z: [N, D]; codebooks: [Q, K, D]; packed: [Q, tiles * BLOCK_CODES, BLOCK_DIM], from `prepare`
-        as are the tensors behind it; indices: [N, Q]; quantized: [N, D].
+    z: [N, BLOCK_DIM]; codebooks: [Q, K, BLOCK_DIM]; packed: [Q, tiles * BLOCK_CODES, BLOCK_DIM],
+        from `prepare` as are the tensors behind it; indices: [N, Q]; quantized: [N, BLOCK_DIM].
     """
     SLOTS: tl.constexpr = BLOCK_CODES // GROUP
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     is_row = row < num_rows
-    rows = quantized + row_offsets(row, q_inner, q_outer_stride, q_inner_stride, ALIGNED)
-    z_rows = z + row_offsets(row, z_inner, z_outer_stride, z_inner_stride, ALIGNED)
-    copy_rows(z_rows, z_stride, rows, q_stride, is_row, dim, CHUNK)
+    rows = quantized + row * dim
+    copy_rows(z + row * dim, rows, is_row, dim, CHUNK)
 
     slots = tl.arange(0, SLOTS)
     lanes = tl.arange(0, BLOCK_CODES)
@@ -135,11 +116,11 @@ def residual_kernel(
         middle = centre + q * BLOCK_DIM
         scale = tl.load(scale_of_book + q)
         fits, rounding, row_norm = pack_errors(
-            rows, q_stride, middle, scale, BLOCK_DIM, dim, settled, None,
+            rows, 1, middle, scale, BLOCK_DIM, dim, settled, None,
             False, packed.dtype.element_ty, CHECK_DIM,
         )  # fmt: skip
         row_tile, _fits = round_rows(
-            load_scaled(rows, q_stride, middle, scale, column, dim, is_row),
+            load_scaled(rows, 1, middle, scale, column, dim, is_row),
             packed.dtype.element_ty,
         )
         codes_ptrs = packed + lanes[:, None] * BLOCK_DIM + column[None, :]
@@ -173,7 +154,7 @@ def residual_kernel(
             slot = tl.argmax(best, axis=1)
             group = tile_of(score) * SLOTS + slot
             nearest, nearest_code, to_centre = measure_group(
-                rows, q_stride, book, code_stride, code_element, num_codes, dim, middle, scale,
+                rows, 1, book, dim, 1, num_codes, dim, middle, scale,
                 group, wanted, nearest, nearest_code, to_centre, GROUP, SLOTS, CHUNK,
             )  # fmt: skip
             bound = lowest_score(
@@ -189,36 +170,21 @@ def residual_kernel(
 
         settled = fits & (rest < lowest) & (nearest_code != NO_CODE)
         tl.store(indices + row * stages + q, nearest_code, settled)
-        chosen = book + nearest_code * code_stride
-        subtract_codes(rows, q_stride, chosen, code_element, settled, dim, CHUNK)
-        book += aligned(book_stride, ALIGNED)
+        subtract_codes(rows, book + nearest_code * dim, settled, dim, CHUNK)
+        book += num_codes * dim
         packed += tiles * (BLOCK_CODES * BLOCK_DIM)
         bias += tiles * BLOCK_CODES
 
     write_sum_of_codes(
-        rows, q_stride, indices + row * stages, codebooks, book_stride, code_stride,
-        code_element, stages, settled, dim, ALIGNED, CHUNK,
+        rows, indices + row * stages, codebooks, num_codes * dim, stages, settled,
+        dim, CHUNK,
     )  # fmt: skip
     list_rows(listed, num_listed, row, is_row & (settled == 0))
 
 
-@triton.jit(
-    do_not_specialize=[
-        "z_inner", "z_outer_stride",
-        "book_stride", "num_codes", "stages",
-        "q_inner", "q_outer_stride",
-    ],
-    do_not_specialize_on_alignment=[
-        "z_inner_stride", "z_stride", "code_element", "q_inner_stride", "q_stride",
-    ],
-)  # fmt: skip
+@triton.jit(do_not_specialize=["num_codes", "stages"])
 def residual_exact_kernel(
-    z, z_inner, z_outer_stride, z_inner_stride, z_stride,
-    codebooks, book_stride, code_stride, code_element, num_codes, dim, stages,
-    indices,
-    quantized, q_inner, q_outer_stride, q_inner_stride, q_stride,
-    listed, num_listed,
-    ALIGNED: tl.constexpr,
+    z, codebooks, num_codes, dim, stages, indices, quantized, listed, num_listed,
     BLOCK_CODES: tl.constexpr,
     STEP: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -231,9 +197,8 @@ def residual_exact_kernel(
     mask = tl.full((1,), True, tl.int1)
     for item in range(tl.program_id(0), tl.load(num_listed), tl.num_programs(0)):
         row = tl.load(listed + item + tl.arange(0, 1))
-        z_rows = z + row_offsets(row, z_inner, z_outer_stride, z_inner_stride, ALIGNED)
-        rows = quantized + row_offsets(row, q_inner, q_outer_stride, q_inner_stride, ALIGNED)
-        copy_rows(z_rows, z_stride, rows, q_stride, mask, dim, CHUNK)
+        rows = quantized + row * dim
+        copy_rows(z + row * dim, rows, mask, dim, CHUNK)
         book = codebooks
         for q in range(stages):
             nearest = tl.full((BLOCK_CODES,), float("inf"), tl.float64)
@@ -243,12 +208,12 @@ def residual_exact_kernel(
                 code = first + tl.arange(0, BLOCK_CODES).to(tl.int64)
                 usable = code < num_codes
                 distance = tl.zeros((BLOCK_CODES,), tl.float64)
-                e_rows = book + code * code_stride
+                e_rows = book + code * dim
                 is_code = usable
                 for start in range(0, dim, STEP):
                     d = start + tl.arange(0, STEP)
-                    a = load_elements(rows, q_stride, d, mask, dim)
-                    e = load_elements(e_rows, code_element, d, is_code, dim)
+                    a = load_elements(rows, 1, d, mask, dim)
+                    e = load_elements(e_rows, 1, d, is_code, dim)
                     usable &= tl.min((tl.abs(e) < float("inf")).to(tl.int32), axis=1) > 0
                     is_nan |= tl.max((a != a).to(tl.int32), axis=1)
                     distance += tl.sum((a - e) * (a - e), axis=1)
@@ -257,11 +222,8 @@ def residual_exact_kernel(
             chosen = tl.min(tl.where(nearest == least, nearest_code, NO_CODE), axis=0)
             chosen = tl.where((is_nan > 0) | (chosen == NO_CODE), 0, chosen)
             tl.store(indices + row * stages + q, chosen)
-            subtract_codes(
-                rows, q_stride, book + chosen * code_stride, code_element, mask, dim, CHUNK
-            )
-            book += aligned(book_stride, ALIGNED)
+            subtract_codes(rows, book + chosen * dim, mask, dim, CHUNK)
+            book += num_codes * dim
         write_sum_of_codes(
-            rows, q_stride, indices + row * stages, codebooks, book_stride, code_stride,
-            code_element, stages, mask, dim, ALIGNED, CHUNK,
+            rows, indices + row * stages, codebooks, num_codes * dim, stages, mask, dim, CHUNK,
         )  # fmt: skip

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 class Rows(NamedTuple):
@@ -35,6 +36,15 @@ def as_rows(t: Tensor) -> Rows:
         levels = _levels(t)
     (outer, outer_stride), (inner, inner_stride) = [(1, 0)] * (2 - len(levels)) + levels
     return Rows(t, outer * inner, max(inner, 1), outer_stride, inner_stride, t.stride(-1))
+
+
+def end_to_end(t: Tensor, columns: int) -> Tensor:
+    """t: [..., D] as rows of ``columns`` elements without gaps, zeros behind D; t where it is so.
+
+    For kernels whose registers do not suffice for strides and masks.
+    """
+    missing = columns - t.shape[-1]
+    return (pad(t, (0, missing)) if missing else t).contiguous()
 
 
 # Triton compiles a kernel once for integers that are multiples of 16 and once for others, and does

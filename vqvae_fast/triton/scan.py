@@ -102,7 +102,8 @@ def scan_kernel(
             fit the matrix unit's type.
         rounding, row_norm: [H, slab], |Z - Z'| and |Z'|.
 
-    STORE_ROWS: for long rows and those in pieces, packed_rows [H, padded slab, columns] gets Z'.
+    STORE_ROWS: for long rows, those in pieces and those with strides or masks, packed_rows
+        [H, padded slab, columns] gets Z'.
     """
     SLOTS: tl.constexpr = BLOCK_CODES // GROUP
     PRECISION: tl.constexpr = "ieee" if packed.dtype.element_ty == tl.float32 else "tf32"
@@ -117,8 +118,9 @@ def scan_kernel(
     centre += head * columns
     scale = tl.load(scale_of_book + head)
 
-    # The rows, once: whether they can be packed, and what rounding does to them. Long ones go
-    # through memory: read with strides, centre and masks all at once they would spill.
+    # The rows, once: whether they can be packed, and what rounding does to them. Others than
+    # short ones that lie together go through memory: read with strides, centre and masks all at
+    # once they would spill.
     padded_rows = tl.num_programs(0).to(tl.int64) * BLOCK_ROWS
     row_ptrs = packed_rows + (head * padded_rows + in_slab) * columns
     fits, row_rounding, norm = pack_errors(

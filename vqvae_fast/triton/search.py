@@ -12,8 +12,10 @@ from torch import Tensor
 
 from vqvae_fast.reference import distance_dtype
 from vqvae_fast.triton.configurations import (
+    FEWER_WARPS,
     configuration,
     multiprocessors,
+    registers,
     support_configuration,
 )
 from vqvae_fast.triton.exact import exact_kernel
@@ -30,8 +32,11 @@ _PROGRAMS_PER_SM = 2
 _LEAST_TILES = 4
 # Programs an SM of all books together that measure the rows in doubt.
 _EXACT_PROGRAMS_PER_SM = 4
-# Rows up to this length are packed in registers; longer ones in memory, of so many elements at
-# most, where the matrix unit's tiles are read without strides and masks.
+# Of an SM's 65536, a thread: what these programs leave each other, and six of `settle`'s.
+_EXACT_REGISTERS = 128
+_SETTLE_REGISTERS = 80
+# Rows up to this length that lie together are packed in registers; others in memory, of so many
+# elements at most, where the matrix unit's tiles are read without strides and masks.
 _LONGEST_DIRECT = 128
 _PACKED_ELEMENTS = 1 << 25
 # What the second and the third dimension of a grid may be.
@@ -91,7 +96,6 @@ def _search(
     num_rows = indices.numel() // heads
     programs = _PROGRAMS_PER_SM * multiprocessors(z.device)
     filtered = z.dtype != torch.float64 and dim <= _LONGEST_ROW
-    support = support_configuration()
     # Only where there are fewer blocks of rows than programs are codes shared out, and merged.
     exact_programs = max(1, _EXACT_PROGRAMS_PER_SM * multiprocessors(z.device) // heads)
 
@@ -107,6 +111,7 @@ def _search(
     book_arguments = (codebook, *book_strides, num_codes, dim)
     outputs = (indices, distances, *target.arguments, q_head)
     all_aligned = alignment(VECTOR, dim, rows, z_head, target, q_head, *book_strides[:2])
+    support = support_configuration(all_aligned > 1)
     if filtered:
         config = configuration(dim, packed_dtype)
         packed = prepare(
@@ -125,7 +130,8 @@ def _search(
         parts = max(1, min(programs // (row_blocks * heads), tiles // _LEAST_TILES))
         parts = max(parts, triton.cdiv(tiles, TILES_PER_PART.value))
         slab_rows = min(num_rows, max(_ENTRIES // (parts * heads), config.block_rows))
-        store_rows = columns > min(_LONGEST_DIRECT, config.block_dim)
+        z_aligned = alignment(VECTOR, dim, rows, z_head)
+        store_rows = z_aligned == 1 or columns > min(_LONGEST_DIRECT, config.block_dim)
         if store_rows:
             slab_rows = min(
                 slab_rows, max(_PACKED_ELEMENTS // (columns * heads), config.block_rows)
@@ -156,7 +162,7 @@ def _search(
                 rounding,
                 row_norm,
                 packed_rows,
-                ALIGNED=alignment(VECTOR, dim, rows, z_head),
+                ALIGNED=z_aligned,
                 STORE_ROWS=store_rows,
                 ONE_CHUNK=columns == config.block_dim,
                 BLOCK_ROWS=config.block_rows,
@@ -193,6 +199,7 @@ def _search(
                 CHUNK=support.chunk,
                 **ROUNDING[packed_dtype],
                 num_warps=4,
+                **registers(_SETTLE_REGISTERS, FEWER_WARPS),
             )
     shape = (heads, exact_programs, support.exact_rows)
     exact_kernel[(exact_programs, heads)](
@@ -213,6 +220,7 @@ def _search(
         STEP=support.exact_step,
         CHUNK=support.chunk,
         num_warps=4,
+        **registers(_EXACT_REGISTERS),
     )
     if quantized is not None and target.tensor.data_ptr() != quantized.data_ptr():
         quantized.copy_(target.tensor)

@@ -17,6 +17,7 @@ import triton
 from torch import Tensor
 
 from vqvae_fast.reference import distance_dtype
+from vqvae_fast.triton.configurations import FEWER_WARPS, registers
 from vqvae_fast.triton.rows import Rows, alignment, as_rows, padded
 from vqvae_fast.triton.segment_sum_kernels import (
     CHUNK_ROWS,
@@ -154,6 +155,7 @@ def sum_runs(
             BLOCK_DIM=block_dim,
             BATCH=batch(block_dim, rows.tensor.dtype, aligned, subtract),
             num_warps=1,
+            **registers(255, FEWER_WARPS),  # a warp is alone in its program
         )
         if chunks == 1:
             return
