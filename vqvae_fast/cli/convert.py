@@ -28,6 +28,5 @@ def convert(source: Path, out: Path, prefix: str | None, overwrite: bool) -> Non
         raise UserError(str(error)) from error
     with atomic_file(out) as temporary:
         stored._replace(state=module.state_dict()).save(temporary)
-    arguments = ", ".join(f"{name}={value}" for name, value in stored.arguments.items())
-    click.echo(f"{stored.name}({arguments})")
+    click.echo(str(stored))
     click.echo(f"saved  {out}")
