@@ -7,6 +7,7 @@ import torch
 
 import vqvae_fast
 from vqvae_fast.checkpoints import read_quantizer
+from vqvae_fast.nn import SplitResidualVQ
 
 CODES = torch.randn(8, 4)
 
@@ -113,3 +114,31 @@ def test_a_stored_quantizer_comes_back(tmp_path):
     assert vqvae_fast.load_quantizer(tmp_path / "own.pt", beta=0.1).beta == 0.1
     with pytest.raises(ValueError, match="holds one quantizer and no prefixes, got 'vq'"):
         vqvae_fast.load_quantizer(tmp_path / "own.pt", "vq")
+
+
+RVQ = {"dim": 6, "codebook_size": 8, "num_quantizers": 3}
+
+
+@pytest.mark.parametrize(
+    "ours",
+    [
+        vqvae_fast.VectorQuantizer(8, 6),
+        vqvae_fast.VectorQuantizer(8, 6, learning="ema", kmeans_init=True),
+        vqvae_fast.VectorQuantize(6, 8, codebook_dim=4),
+        vqvae_fast.ResidualVQ(**RVQ, codebook_dim=4, project_per_stage=True),
+        vqvae_fast.GroupedResidualVQ(**RVQ, groups=2),
+        SplitResidualVQ(**RVQ, codebook_dim=4),
+        SplitResidualVQ(**RVQ, codebook_dim=6, projections=False, kmeans_init=True),
+        vqvae_fast.SimVQ(6, 8),
+        vqvae_fast.ResidualSimVQ(**RVQ),
+    ],
+    ids=lambda ours: type(ours).__name__,
+)
+@pytest.mark.parametrize("prefix", ["", "model.quantizer."])
+def test_state_dicts_of_ours(ours, prefix):
+    state = {prefix + name: tensor for name, tensor in ours.state_dict().items()}
+    again = vqvae_fast.load_quantizer(state)
+    assert type(again) is type(ours)
+    assert list(again.state_dict()) == list(ours.state_dict())
+    for name, tensor in ours.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name

@@ -17,6 +17,7 @@ from torch import Tensor
 import vqvae_fast
 from vqvae_fast.checkpoints import StoredQuantizer
 from vqvae_fast.checkpoints.stored import FORMAT
+from vqvae_fast.models.reference_checkpoint import NUMPY_CONSTRUCTORS
 
 CODES = torch.randn(8, 4)
 NAME = "vq.embedding.weight"
@@ -215,6 +216,17 @@ def test_shapes_beyond_what_a_file_holds(tmp_path):
         vqvae_fast.load_quantizer(tmp_path / "small.pt")
     few = vqvae_fast.load_quantizer({NAME: torch.ones(1).expand(8, 4)})
     assert torch.equal(few.codebook, torch.ones(8, 4))
+
+
+class Petabytes:
+    def __reduce__(self):
+        return NUMPY_CONSTRUCTORS[0][0], (np.ndarray, (10**15,), b"b")
+
+
+def test_arrays_beyond_memory(tmp_path):
+    torch.save({NAME: CODES, "losses": Petabytes()}, tmp_path / "run.pt")
+    with pytest.raises(ValueError, match=r"run\.pt asks for more memory than there is"):
+        vqvae_fast.load_quantizer(tmp_path / "run.pt")
 
 
 @pytest.mark.parametrize(

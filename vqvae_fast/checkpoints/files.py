@@ -63,8 +63,10 @@ def _read_torch(path: str | PathLike[str]) -> Any:
         with torch.serialization.safe_globals(harmless), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch says of its own ways of reading
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, IsADirectoryError, PermissionError, MemoryError):
+    except PermissionError:
         raise
+    except MemoryError as error:
+        raise ValueError(f"{path} asks for more memory than there is ({error})") from error
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         what = f"it asks for {asked[1]}" if asked else "or it is damaged"
