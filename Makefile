@@ -88,9 +88,10 @@ $(VENV)/.built: $(VENV)/.installed $(SOURCES)
 	VQVAE_FAST_REQUIRE_EXT=1 $(BIN)/pip install --quiet --no-build-isolation --no-deps --editable .
 	@touch $@
 
-$(VENV)/.installed: requirements-dev.txt | prerequisites
+$(VENV)/.installed: requirements-dev.txt requirements-codecs.txt | prerequisites
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --requirement requirements-dev.txt
+	$(BIN)/pip install --quiet --no-build-isolation --no-deps --requirement requirements-codecs.txt
 	@touch $@
 
 prerequisites:

@@ -1,4 +1,8 @@
-"""EnCodec, DAC and Mimi: built from their key layouts, compared with their formulas."""
+"""EnCodec, DAC and Mimi: built from their key layouts, compared with their formulas.
+
+Here are the layouts of all versions, and what does not depend on a package that may be missing;
+test_real_modules.py has the modules themselves.
+"""
 
 import pytest
 import torch

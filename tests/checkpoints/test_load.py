@@ -1,17 +1,13 @@
-"""Finding the quantizer, refusing files, keeping what was found."""
+"""Finding the quantizer, and keeping what was found; test_refusals.py has what is not loaded."""
 
 import argparse
-import os
-import pickle
-import sys
-import types
-from pathlib import Path
 
 import pytest
 import torch
 
 import vqvae_fast
-from vqvae_fast.checkpoints import StoredQuantizer, read_quantizer
+from vqvae_fast.checkpoints import read_quantizer
+from vqvae_fast.nn import SplitResidualVQ
 
 CODES = torch.randn(8, 4)
 
@@ -22,7 +18,9 @@ def test_several_quantizers_need_a_prefix():
         vqvae_fast.load_quantizer(state)
     for prefix in ("x.vq_b", "x.vq_b.", "x"):
         assert torch.equal(vqvae_fast.load_quantizer(state, prefix).codebook, CODES + 1)
-    with pytest.raises(ValueError, match="no quantizer is known by the keys below 'y'"):
+    with pytest.raises(
+        ValueError, match="known below 'y', for nothing is there; the keys are: vq_a"
+    ):
         vqvae_fast.load_quantizer(state, "y")
 
 
@@ -73,12 +71,6 @@ def test_unknown_layouts_are_told_with_what_is_known():
     assert len(message) < 1000
 
 
-@pytest.mark.parametrize("state", [{}, {"epoch": 3}, {"model": {}}])
-def test_no_weights_at_all(state):
-    with pytest.raises(ValueError, match="no quantizer is known"):
-        vqvae_fast.load_quantizer(state)
-
-
 def test_shapes_that_cannot_be():
     with pytest.raises(ValueError, match=r"embedding\.weight must be \[any, any\], got \[3\]"):
         vqvae_fast.load_quantizer({"vq.embedding.weight": torch.zeros(3)})
@@ -106,56 +98,10 @@ def test_files_with_harmless_values(tmp_path):
     assert torch.equal(vqvae_fast.load_quantizer(str(tmp_path / "run.pt")).codebook, CODES)
 
 
-class Malicious:
-    def __init__(self, target: Path):
-        self.target = target
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.target}",)
-
-
-def test_a_malicious_pickle_is_refused(tmp_path):
-    target = tmp_path / "executed"
-    bad = tmp_path / "bad.pt"
-    torch.save({"vq.embedding.weight": CODES, "extra": Malicious(target)}, bad)
-    refusal = rf"{os.system.__module__}\.system\); nothing in it was executed"
-    with pytest.raises(ValueError, match=refusal):
-        vqvae_fast.load_quantizer(bad)
-    assert not target.exists()
-    torch.load(bad, weights_only=False)
-    assert target.exists(), "the file would not have done anything"
-
-
-@pytest.mark.parametrize("content", [b"", b"text", pickle.dumps({"model": 1}, 2), b"PK\3\4 cut"])
-def test_files_of_other_kinds(tmp_path, content):
-    (tmp_path / "file.pt").write_bytes(content)
-    with pytest.raises(ValueError, match=r"file\.pt"):
-        vqvae_fast.load_quantizer(tmp_path / "file.pt")
-
-
-def test_other_contents(tmp_path):
-    torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(ValueError, match="must hold a state dict, got list"):
-        vqvae_fast.load_quantizer(tmp_path / "list.pt")
-    with pytest.raises(
-        TypeError, match="a path, a state dict or a checkpoint, got VectorQuantizer"
-    ):
-        vqvae_fast.load_quantizer(vqvae_fast.VectorQuantizer(8, 4))
-    with pytest.raises(FileNotFoundError):
-        vqvae_fast.load_quantizer(tmp_path / "nowhere.pt")
-
-
-def test_safetensors(tmp_path, monkeypatch):
-    """With a stand-in for the package: it is no dependency of ours."""
+def test_safetensors(tmp_path):
+    files = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
     path = tmp_path / "model.safetensors"
-    monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(ModuleNotFoundError, match="pip install safetensors"):
-        vqvae_fast.load_quantizer(path)
-    package, inner = types.ModuleType("safetensors"), types.ModuleType("safetensors.torch")
-    package.SafetensorError = type("SafetensorError", (Exception,), {})
-    inner.load_file = lambda asked: {"vq.embedding.weight": CODES} if asked == path else None
-    monkeypatch.setitem(sys.modules, "safetensors", package)
-    monkeypatch.setitem(sys.modules, "safetensors.torch", inner)
+    files.save_file({"vq.embedding.weight": CODES, "encoder.weight": CODES.bfloat16()}, path)
     assert torch.equal(vqvae_fast.load_quantizer(path).codebook, CODES)
 
 
@@ -170,10 +116,29 @@ def test_a_stored_quantizer_comes_back(tmp_path):
         vqvae_fast.load_quantizer(tmp_path / "own.pt", "vq")
 
 
-def test_a_stored_quantizer_names_one_of_our_classes(tmp_path):
-    StoredQuantizer("Popen", {"args": "true"}, {}).save(tmp_path / "bad.pt")
-    with pytest.raises(ValueError, match=r"must be one of VectorQuantizer, .*got 'Popen'"):
-        vqvae_fast.load_quantizer(tmp_path / "bad.pt")
-    torch.save({"format": "vqvae_fast quantizer 1", "class": "SimVQ"}, tmp_path / "cut.pt")
-    with pytest.raises(ValueError, match="is damaged"):
-        vqvae_fast.load_quantizer(tmp_path / "cut.pt")
+RVQ = {"dim": 6, "codebook_size": 8, "num_quantizers": 3}
+
+
+@pytest.mark.parametrize(
+    "ours",
+    [
+        vqvae_fast.VectorQuantizer(8, 6),
+        vqvae_fast.VectorQuantizer(8, 6, learning="ema", kmeans_init=True),
+        vqvae_fast.VectorQuantize(6, 8, codebook_dim=4),
+        vqvae_fast.ResidualVQ(**RVQ, codebook_dim=4, project_per_stage=True),
+        vqvae_fast.GroupedResidualVQ(**RVQ, groups=2),
+        SplitResidualVQ(**RVQ, codebook_dim=4),
+        SplitResidualVQ(**RVQ, codebook_dim=6, projections=False, kmeans_init=True),
+        vqvae_fast.SimVQ(6, 8),
+        vqvae_fast.ResidualSimVQ(**RVQ),
+    ],
+    ids=lambda ours: type(ours).__name__,
+)
+@pytest.mark.parametrize("prefix", ["", "model.quantizer."])
+def test_state_dicts_of_ours(ours, prefix):
+    state = {prefix + name: tensor for name, tensor in ours.state_dict().items()}
+    again = vqvae_fast.load_quantizer(state)
+    assert type(again) is type(ours)
+    assert list(again.state_dict()) == list(ours.state_dict())
+    for name, tensor in ours.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name

@@ -1,5 +1,6 @@
 """convert: the quantizer of a checkpoint in a file of its own."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -35,16 +36,67 @@ def test_convert(checkpoint, tmp_path, capsys):
     assert torch.equal(vqvae_fast.load_quantizer(tmp_path / "again.pt").codebook, CODES + 1)
 
 
-def test_errors_are_one_sentence(checkpoint, tmp_path, capsys):
-    def refused(*arguments: object) -> str:
+@pytest.fixture
+def refused(tmp_path, capsys):
+    """Calls convert, which must fail and change nothing; returns its one sentence."""
+
+    def call_refused(*arguments: object) -> str:
+        before = sorted(tmp_path.iterdir())
         capsys.readouterr()
         assert call("convert", *arguments) in (1, 2)
         captured = capsys.readouterr()
         assert captured.out == ""
         assert captured.err.startswith("vqvae-fast: ")
         assert captured.err.count("\n") == 1
+        assert sorted(tmp_path.iterdir()) == before
         return captured.err
 
+    return call_refused
+
+
+class Code:
+    def __reduce__(self):
+        return os.system, ("true",)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ({"vq.embedding.weight": CODES, "x": Code()}, "nothing in it was executed"),
+        ({"vq.embedding.weight": torch.zeros(1).expand(10**12, 64)}, "256000000000000 bytes"),
+        ({"vq.embedding.weight": CODES.to_sparse()}, "layout torch.sparse_coo"),
+        ({"vq.embedding.weight": CODES * float("nan")}, "NaN or Inf in 8 of 8 vectors"),
+        ({}, "no quantizer is known in an empty checkpoint"),
+        ([CODES], "must hold a state dict, got list"),
+    ],
+)
+def test_contents_that_are_no_quantizer(tmp_path, refused, content, sentence):
+    torch.save(content, tmp_path / "in.pt")
+    assert sentence in refused(tmp_path / "in.pt", tmp_path / "out.pt")
+
+
+def test_places_that_cannot_be_written(checkpoint, tmp_path, refused):
+    choose = ("--prefix", "vq_a", "--overwrite")
+    os.mkfifo(tmp_path / "pipe")
+    assert "is a device or a pipe" in refused(checkpoint, tmp_path / "pipe", *choose)
+    assert "is a folder" in refused(checkpoint, tmp_path, *choose)
+    assert "this is a folder" in refused(tmp_path, tmp_path / "out.pt", *choose)
+
+
+def test_a_full_disk(checkpoint, tmp_path, refused):
+    (tmp_path / "out.pt").write_text("mine")
+    resource = pytest.importorskip("resource", reason="files cannot be limited here")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (512, limits[1]))
+    try:
+        err = refused(checkpoint, tmp_path / "out.pt", "--prefix", "vq_a", "--overwrite")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "out.pt cannot be written; is the disk full?" in err
+    assert (tmp_path / "out.pt").read_text() == "mine"
+
+
+def test_errors_are_one_sentence(checkpoint, tmp_path, refused):
     out = tmp_path / "out.pt"
     assert "choose one by its prefix: vq_a, vq_b" in refused(checkpoint, out)
     assert "below 'vq_c'" in refused(checkpoint, out, "--prefix", "vq_c")

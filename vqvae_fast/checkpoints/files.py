@@ -1,10 +1,14 @@
 """Reads checkpoint files: tensors and plain values, never code."""
 
 import argparse
+import errno
+import os
 import pickle
 import re
+import stat
+import warnings
 from collections.abc import Mapping
-from os import PathLike, fspath
+from os import PathLike
 from typing import Any
 
 import torch
@@ -15,9 +19,8 @@ from vqvae_fast.models.reference_checkpoint import NUMPY_CONSTRUCTORS
 # Where training scripts keep the weights; those averaged for use come first.
 _WRAPPERS = ("ema", "best_state", "model", "state_dict", "model_state_dict", "module")
 
-
 # Files that nest deeper, or hold themselves, are nobody's.
-_DEEPEST = 8
+_DEEPEST = 4
 
 
 def read_file(path: str | PathLike[str]) -> Mapping[str, Any]:
@@ -25,10 +28,15 @@ def read_file(path: str | PathLike[str]) -> Mapping[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
+        IsADirectoryError: it is a folder.
         ModuleNotFoundError: a .safetensors file, and the package for it is not installed.
         ValueError: the file cannot be read, or holds more than tensors and plain values.
     """
-    if fspath(path).endswith(".safetensors"):
+    if stat.S_ISDIR(os.stat(path).st_mode):
+        raise IsADirectoryError(
+            errno.EISDIR, "a checkpoint must be a file, this is a folder", os.fspath(path)
+        )
+    if os.fspath(path).endswith(".safetensors"):
         content: Any = _read_safetensors(path)
     else:
         content = _read_torch(path)
@@ -37,25 +45,28 @@ def read_file(path: str | PathLike[str]) -> Mapping[str, Any]:
     return content
 
 
-def tensors_of(checkpoint: Mapping[str, Any], depth: int = 0) -> dict[str, Tensor]:
-    """The state dict in a checkpoint, from under the names that training scripts put around it."""
+def state_dict_in(checkpoint: Mapping[Any, Any], depth: int = 0) -> Mapping[Any, Any]:
+    """The mapping with tensors, under the names that training scripts put around it."""
     for name in _WRAPPERS:
         inner = checkpoint.get(name) if depth < _DEEPEST else None
-        if isinstance(inner, Mapping) and (tensors := tensors_of(inner, depth + 1)):
-            return tensors
-    return {
-        str(key): value.detach() for key, value in checkpoint.items() if isinstance(value, Tensor)
-    }
+        if isinstance(inner, Mapping):
+            found = state_dict_in(inner, depth + 1)
+            if any(isinstance(value, Tensor) for value in found.values()):
+                return found
+    return checkpoint
 
 
 def _read_torch(path: str | PathLike[str]) -> Any:
     # Harmless constructors beside tensors: figures as numpy arrays, options as a Namespace.
     harmless = [*NUMPY_CONSTRUCTORS, argparse.Namespace]
     try:
-        with torch.serialization.safe_globals(harmless):
+        with torch.serialization.safe_globals(harmless), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch says of its own ways of reading
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, IsADirectoryError, PermissionError, MemoryError):
+    except PermissionError:
         raise
+    except MemoryError as error:
+        raise ValueError(f"{path} asks for more memory than there is ({error})") from error
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         what = f"it asks for {asked[1]}" if asked else "or it is damaged"
@@ -63,7 +74,13 @@ def _read_torch(path: str | PathLike[str]) -> Any:
             f"{path} holds more than tensors and plain values ({what}); nothing in it was "
             "executed; if you trust where it comes from, hand over its state dict instead"
         ) from error
-    except Exception as error:  # bytes that are no pickle end in whatever they happen to ask for
+    except Exception as error:
+        if "TorchScript" in str(error):
+            raise ValueError(
+                f"{path} is a TorchScript archive, which holds code; save the state dict of its "
+                "module instead"
+            ) from error
+        # Bytes that are no pickle end in whatever they happen to ask for.
         raise ValueError(f"{path} is not a file of torch.save, or is damaged") from error
 
 

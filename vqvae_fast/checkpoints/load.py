@@ -1,16 +1,20 @@
 """Finds the quantizer in a checkpoint."""
 
+import re
 from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
 from torch import Tensor, nn
 
-from vqvae_fast.checkpoints.files import read_file, tensors_of
+from vqvae_fast.checkpoints.files import read_file, state_dict_in
 from vqvae_fast.checkpoints.formats import FORMATS, Format
 from vqvae_fast.checkpoints.formats.ours import arguments_beside, read_ours
 from vqvae_fast.checkpoints.stored import StoredQuantizer
+from vqvae_fast.checkpoints.tensors import check_tensors
 from vqvae_fast.checkpoints.weights import Weights, shortened
+
+_NAMED_LIKE_ONE = re.compile(r"(?:.*?\.)?\w*(?:quant|vq|codebook)\w*(?=\.)")
 
 
 def load_quantizer(
@@ -41,11 +45,13 @@ def load_quantizer(
         The module, on the CPU and in train mode as any that was just made.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError, IsADirectoryError: there is no such file, or it is a folder.
         ValueError: no known format, several quantizers, weights that do not fit together or are
-            not all known, or a file that holds more than tensors and plain values. Files are read
-            with ``weights_only=True``: nothing in them is executed.
-        TypeError: our class does not know an option, or the source is neither.
+            not all known, weights that are no dense tensors of real numbers, codes that are NaN or
+            Inf, or a file that holds more than tensors and plain values. Files are read with
+            ``weights_only=True``: nothing in them is executed.
+        TypeError: our class does not know an option, or the source or the prefix is of another
+            type.
         ModuleNotFoundError: reading .safetensors needs the package of this name.
     """
     return read_quantizer(source, prefix, **options).build()
@@ -59,25 +65,42 @@ def read_quantizer(
         raise TypeError(
             f"source must be a path, a state dict or a checkpoint, got {type(source).__name__}"
         )
+    if not (prefix is None or isinstance(prefix, str)):
+        raise TypeError(f"prefix must be a string or None, got {prefix!r}")
     checkpoint = source if isinstance(source, Mapping) else read_file(source)
     stored = read_ours(checkpoint)
     if stored is not None:
-        if prefix is not None:
+        if prefix:
             raise ValueError(f"the file holds one quantizer and no prefixes, got {prefix!r}")
         return stored._replace(arguments={**stored.arguments, **options})
-    state = tensors_of(checkpoint)
-    format, place = _choose(state, prefix)
-    weights = Weights(state, place)
+    entries = state_dict_in(checkpoint)
+    format, place = _choose(entries, prefix)
+    weights = Weights(_tensors(entries, place), place)
     options = {**arguments_beside(checkpoint, place), **options}
     name, arguments, tensors = format.describe(weights, options)
     weights.check_empty()
     return StoredQuantizer(name, {**arguments, **options}, tensors)
 
 
-def _choose(state: dict[str, Tensor], prefix: str | None) -> tuple[Format, str]:
+def _tensors(entries: Mapping[Any, Any], place: str) -> dict[str, Tensor]:
+    """The tensors that stand below a place, and nothing else may."""
+    inside = {
+        name: value
+        for name, value in entries.items()
+        # At the top there are figures and options, too.
+        if isinstance(name, str)
+        and name.startswith(place)
+        and (place or "." in name or isinstance(value, Tensor))
+    }
+    check_tensors(inside)
+    return {name: tensor.detach() for name, tensor in inside.items()}
+
+
+def _choose(entries: Mapping[Any, Any], prefix: str | None) -> tuple[Format, str]:
     """The format, and what the names of its weights begin with."""
     below = "" if not prefix else prefix.rstrip(".") + "."
-    inside = [name[len(below) :] for name in state if name.startswith(below)]
+    names = [name for name in entries if isinstance(name, str)]
+    inside = [name[len(below) :] for name in names if name.startswith(below)]
     found = _find(inside)
     if len(found) > 1:
         places = [(below + place).rstrip(".") or "''" for place in found]
@@ -85,10 +108,7 @@ def _choose(state: dict[str, Tensor], prefix: str | None) -> tuple[Format, str]:
             f"there are several quantizers, choose one by its prefix: {shortened(places)}"
         )
     if not found:
-        where = f" below {prefix!r}" if prefix else ""
-        known = "; ".join(format.title for format in FORMATS)
-        keys = shortened(inside or list(state), 6)
-        raise ValueError(f"no quantizer is known by the keys{where}: {keys}. Known are: {known}")
+        raise ValueError(_unknown(entries, inside, prefix))
     ((place, format),) = found.items()
     if prefix:
         # Whoever names a place means all that is there.
@@ -99,6 +119,28 @@ def _choose(state: dict[str, Tensor], prefix: str | None) -> tuple[Format, str]:
                 f"{shortened(beside)}"
             )
     return format, below + place
+
+
+def _unknown(entries: Mapping[Any, Any], inside: list[str], prefix: str | None) -> str:
+    """What to say where there is no quantizer."""
+    names = [
+        name if isinstance(name, str) else f"{name!r} (not a string but {type(name).__name__})"
+        for name in entries
+    ]
+    if not names:
+        what = "in an empty checkpoint"
+    elif prefix and not inside:
+        what = f"below {prefix!r}, for nothing is there; the keys are: {shortened(names, 6)}"
+    elif prefix:
+        what = f"by the keys below {prefix!r}: {shortened(inside, 6)}"
+    elif not any(isinstance(value, Tensor) for value in entries.values()):
+        what = f"in a checkpoint without tensors; its keys are: {shortened(names, 6)}"
+    else:
+        what = f"by the keys: {shortened(names, 6)}"
+    named = {match[0]: None for match in map(_NAMED_LIKE_ONE.match, inside) if match}
+    hint = f" (named like one, but of no known layout: {shortened(list(named))})" if named else ""
+    known = "; ".join(format.title for format in FORMATS)
+    return f"no quantizer is known {what}{hint}. Known are: {known}"
 
 
 def _find(names: list[str]) -> dict[str, Format]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae_fast import nn as quantizers
+from vqvae_fast.checkpoints.tensors import check_finite
 
 FORMAT = "vqvae_fast quantizer 1"
 
@@ -23,6 +24,12 @@ _CLASSES: dict[str, type[nn.Module]] = {
         quantizers.ResidualSimVQ,
     )
 }
+
+# Arguments that say how many modules there are.
+_COUNTS = ("num_quantizers", "groups", "depth")
+# Where sizes differ by no more, 1 GiB in float32, the module is made, and torch tells what differs.
+_MUCH = 2**28
+_NOTHING = torch.empty(0)
 
 
 class StoredQuantizer(NamedTuple):
@@ -47,22 +54,57 @@ class StoredQuantizer(NamedTuple):
         """
         if self.name not in _CLASSES:
             raise ValueError(f"the class must be one of {', '.join(_CLASSES)}, got {self.name!r}")
-        module = _CLASSES[self.name](**self.arguments)
+        check_finite(self.state)
+        self._check_counts()
+        self._check_sizes()
+        module = self._construct()
         _make_room(module, self.state)
         try:
             module.load_state_dict(self.state)
         except RuntimeError as error:
-            arguments = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
-            problem = " ".join(str(error).split("\n", 1)[-1].split())
-            raise ValueError(
-                f"the weights do not fit {self.name}({arguments}): {problem}"
-            ) from error
+            raise ValueError(f"the weights do not fit {self}: {_line(error)}") from error
         return module
+
+    def _construct(self) -> nn.Module:
+        try:
+            return _CLASSES[self.name](**self.arguments)
+        except RuntimeError as error:  # torch's, of sizes
+            raise ValueError(f"{self} cannot be made: {_line(error)}") from error
+
+    def _check_sizes(self) -> None:
+        """Arguments may ask for more than any machine has: look first, without memory."""
+        with torch.device("meta"):
+            sketch = self._construct()
+        for name, tensor in sketch.state_dict().items():
+            given = self.state.get(name, _NOTHING)
+            if tensor.numel() - given.numel() > _MUCH:
+                raise ValueError(
+                    f"the weights do not fit {self}: {name} would be {list(tensor.shape)}, "
+                    f"got {list(given.shape)}"
+                )
+
+    def _check_counts(self) -> None:
+        """Each stage has weights: a number of stages beyond theirs would only cost time."""
+        mlp = self.arguments.get("mlp_kwargs")
+        for name, value in {**self.arguments, **(mlp if isinstance(mlp, dict) else {})}.items():
+            if name in _COUNTS and isinstance(value, int) and value > len(self.state):
+                raise ValueError(
+                    f"{name} must be at most the number of weights, {len(self.state)}, got {value}"
+                )
+
+    def __str__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
+        return f"{self.name}({arguments})"
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write a file that :func:`vqvae_fast.load_quantizer` reads."""
         content = {"class": self.name, "arguments": self.arguments, "state": self.state}
         torch.save({"format": FORMAT, **content}, path)
+
+
+def _line(error: RuntimeError) -> str:
+    """torch's message in one line, without its heading."""
+    return " ".join(str(error).split("\n", 1)[-1].split())
 
 
 def _make_room(module: nn.Module, state: dict[str, Tensor]) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
+from vqvae_fast.checkpoints.tensors import FLOATS, IN_WORDS
+
 
 class Weights:
     """The part of a state dict below a prefix.
@@ -38,7 +40,7 @@ class Weights:
         """A tensor that has this shape (None: any size but 0); it stays where it is.
 
         Raises:
-            ValueError: it is missing, or has another shape.
+            ValueError: it is missing, has another shape, or is a matrix of integers.
         """
         tensor = self[name]
         sizes = zip(tensor.shape, shape, strict=False)
@@ -47,6 +49,8 @@ class Weights:
         ):
             wanted = ", ".join("any" if size is None else str(size) for size in shape)
             raise ValueError(f"{self.prefix + name} must be [{wanted}], got {list(tensor.shape)}")
+        if tensor.dim() > 1 and tensor.dtype not in FLOATS:
+            raise ValueError(f"{self.prefix + name} must be {IN_WORDS}, got {tensor.dtype}")
         return tensor
 
     def take(self, name: str, *shape: int | None) -> Tensor:
@@ -99,7 +103,7 @@ class Weights:
         Raises:
             ValueError: there are none, or a number is missing.
         """
-        matches = (re.match(rf"{re.escape(name)}\.(\d+)\.", key) for key in self._left)
+        matches = (re.match(rf"{re.escape(name)}\.([0-9]{{1,9}})\.", key) for key in self._left)
         numbers = sorted({int(match[1]) for match in matches if match})
         if not numbers or numbers != list(range(len(numbers))):
             raise ValueError(

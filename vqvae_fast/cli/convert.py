@@ -26,8 +26,10 @@ def convert(source: Path, out: Path, prefix: str | None, overwrite: bool) -> Non
         module = stored.build()
     except (ValueError, TypeError, ModuleNotFoundError) as error:
         raise UserError(str(error)) from error
-    with atomic_file(out) as temporary:
-        stored._replace(state=module.state_dict()).save(temporary)
-    arguments = ", ".join(f"{name}={value}" for name, value in stored.arguments.items())
-    click.echo(f"{stored.name}({arguments})")
+    try:
+        with atomic_file(out) as temporary:
+            stored._replace(state=module.state_dict()).save(temporary)
+    except RuntimeError as error:  # torch's way of telling that the disk is full
+        raise UserError(f"{out} cannot be written; is the disk full?") from error
+    click.echo(str(stored))
     click.echo(f"saved  {out}")

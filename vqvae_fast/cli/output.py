@@ -28,6 +28,9 @@ def check_file(path: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None
         raise UserError(f"there is no folder {path.parent} to write {path.name} to")
     if not path.exists():
         return
+    if not path.is_file():
+        # Replacing /dev/null, as root can, would harm the whole machine.
+        raise UserError(f"{path} is a device or a pipe, the name of a file was expected")
     if any(other.exists() and path.samefile(other) for other in inputs):
         raise UserError(f"{path} is read and cannot be written, too; name another file")
     if not overwrite:

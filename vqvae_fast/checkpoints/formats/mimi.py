@@ -1,4 +1,4 @@
-"""Mimi, in Moshi's and in Hugging Face's layout: -> SplitResidualVQ.
+"""Mimi, in Moshi's, Hugging Face's and our own layout: -> SplitResidualVQ.
 
 A semantic and an acoustic ResidualVQ, both of the same input, each between two 1x1 convolutions
 without bias; the sum of both is the output. A codebook is stored as the moving sum and the moving
@@ -65,6 +65,8 @@ def _describe(weights: Weights, options: dict[str, Any]) -> Description:
 def _stage(layer: Weights) -> Stage:
     hugging_face = any(name.startswith("codebook.") for name in layer)
     book = layer.take_below("codebook." if hugging_face else "_codebook.")
+    if "embed" in book:
+        return _our_stage(book, layer)
     total = book.take(book.first_of("embedding_sum", "embed_sum", "embed_avg"), None, None)
     count = book.take(book.first_of("cluster_usage", "cluster_size"), len(total))
     initted = book.take_flag(book.first_of("_initialized", "initialized", "inited"))
@@ -72,6 +74,17 @@ def _stage(layer: Weights) -> Stage:
     layer.check_empty()
     embed = total / count.clamp(min=_EPSILON)[:, None]
     return Stage(embed, count, total, initted)
+
+
+def _our_stage(book: Weights, layer: Weights) -> Stage:
+    """As SplitResidualVQ itself has it: with an axis of heads, and with the codes."""
+    embed = book.take("embed", 1, None, None)[0]
+    count = book.take("cluster_size", 1, len(embed))[0]
+    average = book.take("embed_avg", 1, *embed.shape)[0]
+    stage = Stage(embed, count, average, book.take_flag("initted"))
+    book.check_empty()
+    layer.check_empty()
+    return stage
 
 
 FORMAT = Format(

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vqvae_fast.checkpoints.stored import FORMAT, StoredQuantizer
+from vqvae_fast.checkpoints.tensors import check_tensors
 from vqvae_fast.models.reference_checkpoint import reference_beta
 
 _VQVAE = "vector_quantization."
@@ -13,15 +14,19 @@ _OURS = FORMAT.rstrip("0123456789")
 def read_ours(checkpoint: Mapping[str, Any]) -> StoredQuantizer | None:
     """The quantizer that :meth:`StoredQuantizer.save` wrote; None for files of other kinds."""
     found = checkpoint.get("format")
-    if isinstance(found, str) and found.startswith(_OURS) and found != FORMAT:
-        raise ValueError(f"the file is of a newer vqvae_fast: {found}, this one reads {FORMAT}")
-    if found != FORMAT:
+    if not (isinstance(found, str) and found.startswith(_OURS)):
         return None
+    if found != FORMAT:
+        raise ValueError(f"the file is of a newer vqvae_fast: {found}, this one reads {FORMAT}")
     name, arguments, state = (checkpoint.get(key) for key in ("class", "arguments", "state"))
     if not (isinstance(name, str) and isinstance(arguments, dict) and isinstance(state, dict)):
         raise ValueError(
             "the file of vqvae-fast convert is damaged: it lacks class, arguments or state"
         )
+    for kind, names in (("arguments", arguments), ("state", state)):
+        if strange := [key for key in names if not isinstance(key, str)]:
+            raise ValueError(f"the names of its {kind} must be strings, got {strange[0]!r}")
+    check_tensors(state)
     return StoredQuantizer(name, arguments, state)
 
 

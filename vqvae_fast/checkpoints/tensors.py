@@ -1,0 +1,61 @@
+"""What a tensor of a checkpoint must be, looked at before anything computes with it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+IN_WORDS = "float64, float32, float16 or bfloat16"
+# A file of some bytes can hold a tensor of any shape, all of whose elements are one.
+_EXPANDED = 2**30
+# The names, in our state dicts, of codes and of maps that lead to them. Averages may be anything.
+_WEIGHTS = ("embed", "weight", "frozen_codebook")
+
+
+def check_tensors(entries: Mapping[str, Any]) -> None:
+    """Raise ValueError unless all are plain tensors: dense, real, with all their numbers."""
+    for name, tensor in entries.items():
+        given = _kind(tensor)
+        if given is not None:
+            raise ValueError(f"{name} must be a dense tensor of {IN_WORDS}, got {given}")
+        if (claimed := tensor.numel() * tensor.itemsize) > _EXPANDED:
+            held = tensor.untyped_storage().nbytes()
+            if claimed > held:
+                raise ValueError(
+                    f"{name} must hold what its shape says, got {list(tensor.shape)}, "
+                    f"which is {claimed} bytes, and {held} bytes"
+                )
+
+
+def _kind(value: object) -> str | None:
+    """What is wrong with a value, in few words; None for a tensor that is as it must be."""
+    if not isinstance(value, Tensor):
+        return f"a value of type {type(value).__name__}"
+    if value.is_nested:
+        return "a nested tensor"
+    if value.layout != torch.strided:
+        return f"a tensor of layout {value.layout}"
+    if value.is_quantized:
+        return f"a quantized tensor ({value.dtype})"
+    if value.is_meta:
+        return f"a tensor without data, {list(value.shape)} on the device meta"
+    # Flags and counts are integers; Weights.shaped refuses those among codes.
+    if value.dtype not in FLOATS and (value.is_floating_point() or value.is_complex()):
+        return str(value.dtype)
+    return None
+
+
+def check_finite(state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError where a state dict of ours has codes or projections with NaN or Inf."""
+    for name, tensor in state.items():
+        if name.rpartition(".")[2] not in _WEIGHTS or not tensor.numel():
+            continue
+        low, high = torch.aminmax(tensor)  # NaN if there is one; no memory of the tensor's size
+        if not (low.isfinite() and high.isfinite()):
+            rows = tensor.flatten(0, -2) if tensor.dim() > 1 else tensor[None]
+            bad = int((~rows.isfinite()).any(-1).sum())
+            raise ValueError(
+                f"{name} must be finite, got NaN or Inf in {bad} of {len(rows)} vectors"
+            )
