@@ -49,5 +49,18 @@ def test_the_ops_example_runs():
     assert names["sums"].shape == (512, 8)
 
 
+MIGRATING = (ROOT / "docs" / "migrating.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("example", re.findall(r"```python\n(.*?)```", MIGRATING, re.DOTALL))
+def test_examples_of_migrating_run(example):
+    names = {"torch": torch}
+    exec(example, names)
+    quantized = names.get("quantized", names.get("z_q"))
+    assert quantized.shape[0] == 2
+    assert names["loss"].ndim == 0
+    assert names["indices"].dtype == torch.int64
+
+
 def test_no_placeholder_is_left():
     assert not re.search(r"\b(TODO|TBD|FIXME|XXX)\b|lorem ipsum|coming soon", README, re.IGNORECASE)
