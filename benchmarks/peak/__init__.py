@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("peak.cpp")
-# In the order of the source's numbers; the names are those of VQVAE_FAST_CPU_ISA, where "avx512vnni"
-# multiplies float32 as "avx512" does.
+# In the order of the source's numbers; the names are those of VQVAE_FAST_CPU_ISA, where
+# "avx512vnni" multiplies float32 as "avx512" does.
 ISAS = ("portable", "avx2", "avx512")
 _BURSTS = 11
 _FLAGS = ("-O3", "-std=c++20", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread")
