@@ -180,10 +180,9 @@ class Codebook(WideBuffers):
             largest = self.embed_avg.abs().amax(dim=-1, keepdim=True)
             scaled = self.embed_avg / largest.clamp(min=torch.finfo(largest.dtype).tiny)
             codes = nn_functional.normalize(scaled, dim=-1)
-            codes = torch.where(largest > 0, codes, self.embed)
-        else:
-            codes = self.embed_avg / self._smoothed()[..., None]
-        self.embed.copy_(codes)
+            self.embed.copy_(torch.where(largest > 0, codes, self.embed))
+        else:  # straight into the codes: nothing as large as they are is made on the way
+            torch.div(self.embed_avg, self._smoothed()[..., None], out=self.embed)
 
     @torch.no_grad()
     def update(
