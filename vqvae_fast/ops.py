@@ -90,10 +90,8 @@ def _nearest_code_on(z: Tensor, codebook: Tensor, backend: str) -> tuple[Tensor,
 
 
 _library.impl("nearest_code.on", _nearest_code_on, "CompositeExplicitAutograd")
-for _name in ("nearest_code", "quantize", "segment_sum"):
+for _name in ("nearest_code", "quantize", "segment_sum", "take_codes", "copy_of_codes"):
     _library.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")
-_library.impl("take_codes", reference.take_codes, "CompositeExplicitAutograd")
-_library.impl("copy_of_codes", torch.clone, "CompositeExplicitAutograd")
 _library.impl("quantize_backward", _quantize_backward, "CompositeExplicitAutograd")
 _library.impl("residual_nearest_code", _residual_stage_by_stage, "CompositeExplicitAutograd")
 _library.impl("residual_nearest_code", _residual_nearest_code, "CUDA")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from vqvae_fast.functional import code_statistics
 from vqvae_fast.nn.estimators import rotated_gradient
 from vqvae_fast.nn.take_codes import take_codes
 
@@ -69,16 +70,21 @@ class _NearestWithLoss(torch.autograd.Function):
     def backward(
         ctx: Any, grad: Tensor, _indices: None, grad_loss: Tensor
     ) -> tuple[Tensor | None, Tensor | None, None]:
+        grad_codes = None
         if ctx.codes_learn:
             rows, codes, indices = ctx.saved_tensors
-            if ctx.rotates and ctx.needs_input_grad[0]:
-                grad = rotated_gradient(grad, rows, take_codes(codes, indices))
-            return *torch.ops.vqvae_fast.quantize_backward(
-                grad, grad_loss, rows, codes, indices, 1.0, 1.0
-            ), None
-        if ctx.rotates:
+            quantized = take_codes(codes, indices)
+            error = rows - quantized
+        elif ctx.rotates:
             rows, quantized = ctx.saved_tensors
-            grad, error = rotated_gradient(grad, rows, quantized), rows - quantized
+            error = rows - quantized
         else:
             (error,) = ctx.saved_tensors
-        return torch.addcmul(grad, error, grad_loss * (2.0 / max(error.numel(), 1))), None, None
+        scale = grad_loss * (2.0 / max(error.numel(), 1))
+        if ctx.codes_learn:  # a sum of errors: the difference of two sums would cancel
+            grad_codes = code_statistics(error, indices, codes).sums.mul_(-scale)
+        if not ctx.needs_input_grad[0]:
+            return None, grad_codes, None
+        if ctx.rotates:
+            grad = rotated_gradient(grad, rows, quantized)
+        return torch.addcmul(grad, error, scale), grad_codes, None

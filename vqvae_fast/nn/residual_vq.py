@@ -20,6 +20,7 @@ from vqvae_fast.nn.quantize_dropout import (
     undone_unless,
 )
 from vqvae_fast.nn.regularisers import masked_mean
+from vqvae_fast.nn.residual_vq_options import check, sizes_of_stages
 from vqvae_fast.nn.stages import padded_indices, sum_of_stages
 from vqvae_fast.nn.take_codes import take_codes
 from vqvae_fast.nn.vector_quantize import VectorQuantize
@@ -85,68 +86,12 @@ class ResidualVQ(nn.Module):
         project_per_stage: bool = False,
         **arguments: Any,
     ):
+        given = dict(locals())
         super().__init__()
-        sizes = _sizes(codebook_size, num_quantizers)
+        sizes = sizes_of_stages(codebook_size, num_quantizers)
         stages = len(sizes)
         codebook_dim = dim if codebook_dim is None else codebook_dim
-        for wrong, why in (
-            (heads != 1, f"heads must be 1 in residual quantizers, got {heads}"),
-            (
-                shared_codebook and len(set(sizes)) > 1,
-                f"shared_codebook needs equal codebook sizes, got {sizes}",
-            ),
-            (
-                eval_beam_size is not None and beam_size is None,
-                "eval_beam_size needs beam_size",
-            ),
-            (
-                (beam_size is not None and beam_size < 1)
-                or (eval_beam_size is not None and eval_beam_size < 1),
-                f"beam sizes must be at least 1, got {beam_size} and {eval_beam_size}",
-            ),
-            (
-                beam_score_quantizer_weights is not None
-                and len(beam_score_quantizer_weights) != stages,
-                f"beam_score_quantizer_weights must be {stages} numbers",
-            ),
-            (
-                arguments.get("layernorm_after_project_in", False) and not project_per_stage,
-                "layernorm_after_project_in needs project_per_stage: the stages have no linear "
-                "layer that it could follow",
-            ),
-            *(
-                (
-                    max(beam_size or 1, eval_beam_size or 1) > 1 and bool(arguments.get(name)),
-                    f"beam search does not go with {name}",
-                )
-                for name in ("cosine_search", "commitment_use_cross_entropy_loss")
-            ),
-            (
-                (beam_size or 1) > 1 and arguments.get("in_place_codebook_optimizer") is not None,
-                "beam search in training does not go with in_place_codebook_optimizer; for eval "
-                "alone give beam_size=1 and eval_beam_size",
-            ),
-            (
-                not 0 <= quant_grad_frac <= 1,
-                f"quant_grad_frac must be in [0, 1], got {quant_grad_frac!r}",
-            ),
-            (
-                bool(mlp_kwargs) and not implicit_neural_codebook,
-                "mlp_kwargs need implicit_neural_codebook: there is no MLP",
-            ),
-            (
-                project_per_stage and shared_codebook,
-                "project_per_stage and shared_codebook exclude "
-                "each other: the stages' codes lie in different spaces",
-            ),
-            (
-                project_per_stage and implicit_neural_codebook,
-                "project_per_stage and "
-                "implicit_neural_codebook exclude each other: the condition has no projection",
-            ),
-        ):
-            if wrong:
-                raise ValueError(why)
+        check(given | arguments, sizes)
         if implicit_neural_codebook:
             arguments |= {"learnable_codebook": True, "ema_update": False}
         if shared_codebook:
@@ -507,19 +452,3 @@ class ResidualVQ(nn.Module):
             total = codes if total is None else total + codes
             taken.append(codes)
         return taken
-
-
-def _sizes(codebook_size: int | Sequence[int], stages: int | None) -> tuple[int, ...]:
-    if isinstance(codebook_size, Sequence):
-        if stages is not None and stages != len(codebook_size):
-            raise ValueError(
-                f"num_quantizers={stages}, but there are {len(codebook_size)} codebook sizes"
-            )
-        sizes = tuple(codebook_size)
-    elif stages is None:
-        raise ValueError("num_quantizers must be given, or codebook_size as a tuple or list")
-    else:
-        sizes = (codebook_size,) * stages
-    if not sizes:
-        raise ValueError("num_quantizers must be at least 1, got 0")
-    return sizes
