@@ -30,6 +30,10 @@ _library.define(
 _library.define(
     "segment_sum(Tensor src, Tensor indices, SymInt num_segments) -> (Tensor sums, Tensor counts)"
 )
+# What the codes are now. torch's compiler would read them again in the backward pass, when a moving
+# average has been written to them; what an op has returned it keeps.
+_library.define("take_codes(Tensor codebook, Tensor indices) -> Tensor")
+_library.define("copy_of_codes(Tensor codebook) -> Tensor")
 _library.define(
     "quantize_backward(Tensor grad_quantized, Tensor grad_loss, Tensor z, Tensor codebook, "
     "Tensor indices, float commitment_weight, float codebook_weight) "
@@ -86,7 +90,7 @@ def _nearest_code_on(z: Tensor, codebook: Tensor, backend: str) -> tuple[Tensor,
 
 
 _library.impl("nearest_code.on", _nearest_code_on, "CompositeExplicitAutograd")
-for _name in ("nearest_code", "quantize", "segment_sum"):
+for _name in ("nearest_code", "quantize", "segment_sum", "take_codes", "copy_of_codes"):
     _library.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")
 _library.impl("quantize_backward", _quantize_backward, "CompositeExplicitAutograd")
 _library.impl("residual_nearest_code", _residual_stage_by_stage, "CompositeExplicitAutograd")
@@ -129,6 +133,16 @@ def _(src: Tensor, indices: Tensor, num_segments: int) -> tuple[Tensor, Tensor]:
     dtype = reference.distance_dtype(src.dtype)
     sums = src.new_empty((num_segments, src.shape[-1]), dtype=dtype)
     return sums, src.new_empty((num_segments,), dtype=dtype)
+
+
+@torch.library.register_fake("vqvae_fast::take_codes", lib=_library)
+def _(codebook: Tensor, indices: Tensor) -> Tensor:
+    return codebook.new_empty((*indices.shape, codebook.shape[-1]))
+
+
+@torch.library.register_fake("vqvae_fast::copy_of_codes", lib=_library)
+def _(codebook: Tensor) -> Tensor:
+    return torch.empty_like(codebook)
 
 
 @torch.library.register_fake("vqvae_fast::quantize_backward", lib=_library)

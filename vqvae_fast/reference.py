@@ -185,6 +185,20 @@ def quantize_backward(
     return grad_z, grad_codebook.view(codebook.shape)
 
 
+@torch.no_grad()
+def take_codes(codebook: Tensor, indices: Tensor) -> Tensor:
+    """codebook[indices]: [K, D] and [...], or [H, K, D] and [H, ...] -> [..., D] or [H, ..., D]."""
+    rows = flat_indices(indices, codebook).reshape(-1)
+    codes = codebook.reshape(-1, codebook.shape[-1]).index_select(0, rows)
+    return codes.view(*indices.shape, codebook.shape[-1])
+
+
+@torch.no_grad()
+def copy_of_codes(codebook: Tensor) -> Tensor:
+    """The codes in memory of their own."""
+    return codebook.clone()
+
+
 def flat_indices(indices: Tensor, codebook: Tensor) -> Tensor:
     """indices of separate books [H, ...] as rows of the books laid end to end [H * K]."""
     if codebook.dim() == 2:

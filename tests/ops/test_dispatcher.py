@@ -86,6 +86,17 @@ def test_opcheck_of_quantize_backward(requires_grad, dtype):
         assert set(result.values()) == {"SUCCESS"}
 
 
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_opcheck_of_reads_of_codes(requires_grad, dtype):
+    tests = WITHOUT_GRADIENT if requires_grad else (*WITHOUT_GRADIENT, "test_aot_dispatch_dynamic")
+    for z, codebook in samples(requires_grad, dtype):
+        indices = torch.randint(codebook.shape[-2], z.shape[:-1])
+        for op, arguments in (("take_codes", (codebook, indices)), ("copy_of_codes", (codebook,))):
+            op = getattr(torch.ops.vqvae_fast, op).default
+            result = torch.library.opcheck(op, arguments, test_utils=tests)
+            assert set(result.values()) == {"SUCCESS"}
+
+
 def layer(z, codebook, channel_first=False):
     got = vqvae_fast.quantize(z * 2, codebook, channel_first=channel_first)
     return got.quantized + 1, got.indices, got.loss, got.distances

@@ -4,6 +4,7 @@ from vqvae_fast.nn.dead_codes import replace_dead_codes
 from vqvae_fast.nn.ema import CodeMovingAverage, CodeUsage
 from vqvae_fast.nn.grouped_residual_vq import GroupedResidualVQ
 from vqvae_fast.nn.kmeans import KMeans, KMeansInit, kmeans
+from vqvae_fast.nn.losses import LossBreakdown
 from vqvae_fast.nn.metrics import CodebookMetrics, code_counts, codebook_metrics, perplexity, usage
 from vqvae_fast.nn.one_hot import LazyOneHot
 from vqvae_fast.nn.random_projection_quantizer import RandomProjectionQuantizer
@@ -11,7 +12,7 @@ from vqvae_fast.nn.residual_sim_vq import ResidualSimVQ
 from vqvae_fast.nn.residual_vq import ResidualVQ
 from vqvae_fast.nn.sim_vq import SimVQ
 from vqvae_fast.nn.split_residual_vq import SplitResidualVQ
-from vqvae_fast.nn.vector_quantize import LossBreakdown, VectorQuantize
+from vqvae_fast.nn.vector_quantize import VectorQuantize
 from vqvae_fast.nn.vector_quantizer import VectorQuantizer
 
 __all__ = [

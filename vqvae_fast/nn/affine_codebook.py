@@ -69,6 +69,18 @@ class AffineCodebook(Codebook):
         self.codebook_mean_needs_init.fill_(False)
         self.codebook_variance_needs_init.fill_(False)
 
+    def written(self) -> list[Tensor]:
+        """With the statistics, which are observed before k-means, too."""
+        return [
+            *super().written(),
+            self.batch_mean,
+            self.batch_variance,
+            self.codebook_mean,
+            self.codebook_variance,
+            self.codebook_mean_needs_init,
+            self.codebook_variance_needs_init,
+        ]
+
     def codes(self, keep: bool = False) -> Tensor:
         """[C, K, d], where the vectors are."""
         scale = self._deviation("batch") / self._deviation("codebook")

@@ -4,10 +4,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 class Beams(NamedTuple):
-    """The best J ways so far to quantize each of [B, N] vectors, best first.
+    """J ways so far to quantize each of [B, N] vectors.
 
     Attributes:
         residual: [B, N, J, D], what is left.
@@ -45,9 +46,8 @@ class Beams(NamedTuple):
         indices: Tensor,
         losses: Tensor,
         weight: Tensor,
-        keep: int,
     ) -> "Beams":
-        """Every way with every code that a stage offers, the best ``keep`` of them.
+        """Every way with every code that a stage offers.
 
         Args:
             quantized: [B, N, J, k, D], the codes.
@@ -55,7 +55,6 @@ class Beams(NamedTuple):
             indices: [B, N, J, k].
             losses: [B, N, J, k].
             weight: 0-d, of the stage's losses in the score.
-            keep: number of ways.
         """
         few = indices.shape[-1]
 
@@ -71,11 +70,23 @@ class Beams(NamedTuple):
             torch.cat([each(self.losses), losses[..., None]], dim=-1),
             each(inputs),
         )
-        flat = Beams(*(part.flatten(2, 3) for part in wider))
-        if flat.scores.shape[-1] <= keep:
-            return flat
-        best = flat.scores.topk(keep, dim=-1).indices
-        return Beams(*(_selected(part, best) for part in flat))
+        return Beams(*(part.flatten(2, 3) for part in wider))
+
+    def best(self, keep: int) -> "Beams":
+        """The best ``keep`` ways."""
+        if self.scores.shape[-1] <= keep:
+            return self
+        best = self.scores.topk(keep, dim=-1).indices
+        return Beams(*(_selected(part, best) for part in self))
+
+    def ended_before(self, runs: Tensor, ended: "Beams") -> "Beams":
+        """These ways, or, where 0-d runs is false, those that ended one stage before."""
+        one_less = ended._replace(
+            indices=pad(ended.indices, (0, 1), value=-1),
+            losses=pad(ended.losses, (0, 1)),
+            inputs=pad(ended.inputs, (0, 0, 0, 1)),
+        )
+        return Beams(*(torch.where(runs, *pair) for pair in zip(self, one_less, strict=True)))
 
 
 def _selected(part: Tensor, best: Tensor) -> Tensor:

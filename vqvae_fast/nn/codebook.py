@@ -11,6 +11,7 @@ from vqvae_fast import functional
 from vqvae_fast.distributed import each_from_its_turn, summed
 from vqvae_fast.nn.lloyd import lloyd
 from vqvae_fast.nn.sampling import shuffled
+from vqvae_fast.nn.take_codes import copy_of_codes
 from vqvae_fast.nn.wide_buffers import WideBuffers
 
 EmaWeight = Tensor | float | Callable[[Tensor, Tensor], Tensor] | None
@@ -110,7 +111,7 @@ class Codebook(WideBuffers):
         embed = embed.to(torch.promote_types(embed.dtype, torch.float32))
         keep = keep or (embed.requires_grad and torch.is_grad_enabled())
         if keep and self.training and (self.ema_update or self.expires):
-            embed = embed.clone()
+            embed = copy_of_codes(embed)
         if self.use_cosine_sim and self.learnable_codebook:
             embed = nn_functional.normalize(embed, dim=-1)
         if self.vq_bridge is not None:
@@ -118,6 +119,14 @@ class Codebook(WideBuffers):
             weight = next(self.vq_bridge.parameters(), embed)
             embed = self.vq_bridge(embed.to(weight.dtype)).to(embed.dtype)
         return embed
+
+    def written(self) -> list[Tensor]:
+        """What a training step writes to; nothing until k-means has started the codes.
+
+        That happens once, and is not undone for a stage that quantize dropout leaves out.
+        """
+        learns = self._is_initted and (self.ema_update or self.expires)
+        return [self.cluster_size, self.embed_avg, self.embed] if learns else []
 
     def observe(self, rows: Tensor, mask: Tensor | None = None) -> None:
         """Learn from rows [C, ..., d], before the search, what :meth:`codes` depends on."""
@@ -171,10 +180,9 @@ class Codebook(WideBuffers):
             largest = self.embed_avg.abs().amax(dim=-1, keepdim=True)
             scaled = self.embed_avg / largest.clamp(min=torch.finfo(largest.dtype).tiny)
             codes = nn_functional.normalize(scaled, dim=-1)
-            codes = torch.where(largest > 0, codes, self.embed)
-        else:
-            codes = self.embed_avg / self._smoothed()[..., None]
-        self.embed.copy_(codes)
+            self.embed.copy_(torch.where(largest > 0, codes, self.embed))
+        else:  # straight into the codes: nothing as large as they are is made on the way
+            torch.div(self.embed_avg, self._smoothed()[..., None], out=self.embed)
 
     @torch.no_grad()
     def update(

@@ -82,7 +82,9 @@ class CodeMovingAverage(CodeUsage):
         self.embed_avg.lerp_(sums, 1 - self.decay)
         total = self.cluster_size.sum()
         smoothing = total / (total + len(codebook) * self.eps)
-        codebook.copy_(self.embed_avg / ((self.cluster_size + self.eps) * smoothing)[:, None])
+        # Straight into the codes: nothing as large as they are is made on the way.
+        size = ((self.cluster_size + self.eps) * smoothing)[:, None]
+        torch.div(self.embed_avg, size, out=codebook)
 
     @torch.no_grad()
     def reset(self, mask: Tensor, codes: Tensor, size: Tensor | float) -> None:

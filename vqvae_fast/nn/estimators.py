@@ -51,11 +51,16 @@ class _RotateTo(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         z, q = ctx.saved_tensors
-        (u, length_z), (v, length_q) = _direction(z), _direction(q)
-        w, _ = _direction(u + v)
-        reflected = grad - 2 * (w * grad).sum(dim=-1, keepdim=True) * w
-        rotated = reflected + 2 * (v * grad).sum(dim=-1, keepdim=True) * u
-        return rotated * (length_q / _divisor(length_z)), None
+        return rotated_gradient(grad, z, q), None
+
+
+def rotated_gradient(grad: Tensor, z: Tensor, q: Tensor) -> Tensor:
+    """The gradient to q [..., d] as :func:`rotate_to` passes it to z."""
+    (u, length_z), (v, length_q) = _direction(z), _direction(q)
+    w, _ = _direction(u + v)
+    rotated = torch.addcmul(grad, w, (w * grad).sum(dim=-1, keepdim=True), value=-2)
+    rotated.addcmul_(u, (v * grad).sum(dim=-1, keepdim=True), value=2)
+    return rotated.mul_(length_q / _divisor(length_z))
 
 
 def _direction(x: Tensor) -> tuple[Tensor, Tensor]:

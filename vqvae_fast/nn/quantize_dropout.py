@@ -1,36 +1,96 @@
 """Quantize dropout: in training, residual quantizers stop after a random stage."""
 
+import functools
 import random
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import torch
+from torch import Tensor, nn
 
 from vqvae_fast.distributed import is_distributed, summed
 
 # vector-quantize-pytorch's: the seeds of equal generators are equal.
 _SEEDS = 10_000
 
+# Whether a stage runs: 0-d where only the device knows.
+Runs = bool | Tensor
+Result = TypeVar("Result")
 
-class QuantizeDropout(NamedTuple):
+
+class QuantizeDropout(nn.Module):
     """Draws the last stage (Zeghidour et al., SoundStream, arXiv 2107.03312, section III-C).
 
-    Attributes:
+    torch.compile gets it as a tensor: Python must not wait for it, so all stages are computed, and
+    those behind it masked (:func:`undone_unless`, :func:`left_out_unless`). Eager Python knows it,
+    and computes no more than it says. The same draws mean the same stages.
+
+    Args:
         stages: Q.
         cutoff: the least index of a last stage.
         multiple_of: the number of stages is one of this.
+
+    Attributes:
+        least: the least index of a last stage, as drawn.
+
+    Buffers:
+        by_seed: int16 [seeds], the last stage of every seed: Python's generator, which the compiler
+            cannot run.
     """
 
-    stages: int
-    cutoff: int
-    multiple_of: int
+    by_seed: Tensor
 
-    @torch.compiler.disable
-    def last(self, device: torch.device, seed: int | None) -> int:
-        """Index of the last stage; the same for the same seed, drawn on device if None is given."""
+    def __init__(self, stages: int, cutoff: int, multiple_of: int):
+        super().__init__()
+        self._range = stages, cutoff, multiple_of
+        by_seed = _last_stages(*self._range)
+        self.least = min(by_seed)
+        self.register_buffer("by_seed", torch.tensor(by_seed, dtype=torch.int16), persistent=False)
+
+    def runs(self, number: int, last: int | Tensor) -> Runs:
+        """Whether the stage of this number runs when :meth:`last` has said so."""
+        return number <= self.least or number <= last
+
+    def last(self, device: torch.device, seed: int | Tensor | None) -> int | Tensor:
+        """Index of the last stage; the same for the same seed, drawn on device if None is given.
+
+        Under torch.compile seeds count modulo 10000, which drawn ones are below; 0-d int64 then.
+        """
         seed = draw_seed(device) if seed is None else seed
-        index = random.Random(seed).randrange(self.cutoff, self.stages)
-        stages = -(-(index + 1) // self.multiple_of) * self.multiple_of
-        return min(stages, self.stages) - 1
+        if not torch.compiler.is_compiling():
+            return _last_stage(int(seed), *self._range)
+        seed = seed % _SEEDS
+        if isinstance(seed, Tensor):  # an index by a tensor would be waited for
+            return self.by_seed.gather(0, seed.reshape(1))[0].long()
+        return self.by_seed[seed].long()
+
+
+def undone_unless(
+    runs: Runs, state: Callable[[], Iterable[Tensor]], step: Callable[[], Result]
+) -> Result:
+    """What step gives; what it has written to state, it has not where the stage does not run."""
+    if not isinstance(runs, Tensor):
+        return step()
+    with torch.no_grad():
+        before = [(tensor, tensor.clone()) for tensor in state()]
+    result = step()
+    with torch.no_grad():
+        for tensor, old in before:
+            tensor.copy_(torch.where(runs, tensor, old))
+    return result
+
+
+def left_out_unless(
+    runs: Runs, quantized: Tensor, indices: Tensor, loss: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A stage's results, those of one that is left out where it does not run."""
+    if not isinstance(runs, Tensor):
+        return quantized, indices, loss
+    return (
+        torch.where(runs, quantized, 0),
+        torch.where(runs, indices, -1),
+        torch.where(runs, loss, 0),
+    )
 
 
 def dropout_of_stages(
@@ -50,18 +110,32 @@ def dropout_of_stages(
     return QuantizeDropout(stages, cutoff, multiple_of) if enabled and stages > 1 else None
 
 
-@torch.compiler.disable
-def draw_seed(device: torch.device) -> int:
-    """A seed from torch's generator, the same on all processes.
+def draw_seed(device: torch.device) -> int | Tensor:
+    """A seed from torch's generator, the same on all processes; under torch.compile a 0-d tensor.
 
-    Alone, from the CPU's: it is wanted here, and nothing has to wait for the device.
+    Outside of it, and alone, from the CPU's: it is wanted there, and nothing has to wait for the
+    device.
     """
-    if not is_distributed():
+    compiling = torch.compiler.is_compiling()
+    if not compiling and not is_distributed():
         return int(torch.randint(0, _SEEDS, ()))
-    (seed,) = summed(torch.randint(0, _SEEDS, (), device=device))
-    return int(seed)
+    seed = torch.randint(0, _SEEDS, (), device=device)
+    if is_distributed():
+        (seed,) = summed(seed)
+    return seed if compiling else int(seed)
 
 
 def skip_seed(device: torch.device) -> None:
     """Leave torch's generator where drawing a seed does; nothing waits for the device."""
     torch.randint(0, _SEEDS, (), device=device)
+
+
+def _last_stage(seed: int, stages: int, cutoff: int, multiple_of: int) -> int:
+    index = random.Random(seed).randrange(cutoff, stages)
+    number = -(-(index + 1) // multiple_of) * multiple_of
+    return min(number, stages) - 1
+
+
+@functools.cache
+def _last_stages(stages: int, cutoff: int, multiple_of: int) -> tuple[int, ...]:
+    return tuple(_last_stage(seed, stages, cutoff, multiple_of) for seed in range(_SEEDS))

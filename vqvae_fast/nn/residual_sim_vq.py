@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqvae_fast.nn.quantize_dropout import dropout_of_stages
+from vqvae_fast.nn.quantize_dropout import dropout_of_stages, left_out_unless
 from vqvae_fast.nn.sim_vq import SimVQ
 from vqvae_fast.nn.stages import padded_indices, sum_of_stages
 
@@ -117,7 +117,7 @@ class ResidualSimVQ(nn.Module):
             ``(quantized, indices, losses)``: like x; int64, x's shape without D, with Q at the
             end, -1 for stages that were left out; [Q]. Then the codes, [Q, ...] like x.
         """
-        last = self.num_quantizers - 1
+        last: int | Tensor = self.num_quantizers - 1
         if self._dropout is not None and self.training:
             last = self._dropout.last(x.device, rand_quantize_dropout_fixed_seed)
         out: Tensor | None = None
@@ -125,11 +125,12 @@ class ResidualSimVQ(nn.Module):
         indices: list[Tensor] = []
         losses: list[Tensor] = []
         for number, layer in enumerate(self.layers):
-            if number > last:
+            runs = True if self._dropout is None else self._dropout.runs(number, last)
+            if runs is False:
                 indices.append(torch.full_like(indices[0], -1))
                 losses.append(torch.zeros_like(losses[0]))
                 continue
-            quantized, chosen, loss = layer(residual)
+            quantized, chosen, loss = left_out_unless(runs, *layer(residual))
             residual = residual - quantized.detach()
             out = quantized if out is None else out + quantized
             indices.append(chosen)

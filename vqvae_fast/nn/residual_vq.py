@@ -13,8 +13,14 @@ from vqvae_fast.nn.codebook import Codebook
 from vqvae_fast.nn.estimators import directional_reparam
 from vqvae_fast.nn.implicit_codebook import ImplicitCodebook
 from vqvae_fast.nn.layout import Layout, to_places, vectors_to_places
-from vqvae_fast.nn.quantize_dropout import dropout_of_stages
+from vqvae_fast.nn.quantize_dropout import (
+    Runs,
+    dropout_of_stages,
+    left_out_unless,
+    undone_unless,
+)
 from vqvae_fast.nn.regularisers import masked_mean
+from vqvae_fast.nn.residual_vq_options import check, sizes_of_stages
 from vqvae_fast.nn.stages import padded_indices, sum_of_stages
 from vqvae_fast.nn.take_codes import take_codes
 from vqvae_fast.nn.vector_quantize import VectorQuantize
@@ -80,68 +86,12 @@ class ResidualVQ(nn.Module):
         project_per_stage: bool = False,
         **arguments: Any,
     ):
+        given = dict(locals())
         super().__init__()
-        sizes = _sizes(codebook_size, num_quantizers)
+        sizes = sizes_of_stages(codebook_size, num_quantizers)
         stages = len(sizes)
         codebook_dim = dim if codebook_dim is None else codebook_dim
-        for wrong, why in (
-            (heads != 1, f"heads must be 1 in residual quantizers, got {heads}"),
-            (
-                shared_codebook and len(set(sizes)) > 1,
-                f"shared_codebook needs equal codebook sizes, got {sizes}",
-            ),
-            (
-                eval_beam_size is not None and beam_size is None,
-                "eval_beam_size needs beam_size",
-            ),
-            (
-                (beam_size is not None and beam_size < 1)
-                or (eval_beam_size is not None and eval_beam_size < 1),
-                f"beam sizes must be at least 1, got {beam_size} and {eval_beam_size}",
-            ),
-            (
-                beam_score_quantizer_weights is not None
-                and len(beam_score_quantizer_weights) != stages,
-                f"beam_score_quantizer_weights must be {stages} numbers",
-            ),
-            (
-                arguments.get("layernorm_after_project_in", False) and not project_per_stage,
-                "layernorm_after_project_in needs project_per_stage: the stages have no linear "
-                "layer that it could follow",
-            ),
-            *(
-                (
-                    max(beam_size or 1, eval_beam_size or 1) > 1 and bool(arguments.get(name)),
-                    f"beam search does not go with {name}",
-                )
-                for name in ("cosine_search", "commitment_use_cross_entropy_loss")
-            ),
-            (
-                (beam_size or 1) > 1 and arguments.get("in_place_codebook_optimizer") is not None,
-                "beam search in training does not go with in_place_codebook_optimizer; for eval "
-                "alone give beam_size=1 and eval_beam_size",
-            ),
-            (
-                not 0 <= quant_grad_frac <= 1,
-                f"quant_grad_frac must be in [0, 1], got {quant_grad_frac!r}",
-            ),
-            (
-                bool(mlp_kwargs) and not implicit_neural_codebook,
-                "mlp_kwargs need implicit_neural_codebook: there is no MLP",
-            ),
-            (
-                project_per_stage and shared_codebook,
-                "project_per_stage and shared_codebook exclude "
-                "each other: the stages' codes lie in different spaces",
-            ),
-            (
-                project_per_stage and implicit_neural_codebook,
-                "project_per_stage and "
-                "implicit_neural_codebook exclude each other: the condition has no projection",
-            ),
-        ):
-            if wrong:
-                raise ValueError(why)
+        check(given | arguments, sizes)
         if implicit_neural_codebook:
             arguments |= {"learnable_codebook": True, "ema_update": False}
         if shared_codebook:
@@ -273,7 +223,7 @@ class ResidualVQ(nn.Module):
             beam_size = self.beam_size if self.training else self.eval_beam_size
         if beam_size is not None and beam_size < 1:
             raise ValueError(f"beam_size must be at least 1, got {beam_size}")
-        last = self.num_quantizers - 1
+        last: int | Tensor = self.num_quantizers - 1
         if self._dropout is not None and self.training and right is None:
             last = self._dropout.last(x.device, rand_quantize_dropout_fixed_seed)
         start = self.project_in(tokens)
@@ -295,7 +245,7 @@ class ResidualVQ(nn.Module):
             total, found, losses, inputs = self._by_stages(start, mask, last, how)
 
         if self.shared_codebook and self.training and not frozen and right is None:
-            self._learn_shared(inputs, mask)
+            self._learn_shared(inputs, mask, last)
         if self.diveq and self.training:  # in eval noise would only be an error
             total = directional_reparam(start, total)
         out = self.project_out(total.to(start.dtype)).to(x.dtype)
@@ -323,8 +273,11 @@ class ResidualVQ(nn.Module):
         mlp = self.mlps[number - 1] if number > 0 else None
         return None if mlp is None else functools.partial(mlp, condition=quantized)
 
+    def _runs(self, number: int, last: int | Tensor) -> Runs:
+        return True if self._dropout is None else self._dropout.runs(number, last)
+
     def _by_stages(
-        self, start: Tensor, mask: Tensor | None, last: int, how: dict[str, Any]
+        self, start: Tensor, mask: Tensor | None, last: int | Tensor, how: dict[str, Any]
     ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
         """The sum of the codes, indices [B, N, Q], losses [Q], and what each stage was given."""
         residual, total = start, torch.zeros_like(start)
@@ -332,14 +285,18 @@ class ResidualVQ(nn.Module):
         indices: list[Tensor] = []
         losses: list[Tensor] = []
         for number, stage in enumerate(self._stages()):
-            if number > last:
+            runs = self._runs(number, last)
+            if runs is False:
                 indices.append(torch.full_like(indices[0], -1))
                 losses.append(torch.zeros_like(losses[0]))
                 continue
             inputs.append(residual)
             transform = self._transform(number, total)
-            quantized, chosen, loss = stage(
-                residual, mask=mask, codebook_transform_fn=transform, **how
+            step = functools.partial(
+                stage, residual, mask=mask, codebook_transform_fn=transform, **how
+            )
+            quantized, chosen, loss = left_out_unless(
+                runs, *undone_unless(runs, stage._codebook.written, step)
             )
             residual = residual - self._passed(quantized)
             total = total + quantized
@@ -368,50 +325,60 @@ class ResidualVQ(nn.Module):
         return total, torch.stack(losses).sum()
 
     def _by_beams(
-        self, start: Tensor, mask: Tensor | None, last: int, size: int, how: dict[str, Any]
+        self,
+        start: Tensor,
+        mask: Tensor | None,
+        last: int | Tensor,
+        size: int,
+        how: dict[str, Any],
     ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
         """As :meth:`_by_stages`, of the best way."""
-        beams = Beams.start(start)
-        for number, stage in enumerate(self._stages()[: last + 1]):
+        beams = ended = Beams.start(start)
+        scored = True
+        for number, stage in enumerate(self._stages()):
+            runs = self._runs(number, last)
+            if runs is False:
+                break
             ways = beams.residual.shape[2]
             padding = None if mask is None else mask[..., None].expand(*mask.shape, ways)
             transform = self._transform(number, beams.quantized.flatten(1, 2))
-            quantized, chosen, loss = stage(
-                beams.residual, mask=padding, codebook_transform_fn=transform, topk=size, **how
+            step = functools.partial(
+                stage,
+                beams.residual,
+                mask=padding,
+                codebook_transform_fn=transform,
+                topk=size,
+                **how,
             )
-            if loss.dim() == 0:  # without a commitment loss there is still a distance
+            quantized, chosen, loss = undone_unless(runs, stage._codebook.written, step)
+            scored = loss.dim() > 0
+            if not scored:  # without a commitment loss there is still a distance
                 loss = (quantized - beams.residual.unsqueeze(3)).square().mean(dim=-1).detach()
-                beams = self._extended(beams, quantized, chosen, loss, number, size, last)
-                beams = beams._replace(losses=torch.zeros_like(beams.losses))
-            else:
-                beams = self._extended(beams, quantized, chosen, loss, number, size, last)
-        best = Beams(*(part[:, :, 0] for part in beams))
+            weight = self.beam_score_weights[number]
+            beams = beams.extended(quantized, self._passed(quantized), chosen, loss, weight)
+            if isinstance(runs, Tensor):
+                ended = beams.best(1).ended_before(runs, ended)
+            elif isinstance(last, Tensor) or number == last:
+                ended = beams.best(1)
+            beams = beams.best(size)
+        best = Beams(*(part[:, :, 0] for part in ended))
         losses = torch.stack(
             [masked_mean(part[..., None], mask) for part in best.losses.unbind(-1)]
         )
-        missing = (0, self.num_quantizers - 1 - last)
+        losses = losses if scored else torch.zeros_like(losses)
         inputs = list(best.inputs.unbind(dim=-2))
         if self.training and not how["freeze_codebook"]:
-            for stage, given, chosen in zip(
-                self._stages(), inputs, best.indices.unbind(-1), strict=False
+            for number, (given, chosen) in enumerate(
+                zip(inputs, best.indices.unbind(-1), strict=True)
             ):
-                stage.update_indices(given, chosen.clamp(min=0), mask=mask)
+                stage = self._stage(number)
+                step = functools.partial(
+                    stage.update_indices, given, chosen.clamp(min=0), mask=mask
+                )
+                undone_unless(self._runs(number, last), stage._codebook.written, step)
+        missing = (0, self.num_quantizers - len(inputs))
         found = torch.nn.functional.pad(best.indices, missing, value=-1)
         return best.quantized, found, torch.nn.functional.pad(losses, missing), inputs
-
-    def _extended(
-        self,
-        beams: Beams,
-        quantized: Tensor,
-        chosen: Tensor,
-        loss: Tensor,
-        number: int,
-        size: int,
-        last: int,
-    ) -> Beams:
-        weight = self.beam_score_weights[number]
-        keep = size if number < last else 1
-        return beams.extended(quantized, self._passed(quantized), chosen, loss, weight, keep)
 
     def _passed(self, quantized: Tensor) -> Tensor:
         """What is subtracted, with the share of the gradient that may pass."""
@@ -442,18 +409,20 @@ class ResidualVQ(nn.Module):
             and not (torch.is_grad_enabled() and start.requires_grad)
         )
 
-    def _learn_shared(self, inputs: list[Tensor], mask: Tensor | None) -> None:
+    def _learn_shared(self, inputs: list[Tensor], mask: Tensor | None, last: int | Tensor) -> None:
         """The averages of all stages' vectors go into the book once."""
         first = self._stage(0)
         if self.vq_is_ema_updating:
             first._codebook.update_ema()
         first.update_in_place_optimizer()
-        every = torch.stack(inputs, dim=2).flatten(1, 2)
-        padding = (
-            None if mask is None else mask[..., None].expand(*mask.shape, len(inputs)).flatten(1)
-        )
+        every = torch.stack(inputs, dim=2)
+        padding = None if mask is None else mask[..., None].expand(every.shape[:-1])
+        if isinstance(last, Tensor):
+            ran = (torch.arange(len(inputs), device=last.device) <= last).expand(every.shape[:-1])
+            padding = ran if padding is None else padding & ran
         first._codebook.expire_codes_(
-            first._rows(every), None if padding is None else padding[None]
+            first._rows(every.flatten(1, 2)),
+            None if padding is None else padding.flatten(1)[None],
         )
 
     def _right(self, indices: Tensor | list[Tensor], tokens: Tensor) -> Tensor:
@@ -483,19 +452,3 @@ class ResidualVQ(nn.Module):
             total = codes if total is None else total + codes
             taken.append(codes)
         return taken
-
-
-def _sizes(codebook_size: int | Sequence[int], stages: int | None) -> tuple[int, ...]:
-    if isinstance(codebook_size, Sequence):
-        if stages is not None and stages != len(codebook_size):
-            raise ValueError(
-                f"num_quantizers={stages}, but there are {len(codebook_size)} codebook sizes"
-            )
-        sizes = tuple(codebook_size)
-    elif stages is None:
-        raise ValueError("num_quantizers must be given, or codebook_size as a tuple or list")
-    else:
-        sizes = (codebook_size,) * stages
-    if not sizes:
-        raise ValueError("num_quantizers must be at least 1, got 0")
-    return sizes

@@ -1,4 +1,4 @@
-"""The codes of indices, with a gradient that is the same in every run."""
+"""The codes as they are now: those of indices, or all of them."""
 
 from typing import Any
 
@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vqvae_fast.functional import code_statistics
-from vqvae_fast.reference import flat_indices
 
 
 def take_codes(codebook: Tensor, indices: Tensor) -> Tensor:
@@ -24,14 +23,33 @@ def take_codes(codebook: Tensor, indices: Tensor) -> Tensor:
     return codes
 
 
+def copy_of_codes(codebook: Tensor) -> Tensor:
+    """A copy that no later write to the codebook [..., D] reaches, with its gradient.
+
+    A plain clone is none to torch's compiler, which makes it again in the backward pass.
+    """
+    codes: Tensor = _CopyOfCodes.apply(codebook)  # type: ignore[no-untyped-call]
+    return codes
+
+
+class _CopyOfCodes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, codebook: Tensor) -> Tensor:
+        codes: Tensor = torch.ops.vqvae_fast.copy_of_codes(codebook)
+        return codes
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
 class _TakeCodes(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, codebook: Tensor, indices: Tensor) -> Tensor:
         ctx.save_for_backward(indices)
         ctx.like = codebook.new_empty(()).expand(codebook.shape)  # the shape, without the codes
-        rows = flat_indices(indices, codebook).reshape(-1)
-        codes = codebook.reshape(-1, codebook.shape[-1]).index_select(0, rows)
-        return codes.view(*indices.shape, codebook.shape[-1])
+        codes: Tensor = torch.ops.vqvae_fast.take_codes(codebook, indices)
+        return codes
 
     @staticmethod
     @once_differentiable

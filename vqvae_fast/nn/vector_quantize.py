@@ -1,51 +1,31 @@
 """vector-quantize-pytorch's VectorQuantize on the exact fused search."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as nn_functional
 from torch.optim import Optimizer
 
-from vqvae_fast import functional
 from vqvae_fast.distributed import is_distributed, world_size
 from vqvae_fast.nn import distances
 from vqvae_fast.nn.affine_codebook import AffineCodebook
 from vqvae_fast.nn.autocast import without_autocast
+from vqvae_fast.nn.choosing import Choice, Chosen, CodebookTransform
 from vqvae_fast.nn.codebook import Codebook, EmaWeight
 from vqvae_fast.nn.estimators import directional_reparam, rotate_to, straight_through
 from vqvae_fast.nn.layout import Heads, Layout, Places, to_places, to_tokens, vectors_to_places
-from vqvae_fast.nn.metrics import code_counts
-from vqvae_fast.nn.regularisers import masked_mean, orthogonal_loss
+from vqvae_fast.nn.losses import (
+    LossBreakdown,
+    commitment_loss,
+    cross_entropy_loss,
+    orthogonality_loss,
+)
+from vqvae_fast.nn.nearest_with_loss import nearest_with_loss
+from vqvae_fast.nn.regularisers import masked_mean
 from vqvae_fast.nn.take_codes import take_codes
-from vqvae_fast.nn.vector_quantize_options import check, learning
-
-CodebookTransform = Callable[[Tensor], Tensor]
-
-
-class LossBreakdown(NamedTuple):
-    """The parts of the loss, before their weights."""
-
-    commitment: Tensor
-    codebook_diversity: Tensor
-    orthogonal_reg: Tensor
-    inplace_optimize: Tensor
-
-
-class Chosen(NamedTuple):
-    """What the codebook gives for rows [C, ..., d]: a code each, or k of them.
-
-    Attributes:
-        codes: all of them, [C, K, d]; [C, ..., K, d] where a function gave each row its own. With
-            a gradient where they learn by one.
-        indices: [C, ...], or [C, ..., k].
-        quantized: [C, ..., d], or [C, ..., k, d]; with the codes' gradient.
-    """
-
-    codes: Tensor
-    indices: Tensor
-    quantized: Tensor
+from vqvae_fast.nn.vector_quantize_options import check, check_topk, learning
 
 
 class VectorQuantize(nn.Module):
@@ -358,7 +338,7 @@ class VectorQuantize(nn.Module):
         tokens, places = self._layout.tokens(x)
         mask = self._layout.mask(tokens, places, mask, lens)
         freeze = self.freeze_codebook if freeze_codebook is None else freeze_codebook
-        topk = self._few(topk)
+        topk = None if topk is None else check_topk(topk, self)
         if self.cosine_search and (indices is not None or codebook_transform_fn is not None):
             raise ValueError(
                 "indices and codebook_transform_fn do not go with cosine_search: distances are not "
@@ -377,9 +357,17 @@ class VectorQuantize(nn.Module):
             if self.training:
                 self._codebook.init_once(rows.detach(), counted)
                 self._codebook.observe(rows.detach(), counted)
-            keep = indices is not None or self._needs_all_distances
-            how = (rows, topk, temperature, codebook_transform_fn, freeze, keep)
-            chosen = self._choose(*how)
+            choice = self._choice(topk, temperature, codebook_transform_fn)
+            keep = targets is not None or self._needs_all_distances
+            codes = self._codes(rows, freeze, keep)
+            commitment = None
+            if targets is None and counted is None and self._fuses(choice, rows):
+                quantized, found, commitment = nearest_with_loss(
+                    rows, codes, rotates=self.rotation_trick, codes_learn=self.learnable_codebook
+                )
+                chosen = Chosen(codes, found, quantized)
+            else:
+                chosen = choice.choose(rows, codes)
             if self.training and not freeze and topk is None:
                 self._codebook.update(
                     rows.detach(),
@@ -392,9 +380,12 @@ class VectorQuantize(nn.Module):
             in_place = rows.new_zeros(())
             if self.in_place_codebook_optimizer is not None and self.training and not freeze:
                 in_place = self._step_in_place(rows, chosen, counted)
-                chosen = self._choose(*how)
-            loss, parts = self._losses(rows, chosen, counted, topk, freeze)
-            quantized = self._with_gradient(rows, chosen.quantized, topk)
+                chosen = choice.choose(rows, self._codes(rows, freeze, keep))
+            quantized = chosen.quantized
+            if commitment is None:
+                commitment = self._commitment(rows, chosen, counted, topk)
+                quantized = self._with_gradient(rows, quantized, topk)
+            loss, parts = self._losses(rows, chosen, counted, commitment, freeze)
             if targets is not None:
                 loss = distances.cross_entropy(rows, chosen.codes, self.use_cosine_sim, targets)
 
@@ -421,27 +412,6 @@ class VectorQuantize(nn.Module):
 
     def _counted(self, mask: Tensor | None) -> Tensor | None:
         return None if mask is None else self._heads.repeat(mask)
-
-    def _few(self, topk: int | None) -> int | None:
-        if topk is None:
-            return None
-        for wrong, what in (
-            (self.heads > 1, "heads > 1"),
-            (self.cosine_search, "cosine_search"),
-            (
-                self.training and self.commitment_use_cross_entropy_loss,
-                "commitment_use_cross_entropy_loss in training",
-            ),
-            (
-                self.training and self.in_place_codebook_optimizer is not None,
-                "in_place_codebook_optimizer in training",
-            ),
-        ):
-            if wrong:
-                raise ValueError(f"topk does not go with {what}")
-        if topk < 1:
-            raise ValueError(f"topk must be at least 1, got {topk}")
-        return min(int(topk), self.codebook_size)
 
     def _rows(self, projected: Tensor) -> Tensor:
         """[B, N, d * heads] -> [C, ..., N, d], in float32 at least, of unit length for cosine."""
@@ -485,39 +455,37 @@ class VectorQuantize(nn.Module):
 
     # The codes of rows [C, ..., N, d], and the losses.
 
-    def _choose(
-        self,
-        rows: Tensor,
-        topk: int | None,
-        temperature: float,
-        transform: CodebookTransform | None,
-        freeze: bool,
-        keep: bool,
-    ) -> Chosen:
+    def _choice(
+        self, topk: int | None, temperature: float, transform: CodebookTransform | None
+    ) -> Choice:
+        drawn = self.training and self.stochastic_sample_codes
+        softened = self.training and self.straight_through and topk is None
+        return Choice(
+            self.use_cosine_sim,
+            self.cosine_search,
+            topk,
+            temperature if drawn else 0.0,
+            temperature if softened else 0.0,
+            transform,
+        )
+
+    def _codes(self, rows: Tensor, freeze: bool, keep: bool) -> Tensor:
         codes = self._codebook.codes(keep)
-        codes = (codes.detach() if freeze else codes).to(rows.dtype)
-        cosine = self.use_cosine_sim
-        if transform is not None:
-            codes = transform(codes)
-            if cosine:
-                codes = nn_functional.normalize(codes, dim=-1, eps=1e-6)
-        drawn = temperature if self.training and self.stochastic_sample_codes else 0.0
-        if transform is None and topk is None and drawn <= 0:
-            metric: Literal["cosine", "euclidean"] = "cosine" if self.cosine_search else "euclidean"
-            indices = functional.nearest_code(rows, codes, metric=metric).indices
-        else:
-            indices = distances.choose(rows, codes, cosine, temperature=drawn, k=topk)
-        if transform is None:
-            quantized = take_codes(codes, indices)
-        else:
-            wanted = indices[..., None] if topk is None else indices
-            wanted = wanted[..., None].expand(*wanted.shape, codes.shape[-1])
-            quantized = codes.gather(-2, wanted)
-            quantized = quantized[..., 0, :] if topk is None else quantized
-        if self.straight_through and self.training and temperature > 0 and topk is None:
-            soft = distances.soft_codes(rows, codes, cosine, temperature)
-            quantized = quantized + (soft - soft.detach())
-        return Chosen(codes, indices, quantized)
+        return (codes.detach() if freeze else codes).to(rows.dtype)
+
+    def _fuses(self, choice: Choice, rows: Tensor) -> bool:
+        """Whether :func:`nearest_with_loss` is all that is asked for."""
+        return (
+            self.training
+            and choice.is_nearest
+            and self.has_commitment_loss
+            and not self._needs_all_distances
+            and self.sync_update_v == 0
+            and self.in_place_codebook_optimizer is None
+            and self.route_gradients_to_input
+            # Without a gradient to the vectors the codes get that of the result.
+            and (rows.requires_grad or not self.learnable_codebook)
+        )
 
     @property
     def _needs_all_distances(self) -> bool:
@@ -553,39 +521,35 @@ class VectorQuantize(nn.Module):
         return loss
 
     def _losses(
-        self, rows: Tensor, chosen: Chosen, counted: Tensor | None, topk: int | None, freeze: bool
+        self,
+        rows: Tensor,
+        chosen: Chosen,
+        counted: Tensor | None,
+        commitment: Tensor,
+        freeze: bool,
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         """The whole loss, and its parts: commitment, diversity, orthogonality."""
-        commitment, diversity, orthogonality, loss = (rows.new_zeros(()) for _ in range(4))
-        weight = self.commitment_weight if self.has_commitment_loss else 1.0
+        diversity, orthogonality = rows.new_zeros(()), rows.new_zeros(())
+        loss = commitment * (self.commitment_weight if self.has_commitment_loss else 1.0)
         if not self.training:
-            if topk is None:
-                return loss, (commitment, diversity, orthogonality)
-            commitment = self._commitment(rows, chosen, counted, topk)
-            return commitment * weight, (commitment, diversity, orthogonality)
-        cosine = self.use_cosine_sim
+            return loss, (commitment, diversity, orthogonality)
         if self.has_codebook_diversity_loss:
             diversity = distances.negative_entropy(
-                rows, chosen.codes, cosine, self.codebook_diversity_temperature, counted
+                rows,
+                chosen.codes,
+                self.use_cosine_sim,
+                self.codebook_diversity_temperature,
+                counted,
             )
             loss = loss + diversity * self.codebook_diversity_loss_weight
-        if self.has_commitment_loss:
-            commitment = self._commitment(rows, chosen, counted, topk)
-            loss = loss + commitment * weight
         if self.has_codebook_orthogonal_loss:
-            active = None
-            if self.orthogonal_reg_active_codes_only:
-                used = chosen.indices
-                if counted is not None:
-                    used = torch.where(
-                        counted.view(counted.shape + (1,) * (used.dim() - counted.dim())), used, -1
-                    )
-                active = code_counts(used, self.codebook_size) > 0
-            # A copy: stages that share the book, or the next call, may write to it before the
-            # backward pass.
-            codes = self._codebook.embed.detach() if freeze else self._codebook.embed
-            codes = codes.clone()
-            orthogonality = orthogonal_loss(codes, active, self.orthogonal_reg_max_codes)
+            orthogonality = orthogonality_loss(
+                self._codebook.embed.detach() if freeze else self._codebook.embed,
+                chosen.indices,
+                counted,
+                active_only=self.orthogonal_reg_active_codes_only,
+                max_codes=self.orthogonal_reg_max_codes,
+            )
             loss = loss + orthogonality * self.orthogonal_reg_weight
         if not loss.requires_grad and not torch.compiler.is_compiling():
             loss.requires_grad_()  # a loss without parts may be sent backward, too
@@ -594,16 +558,10 @@ class VectorQuantize(nn.Module):
     def _commitment(
         self, rows: Tensor, chosen: Chosen, counted: Tensor | None, topk: int | None
     ) -> Tensor:
-        """0-d; with topk [B, N, k], 0 where masked."""
+        """0-d, 0 in eval; with topk [B, N, k] also in eval, 0 where masked."""
+        if (not self.training and topk is None) or (self.training and not self.has_commitment_loss):
+            return rows.new_zeros(())
         if self.commitment_use_cross_entropy_loss and topk is None:
-            targets = chosen.indices
-            if counted is not None:
-                targets = torch.where(counted, targets, -1)
-            return distances.cross_entropy(rows, chosen.codes, self.use_cosine_sim, targets)
-        quantized = chosen.quantized
-        if self.training and not self.learnable_codebook:
-            quantized = quantized.detach()
-        if topk is None:
-            return masked_mean((quantized - rows).square(), counted)
-        errors = (quantized - rows[..., None, :]).square().mean(dim=-1)[0]
-        return errors if counted is None else errors * counted[0, ..., None]
+            return cross_entropy_loss(rows, chosen, counted, cosine=self.use_cosine_sim)
+        learn = self.learnable_codebook or not self.training
+        return commitment_loss(rows, chosen, counted, topk=topk is not None, codes_learn=learn)

@@ -59,6 +59,33 @@ def check(given: dict[str, Any]) -> None:
             raise ValueError(why)
 
 
+def check_topk(topk: int, quantizer: Any) -> int:
+    """The number of codes that a call asks a VectorQuantize for, no more than there are.
+
+    Raises:
+        ValueError: it is out of range, or the quantizer cannot give several.
+    """
+    training = quantizer.training
+    for wrong, what in (
+        (quantizer.heads > 1, "heads > 1"),
+        (quantizer.cosine_search, "cosine_search"),
+        (
+            training and quantizer.commitment_use_cross_entropy_loss,
+            "commitment_use_cross_entropy_loss in training",
+        ),
+        (
+            training and quantizer.in_place_codebook_optimizer is not None,
+            "in_place_codebook_optimizer in training",
+        ),
+    ):
+        if wrong:
+            raise ValueError(f"topk does not go with {what}")
+    if topk < 1:
+        raise ValueError(f"topk must be at least 1, got {topk}")
+    size: int = quantizer.codebook_size
+    return min(int(topk), size)
+
+
 def _check_numbers(given: dict[str, Any]) -> None:
     whole = ["dim", "codebook_size", "heads", "kmeans_iters"]
     whole += [n for n in ("codebook_dim", "orthogonal_reg_max_codes") if given[n] is not None]

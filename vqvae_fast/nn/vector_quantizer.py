@@ -12,6 +12,7 @@ from vqvae_fast.nn.ema import CodeMovingAverage, CodeUsage
 from vqvae_fast.nn.kmeans import KMeansInit
 from vqvae_fast.nn.metrics import code_counts, perplexity
 from vqvae_fast.nn.one_hot import LazyOneHot
+from vqvae_fast.nn.take_codes import copy_of_codes
 
 # Samples that k-means gets for each code unless told otherwise.
 _SAMPLES_PER_CODE = 4
@@ -147,7 +148,7 @@ class VectorQuantizer(nn.Module):
         if learns and self.dead_code_threshold > 0 and codebook.requires_grad:
             # The backward pass needs the codes of this search, and the next forward pass, which
             # may come first, writes to them.
-            codebook = codebook.clone()
+            codebook = copy_of_codes(codebook)
         z_q, indices, loss, distances = functional.quantize(
             wide,
             codebook,

@@ -1,0 +1,70 @@
+"""The losses of a quantizer: commitment, cross-entropy, diversity, orthogonality."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vqvae_fast.nn import distances
+from vqvae_fast.nn.choosing import Chosen
+from vqvae_fast.nn.metrics import code_counts
+from vqvae_fast.nn.regularisers import masked_mean, orthogonal_loss
+from vqvae_fast.nn.take_codes import copy_of_codes
+
+
+class LossBreakdown(NamedTuple):
+    """The parts of the loss, before their weights."""
+
+    commitment: Tensor
+    codebook_diversity: Tensor
+    orthogonal_reg: Tensor
+    inplace_optimize: Tensor
+
+
+def commitment_loss(
+    rows: Tensor, chosen: Chosen, counted: Tensor | None, *, topk: bool, codes_learn: bool
+) -> Tensor:
+    """How far the codes are from the vectors: mean((z - q)^2).
+
+    Args:
+        rows: [C, ..., d].
+        chosen: their codes.
+        counted: bool [C, ...]; all rows unless given.
+        topk: each row has several codes, and the first dimension is 1.
+        codes_learn: the loss has a gradient to the codes, too.
+
+    Returns:
+        0-d; with topk [B, N, k], 0 where masked.
+    """
+    quantized = chosen.quantized if codes_learn else chosen.quantized.detach()
+    if not topk:
+        return masked_mean((quantized - rows).square(), counted)
+    errors = (quantized - rows[..., None, :]).square().mean(dim=-1)[0]
+    return errors if counted is None else errors * counted[0, ..., None]
+
+
+def cross_entropy_loss(
+    rows: Tensor, chosen: Chosen, counted: Tensor | None, *, cosine: bool
+) -> Tensor:
+    """-log softmax(-distances)[code], in the place of the commitment loss; 0-d."""
+    targets = chosen.indices if counted is None else torch.where(counted, chosen.indices, -1)
+    return distances.cross_entropy(rows, chosen.codes, cosine, targets)
+
+
+def orthogonality_loss(
+    codes: Tensor,
+    indices: Tensor,
+    counted: Tensor | None,
+    *,
+    active_only: bool,
+    max_codes: int | None,
+) -> Tensor:
+    """Of the codes [C, K, d], or of those that the batch has chosen; 0-d."""
+    active = None
+    if active_only:
+        if counted is not None:
+            counted = counted.view(counted.shape + (1,) * (indices.dim() - counted.dim()))
+            indices = torch.where(counted, indices, -1)
+        active = code_counts(indices, codes.shape[1]) > 0
+    # A copy: stages that share the book, or the next call, may write to it before the backward.
+    return orthogonal_loss(copy_of_codes(codes), active, max_codes)
