@@ -11,6 +11,7 @@ from vqvae_fast.nn.grouped_residual_vq import GroupedResidualVQ
 from vqvae_fast.nn.quantize_dropout import QuantizeDropout
 from vqvae_fast.nn.residual_sim_vq import ResidualSimVQ
 from vqvae_fast.nn.residual_vq import ResidualVQ
+from vqvae_fast.nn.vector_quantize import VectorQuantize
 
 BASE = {"dim": 8, "codebook_size": 16, "num_quantizers": 2}
 MASK = torch.arange(12) < torch.tensor([[5], [9]])
@@ -190,3 +191,13 @@ def test_inductor_takes_the_gradient_of_the_codes_that_were_searched(options):
     eager, other = (ResidualVQ(**BASE | {"num_quantizers": 3} | options) for _ in range(2))
     other.load_state_dict(eager.state_dict())
     assert_same_steps(eager, other, torch.compile(other, fullgraph=True), [(2, 12, 8)] * 2, {})
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
+@pytest.mark.parametrize("options", [{}, {"codebook_diversity_loss_weight": 0.1}], ids=name)
+def test_the_backward_pass_of_inductor_leaves_the_result_alone(options):
+    module = VectorQuantize(dim=8, codebook_size=16, **options)
+    out, _, loss = torch.compile(module, fullgraph=True)(torch.randn(2, 12, 8, requires_grad=True))
+    before = out.detach().clone()
+    (out.square().sum() + loss).backward()
+    assert torch.equal(out, before)

@@ -60,7 +60,7 @@ class _NearestWithLoss(torch.autograd.Function):
             ctx.save_for_backward(rows, codes, indices)
         elif rotates and ctx.needs_input_grad[0]:  # whoever gets the result may write to it
             ctx.save_for_backward(rows, quantized)
-            quantized = quantized.clone()
+            quantized = torch.ops.vqvae_fast.copy_of_codes(quantized)
         elif ctx.needs_input_grad[0]:
             ctx.save_for_backward(rows - quantized)
         return quantized, indices, distances.sum() / max(rows.numel(), 1)
@@ -70,7 +70,6 @@ class _NearestWithLoss(torch.autograd.Function):
     def backward(
         ctx: Any, grad: Tensor, _indices: None, grad_loss: Tensor
     ) -> tuple[Tensor | None, Tensor | None, None]:
-        grad_codes = None
         if ctx.codes_learn:
             rows, codes, indices = ctx.saved_tensors
             quantized = take_codes(codes, indices)
@@ -81,10 +80,11 @@ class _NearestWithLoss(torch.autograd.Function):
         else:
             (error,) = ctx.saved_tensors
         scale = grad_loss * (2.0 / max(error.numel(), 1))
+        grad_rows = grad_codes = None
+        if ctx.needs_input_grad[0]:
+            if ctx.rotates:
+                grad = rotated_gradient(grad, rows, quantized)
+            grad_rows = torch.addcmul(grad, error, scale)
         if ctx.codes_learn:  # a sum of errors: the difference of two sums would cancel
             grad_codes = code_statistics(error, indices, codes).sums.mul_(-scale)
-        if not ctx.needs_input_grad[0]:
-            return None, grad_codes, None
-        if ctx.rotates:
-            grad = rotated_gradient(grad, rows, quantized)
-        return torch.addcmul(grad, error, scale), grad_codes, None
+        return grad_rows, grad_codes, None
