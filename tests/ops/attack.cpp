@@ -219,12 +219,12 @@ bool attack(Random& random, Tally& tally) {
                       c.rows.dim * sizeof(In)) == 0) {
         continue;
       }
-      std::printf("%s, %d-byte elements, N %lld, K %lld, D %lld, %lld threads, row %lld: code %lld "
-                  "at %.17g, expected %lld at %.17g\n",
-                  set->name, int(sizeof(In)), (long long)c.rows.count, (long long)c.codes.count,
-                  (long long)c.rows.dim, (long long)threads, (long long)n,
-                  (long long)found.indices[n], double(found.distances[n]),
-                  (long long)wanted.indices[n], double(wanted.distances[n]));
+      std::printf(
+          "%s, %d-byte elements, N %lld, K %lld, D %lld, %lld threads, row %lld: code %lld "
+          "at %.17g, expected %lld at %.17g\n",
+          set->name, int(sizeof(In)), (long long)c.rows.count, (long long)c.codes.count,
+          (long long)c.rows.dim, (long long)threads, (long long)n, (long long)found.indices[n],
+          double(found.distances[n]), (long long)wanted.indices[n], double(wanted.distances[n]));
       return false;
     }
   }
