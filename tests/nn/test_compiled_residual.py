@@ -183,7 +183,12 @@ def _seed_of_the_first_stage():
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
 @pytest.mark.parametrize(
     "options",
-    [{}, {"commitment_use_cross_entropy_loss": True}, {"rotation_trick": False}],
+    [
+        {},
+        {"commitment_use_cross_entropy_loss": True},
+        {"rotation_trick": False},
+        {"use_cosine_sim": True},  # its averages are reduced where they are written
+    ],
     ids=name,
 )
 def test_inductor_takes_the_gradient_of_the_codes_that_were_searched(options):

@@ -177,8 +177,11 @@ class Codebook(WideBuffers):
         if self.use_cosine_sim:
             # The length does not matter. Of a code that nothing chooses it falls with every step,
             # until nothing is left: then the code stays.
-            largest = self.embed_avg.abs().amax(dim=-1, keepdim=True)
-            scaled = self.embed_avg / largest.clamp(min=torch.finfo(largest.dtype).tiny)
+            averages = self.embed_avg
+            if torch.compiler.is_compiling():  # inductor (2.13) cannot fuse what reduces them
+                averages = torch.ops.vqvae_fast.copy_of_codes(averages)  # with what wrote them
+            largest = averages.abs().amax(dim=-1, keepdim=True)
+            scaled = averages / largest.clamp(min=torch.finfo(largest.dtype).tiny)
             codes = nn_functional.normalize(scaled, dim=-1)
             self.embed.copy_(torch.where(largest > 0, codes, self.embed))
         else:  # straight into the codes: nothing as large as they are is made on the way
