@@ -15,11 +15,12 @@ namespace {
 // Smaller codebooks do not pay for what is done once a row.
 constexpr int64_t kFewestCodes = 256;
 constexpr int64_t kFewestElements = 1 << 14;
-// Short codes lie so close that integers cannot tell them apart; scores of longer ones would not
-// fit 32 bits.
-constexpr int64_t kSmallestDim = 8, kLargestDim = 4096;
+// Short codes lie so close that integers cannot tell them apart.
+constexpr int64_t kSmallestDim = 8;
 // What codes may measure: the squares and units of such are ordinary numbers in float32.
-constexpr float kSmallest = 0x1p-40f, kLargest = 0x1p60f;
+constexpr float kSmallestUnit = 0x1p-47f, kLargest = 0x1p60f;
+// Multiply-adds for which to look for wide directions: it takes about as long as 2^22 of them.
+constexpr double kWideWork = 1 << 27;
 constexpr int64_t kChunk = 224;  // rows between two looks at how it goes
 
 int64_t num_tiles(int64_t rows) { return (rows + kInt8TileRows - 1) / kInt8TileRows; }
@@ -50,45 +51,61 @@ std::vector<float> mean_code(const Codes<In>& codes) {
 template <class In>
 struct OwnedInt8Book {
   Int8Book<In> book;
-  std::vector<float> centre;
+  std::vector<float> centre, reflections;
   Buffer panels;
   Buffer half_norm;
 };
 
+// A centre, and where it may pay the directions that get 16 bits.
+template <class In>
+void choose_directions(const Int8Filter<In>& filter, const Codes<In>& codes, int64_t rows,
+                       OwnedInt8Book<In>& owned) {
+  owned.centre = mean_code(codes);
+  owned.book.centre = owned.centre.data();
+  owned.book.num_wide = 0;
+  if (double(rows) * double(codes.count) * double(codes.dim) < kWideWork) return;
+  owned.reflections.resize(kWideDims * padded_dim(codes.dim));
+  owned.book.reflections = owned.reflections.data();
+  const Buffer scratch = allocate(filter.wide_scratch_bytes(codes.dim));
+  owned.book.num_wide =
+      filter.find_wide(codes, owned.book.centre, scratch.get(), owned.reflections.data());
+}
+
 // False where the codebook's values do not suit integers.
 template <class In>
-bool pack_book(const Int8Filter<In>& filter, const Codes<In>& codes, const ThreadPool& pool,
-               OwnedInt8Book<In>& owned) {
+bool pack_book(const Int8Filter<In>& filter, const Codes<In>& codes, int64_t rows,
+               const ThreadPool& pool, OwnedInt8Book<In>& owned) {
   Int8Book<In>& book = owned.book;
-  owned.centre = mean_code(codes);
   book.codes = codes;
   book.num_groups = (codes.count + kInt8GroupCodes - 1) / kInt8GroupCodes;
-  book.centre = owned.centre.data();
+  choose_directions(filter, codes, rows, owned);
   const int64_t parts = std::clamp<int64_t>(codes.count * codes.dim / kPackWork, 1,
                                             std::min(pool.num_threads, book.num_groups));
-  std::vector<float> magnitudes(parts);
+  std::vector<Int8Extent> extents(parts);
   pool.run(parts, [&](int64_t i) {
-    magnitudes[i] = filter.largest_magnitude(codes, book.centre, part_begin(codes.count, parts, i),
-                                             part_begin(codes.count, parts, i + 1));
+    extents[i] = filter.extent(book, part_begin(book.num_groups, parts, i),
+                               part_begin(book.num_groups, parts, i + 1));
   });
-  const float largest = *std::max_element(magnitudes.begin(), magnitudes.end());
-  if (!(largest >= kSmallest && largest <= kLargest)) return false;
-  book.unit = largest / 127;
+  Int8Extent extent{0, 0};
+  for (const Int8Extent& part : extents) {
+    extent = {std::max(extent.wide, part.wide), std::max(extent.narrow, part.narrow)};
+  }
+  book.unit = std::max(extent.wide / 32767, extent.narrow / 127);
+  if (!(book.unit >= kSmallestUnit && std::max(extent.wide, extent.narrow) <= kLargest)) {
+    return false;
+  }
   owned.panels = allocate(book.num_groups * 2 * book.panel_bytes());
   owned.half_norm = allocate(book.num_groups * kInt8GroupCodes * int64_t{sizeof(float)});
   book.panels = static_cast<uint8_t*>(owned.panels.get());
   book.half_norm = static_cast<float*>(owned.half_norm.get());
-  std::vector<Int8Range> ranges(parts);
+  std::vector<Int8Sizes> sizes(parts);
   pool.run(parts, [&](int64_t i) {
-    ranges[i] = filter.pack(book, part_begin(book.num_groups, parts, i),
-                            part_begin(book.num_groups, parts, i + 1));
+    sizes[i] = filter.pack(book, part_begin(book.num_groups, parts, i),
+                           part_begin(book.num_groups, parts, i + 1));
   });
-  book.max_norm = book.max_error = 0;
-  for (const Int8Range& range : ranges) {
-    book.max_norm = std::max(book.max_norm, range.max_norm);
-    book.max_error = std::max(book.max_error, range.max_error);
-  }
-  return book.max_norm > 0;
+  book.largest = {};
+  for (const Int8Sizes& part : sizes) book.largest.raise_to(part);
+  return true;
 }
 
 }  // namespace
@@ -98,7 +115,7 @@ bool filter_serves(const Rows<const In>& z, const Codes<In>& codes, const Thread
   // float32 divides the codes too where there are fewer tiles than threads.
   return z.count > kFewRows && 2 * num_tiles(z.count) >= pool.num_threads &&
          codes.count >= kFewestCodes && codes.count * codes.dim >= kFewestElements &&
-         z.dim >= kSmallestDim && z.dim <= kLargestDim;
+         z.dim >= kSmallestDim && z.dim <= kInt8LargestDim;
 }
 
 template <class In>
@@ -106,11 +123,11 @@ bool filter_rows(const Int8Filter<In>& filter, const Rows<const In>& z, const Co
                  int64_t* indices, float* distances, const Rows<In>& quantized,
                  const ThreadPool& pool, std::vector<int64_t>& left) {
   OwnedInt8Book<In> owned;
-  if (!pack_book(filter, codes, pool, owned)) return false;
+  if (!pack_book(filter, codes, z.count, pool, owned)) return false;
   const int64_t parts = std::min(pool.num_threads, num_tiles(z.count));
   std::vector<std::vector<int64_t>> left_of(parts);
   pool.run(parts, [&](int64_t part) {
-    const Buffer scratch = allocate(filter.scratch_bytes(z.dim, owned.book.num_groups));
+    const Buffer scratch = allocate(filter.scratch_bytes(owned.book));
     std::vector<int64_t>& mine = left_of[part];
     const int64_t begin = part_begin(z.count, parts, part);
     const int64_t end = part_begin(z.count, parts, part + 1);

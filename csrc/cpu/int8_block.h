@@ -10,7 +10,7 @@
 #include "contract.h"
 #include "exact.h"
 #include "int8_book.h"
-#include "int8_pack.h"
+#include "int8_quantize.h"
 #include "raw_rows.h"
 
 namespace vqvae_fast {
@@ -25,7 +25,8 @@ constexpr int64_t kInt8LaneCodes = kInt8GroupCodes / kInt8Lanes;
 // those of padding and of codes that are not finite start at kUnusable and stay below it.
 constexpr int32_t kNoScore = -1250 * 1000 * 1000;
 constexpr int32_t kUnusable = -1610 * 1000 * 1000;
-constexpr double kMaxHalfNorm = 1 << 30;  // in units of a score
+// In units of a score: of a code's half norm, and of a row's and a code's norms.
+constexpr double kMaxHalfNorm = 1 << 29, kMaxProduct = 1 << 28;
 
 // Elements beyond this, less the centre, are left to float32.
 constexpr float kInt8Largest = 0x1p60f;
@@ -52,10 +53,10 @@ inline int64_t most_listed(int64_t dim, int64_t groups) {
 struct Int8Block {
   float* copies;       // [rows][D]: the rows, where they cannot be read in place
   const float** raw;   // [rows]: the rows as they are
-  int32_t* rows;       // [tiles][words][14]: quantized, four dimensions to a word
+  float* centred;      // [14][padded D]: a tile on its way to integers
+  int32_t* rows;       // [tiles][words][14]: quantized, as the codes are
   float* ratio;        // [tiles]: units of a score in 1
-  double* norm;        // [rows]: |z - centre|
-  double* error;       // [rows]: |z - centre - unit q|, at most
+  Int8Sizes* sizes;    // [rows]
   int32_t* bias;       // [rows]: what adding 128 to the codes adds to a row's scores
   Int8Row* kind;       // [rows]
   int32_t* best;       // [groups of a pass][rows][lanes]: the best score of a lane's four codes
@@ -66,15 +67,17 @@ struct Int8Block {
   Int8Candidate* listed;
   double* measured;  // [listed][4]: their distances
 
-  Int8Block(int64_t dim, int64_t num_groups, void* scratch) {
-    const int64_t groups = smaller(num_groups, kInt8PassGroups);
+  template <class In>
+  Int8Block(const Int8Book<In>& book, void* scratch) {
+    const int64_t dim = book.codes.dim;
+    const int64_t groups = smaller(book.num_groups, kInt8PassGroups);
     at_ = begin_ = reinterpret_cast<uintptr_t>(scratch);
     copies = take<float>(kInt8BlockRows * dim);
     raw = take<const float*>(kInt8BlockRows);
-    rows = take<int32_t>(kInt8BlockRows * ((dim + 3) / 4));
+    centred = take<float>(kInt8TileRows * padded_dim(dim));
+    rows = take<int32_t>(kInt8BlockRows * book.words());
     ratio = take<float>(kInt8BlockRows / kInt8TileRows);
-    norm = take<double>(kInt8BlockRows);
-    error = take<double>(kInt8BlockRows);
+    sizes = take<Int8Sizes>(kInt8BlockRows);
     bias = take<int32_t>(kInt8BlockRows);
     kind = take<Int8Row>(kInt8BlockRows);
     best = take<int32_t>(groups * kInt8BlockRows * kInt8Lanes);
@@ -100,10 +103,9 @@ struct Int8Block {
   uintptr_t begin_;
 };
 
-// Sets the norm of row r, in float64: the bound takes a distance from its square. Returns the
-// largest magnitude of the centred row, NaN or more than kInt8Largest where float32 must serve.
-inline float measure_row(const Int8Block& block, const float* centre, int64_t dim, int64_t r) {
-  const float* row = block.raw[r];
+// Row r less the centre, to x ([padded D]); its norm, from float64: the bound takes a distance from
+// its square. False where float32 must serve.
+inline bool centre_row(const float* row, const float* centre, int64_t dim, float* x, double* norm) {
   __m512 largest = _mm512_setzero_ps();
   __m512d low = _mm512_setzero_pd(), high = _mm512_setzero_pd();
   bool is_nan = false;
@@ -114,6 +116,7 @@ inline float measure_row(const Int8Block& block, const float* centre, int64_t di
     const __m512 rounded = _mm512_sub_ps(z, c);
     is_nan |= _mm512_cmp_ps_mask(rounded, rounded, _CMP_UNORD_Q) != 0;
     largest = _mm512_max_ps(largest, _mm512_abs_ps(rounded));
+    _mm512_storeu_ps(x + d, rounded);
     const __m512d a = _mm512_sub_pd(_mm512_cvtps_pd(_mm512_castps512_ps256(z)),
                                     _mm512_cvtps_pd(_mm512_castps512_ps256(c)));
     const __m512d b = _mm512_sub_pd(_mm512_cvtps_pd(_mm512_extractf32x8_ps(z, 1)),
@@ -121,62 +124,54 @@ inline float measure_row(const Int8Block& block, const float* centre, int64_t di
     low = _mm512_fmadd_pd(a, a, low);
     high = _mm512_fmadd_pd(b, b, high);
   }
-  block.norm[r] = sqrt(Avx512Lanes::sum(_mm512_add_pd(low, high)));
-  return is_nan ? float(kInfinity) : _mm512_reduce_max_ps(largest);
+  *norm = sqrt(Avx512Lanes::sum(_mm512_add_pd(low, high)));
+  return !is_nan && _mm512_reduce_max_ps(largest) <= kInt8Largest;
 }
 
-// Quantizes row r of the block, where 1 / per_unit is about `unit`.
-inline void quantize_row(const Int8Block& block, const float* centre, int64_t dim, int64_t r,
-                         float unit, float per_unit) {
-  const int64_t words = (dim + 3) / 4;
-  int32_t* out = block.rows + r / kInt8TileRows * kInt8TileRows * words + r % kInt8TileRows;
-  const __m512 units = _mm512_set1_ps(unit), per_units = _mm512_set1_ps(per_unit);
-  __m512 rest_squares = _mm512_setzero_ps();
-  __m512i sum = _mm512_setzero_si512();
-  for (int64_t d = 0; d < dim; d += 16) {
-    __m512 rest;
-    const __m512i q = to_integers(
-        less_centre(load_widened(first_lanes(dim - d), block.raw[r] + d), centre, dim, d),
-        per_units, units, &rest);
-    rest_squares = _mm512_fmadd_ps(rest, rest, rest_squares);
-    sum = _mm512_add_epi32(sum, q);
-    scatter_words(_mm512_cvtsepi32_epi8(q), out + d / 4 * kInt8TileRows, kInt8TileRows,
-                  words - d / 4);
+// Quantizes rows [begin, end) of the block, a tile. They share a unit, because they share the
+// codes' starting values.
+template <class In>
+inline void quantize_tile(const Int8Block& block, const Int8Book<In>& book, int64_t begin,
+                          int64_t end) {
+  const int64_t dim = book.codes.dim, words = book.words();
+  const auto centred = [&](int64_t r) { return block.centred + (r - begin) * padded_dim(dim); };
+  double unit = 0, largest_norm = 0;
+  for (int64_t r = begin; r < end; ++r) {
+    const bool open = centre_row(block.raw[r], book.centre, dim, centred(r), &block.sizes[r].norm);
+    block.kind[r] = open ? Int8Row::kOpen : Int8Row::kGivenUp;
   }
-  block.bias[r] = 128 * _mm512_reduce_add_epi32(sum);
-  block.error[r] = sqrt(double(_mm512_reduce_add_ps(rest_squares))) * root_error(dim) +
-                   0x1p-23 * block.norm[r] + kLostToUnderflow;
+  reflect(book.reflections, book.num_wide, dim, block.centred, end - begin);
+  for (int64_t r = begin; r < end; ++r) {
+    if (block.kind[r] != Int8Row::kOpen) continue;
+    unit = larger(unit, unit_for(extent_of(centred(r), book.num_wide, dim)));
+    largest_norm = larger(largest_norm, block.sizes[r].norm);
+  }
+  // Scores must not leave the integers: rows much shorter or longer than the codes get a larger
+  // unit.
+  const double most = book.largest.norm / double(book.unit);
+  unit = larger(unit, larger(0.5 * book.largest.norm * most / kMaxHalfNorm,
+                             largest_norm * most / kMaxProduct));
+  const float per_unit = float(1 / unit), rounded = 1 / per_unit;
+  block.ratio[begin / kInt8TileRows] = float(1 / (double(rounded) * book.unit));
+  for (int64_t r = begin; r < begin + kInt8TileRows; ++r) {
+    int32_t* out = block.rows + begin * words + (r - begin);
+    if (r < end && block.kind[r] == Int8Row::kOpen) {
+      const Quantized quantized =
+          quantize(centred(r), book.num_wide, dim, rounded, per_unit, 0, out, kInt8TileRows);
+      block.sizes[r] = sizes_of(quantized, block.sizes[r].norm, book.num_wide, dim);
+      block.bias[r] = 128 * quantized.narrow_sum;
+      continue;
+    }
+    for (int64_t w = 0; w < words; ++w) out[w * kInt8TileRows] = 0;
+    block.bias[r] = 0;
+  }
 }
 
-// Quantizes all rows. Those of a tile share a unit, because they share the codes' starting values.
 template <class In>
 VQVAE_FAST_ALONE void quantize_rows(const Int8Block& block, const Int8Book<In>& book,
                                     int64_t count) {
-  const int64_t dim = book.codes.dim;
-  // Half norms must not leave the integers: rows much shorter than the codes get a larger unit.
-  const double most_ratio = kMaxHalfNorm / (0.5 * book.max_norm * book.max_norm);
-  for (int64_t tile = 0; tile * kInt8TileRows < count; ++tile) {
-    const int64_t begin = tile * kInt8TileRows, end = smaller(begin + kInt8TileRows, count);
-    float largest = 0;
-    for (int64_t r = begin; r < end; ++r) {
-      const float magnitude = measure_row(block, book.centre, dim, r);
-      const bool open = magnitude <= kInt8Largest;
-      block.kind[r] = open ? Int8Row::kOpen : Int8Row::kGivenUp;
-      if (open && magnitude > largest) largest = magnitude;
-    }
-    const float per_unit = float(smaller(127 / double(largest), most_ratio * book.unit));
-    const float unit = 1 / per_unit;
-    block.ratio[tile] = float(1 / (double(unit) * book.unit));
-    for (int64_t r = begin; r < begin + kInt8TileRows; ++r) {
-      if (r < end && block.kind[r] == Int8Row::kOpen) {
-        quantize_row(block, book.centre, dim, r, unit, per_unit);
-        continue;
-      }
-      const int64_t words = book.words();
-      int32_t* out = block.rows + begin * words + (r - begin);
-      for (int64_t w = 0; w < words; ++w) out[w * kInt8TileRows] = 0;
-      block.bias[r] = 0;
-    }
+  for (int64_t begin = 0; begin < count; begin += kInt8TileRows) {
+    quantize_tile(block, book, begin, smaller(begin + kInt8TileRows, count));
   }
 }
 
@@ -193,18 +188,21 @@ class Int8Bound {
  public:
   template <class In>
   explicit Int8Bound(const Int8Book<In>& book)
-      : max_norm_(book.max_norm),
-        max_error_(book.max_error),
+      : largest_(book.largest),
         half_norm_error_(double(book.codes.dim / 16 + 32) * 0x1p-24),
         distance_error_(double(book.codes.dim + 16) * 0x1p-52) {}
 
   int32_t operator()(const Int8Block& block, int64_t r, double nearest) const {
-    const double norm = block.norm[r], error = block.error[r];
-    const double square = norm * norm;
-    const double radius = smaller(max_norm_, norm + sqrt(nearest));
-    const double score_error = error * radius + (norm + error) * max_error_ +
-                               half_norm_error_ * radius * radius +
-                               distance_error_ * (square + nearest);
+    const Int8Sizes& row = block.sizes[r];
+    const double square = row.norm * row.norm, distance = sqrt(nearest);
+    const double radius = smaller(largest_.norm, row.norm + distance);
+    // A code that is near is near in either part.
+    const double wide = smaller(largest_.wide, row.wide + distance);
+    const double narrow = smaller(largest_.narrow, row.narrow + distance);
+    const double score_error =
+        row.wide_error * wide + (row.wide + row.wide_error) * largest_.wide_error +
+        row.narrow_error * narrow + (row.narrow + row.narrow_error) * largest_.narrow_error +
+        half_norm_error_ * radius * radius + distance_error_ * (square + nearest);
     const double bound = 0.5 * (square - nearest) - kErrorShare * score_error;
     const double ratio = double(block.ratio[r / kInt8TileRows]);
     // One for the rounding of a starting value, one for that of this.
@@ -213,7 +211,8 @@ class Int8Bound {
   }
 
  private:
-  double max_norm_, max_error_, half_norm_error_, distance_error_;
+  Int8Sizes largest_;
+  double half_norm_error_, distance_error_;
 };
 
 }  // namespace

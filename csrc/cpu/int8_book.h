@@ -1,4 +1,5 @@
-// A codebook in 8-bit integers, for the filter of search_avx512vnni.cpp.
+// A codebook in integers of 8 bits, and of 16 in a few directions, for the filter of
+// search_avx512vnni.cpp.
 #pragma once
 
 #include <stdint.h>
@@ -11,39 +12,71 @@ constexpr int64_t kInt8TileRows = 14;  // that meet a panel together
 // Codes of a panel, and of the group whose best codes are kept by lane: two panels.
 constexpr int64_t kInt8PanelCodes = 32;
 constexpr int64_t kInt8GroupCodes = 2 * kInt8PanelCodes;
+// Scores of longer codes would not fit 32 bits.
+constexpr int64_t kInt8LargestDim = 4096;
+// Dimensions of 16 bits, where there are any.
+constexpr int64_t kWideDims = 8;
 
-// e - centre is about unit * q, with q in [-127, 127] an integer; panels hold q + 128.
+// Vectors less the centre lie side by side in this many floats, zeros behind the last element.
+VQVAE_FAST_INLINE int64_t padded_dim(int64_t dim) { return (dim + 15) / 16 * 16; }
+
+// Of a vector less the centre, or of the largest: norms, of the whole and of its two parts, and how
+// far unit * q is from either part. All at most.
+struct Int8Sizes {
+  double norm;
+  double wide, narrow;
+  double wide_error, narrow_error;
+
+  VQVAE_FAST_INLINE void raise_to(const Int8Sizes& other) {
+    const auto raise = [](double& size, double to) { size = to > size ? to : size; };
+    raise(norm, other.norm);
+    raise(wide, other.wide);
+    raise(narrow, other.narrow);
+    raise(wide_error, other.wide_error);
+    raise(narrow_error, other.narrow_error);
+  }
+};
+
+// The largest magnitudes of elements.
+struct Int8Extent {
+  float wide, narrow;
+};
+
+// e - centre, reflected so that its largest parts come first, is about unit * q with integers q:
+// in [-32767, 32767] for the first num_wide dimensions, in [-127, 127] for the others.
 template <class In>
 struct Int8Book {
   Codes<In> codes;
   int64_t num_groups;
-  uint8_t* panels;      // [num_groups][2][words][32][4], where a word is four dimensions
+  // [num_groups][2][words][32][4]: words of two wide dimensions (q), then of four others (q + 128).
+  uint8_t* panels;
   float* half_norm;     // [num_groups * 64]: |e - centre|^2/2; infinite for padding, NaN and Inf
   const float* centre;  // [D]
+  int64_t num_wide;
+  const float* reflections;  // [num_wide][padded D]: v, of squared length 2, of x - v (v.x)
   float unit;
-  double max_norm;   // upper bound of |e - centre| over the usable codes
-  double max_error;  // the same of |e - centre - unit q|
+  Int8Sizes largest;  // of the usable codes
 
-  VQVAE_FAST_INLINE int64_t words() const { return (codes.dim + 3) / 4; }
+  VQVAE_FAST_INLINE int64_t wide_words() const { return num_wide / 2; }
+  VQVAE_FAST_INLINE int64_t words() const { return wide_words() + (codes.dim - num_wide + 3) / 4; }
   VQVAE_FAST_INLINE int64_t panel_bytes() const { return words() * 4 * kInt8PanelCodes; }
-};
-
-// What one range of groups contributes to the whole book.
-struct Int8Range {
-  double max_norm;
-  double max_error;
 };
 
 // One input type's filter.
 template <class In>
 struct Int8Filter {
-  // Of the elements of codes [first, last) less the centre; of usable codes.
-  float (*largest_magnitude)(const Codes<In>& codes, const float* centre, int64_t first,
-                             int64_t last);
-  // Fills groups [first, last) of `book`. All but max_norm and max_error must be set.
-  Int8Range (*pack)(const Int8Book<In>& book, int64_t first, int64_t last);
-  // Bytes of scratch that `search` needs for rows of length `dim` and that many groups.
-  int64_t (*scratch_bytes)(int64_t dim, int64_t num_groups);
+  // The directions that deserve 16 bits, as reflections ([kWideDims][padded D]): their number, 0
+  // or kWideDims.
+  int64_t (*wide_scratch_bytes)(int64_t dim);
+  int64_t (*find_wide)(const Codes<In>& codes, const float* centre, void* scratch,
+                       float* reflections);
+  // Of groups [first, last), codes left out that are not finite.
+  Int8Extent (*extent)(const Int8Book<In>& book, int64_t first, int64_t last);
+  // Fills groups [first, last) of `book` and returns their share of `largest`. Everything else
+  // must be set.
+  Int8Sizes (*pack)(const Int8Book<In>& book, int64_t first, int64_t last);
+  // Bytes of scratch that `search` needs.
+  int64_t (*scratch_bytes)(const Int8Book<In>& book);
   // Nearest code for rows [first_row, last_row); writes at [row - first_row]. The rows that the
   // filter cannot settle are listed in `unsettled`, whose length is returned.
   int64_t (*search)(const Int8Book<In>& book, const Rows<const In>& z, int64_t first_row,

@@ -9,6 +9,7 @@
 #include "int8_block.h"
 #include "int8_book.h"
 #include "int8_pack.h"
+#include "wide_directions.h"
 
 namespace vqvae_fast {
 namespace {
@@ -23,10 +24,37 @@ inline void add_products(__m512i& sum, __m512i codes, __m512i row) {
 #endif
 }
 
+// The same of two products of signed 16-bit integers.
+inline void add_wide_products(__m512i& sum, __m512i codes, __m512i row) {
+#if defined(__GNUC__)
+  __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(row));
+#else
+  sum = _mm512_dpwssd_epi32(sum, codes, row);
+#endif
+}
+
+// Adds the products of `words` words to the scores, and moves on behind them.
+template <void (*kAdd)(__m512i&, __m512i, __m512i)>
+VQVAE_FAST_INLINE void add_words(__m512i (&scores)[kInt8TileRows][2], int64_t words,
+                                 const int32_t*& rows, const uint8_t*& panel) {
+  for (int64_t w = 0; w < words; ++w) {
+    const __m512i codes0 = _mm512_loadu_si512(panel);
+    const __m512i codes1 = _mm512_loadu_si512(panel + 64);
+    VQVAE_FAST_UNROLL
+    for (int i = 0; i < kInt8TileRows; ++i) {
+      const __m512i row = _mm512_set1_epi32(rows[i]);
+      kAdd(scores[i][0], codes0, row);
+      kAdd(scores[i][1], codes1, row);
+    }
+    rows += kInt8TileRows;
+    panel += 128;
+  }
+}
+
 // Scores of a tile of rows against one panel; keeps the best of each lane in best[row * 16].
 template <bool kFirstPanel>
 VQVAE_FAST_INLINE void score_tile(const int32_t* rows, const uint8_t* panel, const float* half_norm,
-                                  float ratio, int64_t words, int32_t* best) {
+                                  float ratio, int64_t wide_words, int64_t words, int32_t* best) {
   __m512i scores[kInt8TileRows][2];
   VQVAE_FAST_UNROLL
   for (int j = 0; j < 2; ++j) {
@@ -36,18 +64,8 @@ VQVAE_FAST_INLINE void score_tile(const int32_t* rows, const uint8_t* panel, con
     VQVAE_FAST_UNROLL
     for (int i = 0; i < kInt8TileRows; ++i) scores[i][j] = limited;
   }
-  for (int64_t w = 0; w < words; ++w) {
-    const __m512i codes0 = _mm512_loadu_si512(panel);
-    const __m512i codes1 = _mm512_loadu_si512(panel + 64);
-    VQVAE_FAST_UNROLL
-    for (int i = 0; i < kInt8TileRows; ++i) {
-      const __m512i row = _mm512_set1_epi32(rows[i]);
-      add_products(scores[i][0], codes0, row);
-      add_products(scores[i][1], codes1, row);
-    }
-    rows += kInt8TileRows;
-    panel += 128;
-  }
+  add_words<add_wide_products>(scores, wide_words, rows, panel);
+  add_words<add_products>(scores, words - wide_words, rows, panel);
   VQVAE_FAST_UNROLL
   for (int i = 0; i < kInt8TileRows; ++i) {
     __m512i top = _mm512_max_epi32(scores[i][0], scores[i][1]);
@@ -58,15 +76,16 @@ VQVAE_FAST_INLINE void score_tile(const int32_t* rows, const uint8_t* panel, con
 
 // The rows of the block against one group: a panel stays in the L1 for all tiles.
 VQVAE_FAST_ALONE void score_group(const Int8Block& block, int64_t tiles, const uint8_t* panels,
-                                  const float* half_norm, int64_t words, int32_t* best) {
+                                  const float* half_norm, int64_t wide_words, int64_t words,
+                                  int32_t* best) {
   const int64_t panel_bytes = words * 4 * kInt8PanelCodes;
   for (int64_t tile = 0; tile < tiles; ++tile) {
     score_tile<true>(block.rows + tile * kInt8TileRows * words, panels, half_norm,
-                     block.ratio[tile], words, best + tile * kInt8TileRows * 16);
+                     block.ratio[tile], wide_words, words, best + tile * kInt8TileRows * 16);
   }
   for (int64_t tile = 0; tile < tiles; ++tile) {
     score_tile<false>(block.rows + tile * kInt8TileRows * words, panels + panel_bytes,
-                      half_norm + kInt8PanelCodes, block.ratio[tile], words,
+                      half_norm + kInt8PanelCodes, block.ratio[tile], wide_words, words,
                       best + tile * kInt8TileRows * 16);
   }
 }
@@ -220,7 +239,7 @@ void search_block(const Int8Block& block, const Int8Book<In>& book, int64_t coun
     const int64_t groups = smaller(kInt8PassGroups, book.num_groups - first);
     for (int64_t g = 0; g < groups; ++g) {
       score_group(block, tiles, book.panels + (first + g) * 2 * book.panel_bytes(),
-                  book.half_norm + (first + g) * kInt8GroupCodes, book.words(),
+                  book.half_norm + (first + g) * kInt8GroupCodes, book.wide_words(), book.words(),
                   block.best + g * kInt8BlockRows * kInt8Lanes);
     }
     find_tops(block, count, groups);
@@ -239,7 +258,7 @@ template <class In>
 int64_t search_int8(const Int8Book<In>& book, const Rows<const In>& z, int64_t first_row,
                     int64_t last_row, void* scratch, int64_t* indices, double* distances,
                     int64_t* unsettled) {
-  const Int8Block block(z.dim, book.num_groups, scratch);
+  const Int8Block block(book, scratch);
   int64_t num_unsettled = 0;
   for (int64_t row = first_row; row < last_row; row += kInt8BlockRows) {
     const int64_t count = smaller(kInt8BlockRows, last_row - row);
@@ -253,13 +272,15 @@ int64_t search_int8(const Int8Book<In>& book, const Rows<const In>& z, int64_t f
   return num_unsettled;
 }
 
-int64_t scratch_bytes(int64_t dim, int64_t num_groups) {
-  return Int8Block(dim, num_groups, nullptr).bytes();
+template <class In>
+int64_t scratch_bytes(const Int8Book<In>& book) {
+  return Int8Block(book, nullptr).bytes();
 }
 
 template <class In>
 constexpr Int8Filter<In> make_filter() {
-  return {largest_centred<In>, pack_int8<In>, scratch_bytes, search_int8<In>};
+  return {WideScratch::bytes, find_wide<In>,     extent_int8<In>,
+          pack_int8<In>,      scratch_bytes<In>, search_int8<In>};
 }
 
 }  // namespace
