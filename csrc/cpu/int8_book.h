@@ -28,13 +28,15 @@ struct Int8Sizes {
   double wide_error, narrow_error;
 
   VQVAE_FAST_INLINE void raise_to(const Int8Sizes& other) {
-    const auto raise = [](double& size, double to) { size = to > size ? to : size; };
     raise(norm, other.norm);
     raise(wide, other.wide);
     raise(narrow, other.narrow);
     raise(wide_error, other.wide_error);
     raise(narrow_error, other.narrow_error);
   }
+
+ private:
+  static VQVAE_FAST_INLINE void raise(double& size, double to) { size = to > size ? to : size; }
 };
 
 // The largest magnitudes of elements.

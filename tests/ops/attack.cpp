@@ -78,6 +78,23 @@ std::vector<double> values(Random& random, int64_t count, int64_t dim) {
   return all;
 }
 
+// Stretches both along a few common directions, as latents and codes of a trained model are.
+void stretch(Random& random, int64_t dim, std::vector<double>& z, std::vector<double>& e) {
+  std::normal_distribution<double> normal;
+  const int64_t count = uniform(random, 1, 12);
+  const double length = std::exp2(double(uniform(random, -1, 14)));
+  std::vector<double> directions(count * dim);
+  for (double& v : directions) v = normal(random) / std::sqrt(double(dim));
+  for (auto* all : {&z, &e}) {
+    for (size_t row = 0; row < all->size(); row += dim) {
+      for (int64_t i = 0; i < count; ++i) {
+        const double along = length * normal(random) * std::exp2(-double(i));
+        for (int64_t d = 0; d < dim; ++d) (*all)[row + d] += along * directions[i * dim + d];
+      }
+    }
+  }
+}
+
 struct Shape {
   int64_t rows, codes, dim;
 };
@@ -100,6 +117,7 @@ template <class In>
 Case<In> make_case(Random& random) {
   const Shape s = shape(random);
   std::vector<double> z = values(random, s.rows, s.dim), e = values(random, s.codes, s.dim);
+  if (one_in(random, 3)) stretch(random, s.dim, z, e);
   if (one_in(random, 3)) {  // rows on the codes, or beside them
     const double off = one_in(random, 2) ? 0 : 1e-3;
     for (int64_t n = 0; n < s.rows; ++n) {
@@ -182,7 +200,7 @@ bool same_bits(T a, T b) {
 }
 
 struct Tally {
-  int64_t cases = 0, rows = 0, filtered = 0, settled = 0;
+  int64_t cases = 0, rows = 0, filtered = 0, settled = 0, settled_wide = 0;
 };
 
 // What the filter itself settles: without it a comparison of instruction sets could be idle.
@@ -191,14 +209,25 @@ void count_settled(const Case<In>& c, int64_t threads, Tally& tally) {
   if constexpr (has_filter<In>) {
     const InstructionSet& set = *available_instruction_sets().front();
     if (set.filters == nullptr || !filter_serves(c.rows, c.codes, pool(threads))) return;
+    const Int8Filter<In>& filter = *set.filters->filter(static_cast<const In*>(nullptr));
     std::vector<int64_t> indices(c.rows.count), unsettled;
     std::vector<float> distances(c.rows.count);
-    if (!filter_rows(*set.filters->filter(static_cast<const In*>(nullptr)), c.rows, c.codes,
-                     indices.data(), distances.data(), Rows<In>{}, pool(threads), unsettled)) {
+    if (!filter_rows(filter, c.rows, c.codes, indices.data(), distances.data(), Rows<In>{},
+                     pool(threads), unsettled)) {
       return;
     }
+    const int64_t settled = c.rows.count - int64_t(unsettled.size());
     tally.filtered += c.rows.count;
-    tally.settled += c.rows.count - int64_t(unsettled.size());
+    tally.settled += settled;
+    std::vector<float> centre(c.codes.dim);  // near enough
+    for (int64_t d = 0; d < c.codes.dim; ++d) {
+      centre[d] = widen(c.codes.row(0)[d * c.codes.element_stride]);
+    }
+    std::vector<float> reflections(kWideDims * padded_dim(c.codes.dim));
+    std::vector<double> scratch(filter.wide_scratch_bytes(c.codes.dim) / sizeof(double));
+    if (filter.find_wide(c.codes, centre.data(), scratch.data(), reflections.data()) > 0) {
+      tally.settled_wide += settled;
+    }
   }
 }
 
@@ -254,7 +283,8 @@ int main(int argc, char** argv) {
       return 1;
     }
   }
-  std::printf("cases %lld rows %lld filtered %lld settled %lld\n", (long long)tally.cases,
-              (long long)tally.rows, (long long)tally.filtered, (long long)tally.settled);
+  std::printf("cases %lld rows %lld filtered %lld settled %lld settled_wide %lld\n",
+              (long long)tally.cases, (long long)tally.rows, (long long)tally.filtered,
+              (long long)tally.settled, (long long)tally.settled_wide);
   return 0;
 }
