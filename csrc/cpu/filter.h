@@ -1,4 +1,4 @@
-// The search through a filter in 8-bit integers: rules out what a bound allows, and leaves the rows
+// The search through a filter in integers: rules out what a bound allows, and leaves the rows
 // that it cannot settle to the float32 search.
 #pragma once
 
