@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "cpu/dispatch.h"
+#include "cpu/moving_average.h"
 #include "cpu/search.h"
 #include "cpu/segment_sum.h"
 #include "torch_rows.h"
@@ -87,10 +88,53 @@ std::tuple<Tensor, Tensor> segment_sum_op(const Tensor& src, const Tensor& indic
   return {sums, counts};
 }
 
+// One codebook; averages, sizes and codes are of one dtype, end to end.
+void move_average(const Tensor& averages, const Tensor& sizes, const Tensor& codes,
+                  const Tensor& src, const Tensor& indices, double decay, double eps) {
+  const Tensor flat = indices.contiguous();
+  with_element_type(src.scalar_type(), "src", [&](auto* element) {
+    using In = std::remove_pointer_t<decltype(element)>;
+    using T = Compute<In>;
+    Tensor copy;
+    const auto rows = as_rows<const In>(src, &copy);
+    TORCH_CHECK_INDEX(
+        moving_average<In>(rows, flat.const_data_ptr<int64_t>(), codes.size(0), decay, eps,
+                           sizes.mutable_data_ptr<T>(), averages.mutable_data_ptr<T>(),
+                           codes.mutable_data_ptr<T>(), torch_pool()),
+        "indices must be below K=", codes.size(0));
+  });
+}
+
+void moving_average_op(const Tensor& average, const Tensor& cluster_size, const Tensor& codebook,
+                       const Tensor& src, const Tensor& indices, double decay, double eps) {
+  check_moving_average(average, cluster_size, codebook, src, indices);
+  const auto wide = average.scalar_type();
+  const Tensor averages = average.contiguous(), sizes = cluster_size.to(wide).contiguous(),
+               codes = codebook.to(wide).contiguous();
+  const bool rows_fit = distance_options(src).dtype() == average.dtype();
+  Tensor rows = rows_fit ? src : src.to(wide);
+  if (rows.size(-1) > 1 && rows.stride(-1) != 1) rows = rows.contiguous();
+  if (codebook.dim() == 2) {
+    move_average(averages, sizes, codes, rows, indices, decay, eps);
+  } else {
+    for (int64_t h = 0; h < codebook.size(0); ++h) {
+      move_average(averages[h], sizes[h], codes[h], rows[h], indices[h], decay, eps);
+    }
+  }
+  const auto write_back = [](const Tensor& to, const Tensor& from) {
+    if (!from.is_same(to)) to.copy_(from);
+    to.unsafeGetTensorImpl()->bump_version();  // what autograd has saved of it is no longer true
+  };
+  write_back(average, averages);
+  write_back(cluster_size, sizes);
+  write_back(codebook, codes);
+}
+
 TORCH_LIBRARY_IMPL(vqvae_fast, CPU, m) {
   m.impl("nearest_code", nearest_code);
   m.impl("quantize", quantize);
   m.impl("segment_sum", segment_sum_op);
+  m.impl("moving_average_", moving_average_op);
 }
 
 std::vector<std::string> available_cpu_isas() {

@@ -95,5 +95,21 @@ inline void check_segment_sum(const Tensor& src, const Tensor& indices, int64_t 
       indices.sizes(), " and ", num_segments);
 }
 
+inline void check_moving_average(const Tensor& average, const Tensor& cluster_size,
+                                 const Tensor& codebook, const Tensor& src, const Tensor& indices) {
+  TORCH_CHECK_TYPE(average.scalar_type() == at::kFloat || average.scalar_type() == at::kDouble,
+                   "average must be float32 or float64, got ", average.scalar_type());
+  TORCH_CHECK_VALUE((codebook.dim() == 2 || codebook.dim() == 3) &&
+                        average.sizes() == codebook.sizes() &&
+                        cluster_size.sizes() == codebook.sizes().slice(0, codebook.dim() - 1),
+                    "average must have the codebook's shape, cluster_size too without D, got ",
+                    average.sizes(), ", ", cluster_size.sizes(), " and ", codebook.sizes());
+  TORCH_CHECK_VALUE(src.dim() >= codebook.dim() - 1 && src.size(-1) == codebook.size(-1) &&
+                        (codebook.dim() == 2 || src.size(0) == codebook.size(0)),
+                    "src must be [..., D], or [H, ..., D] with a codebook [H, K, D], got ",
+                    src.sizes(), " and ", codebook.sizes());
+  check_segment_sum(src, indices, codebook.size(-2));
+}
+
 }  // namespace
 }  // namespace vqvae_fast

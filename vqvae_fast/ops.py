@@ -30,6 +30,10 @@ _library.define(
 _library.define(
     "segment_sum(Tensor src, Tensor indices, SymInt num_segments) -> (Tensor sums, Tensor counts)"
 )
+_library.define(
+    "moving_average_(Tensor(a!) average, Tensor(b!) cluster_size, Tensor(c!) codebook, Tensor src, "
+    "Tensor indices, float decay, float eps) -> ()"
+)
 # What the codes are now. torch's compiler would read them again in the backward pass, when a moving
 # average has been written to them; what an op has returned it keeps.
 _library.define("take_codes(Tensor codebook, Tensor indices) -> Tensor")
@@ -46,6 +50,11 @@ def _quantize_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
     return reference.quantize_backward(
         *arguments, segment_sum=torch.ops.vqvae_fast.segment_sum.default
     )
+
+
+def _moving_average_(*arguments: Any) -> None:
+    """The same for the moving averages."""
+    reference.moving_average_(*arguments, segment_sum=torch.ops.vqvae_fast.segment_sum.default)
 
 
 def _residual_stage_by_stage(z: Tensor, codebooks: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,6 +102,7 @@ _library.impl("nearest_code.on", _nearest_code_on, "CompositeExplicitAutograd")
 for _name in ("nearest_code", "quantize", "segment_sum", "take_codes", "copy_of_codes"):
     _library.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")
 _library.impl("quantize_backward", _quantize_backward, "CompositeExplicitAutograd")
+_library.impl("moving_average_", _moving_average_, "CompositeExplicitAutograd")
 _library.impl("residual_nearest_code", _residual_stage_by_stage, "CompositeExplicitAutograd")
 _library.impl("residual_nearest_code", _residual_nearest_code, "CUDA")
 if _native.triton_interprets:
@@ -156,3 +166,16 @@ def _(
     codebook_weight: float,
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(z), codebook.new_empty(codebook.shape)
+
+
+@torch.library.register_fake("vqvae_fast::moving_average_", lib=_library)
+def _(
+    average: Tensor,
+    cluster_size: Tensor,
+    codebook: Tensor,
+    src: Tensor,
+    indices: Tensor,
+    decay: float,
+    eps: float,
+) -> None:
+    return None

@@ -145,6 +145,49 @@ def segment_sum(src: Tensor, indices: Tensor, num_segments: int) -> tuple[Tensor
     return sums.to(dtype), counts.to(dtype)
 
 
+def smoothed_size(cluster_size: Tensor, eps: float) -> Tensor:
+    """cluster_size [..., K], none of which is zero (arXiv 1711.00937, appendix A.1)."""
+    total = cluster_size.sum(dim=-1, keepdim=True)
+    smoothing = total / (total + cluster_size.shape[-1] * eps)
+    return ((cluster_size + eps) * smoothing).clamp(min=torch.finfo(total.dtype).tiny)
+
+
+@torch.no_grad()
+def moving_average_(
+    average: Tensor,
+    cluster_size: Tensor,
+    codebook: Tensor,
+    src: Tensor,
+    indices: Tensor,
+    decay: float,
+    eps: float,
+    *,
+    segment_sum: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] = segment_sum,
+) -> None:
+    """Move the averages on by a batch and write them into the codes.
+
+    Van den Oord et al., arXiv 1711.00937, appendix A.1.
+
+    Args:
+        average: [K, D], or [H, K, D] with separate books: of the sums of each code's vectors.
+        cluster_size: [K], or [H, K]: of their numbers.
+        codebook: [K, D], or [H, K, D].
+        src: [..., D], or [H, ..., D].
+        indices: int64, src.shape[:-1]; rows with a negative index are left out.
+        decay: weight of the past, 0 <= decay < 1.
+        eps: of the smoothing, in vectors per batch.
+        segment_sum: sums the vectors of each code.
+    """
+    flat = flat_indices(indices, codebook)
+    if codebook.dim() == 3:  # -1 of the second book would be the last code of the first
+        flat = torch.where(indices < 0, -1, flat)
+    sums, counts = segment_sum(src, flat, cluster_size.numel())
+    cluster_size.lerp_(counts.view_as(cluster_size).to(cluster_size.dtype), 1 - decay)
+    average.lerp_(sums.view_as(average).to(average.dtype), 1 - decay)
+    # Straight into the codes: nothing as large as they are is made on the way.
+    torch.div(average, smoothed_size(cluster_size, eps)[..., None], out=codebook)
+
+
 @torch.no_grad()
 def quantize_backward(
     grad_quantized: Tensor,

@@ -13,6 +13,7 @@ from vqvae_fast.nn.lloyd import lloyd
 from vqvae_fast.nn.sampling import shuffled
 from vqvae_fast.nn.take_codes import copy_of_codes
 from vqvae_fast.nn.wide_buffers import WideBuffers
+from vqvae_fast.reference import smoothed_size
 
 EmaWeight = Tensor | float | Callable[[Tensor, Tensor], Tensor] | None
 
@@ -215,6 +216,18 @@ class Codebook(WideBuffers):
         valid = _counted(rows, mask)
         chosen = torch.where(valid, indices, -1)
         rows = self._unplaced(rows)
+        if self._averages_at_once(weight, accumulate, ema_update):
+            torch.ops.vqvae_fast.moving_average_(
+                self.embed_avg,
+                self.cluster_size,
+                self.embed.detach(),
+                rows.detach(),
+                chosen,
+                self.decay,
+                self.eps,
+            )
+            self._expire(rows, valid)
+            return
         sums, counts = functional.code_statistics(rows, chosen, self.embed)
         if self.use_ddp:
             sums, counts = summed(sums, counts)
@@ -229,6 +242,19 @@ class Codebook(WideBuffers):
         if ema_update and not self.manual_ema_update:
             self.update_ema()
         self._expire(rows, valid)
+
+    def _averages_at_once(self, weight: EmaWeight, accumulate: bool, ema_update: bool) -> bool:
+        """Whether one pass over the book may do all of :meth:`update` but the expiry."""
+        return (
+            ema_update
+            and weight is None
+            and not accumulate
+            and not self.manual_ema_update
+            and not self.use_cosine_sim
+            and not self.use_ddp
+            and self.embed_avg.grad is None
+            and self.cluster_size.grad is None
+        )
 
     def update_indices(
         self,
@@ -323,10 +349,7 @@ class Codebook(WideBuffers):
         old.lerp_(new.to(old.dtype), share)
 
     def _smoothed(self) -> Tensor:
-        """cluster_size, none of which is zero (arXiv 1711.00937, appendix A.1)."""
-        total = self.cluster_size.sum(dim=-1, keepdim=True)
-        smoothed = (self.cluster_size + self.eps) / (total + self.codebook_size * self.eps) * total
-        return smoothed.clamp(min=torch.finfo(total.dtype).tiny)
+        return smoothed_size(self.cluster_size, self.eps)
 
     def _finish_init(self) -> None:
         self.initted.fill_(True)

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from vqvae_fast import functional
 from vqvae_fast.nn.metrics import code_counts
 from vqvae_fast.nn.wide_buffers import WideBuffers
 
@@ -77,14 +76,15 @@ class CodeMovingAverage(CodeUsage):
     @torch.no_grad()
     def update(self, z: Tensor, indices: Tensor, codebook: Tensor) -> None:
         """Average in one batch and write the new codes into ``codebook`` [K, D]."""
-        sums, counts = functional.code_statistics(z, indices, codebook)
-        self.cluster_size.lerp_(counts, 1 - self.decay)
-        self.embed_avg.lerp_(sums, 1 - self.decay)
-        total = self.cluster_size.sum()
-        smoothing = total / (total + len(codebook) * self.eps)
-        # Straight into the codes: nothing as large as they are is made on the way.
-        size = ((self.cluster_size + self.eps) * smoothing)[:, None]
-        torch.div(self.embed_avg, size, out=codebook)
+        torch.ops.vqvae_fast.moving_average_(
+            self.embed_avg,
+            self.cluster_size,
+            codebook.detach(),
+            z.detach(),
+            indices,
+            self.decay,
+            self.eps,
+        )
 
     @torch.no_grad()
     def reset(self, mask: Tensor, codes: Tensor, size: Tensor | float) -> None:

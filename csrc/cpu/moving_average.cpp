@@ -1,0 +1,58 @@
+#include "moving_average.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "segments.h"
+
+namespace vqvae_fast {
+namespace {
+
+// old, moved by `share` of the way to `now`: as torch's lerp does it.
+template <class T>
+struct Lerp {
+  T share;
+
+  T operator()(T old, T now) const {
+    return share < T(0.5) ? old + share * (now - old) : now - (now - old) * (1 - share);
+  }
+};
+
+}  // namespace
+
+template <class In>
+bool moving_average(const Rows<const In>& src, const int64_t* indices, int64_t num_codes,
+                    double decay, double eps, Compute<In>* sizes, Compute<In>* averages,
+                    Compute<In>* codes, const ThreadPool& pool) {
+  using T = Compute<In>;
+  if (!all_below(indices, src.count, num_codes)) return false;
+  const Segments segments = sort_rows(indices, src.count, num_codes);
+  const Lerp<T> lerp{T(1 - decay)};
+  double total = 0;
+  for (int64_t k = 0; k < num_codes; ++k) {
+    sizes[k] = lerp(sizes[k], T(segments.size(k)));
+    total += double(sizes[k]);
+  }
+  const double smoothing = total / (total + double(num_codes) * eps);
+  constexpr double kTiny = std::numeric_limits<T>::min();  // nothing is divided by zero
+  visit_sums(segments, src, pool, [&](int64_t k, const double* sum) {
+    const T size = T(std::max((double(sizes[k]) + eps) * smoothing, kTiny));
+    T* average = averages + k * src.dim;
+    T* code = codes + k * src.dim;
+    for (int64_t d = 0; d < src.dim; ++d) {
+      average[d] = lerp(average[d], T(sum[d]));
+      code[d] = average[d] / size;
+    }
+  });
+  return true;
+}
+
+#define VQVAE_FAST_INSTANTIATE(In)                                                             \
+  template bool moving_average(const Rows<const In>&, const int64_t*, int64_t, double, double, \
+                               Compute<In>*, Compute<In>*, Compute<In>*, const ThreadPool&)
+VQVAE_FAST_INSTANTIATE(float);
+VQVAE_FAST_INSTANTIATE(double);
+VQVAE_FAST_INSTANTIATE(BFloat16);
+VQVAE_FAST_INSTANTIATE(Half);
+
+}  // namespace vqvae_fast
