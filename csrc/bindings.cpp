@@ -73,8 +73,8 @@ std::tuple<Tensor, Tensor, Tensor> quantize(const Tensor& z, const Tensor& codeb
 std::tuple<Tensor, Tensor> segment_sum_op(const Tensor& src, const Tensor& indices,
                                           int64_t num_segments) {
   check_segment_sum(src, indices, num_segments);
-  Tensor sums = at::empty({num_segments, src.size(-1)}, distance_options(src));
-  Tensor counts = at::empty({num_segments}, distance_options(src));
+  Tensor sums = at::zeros({num_segments, src.size(-1)}, distance_options(src));
+  Tensor counts = at::zeros({num_segments}, distance_options(src));
   const Tensor flat = indices.contiguous();
   with_element_type(src.scalar_type(), "src", [&](auto* element) {
     using In = std::remove_pointer_t<decltype(element)>;

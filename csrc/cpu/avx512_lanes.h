@@ -25,6 +25,7 @@ struct Avx512Lanes {
   static void store(float* p, Vec v) { _mm256_storeu_ps(p, _mm512_cvtpd_ps(v)); }
   static void store(double* p, Vec v) { _mm512_storeu_pd(p, v); }
   static Vec subtract(Vec a, Vec b) { return _mm512_sub_pd(a, b); }
+  static Vec add(Vec a, Vec b) { return _mm512_add_pd(a, b); }
   static Vec multiply(Vec a, Vec b) { return _mm512_mul_pd(a, b); }
   static Vec add_square(Vec sum, Vec v) { return _mm512_add_pd(sum, _mm512_mul_pd(v, v)); }
   static double sum(Vec v) {

@@ -79,6 +79,10 @@ struct Engine {
   int64_t (*few_rows_scratch_bytes)(int64_t dim, int64_t num_codes);
   bool (*search_few_rows)(const Codes<In>& codes, const Rows<const In>& z, int64_t first_code,
                           int64_t last_code, void* scratch, Nearest out);
+  // The sum of the listed rows, to sum ([D, rounded up to a multiple of 8]). The `ahead` rows that
+  // are listed behind them will be asked for next.
+  void (*sum_rows)(const Rows<const In>& src, const int64_t* rows, int64_t count, int64_t ahead,
+                   double* sum);
 };
 
 struct InstructionSet {

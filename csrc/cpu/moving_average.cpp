@@ -26,24 +26,34 @@ bool moving_average(const Rows<const In>& src, const int64_t* indices, int64_t n
                     Compute<In>* codes, const ThreadPool& pool) {
   using T = Compute<In>;
   if (!all_below(indices, src.count, num_codes)) return false;
-  const Segments segments = sort_rows(indices, src.count, num_codes);
+  const Segments segments = sort_rows(indices, src.count, num_codes, pool);
   const Lerp<T> lerp{T(1 - decay)};
   double total = 0;
-  for (int64_t k = 0; k < num_codes; ++k) {
-    sizes[k] = lerp(sizes[k], T(segments.size(k)));
+  for (int64_t k = 0, i = 0; k < num_codes; ++k) {
+    const bool chosen = i < int64_t(segments.ids.size()) && segments.ids[i] == k;
+    sizes[k] = lerp(sizes[k], chosen ? T(segments.size(i++)) : T(0));
     total += double(sizes[k]);
   }
   const double smoothing = total / (total + double(num_codes) * eps);
   constexpr double kTiny = std::numeric_limits<T>::min();  // nothing is divided by zero
-  visit_sums(segments, src, pool, [&](int64_t k, const double* sum) {
+  // sum(d) gives the sum of the code's rows.
+  const auto move = [&](int64_t k, auto sum) {
     const T size = T(std::max((double(sizes[k]) + eps) * smoothing, kTiny));
     T* average = averages + k * src.dim;
     T* code = codes + k * src.dim;
     for (int64_t d = 0; d < src.dim; ++d) {
-      average[d] = lerp(average[d], T(sum[d]));
+      average[d] = lerp(average[d], sum(d));
       code[d] = average[d] / size;
     }
-  });
+  };
+  visit_sums(
+      segments, src, pool,
+      [&](int64_t i, const double* sum) {
+        move(segments.ids[i], [&](int64_t d) { return T(sum[d]); });
+      },
+      [&](int64_t first, int64_t last) {
+        for (int64_t k = first; k < last; ++k) move(k, [](int64_t) { return T(0); });
+      });
   return true;
 }
 

@@ -28,6 +28,9 @@ struct Avx2Lanes {
   static Vec subtract(Vec a, Vec b) {
     return {_mm256_sub_pd(a.low, b.low), _mm256_sub_pd(a.high, b.high)};
   }
+  static Vec add(Vec a, Vec b) {
+    return {_mm256_add_pd(a.low, b.low), _mm256_add_pd(a.high, b.high)};
+  }
   static Vec multiply(Vec a, Vec b) {
     return {_mm256_mul_pd(a.low, b.low), _mm256_mul_pd(a.high, b.high)};
   }

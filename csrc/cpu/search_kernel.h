@@ -10,6 +10,7 @@
 #include "few_rows.h"
 #include "pack.h"
 #include "resolve.h"
+#include "sum_rows.h"
 #include "tile.h"
 
 namespace vqvae_fast {
@@ -111,7 +112,8 @@ constexpr Engine<In> make_engine() {
           scratch_bytes<Simd>,
           search<Simd, In>,
           few_rows_scratch_bytes<Simd>,
-          search_few_rows<Simd, In>};
+          search_few_rows<Simd, In>,
+          sum_rows<Simd, In>};
 }
 
 template <class Simd32, class Simd64>

@@ -32,6 +32,9 @@ struct PortableLanes {
   static Vec subtract(const Vec& a, const Vec& b) {
     return each([&](int i) { return a.at[i] - b.at[i]; });
   }
+  static Vec add(const Vec& a, const Vec& b) {
+    return each([&](int i) { return a.at[i] + b.at[i]; });
+  }
   static Vec multiply(const Vec& a, const Vec& b) {
     return each([&](int i) { return a.at[i] * b.at[i]; });
   }

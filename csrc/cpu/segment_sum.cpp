@@ -14,11 +14,15 @@ template <class In>
 void sum_by_segment(const Rows<const In>& src, const int64_t* indices, int64_t num_segments,
                     Compute<In>* sums, Compute<In>* counts, const ThreadPool& pool) {
   using T = Compute<In>;
-  const Segments segments = sort_rows(indices, src.count, num_segments);
-  visit_sums(segments, src, pool, [&](int64_t k, const double* sum) {
-    counts[k] = T(segments.size(k));
-    for (int64_t d = 0; d < src.dim; ++d) sums[k * src.dim + d] = T(sum[d]);
-  });
+  const Segments segments = sort_rows(indices, src.count, num_segments, pool);
+  visit_sums(
+      segments, src, pool,
+      [&](int64_t i, const double* sum) {
+        const int64_t k = segments.ids[i];
+        counts[k] = T(segments.size(i));
+        for (int64_t d = 0; d < src.dim; ++d) sums[k * src.dim + d] = T(sum[d]);
+      },
+      [](int64_t, int64_t) {});
 }
 
 // Feature maps, whose rows do not lie together: dimension by dimension, each read in order.
