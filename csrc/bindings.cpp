@@ -3,10 +3,13 @@
 #include <torch/extension.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <tuple>
+#include <vector>
 
 #include "cpu/dispatch.h"
 #include "cpu/moving_average.h"
+#include "cpu/residual_backward.h"
 #include "cpu/search.h"
 #include "cpu/segment_sum.h"
 #include "torch_rows.h"
@@ -130,11 +133,55 @@ void moving_average_op(const Tensor& average, const Tensor& cluster_size, const 
   write_back(codebook, codes);
 }
 
+template <class In>
+Tensor residual_backward_of(const Tensor& grad_quantized, const std::vector<double>& error_weights,
+                            const Tensor& z, at::TensorList books, const Tensor& indices,
+                            bool rotates) {
+  const int64_t dim = z.size(-1), stages = books.size();
+  const Tensor flat = indices.contiguous();
+  const int64_t* chosen = flat.const_data_ptr<int64_t>();
+  std::vector<Codes<In>> codes;
+  for (int64_t q = 0; q < stages; ++q) {
+    codes.push_back(as_codes<In>(books[q]));
+    for (int64_t n = q; n < flat.numel(); n += stages) {
+      TORCH_CHECK_INDEX(chosen[n] >= 0 && chosen[n] < codes[q].count,
+                        "indices must be in [0, K=", codes[q].count, ")");
+    }
+  }
+  const auto together = [](const Tensor& t) {
+    return t.size(-1) <= 1 || t.stride(-1) == 1 ? t : t.contiguous();
+  };
+  Tensor z_copy, grad_copy;
+  const Tensor z_together = together(z), grad_together = together(grad_quantized);
+  const auto rows = as_rows<const In>(z_together, &z_copy);
+  const auto grad = as_rows<const In>(grad_together, &grad_copy);
+  Tensor out = at::empty(z.sizes(), z.options());
+  residual_backward<In>({dim, stages, codes.data(), error_weights.data(), rotates}, grad, rows,
+                        chosen, out.mutable_data_ptr<In>(), torch_pool());
+  return out;
+}
+
+Tensor residual_backward_op(const Tensor& grad_quantized, const Tensor& grad_losses,
+                            const Tensor& z, at::TensorList books, const Tensor& indices,
+                            bool rotates) {
+  TORCH_CHECK_VALUE(!books.empty(), "there must be a book");
+  check_residual_backward(grad_quantized, grad_losses, z, books, indices);
+  const Tensor weights = grad_losses.to(at::kDouble).contiguous();
+  std::vector<double> error_weights(weights.const_data_ptr<double>(),
+                                    weights.const_data_ptr<double>() + weights.numel());
+  for (double& weight : error_weights) weight *= 2.0 / double(std::max<int64_t>(z.numel(), 1));
+  return z.scalar_type() == at::kFloat ? residual_backward_of<float>(grad_quantized, error_weights,
+                                                                     z, books, indices, rotates)
+                                       : residual_backward_of<double>(grad_quantized, error_weights,
+                                                                      z, books, indices, rotates);
+}
+
 TORCH_LIBRARY_IMPL(vqvae_fast, CPU, m) {
   m.impl("nearest_code", nearest_code);
   m.impl("quantize", quantize);
   m.impl("segment_sum", segment_sum_op);
   m.impl("moving_average_", moving_average_op);
+  m.impl("residual_backward", residual_backward_op);
 }
 
 std::vector<std::string> available_cpu_isas() {

@@ -95,6 +95,34 @@ inline void check_segment_sum(const Tensor& src, const Tensor& indices, int64_t 
       indices.sizes(), " and ", num_segments);
 }
 
+inline void check_residual_backward(const Tensor& grad_quantized, const Tensor& grad_losses,
+                                    const Tensor& z, at::TensorList books, const Tensor& indices) {
+  TORCH_CHECK_TYPE(z.scalar_type() == at::kFloat || z.scalar_type() == at::kDouble,
+                   "z must be float32 or float64, got ", z.scalar_type());
+  TORCH_CHECK_TYPE(indices.scalar_type() == at::kLong, "indices must be int64, got ",
+                   indices.scalar_type());
+  const int64_t stages = books.size();
+  TORCH_CHECK_VALUE(z.dim() >= 1 && grad_quantized.sizes() == z.sizes() && grad_losses.dim() == 1 &&
+                        grad_losses.size(0) == stages && indices.dim() == z.dim() &&
+                        indices.size(-1) == stages &&
+                        indices.sizes().slice(0, z.dim() - 1) == z.sizes().slice(0, z.dim() - 1),
+                    "grad_quantized must be like z [..., D], grad_losses [Q] and indices [..., Q] "
+                    "for Q books, got ",
+                    grad_quantized.sizes(), ", ", z.sizes(), ", ", grad_losses.sizes(), ", ",
+                    indices.sizes(), " and ", stages, " books");
+  const auto check_dtype = [&](const Tensor& t) {
+    TORCH_CHECK_TYPE(t.scalar_type() == z.scalar_type(), "all must have z's dtype ",
+                     z.scalar_type(), ", got ", t.scalar_type());
+  };
+  check_dtype(grad_quantized);
+  check_dtype(grad_losses);
+  for (const Tensor& book : books) {
+    check_dtype(book);
+    TORCH_CHECK_VALUE(book.dim() == 2 && book.size(1) == z.size(-1),
+                      "books must be [K, D=", z.size(-1), "], got ", book.sizes());
+  }
+}
+
 inline void check_moving_average(const Tensor& average, const Tensor& cluster_size,
                                  const Tensor& codebook, const Tensor& src, const Tensor& indices) {
   TORCH_CHECK_TYPE(average.scalar_type() == at::kFloat || average.scalar_type() == at::kDouble,

@@ -7,7 +7,7 @@ themselves only refuse what would be unsafe.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,10 @@ _library.define(
 )
 _library.define(
     "segment_sum(Tensor src, Tensor indices, SymInt num_segments) -> (Tensor sums, Tensor counts)"
+)
+_library.define(
+    "residual_backward(Tensor grad_quantized, Tensor grad_losses, Tensor z, Tensor[] books, "
+    "Tensor indices, bool rotates) -> Tensor"
 )
 _library.define(
     "moving_average_(Tensor(a!) average, Tensor(b!) cluster_size, Tensor(c!) codebook, Tensor src, "
@@ -99,7 +103,11 @@ def _nearest_code_on(z: Tensor, codebook: Tensor, backend: str) -> tuple[Tensor,
 
 
 _library.impl("nearest_code.on", _nearest_code_on, "CompositeExplicitAutograd")
-for _name in ("nearest_code", "quantize", "segment_sum", "take_codes", "copy_of_codes"):
+_SERVED_BY_REFERENCE = (
+    *("nearest_code", "quantize", "segment_sum", "take_codes", "copy_of_codes"),
+    "residual_backward",
+)
+for _name in _SERVED_BY_REFERENCE:
     _library.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")
 _library.impl("quantize_backward", _quantize_backward, "CompositeExplicitAutograd")
 _library.impl("moving_average_", _moving_average_, "CompositeExplicitAutograd")
@@ -179,3 +187,15 @@ def _(
     eps: float,
 ) -> None:
     return None
+
+
+@torch.library.register_fake("vqvae_fast::residual_backward", lib=_library)
+def _(
+    grad_quantized: Tensor,
+    grad_losses: Tensor,
+    z: Tensor,
+    books: Sequence[Tensor],
+    indices: Tensor,
+    rotates: bool,
+) -> Tensor:
+    return z.new_empty(z.shape)

@@ -4,7 +4,7 @@ The kernels are checked against this page, and it serves every call that no kern
 It keeps the same contract: exact answers, lowest index on ties, never N x K in memory.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -240,6 +240,68 @@ def take_codes(codebook: Tensor, indices: Tensor) -> Tensor:
 def copy_of_codes(codebook: Tensor) -> Tensor:
     """The codes in memory of their own."""
     return codebook.clone()
+
+
+def rotated_gradient(grad: Tensor, z: Tensor, q: Tensor) -> Tensor:
+    """The gradient to q [..., d] as the rotation trick passes it to z [..., d].
+
+    Fifty et al., arXiv 2410.06424, section 4.2: :func:`vqvae_fast.nn.estimators.rotate_to`.
+    """
+    (u, length_z), (v, length_q) = _direction(z), _direction(q)
+    w, _ = _direction(u + v)
+    rotated = torch.addcmul(grad, w, (w * grad).sum(dim=-1, keepdim=True), value=-2)
+    rotated.addcmul_(u, (v * grad).sum(dim=-1, keepdim=True), value=2)
+    return rotated.mul_(length_q / _divisor(length_z))
+
+
+def _direction(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x / |x| and |x|."""
+    length = x.norm(dim=-1, keepdim=True)
+    return x / _divisor(length), length
+
+
+def _divisor(length: Tensor) -> Tensor:
+    """No vector is divided by zero.
+
+    The number is a literal: a global one is an input to torch.compile(dynamic=True), which does not
+    find it in the second backward pass that it traces.
+    """
+    return length.clamp(min=1e-6)
+
+
+@torch.no_grad()
+def residual_backward(
+    grad_quantized: Tensor,
+    grad_losses: Tensor,
+    z: Tensor,
+    books: Sequence[Tensor],
+    indices: Tensor,
+    rotates: bool,
+) -> Tensor:
+    """Gradient of the vectors that went through the stages of residual quantization.
+
+    A stage quantizes what the stages before it have left, which counts as constant but for z. Its
+    loss is mean((residual - code)^2).
+
+    Args:
+        grad_quantized: like z, of the sum of the codes.
+        grad_losses: [Q], of the stages' losses.
+        z: [..., D].
+        books: Q times [K, D], the codes as they were in the search.
+        indices: int64 [..., Q], the codes that it chose.
+        rotates: the gradient is rotated, else it passes straight through.
+
+    Returns:
+        Like z.
+    """
+    residual, grad_z = z, z.new_zeros(z.shape)
+    for stage, book in enumerate(books):
+        codes = take_codes(book, indices[..., stage])
+        error = residual - codes
+        grad_z += rotated_gradient(grad_quantized, residual, codes) if rotates else grad_quantized
+        grad_z += error * (grad_losses[stage] * (2.0 / max(z.numel(), 1)))
+        residual = error
+    return grad_z
 
 
 def flat_indices(indices: Tensor, codebook: Tensor) -> Tensor:

@@ -58,6 +58,15 @@ struct PackedRange {
   int64_t first_usable;
 };
 
+// The stages of residual quantization, as their backward pass sees them.
+template <class In>
+struct ResidualStages {
+  int64_t dim, count;
+  const Codes<In>* books;       // [count]: the codes as they were in the search
+  const double* error_weights;  // [count]: how far the loss moves a row along z - q
+  bool rotates;                 // the gradient is rotated, else it passes straight through
+};
+
 // One input type's functions in one instruction set.
 template <class In>
 struct Engine {
@@ -83,6 +92,9 @@ struct Engine {
   // are listed behind them will be asked for next.
   void (*sum_rows)(const Rows<const In>& src, const int64_t* rows, int64_t count, int64_t ahead,
                    double* sum);
+  // The backward pass of residual quantization of one row; float32 and float64 only.
+  void (*residual_gradient)(const ResidualStages<In>& stages, const In* grad, const In* row,
+                            const int64_t* indices, In* residual, double* sum);
 };
 
 struct InstructionSet {

@@ -5,10 +5,13 @@
 
 #include <stdint.h>
 
+#include <type_traits>
+
 #include "block.h"
 #include "contract.h"
 #include "few_rows.h"
 #include "pack.h"
+#include "residual_gradient.h"
 #include "resolve.h"
 #include "sum_rows.h"
 #include "tile.h"
@@ -104,6 +107,15 @@ void search(const PackedBook<In>& book, const Rows<const In>& z, int64_t first_r
 }
 
 template <class Simd, class In>
+constexpr auto gradient_of() {
+  if constexpr (std::is_floating_point_v<In>) {
+    return residual_gradient<Simd, In>;
+  } else {
+    return nullptr;
+  }
+}
+
+template <class Simd, class In>
 constexpr Engine<In> make_engine() {
   return {Simd::kTileCodes,
           Simd::kTileRows,
@@ -113,7 +125,8 @@ constexpr Engine<In> make_engine() {
           search<Simd, In>,
           few_rows_scratch_bytes<Simd>,
           search_few_rows<Simd, In>,
-          sum_rows<Simd, In>};
+          sum_rows<Simd, In>,
+          gradient_of<Simd, In>()};
 }
 
 template <class Simd32, class Simd64>

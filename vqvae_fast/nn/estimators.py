@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from vqvae_fast.reference import rotated_gradient
+
 
 def straight_through(z: Tensor, q: Tensor) -> Tensor:
     """q, with the gradient passed to z as it is (van den Oord et al., arXiv 1711.00937).
@@ -54,27 +56,3 @@ class _RotateTo(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         z, q = ctx.saved_tensors
         return rotated_gradient(grad, z, q), None
-
-
-def rotated_gradient(grad: Tensor, z: Tensor, q: Tensor) -> Tensor:
-    """The gradient to q [..., d] as :func:`rotate_to` passes it to z."""
-    (u, length_z), (v, length_q) = _direction(z), _direction(q)
-    w, _ = _direction(u + v)
-    rotated = torch.addcmul(grad, w, (w * grad).sum(dim=-1, keepdim=True), value=-2)
-    rotated.addcmul_(u, (v * grad).sum(dim=-1, keepdim=True), value=2)
-    return rotated.mul_(length_q / _divisor(length_z))
-
-
-def _direction(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x / |x| and |x|."""
-    length = x.norm(dim=-1, keepdim=True)
-    return x / _divisor(length), length
-
-
-def _divisor(length: Tensor) -> Tensor:
-    """No vector is divided by zero.
-
-    The number is a literal: a global one is an input to torch.compile(dynamic=True), which does not
-    find it in the second backward pass that it traces.
-    """
-    return length.clamp(min=1e-6)

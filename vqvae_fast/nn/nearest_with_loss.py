@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vqvae_fast.functional import code_statistics
-from vqvae_fast.nn.estimators import rotated_gradient
 from vqvae_fast.nn.take_codes import take_codes
+from vqvae_fast.reference import rotated_gradient
 
 
 class NearestWithLoss(NamedTuple):

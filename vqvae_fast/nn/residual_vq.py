@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae_fast import functional
+from vqvae_fast.nn.autocast import without_autocast
 from vqvae_fast.nn.beams import Beams
 from vqvae_fast.nn.codebook import Codebook
 from vqvae_fast.nn.estimators import directional_reparam
@@ -20,6 +21,7 @@ from vqvae_fast.nn.quantize_dropout import (
     undone_unless,
 )
 from vqvae_fast.nn.regularisers import masked_mean
+from vqvae_fast.nn.residual_nearest_with_loss import Stage, residual_nearest_with_loss
 from vqvae_fast.nn.residual_vq_options import check, sizes_of_stages
 from vqvae_fast.nn.stages import padded_indices, sum_of_stages
 from vqvae_fast.nn.take_codes import take_codes
@@ -241,6 +243,8 @@ class ResidualVQ(nn.Module):
             books = torch.stack([stage._codebook.codes()[0] for stage in self._stages()])
             found, total = functional.residual_nearest_code(start.to(books.dtype), books)
             losses = books.new_zeros(self.num_quantizers)
+        elif stages := self._plain_stages(start, mask, how):
+            total, found, losses = self._by_plain_stages(start, stages)
         else:
             total, found, losses, inputs = self._by_stages(start, mask, last, how)
 
@@ -303,6 +307,32 @@ class ResidualVQ(nn.Module):
             indices.append(chosen)
             losses.append(loss)
         return total, torch.stack(indices, dim=-1), torch.stack(losses), inputs
+
+    def _plain_stages(self, start: Tensor, mask: Tensor | None, how: dict[str, Any]) -> list[Stage]:
+        """The stages, if none does more than the default: less memory serves them all."""
+        more = (
+            not self.training
+            or mask is not None
+            or how["sample_codebook_temp"] is not None
+            or self._dropout is not None
+            or self.shared_codebook
+            or self.implicit_neural_codebook
+            or self.quant_grad_frac > 0
+        )
+        if more:
+            return []
+        stages = [stage.as_plain_stage(start, how["freeze_codebook"]) for stage in self._stages()]
+        plain = [stage for stage in stages if stage is not None]
+        return plain if len(plain) == len(stages) else []
+
+    def _by_plain_stages(self, start: Tensor, stages: list[Stage]) -> tuple[Tensor, Tensor, Tensor]:
+        """As :meth:`_by_stages`."""
+        first = self._stage(0)
+        with without_autocast(start.device.type):
+            total, indices, commitments = residual_nearest_with_loss(
+                start, stages, rotates=first.rotation_trick
+            )
+        return total, indices, commitments * first.commitment_weight
 
     def _with_targets(
         self, start: Tensor, mask: Tensor | None, right: Tensor, how: dict[str, Any]

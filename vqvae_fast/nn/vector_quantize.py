@@ -24,6 +24,7 @@ from vqvae_fast.nn.losses import (
 )
 from vqvae_fast.nn.nearest_with_loss import nearest_with_loss
 from vqvae_fast.nn.regularisers import masked_mean
+from vqvae_fast.nn.residual_nearest_with_loss import Stage
 from vqvae_fast.nn.take_codes import take_codes
 from vqvae_fast.nn.vector_quantize_options import check, check_topk, learning
 
@@ -486,6 +487,37 @@ class VectorQuantize(nn.Module):
             # Without a gradient to the vectors the codes get that of the result.
             and (rows.requires_grad or not self.learnable_codebook)
         )
+
+    def as_plain_stage(self, rows: Tensor, freeze: bool) -> Stage | None:
+        """What one of many stages does to rows [..., d]: None if it is more than the default.
+
+        The default is the nearest code, the commitment loss, an estimator, averages and expiry.
+        """
+        book = self._codebook
+        codes = book.embed
+        choice = self._choice(None, self.sample_codebook_temp, None)
+        plain = (
+            rows.requires_grad
+            and self._fuses(choice, rows)
+            and not self.has_codebook_orthogonal_loss
+            and not self.use_cosine_sim
+            and not self.has_projections
+            and self.heads == 1
+            and rows.dtype == codes.dtype == torch.promote_types(rows.dtype, torch.float32)
+        )
+        if not plain:
+            return None
+
+        def begin(residual: Tensor) -> Tensor:
+            book.init_once(residual[None])
+            book.observe(residual[None])
+            return self._codes(residual, freeze, False)[0]
+
+        def learn(residual: Tensor, indices: Tensor) -> None:
+            if not freeze:
+                book.update(residual[None], indices[None], None)
+
+        return Stage(begin, learn, not freeze and (book.ema_update or book.expires))
 
     @property
     def _needs_all_distances(self) -> bool:

@@ -1,0 +1,123 @@
+"""The default stages of residual quantization in one piece, whose backward pass keeps no stage.
+
+Stage by stage autograd would hold each stage's input and codes, Q times the vectors. The input, the
+indices and the codes say the same: the backward pass goes through the stages once more.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from vqvae_fast.functional import code_statistics
+from vqvae_fast.nn.take_codes import take_codes
+
+
+class Stage(NamedTuple):
+    """A stage as :func:`residual_nearest_with_loss` runs it.
+
+    Attributes:
+        begin: called with the stage's input [..., d]; gives its codes [K, d], with a gradient where
+            they learn by one.
+        learn: called with the input and the indices that were found; may write to the codes.
+        writes: whether it does.
+    """
+
+    begin: Callable[[Tensor], Tensor]
+    learn: Callable[[Tensor, Tensor], None]
+    writes: bool
+
+
+class ResidualNearestWithLoss(NamedTuple):
+    """Result of :func:`residual_nearest_with_loss`.
+
+    Attributes:
+        quantized: [..., d], the sum of the codes, with the stages' gradients to the rows.
+        indices: [..., Q].
+        commitments: [Q], with their gradients.
+    """
+
+    quantized: Tensor
+    indices: Tensor
+    commitments: Tensor
+
+
+def residual_nearest_with_loss(
+    rows: Tensor, stages: Sequence[Stage], *, rotates: bool
+) -> ResidualNearestWithLoss:
+    """Nearest codes of what each stage before has left, and how far they are: mean((z - q)^2).
+
+    Args:
+        rows: [..., d], in float32 or float64, the codes' dtype.
+        stages: run one after the other; the input of each is constant but for ``rows``.
+        rotates: a stage's gradient to its input is that of
+            :func:`vqvae_fast.nn.estimators.rotate_to`, else straight-through.
+    """
+    residual = rows.detach()
+    chosen, places, kept, losses = [], [], [], []
+    for stage in stages:
+        codes = stage.begin(residual)
+        quantized, indices, distances = torch.ops.vqvae_fast.quantize(residual, codes.detach())
+        chosen.append(indices)
+        losses.append(distances.sum() / max(rows.numel(), 1))
+        if stage.writes and not codes.requires_grad:  # what the backward pass will ask for
+            if indices.numel() < len(codes):
+                codes = quantized.flatten(0, -2)
+                indices = _as_they_come(indices)
+            else:
+                codes = torch.ops.vqvae_fast.copy_of_codes(codes)
+        places.append(indices)
+        kept.append(codes)
+        with torch.no_grad():
+            stage.learn(residual, chosen[-1])
+        residual = residual - quantized
+    found = torch.stack(chosen, dim=-1)
+    where = (
+        torch.stack(places, dim=-1)
+        if any(a is not b for a, b in zip(chosen, places, strict=True))
+        else found
+    )
+    total, commitments = _WithGradient.apply(rows, torch.stack(losses), where, rotates, *kept)  # type: ignore[no-untyped-call]
+    return ResidualNearestWithLoss(total, found, commitments)
+
+
+def _as_they_come(indices: Tensor) -> Tensor:
+    """0, 1, ... in the shape of indices."""
+    return torch.arange(indices.numel(), device=indices.device).view(indices.shape)
+
+
+class _WithGradient(torch.autograd.Function):
+    """The sum of the codes, and the losses, which are known."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, losses: Tensor, indices: Tensor, rotates: bool, *books: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx.rotates = rotates
+        ctx.save_for_backward(rows, indices, *books)
+        total = take_codes(books[0], indices[..., 0])
+        for stage, book in enumerate(books[1:], start=1):
+            total += take_codes(book, indices[..., stage])
+        return total, losses.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, grad_losses: Tensor) -> tuple[Tensor | None, ...]:
+        rows, indices, *books = ctx.saved_tensors
+        grad_rows = None
+        if ctx.needs_input_grad[0]:
+            grad_rows = torch.ops.vqvae_fast.residual_backward(
+                grad, grad_losses, rows, books, indices, ctx.rotates
+            )
+        grads_of_books: list[Tensor | None] = [None] * len(books)
+        if any(ctx.needs_input_grad[4:]):
+            error, scale = rows, 2.0 / max(rows.numel(), 1)
+            for stage, book in enumerate(books):
+                error = error - take_codes(book, indices[..., stage])
+                if ctx.needs_input_grad[4 + stage]:
+                    # A sum of errors: the difference of two sums would cancel.
+                    sums = code_statistics(error, indices[..., stage], book).sums
+                    grads_of_books[stage] = sums.mul_(grad_losses[stage] * -scale)
+        return grad_rows, None, None, None, *grads_of_books
