@@ -51,6 +51,7 @@ CASES = (
     (RESIDUAL[0], RESIDUAL_SHAPE),
     (RESIDUAL[1], Shape(4800, 1024, 256)),  # a group of 128 each
     (RESIDUAL[0], Shape(2048, 8192, 128)),
+    (RESIDUAL[1], Shape(2048, 8192, 256)),
 )
 QUICK = (*((c, Shape(96, 40, 16)) for c in LAYERS), *((c, Shape(96, 20, 16)) for c in RESIDUAL))
 

@@ -1,4 +1,4 @@
-"""The codebook as a moving average, moved on by a batch: the kernel against the readable formula."""
+"""A codebook of moving averages, moved on by a batch: the kernel against the readable formula."""
 
 import pytest
 import torch

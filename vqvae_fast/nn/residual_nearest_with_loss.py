@@ -74,11 +74,8 @@ def residual_nearest_with_loss(
             stage.learn(residual, chosen[-1])
         residual = residual - quantized
     found = torch.stack(chosen, dim=-1)
-    where = (
-        torch.stack(places, dim=-1)
-        if any(a is not b for a, b in zip(chosen, places, strict=True))
-        else found
-    )
+    as_found = all(a is b for a, b in zip(chosen, places, strict=True))
+    where = found if as_found else torch.stack(places, dim=-1)
     total, commitments = _WithGradient.apply(rows, torch.stack(losses), where, rotates, *kept)  # type: ignore[no-untyped-call]
     return ResidualNearestWithLoss(total, found, commitments)
 
