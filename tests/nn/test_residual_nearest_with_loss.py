@@ -117,3 +117,15 @@ def test_groups_take_it_too(monkeypatch):
     quantizer = GroupedResidualVQ(dim=16, codebook_size=8, num_quantizers=2, groups=2)
     quantizer(torch.randn(1, 10, 16).requires_grad_())
     assert len(calls) == 2
+
+
+def test_hooks_of_a_stage_are_called():
+    quantizer = ResidualVQ(dim=8, codebook_size=8, num_quantizers=3)
+    seen = []
+    hook = quantizer.layers[1].register_forward_hook(lambda *_: seen.append(1))
+    x = torch.randn(1, 10, 8).requires_grad_()
+    quantizer(x)
+    assert seen == [1]
+    hook.remove()
+    quantizer(x)
+    assert seen == [1]

@@ -492,6 +492,7 @@ class VectorQuantize(nn.Module):
         """What one of many stages does to rows [..., d]: None if it is more than the default.
 
         The default is the nearest code, the commitment loss, an estimator, averages and expiry.
+        Whoever watches the calls of this module is to see them: then it is no plain stage, either.
         """
         book = self._codebook
         codes = book.embed
@@ -499,6 +500,7 @@ class VectorQuantize(nn.Module):
         plain = (
             rows.requires_grad
             and self._fuses(choice, rows)
+            and not self._is_watched
             and not self.has_codebook_orthogonal_loss
             and not self.use_cosine_sim
             and not self.has_projections
@@ -518,6 +520,19 @@ class VectorQuantize(nn.Module):
                 book.update(residual[None], indices[None], None)
 
         return Stage(begin, learn, not freeze and (book.ema_update or book.expires))
+
+    @property
+    def _is_watched(self) -> bool:
+        """Whether calls of this module are more than calls of the forward method below."""
+        hooks = (
+            *(self._forward_hooks, self._forward_pre_hooks),
+            *(self._backward_hooks, self._backward_pre_hooks),
+        )
+        return (
+            any(hooks)
+            or "forward" in vars(self)
+            or type(self).forward is not VectorQuantize.forward
+        )
 
     @property
     def _needs_all_distances(self) -> bool:
