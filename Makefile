@@ -35,7 +35,7 @@ test: $(VENV)/.built lint
 	$(BIN)/python -m pytest $(ARGS)
 else
 test: $(VENV)/.built lint test-interpret gpu-check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 endif
 
 # Triton binds its interpreter when a kernel is decorated: a process of its own. 16-bit types go through
@@ -74,6 +74,8 @@ bench: $(VENV)/.built
 	$(BIN)/python -m benchmarks.search
 	$(BIN)/python -m benchmarks.layer
 	$(BIN)/python -m benchmarks.drop_in
+	$(BIN)/python -m benchmarks.sums
+	$(BIN)/python -m benchmarks.training_step
 
 bench-gpu: $(VENV)/.built
 	$(BIN)/python -m benchmarks.gpu $(ARGS)

@@ -51,3 +51,17 @@ def violating_share(z: Tensor, codebook: Tensor, indices: Tensor, smallest: Smal
     chosen = (z.double() - codebook.double()[indices]).square().sum(dim=1)
     allowed = smallest.distances * (1.0 + smallest.tolerance)
     return float((chosen > allowed).double().mean()) if len(z) else 0.0
+
+
+def wrong_sums(sums: Tensor, counts: Tensor, src: Tensor, indices: Tensor) -> float:
+    """Share of the sums [K, D] of src [N, D] by index, or of the counts, that are wrong.
+
+    A float64 sum that is rounded once is off by half a unit in its last place; measured against
+    the sum of the magnitudes, which no cancellation makes small.
+    """
+    wanted = src.new_zeros(sums.shape, dtype=torch.float64)
+    magnitude = wanted.clone().index_add_(0, indices, src.double().abs())
+    wanted.index_add_(0, indices, src.double())
+    wrong = (sums.double() - wanted).abs() > 2.0**-23 * magnitude
+    counted = torch.bincount(indices, minlength=len(sums))
+    return max(float(wrong.double().mean()), float((counts != counted).double().mean()))

@@ -6,11 +6,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.data import Shape
+from benchmarks.exactness import wrong_sums
 from benchmarks.gpu.contest import Clock, Contender, compete
 from benchmarks.peers import SUM_PEERS, SumPeer
-
-# Of ours: a float64 sum that is rounded once. Relative to the sum of the magnitudes.
-_TOLERANCE = 2.0**-23
 
 
 class WrongSumError(AssertionError):
@@ -50,13 +48,7 @@ def _contender(peer: SumPeer, src: Tensor, indices: Tensor, count: int) -> Conte
     ours = peer.name.startswith("ours")
 
     def check(result: tuple[Tensor, Tensor]) -> float:
-        sums, counts = result
-        wanted = src.new_zeros(sums.shape, dtype=torch.float64)
-        magnitude = wanted.clone().index_add_(0, indices, src.double().abs())
-        wanted.index_add_(0, indices, src.double())
-        wrong = (sums.double() - wanted).abs() > _TOLERANCE * magnitude
-        counted = torch.bincount(indices, minlength=count)
-        share = max(float(wrong.double().mean()), float((counts != counted).double().mean()))
+        share = wrong_sums(*result, src, indices)
         if ours and share:
             raise WrongSumError(f"{share:.2%} of {peer.name}'s sums or counts are wrong")
         return share

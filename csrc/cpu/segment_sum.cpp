@@ -30,7 +30,10 @@ template <class In>
 void sum_by_dimension(const Rows<const In>& src, const int64_t* indices, int64_t num_segments,
                       Compute<In>* sums, Compute<In>* counts, const ThreadPool& pool) {
   using T = Compute<In>;
-  const int64_t parts = std::min(pool.num_threads, src.dim);
+  constexpr int64_t kElementsOfPart = 1 << 14;  // that waking a thread pays for
+  const int64_t elements = (src.count + num_segments) * src.dim;
+  const int64_t parts =
+      std::clamp<int64_t>(elements / kElementsOfPart, 1, std::min(pool.num_threads, src.dim));
   pool.run(parts, [&](int64_t part) {
     std::vector<double> sum(num_segments);
     const int64_t last = part_begin(src.dim, parts, part + 1);

@@ -111,7 +111,10 @@ void visit_sums(const Segments& segments, const Rows<const In>& src, const Threa
   const std::vector<int64_t>&ids = segments.ids, &begin = segments.begin;
   const int64_t num_segments = segments.num_segments;
   const int64_t num_rows = segments.rows.size();
-  const int64_t parts = std::min(pool.num_threads, num_segments);
+  constexpr int64_t kElementsOfPart = 1 << 14;  // that waking a thread pays for
+  const int64_t elements = (num_rows + num_segments) * src.dim;
+  const int64_t parts = std::clamp<int64_t>(elements / kElementsOfPart, 1,
+                                            std::min(pool.num_threads, num_segments));
   // The first in ids that is not below segment k.
   const auto place_of = [&](int64_t k) {
     return std::lower_bound(ids.begin(), ids.end(), k) - ids.begin();

@@ -1,6 +1,7 @@
 """``pytest benchmarks/``: the suites collect, and one small case leaves a complete record."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def _pytest(*arguments: str) -> subprocess.CompletedProcess[str]:
+    # pytest-benchmark measures nothing in what it takes for a worker of pytest-xdist.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     return subprocess.run(
         [sys.executable, "-m", "pytest", "benchmarks", "-q", "-p", "no:cacheprovider", *arguments],
         cwd=ROOT,
+        env=environment,
         capture_output=True,
         text=True,
     )
