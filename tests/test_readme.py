@@ -1,6 +1,7 @@
 """The README: its examples run, what it points to is there."""
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -47,6 +48,60 @@ def test_the_ops_example_runs():
     }
     exec(next(e for e in EXAMPLES if "nearest_code(" in e), names)
     assert names["sums"].shape == (512, 8)
+
+
+RESULTS = ROOT / "benchmarks" / "results" / "amd-epyc-zen5-2c"
+PEERS = (
+    *("torch addmm+argmin", "torch cdist+argmin", "torch.compile"),
+    *("FAISS search", "scikit-learn"),
+)
+
+
+def quoted(number, unit=""):
+    """A figure as the README gives it: three digits, ratios two."""
+    digits = 2 if unit == "x" else 3
+    short = f"{number:.0f}" if number >= 10 ** (digits - 1) else f"{number:#.{digits}g}"
+    return short.rstrip(".") + unit
+
+
+def rows_below(head):
+    """The rows of the README's table whose head begins so."""
+    lines = README.splitlines()
+    begin = next(i for i, line in enumerate(lines) if line.startswith(head)) + 2
+    return lines[begin : lines.index("", begin)]
+
+
+def test_the_search_table_is_what_was_measured():
+    record = json.loads((RESULTS / "search.json").read_text())
+    expected = []
+    for entry in record["results"]:
+        shape = ", ".join(str(size) for size in entry["shape"].values())
+        lines = entry["contenders"]
+        ratios = (lines[peer]["times_slower_than_ours"]["median"] for peer in PEERS)
+        cells = (
+            shape if entry["data"] == "Gaussian" else f"{shape}, {entry['data']}",
+            quoted(lines["ours"]["seconds"]["median"] * 1e3),
+            f"{lines['ours']['share_of_peak']:.0%}".replace("%", " %"),
+            *(quoted(ratio, "x") for ratio in ratios),
+        )
+        expected.append("| " + " | ".join(cells) + " |")
+    assert rows_below("| N, K, D | ours, ms") == expected
+
+
+def test_the_table_of_modules_is_what_was_measured():
+    steps = json.loads((RESULTS / "drop_in.json").read_text())["results"]
+    expected = []
+    for entry in steps:
+        ours, peer = entry["peak_memory"].values()
+        times = [quoted(timing["median"] * 1e3) for timing in entry["seconds"].values()]
+        cells = (
+            f"{entry['configuration']}: {', '.join(map(str, entry['shape'].values()))}",
+            *times,
+            quoted(entry["times_faster"]["median"], "x"),
+            quoted(peer / ours, "x"),
+        )
+        expected.append("| " + " | ".join(cells) + " |")
+    assert rows_below("| module: N, K, D") == expected
 
 
 MIGRATING = (ROOT / "docs" / "migrating.md").read_text(encoding="utf-8")

@@ -50,6 +50,8 @@ inline Segments sort_by_counting(const int64_t* indices, int64_t count, int64_t 
   pool.run(parts,
            [&](int64_t part) { for_each_row(part, [](int64_t, int64_t& counter) { ++counter; }); });
   Segments segments{num_segments, {}, {}, {}};
+  segments.ids.reserve(std::min(count, num_segments));
+  segments.begin.reserve(std::min(count, num_segments) + 1);
   int64_t sorted = 0;
   for (int64_t k = 0; k < num_segments; ++k) {
     const int64_t first = sorted;
@@ -113,8 +115,8 @@ void visit_sums(const Segments& segments, const Rows<const In>& src, const Threa
   const int64_t num_rows = segments.rows.size();
   constexpr int64_t kElementsOfPart = 1 << 14;  // that waking a thread pays for
   const int64_t elements = (num_rows + num_segments) * src.dim;
-  const int64_t parts = std::clamp<int64_t>(elements / kElementsOfPart, 1,
-                                            std::min(pool.num_threads, num_segments));
+  const int64_t parts =
+      std::clamp<int64_t>(elements / kElementsOfPart, 1, std::min(pool.num_threads, num_segments));
   // The first in ids that is not below segment k.
   const auto place_of = [&](int64_t k) {
     return std::lower_bound(ids.begin(), ids.end(), k) - ids.begin();

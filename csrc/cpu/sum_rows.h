@@ -12,7 +12,7 @@ namespace vqvae_fast {
 namespace {
 
 // Rows that are sorted by segment lie anywhere: no hardware foresees the next.
-constexpr int64_t kRowsAhead = 12;
+constexpr int64_t kRowsAhead = 24;
 
 template <class In>
 inline void prefetch_row(const In* row, int64_t dim) {
