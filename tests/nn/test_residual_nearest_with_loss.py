@@ -129,3 +129,49 @@ def test_hooks_of_a_stage_are_called():
     hook.remove()
     quantizer(x)
     assert seen == [1]
+
+
+@pytest.mark.parametrize("learning", [*LEARNING[:4], *LEARNING[5:7]], ids=str)
+def test_whatever_is_returned_may_be_written_to(learning):
+    """Before the backward pass; and other steps may come between, learning or not."""
+    gradients = []
+    for writes in (False, True):
+        torch.manual_seed(0)
+        quantizer = ResidualVQ(dim=8, codebook_size=16, num_quantizers=3, **learning)
+        x = torch.randn(2, 20, 8).requires_grad_()
+        quantized, indices, losses = quantizer(x)
+        doubled = quantized.mul_(2) if writes else quantized * 2
+        if writes:
+            indices += 100
+            if not quantizer.layers[0].learnable_codebook:
+                quantizer(torch.randn(2, 20, 8), freeze_codebook=False)
+        (doubled.sum() + losses.sum()).backward()
+        gradients.append(x.grad)
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("learning", LEARNING[:4], ids=str)
+def test_without_a_gradient_the_codes_are_those_of_the_search(learning):
+    torch.manual_seed(0)
+    quantizer = ResidualVQ(dim=8, codebook_size=16, num_quantizers=3, **learning)
+    x = torch.randn(1, 20, 8).requires_grad_()
+    books = quantizer.codebooks.detach().clone()
+    with torch.no_grad():
+        quantized, indices, _ = quantizer(x)
+    wanted = sum(book[indices[0, :, stage]] for stage, book in enumerate(books))
+    torch.testing.assert_close(quantized[0], wanted)
+
+
+@pytest.mark.parametrize("setting", [("commitment_weight", 0.1), ("rotation_trick", False)])
+def test_a_stage_may_differ_from_the_others(setting):
+    results = []
+    for changed in (False, True):
+        torch.manual_seed(0)
+        quantizer = ResidualVQ(dim=8, codebook_size=16, num_quantizers=3)
+        if changed:
+            setattr(quantizer.layers[1], *setting)
+        x = torch.randn(1, 20, 8).requires_grad_()
+        quantized, _, losses = quantizer(x)
+        (quantized.square().sum() + losses.sum()).backward()
+        results.append(torch.cat([losses.detach(), x.grad.flatten()]))
+    assert not torch.allclose(*results)

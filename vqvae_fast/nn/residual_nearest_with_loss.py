@@ -20,9 +20,9 @@ class Stage(NamedTuple):
 
     Attributes:
         begin: called with the stage's input [..., d]; gives its codes [K, d], with a gradient where
-            they learn by one.
+            they learn by one: then they are a copy if anything writes to them.
         learn: called with the input and the indices that were found; may write to the codes.
-        writes: whether it does.
+        writes: whether this or a later call does.
     """
 
     begin: Callable[[Tensor], Tensor]
@@ -62,7 +62,8 @@ def residual_nearest_with_loss(
         quantized, indices, distances = torch.ops.vqvae_fast.quantize(residual, codes.detach())
         chosen.append(indices)
         losses.append(distances.sum() / max(rows.numel(), 1))
-        if stage.writes and not codes.requires_grad:  # what the backward pass will ask for
+        has_copy = codes.requires_grad and torch.is_grad_enabled()
+        if stage.writes and not has_copy:  # what the backward pass will ask for
             if indices.numel() < len(codes):
                 codes = quantized.flatten(0, -2)
                 indices = _as_they_come(indices)
@@ -74,8 +75,7 @@ def residual_nearest_with_loss(
             stage.learn(residual, chosen[-1])
         residual = residual - quantized
     found = torch.stack(chosen, dim=-1)
-    as_found = all(a is b for a, b in zip(chosen, places, strict=True))
-    where = found if as_found else torch.stack(places, dim=-1)
+    where = torch.stack(places, dim=-1)  # not what is returned: a user may write to that
     total, commitments = _WithGradient.apply(rows, torch.stack(losses), where, rotates, *kept)  # type: ignore[no-untyped-call]
     return ResidualNearestWithLoss(total, found, commitments)
 
@@ -94,8 +94,8 @@ class _WithGradient(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.rotates = rotates
         ctx.save_for_backward(rows, indices, *books)
-        total = take_codes(books[0], indices[..., 0])
-        for stage, book in enumerate(books[1:], start=1):
+        total = rows.new_zeros(rows.shape)  # no view: a user may write to it
+        for stage, book in enumerate(books):
             total += take_codes(book, indices[..., stage])
         return total, losses.clone()
 

@@ -323,7 +323,8 @@ class ResidualVQ(nn.Module):
             return []
         stages = [stage.as_plain_stage(start, how["freeze_codebook"]) for stage in self._stages()]
         plain = [stage for stage in stages if stage is not None]
-        return plain if len(plain) == len(stages) else []
+        alike = {(stage.commitment_weight, stage.rotation_trick) for stage in self._stages()}
+        return plain if len(plain) == len(stages) and len(alike) == 1 else []
 
     def _by_plain_stages(self, start: Tensor, stages: list[Stage]) -> tuple[Tensor, Tensor, Tensor]:
         """As :meth:`_by_stages`."""

@@ -519,7 +519,7 @@ class VectorQuantize(nn.Module):
             if not freeze:
                 book.update(residual[None], indices[None], None)
 
-        return Stage(begin, learn, not freeze and (book.ema_update or book.expires))
+        return Stage(begin, learn, book.ema_update or book.expires)
 
     @property
     def _is_watched(self) -> bool:
@@ -531,7 +531,8 @@ class VectorQuantize(nn.Module):
         return (
             any(hooks)
             or "forward" in vars(self)
-            or type(self).forward is not VectorQuantize.forward
+            or getattr(self, "_compiled_call_impl", None) is not None
+            or type(self) is not VectorQuantize
         )
 
     @property
