@@ -120,6 +120,9 @@ void moving_average_op(const Tensor& average, const Tensor& cluster_size, const 
   if (codebook.dim() == 2) {
     move_average(averages, sizes, codes, rows, indices, decay, eps);
   } else {
+    // Of all books, before the first is written.
+    TORCH_CHECK_INDEX(indices.numel() == 0 || indices.max().item<int64_t>() < codebook.size(1),
+                      "indices must be below K=", codebook.size(1));
     for (int64_t h = 0; h < codebook.size(0); ++h) {
       move_average(averages[h], sizes[h], codes[h], rows[h], indices[h], decay, eps);
     }

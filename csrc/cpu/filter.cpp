@@ -35,7 +35,7 @@ template <class In>
 std::vector<float> mean_code(const Codes<In>& codes) {
   constexpr int64_t kSamples = 64;
   const int64_t samples = std::min(codes.count, kSamples);
-  std::vector<float> mean(codes.dim), sample(codes.dim);
+  std::vector<float> mean(padded_dim(codes.dim)), sample(codes.dim);
   float count = 0;
   for (int64_t s = 0; s < samples; ++s) {
     const In* code = codes.row(part_begin(codes.count, samples, s));
@@ -68,7 +68,7 @@ void choose_directions(const Int8Filter<In>& filter, const Codes<In>& codes, int
   owned.book.centre = owned.centre.data();
   owned.book.num_wide = 0;
   if (double(rows) * double(codes.count) * double(codes.dim) < kWideWork) return;
-  owned.reflections.resize(kWideDims * padded_dim(codes.dim));
+  owned.reflections.resize(reflections_size(codes.dim));
   owned.book.reflections = owned.reflections.data();
   const Buffer scratch = allocate(filter.wide_scratch_bytes(codes.dim));
   owned.book.num_wide =
@@ -85,16 +85,18 @@ bool pack_book(const Int8Filter<In>& filter, const Codes<In>& codes, int64_t row
   choose_directions(filter, codes, rows, owned);
   const int64_t parts = std::clamp<int64_t>(codes.count * codes.dim / kPackWork, 1,
                                             std::min(pool.num_threads, book.num_groups));
+  std::vector<Buffer> scratch;
+  for (int64_t i = 0; i < parts; ++i) {
+    scratch.push_back(allocate(filter.pack_scratch_bytes(codes.dim)));
+  }
   std::vector<Int8Extent> extents(parts);
   pool.run(parts, [&](int64_t i) {
     extents[i] = filter.extent(book, part_begin(book.num_groups, parts, i),
-                               part_begin(book.num_groups, parts, i + 1));
+                               part_begin(book.num_groups, parts, i + 1), scratch[i].get());
   });
   Int8Extent extent{0, 0};
-  for (const Int8Extent& part : extents) {
-    extent = {std::max(extent.wide, part.wide), std::max(extent.narrow, part.narrow)};
-  }
-  book.unit = std::max(extent.wide / 32767, extent.narrow / 127);
+  for (const Int8Extent& part : extents) extent.raise_to(part);
+  book.unit = float(extent.unit());
   if (!(book.unit >= kSmallestUnit && std::max(extent.wide, extent.narrow) <= kLargest)) {
     return false;
   }
@@ -105,7 +107,7 @@ bool pack_book(const Int8Filter<In>& filter, const Codes<In>& codes, int64_t row
   std::vector<Int8Sizes> sizes(parts);
   pool.run(parts, [&](int64_t i) {
     sizes[i] = filter.pack(book, part_begin(book.num_groups, parts, i),
-                           part_begin(book.num_groups, parts, i + 1));
+                           part_begin(book.num_groups, parts, i + 1), scratch[i].get());
   });
   book.largest = {};
   for (const Int8Sizes& part : sizes) book.largest.raise_to(part);

@@ -28,9 +28,6 @@ constexpr int32_t kUnusable = -1610 * 1000 * 1000;
 // In units of a score: of a code's half norm, and of a row's and a code's norms.
 constexpr double kMaxHalfNorm = 1 << 29, kMaxProduct = 1 << 28;
 
-// Elements beyond this, less the centre, are left to float32.
-constexpr float kInt8Largest = 0x1p60f;
-
 enum class Int8Row : int32_t { kOpen, kGivenUp };
 
 // The codes of a group that share a lane, to be measured against a row of the block.
@@ -53,7 +50,7 @@ inline int64_t most_listed(int64_t dim, int64_t groups) {
 struct Int8Block {
   float* copies;       // [rows][D]: the rows, where they cannot be read in place
   const float** raw;   // [rows]: the rows as they are
-  float* centred;      // [14][padded D]: a tile on its way to integers
+  float* centred;      // a tile abreast, on its way to integers
   int32_t* rows;       // [tiles][words][14]: quantized, as the codes are
   float* ratio;        // [tiles]: units of a score in 1
   Int8Sizes* sizes;    // [rows]
@@ -74,7 +71,7 @@ struct Int8Block {
     at_ = begin_ = reinterpret_cast<uintptr_t>(scratch);
     copies = take<float>(kInt8BlockRows * dim);
     raw = take<const float*>(kInt8BlockRows);
-    centred = take<float>(kInt8TileRows * padded_dim(dim));
+    centred = take<float>(padded_dim(dim) * kAbreast);
     rows = take<int32_t>(kInt8BlockRows * book.words());
     ratio = take<float>(kInt8BlockRows / kInt8TileRows);
     sizes = take<Int8Sizes>(kInt8BlockRows);
@@ -103,49 +100,28 @@ struct Int8Block {
   uintptr_t begin_;
 };
 
-// Row r less the centre, to x ([padded D]); its norm, from float64: the bound takes a distance from
-// its square. False where float32 must serve.
-inline bool centre_row(const float* row, const float* centre, int64_t dim, float* x, double* norm) {
-  __m512 largest = _mm512_setzero_ps();
-  __m512d low = _mm512_setzero_pd(), high = _mm512_setzero_pd();
-  bool is_nan = false;
-  for (int64_t d = 0; d < dim; d += 16) {
-    const __mmask16 lanes = first_lanes(dim - d);
-    const __m512 z = _mm512_maskz_loadu_ps(lanes, row + d);
-    const __m512 c = _mm512_maskz_loadu_ps(lanes, centre + d);
-    const __m512 rounded = _mm512_sub_ps(z, c);
-    is_nan |= _mm512_cmp_ps_mask(rounded, rounded, _CMP_UNORD_Q) != 0;
-    largest = _mm512_max_ps(largest, _mm512_abs_ps(rounded));
-    _mm512_storeu_ps(x + d, rounded);
-    const __m512d a = _mm512_sub_pd(_mm512_cvtps_pd(_mm512_castps512_ps256(z)),
-                                    _mm512_cvtps_pd(_mm512_castps512_ps256(c)));
-    const __m512d b = _mm512_sub_pd(_mm512_cvtps_pd(_mm512_extractf32x8_ps(z, 1)),
-                                    _mm512_cvtps_pd(_mm512_extractf32x8_ps(c, 1)));
-    low = _mm512_fmadd_pd(a, a, low);
-    high = _mm512_fmadd_pd(b, b, high);
-  }
-  *norm = sqrt(Avx512Lanes::sum(_mm512_add_pd(low, high)));
-  return !is_nan && _mm512_reduce_max_ps(largest) <= kInt8Largest;
-}
-
 // Quantizes rows [begin, end) of the block, a tile. They share a unit, because they share the
 // codes' starting values.
 template <class In>
 inline void quantize_tile(const Int8Block& block, const Int8Book<In>& book, int64_t begin,
                           int64_t end) {
-  const int64_t dim = book.codes.dim, words = book.words();
-  const auto centred = [&](int64_t r) { return block.centred + (r - begin) * padded_dim(dim); };
-  double unit = 0, largest_norm = 0;
-  for (int64_t r = begin; r < end; ++r) {
-    const bool open = centre_row(block.raw[r], book.centre, dim, centred(r), &block.sizes[r].norm);
-    block.kind[r] = open ? Int8Row::kOpen : Int8Row::kGivenUp;
+  static_assert(kInt8TileRows <= kAbreast, "a tile is quantized abreast");
+  const int64_t dim = book.codes.dim;
+  const float* vectors[kAbreast];
+  for (int64_t i = 0; i < kAbreast; ++i) vectors[i] = block.raw[smaller(begin + i, end - 1)];
+  const Centred centred = subtract_centre(vectors, 1, book.centre, dim, block.centred);
+  reflect(book.reflections, book.num_wide, dim, block.centred);
+  const __mmask16 open = centred.in_range & first_lanes(end - begin);
+  double squares[kAbreast], norms[kAbreast], largest_norm = 0;
+  _mm512_storeu_pd(squares, centred.low_squares);
+  _mm512_storeu_pd(squares + 8, centred.high_squares);
+  for (int64_t i = 0; i < end - begin; ++i) {
+    const bool is_open = open >> i & 1;
+    block.kind[begin + i] = is_open ? Int8Row::kOpen : Int8Row::kGivenUp;
+    norms[i] = sqrt(squares[i]);
+    if (is_open) largest_norm = larger(largest_norm, norms[i]);
   }
-  reflect(book.reflections, book.num_wide, dim, block.centred, end - begin);
-  for (int64_t r = begin; r < end; ++r) {
-    if (block.kind[r] != Int8Row::kOpen) continue;
-    unit = larger(unit, unit_for(extent_of(centred(r), book.num_wide, dim)));
-    largest_norm = larger(largest_norm, block.sizes[r].norm);
-  }
+  double unit = extent_of(block.centred, book.num_wide, dim, open).unit();
   // Scores must not leave the integers: rows much shorter or longer than the codes get a larger
   // unit.
   const double most = book.largest.norm / double(book.unit);
@@ -153,18 +129,16 @@ inline void quantize_tile(const Int8Block& block, const Int8Book<In>& book, int6
                              largest_norm * most / kMaxProduct));
   const float per_unit = float(1 / unit), rounded = 1 / per_unit;
   block.ratio[begin / kInt8TileRows] = float(1 / (double(rounded) * book.unit));
-  for (int64_t r = begin; r < begin + kInt8TileRows; ++r) {
-    int32_t* out = block.rows + begin * words + (r - begin);
-    if (r < end && block.kind[r] == Int8Row::kOpen) {
-      const Quantized quantized =
-          quantize(centred(r), book.num_wide, dim, rounded, per_unit, 0, out, kInt8TileRows);
-      block.sizes[r] = sizes_of(quantized, block.sizes[r].norm, book.num_wide, dim);
-      block.bias[r] = 128 * quantized.narrow_sum;
-      continue;
-    }
-    for (int64_t w = 0; w < words; ++w) out[w * kInt8TileRows] = 0;
-    block.bias[r] = 0;
+  const Words words{block.rows + begin * book.words(), kInt8TileRows, first_lanes(kInt8TileRows),
+                    open};
+  const Quantized quantized =
+      quantize(block.centred, book.num_wide, dim, rounded, per_unit, 0, words);
+  const Squares all(quantized.wide, quantized.narrow);
+  for (int64_t i = 0; i < end - begin; ++i) {
+    block.sizes[begin + i] = sizes_of(all, i, norms[i], book.num_wide, dim);
   }
+  const __m512i bias = _mm512_slli_epi32(quantized.narrow_sum, 7);  // times 128
+  _mm512_mask_storeu_epi32(block.bias + begin, words.vectors, _mm512_maskz_mov_epi32(open, bias));
 }
 
 template <class In>
@@ -189,7 +163,7 @@ class Int8Bound {
   template <class In>
   explicit Int8Bound(const Int8Book<In>& book)
       : largest_(book.largest),
-        half_norm_error_(double(book.codes.dim / 16 + 32) * 0x1p-24),
+        half_norm_error_(8 * 0x1p-24),
         distance_error_(double(book.codes.dim + 16) * 0x1p-52) {}
 
   int32_t operator()(const Int8Block& block, int64_t r, double nearest) const {

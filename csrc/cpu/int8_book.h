@@ -20,6 +20,15 @@ constexpr int64_t kWideDims = 8;
 // Vectors less the centre lie side by side in this many floats, zeros behind the last element.
 VQVAE_FAST_INLINE int64_t padded_dim(int64_t dim) { return (dim + 15) / 16 * 16; }
 
+// Reflections: vectors v of squared length 2, of x - v (v.x), [kWideDims][padded D], and behind
+// them the products of the first two, of the next two, ...
+VQVAE_FAST_INLINE int64_t reflections_size(int64_t dim) {
+  return kWideDims * padded_dim(dim) + kWideDims / 2;
+}
+VQVAE_FAST_INLINE const float* overlaps_of(const float* reflections, int64_t dim) {
+  return reflections + kWideDims * padded_dim(dim);
+}
+
 // Of a vector less the centre, or of the largest: norms, of the whole and of its two parts, and how
 // far unit * q is from either part. All at most.
 struct Int8Sizes {
@@ -42,6 +51,16 @@ struct Int8Sizes {
 // The largest magnitudes of elements.
 struct Int8Extent {
   float wide, narrow;
+
+  VQVAE_FAST_INLINE void raise_to(const Int8Extent& other) {
+    wide = other.wide > wide ? other.wide : wide;
+    narrow = other.narrow > narrow ? other.narrow : narrow;
+  }
+  // The unit that such elements need to fit their integers.
+  VQVAE_FAST_INLINE double unit() const {
+    const double of_wide = double(wide) / 32767, of_narrow = double(narrow) / 127;
+    return of_wide > of_narrow ? of_wide : of_narrow;
+  }
 };
 
 // e - centre, reflected so that its largest parts come first, is about unit * q with integers q:
@@ -53,9 +72,9 @@ struct Int8Book {
   // [num_groups][2][words][32][4]: words of two wide dimensions (q), then of four others (q + 128).
   uint8_t* panels;
   float* half_norm;     // [num_groups * 64]: |e - centre|^2/2; infinite for padding, NaN and Inf
-  const float* centre;  // [D]
+  const float* centre;  // [padded D]
   int64_t num_wide;
-  const float* reflections;  // [num_wide][padded D]: v, of squared length 2, of x - v (v.x)
+  const float* reflections;
   float unit;
   Int8Sizes largest;  // of the usable codes
 
@@ -67,16 +86,17 @@ struct Int8Book {
 // One input type's filter.
 template <class In>
 struct Int8Filter {
-  // The directions that deserve 16 bits, as reflections ([kWideDims][padded D]): their number, 0
-  // or kWideDims.
+  // Bytes of scratch that `extent` and `pack` need, each call its own, and `find_wide`.
+  int64_t (*pack_scratch_bytes)(int64_t dim);
   int64_t (*wide_scratch_bytes)(int64_t dim);
+  // The directions that deserve 16 bits, as reflections: their number, 0 or kWideDims.
   int64_t (*find_wide)(const Codes<In>& codes, const float* centre, void* scratch,
                        float* reflections);
   // Of groups [first, last), codes left out that are not finite.
-  Int8Extent (*extent)(const Int8Book<In>& book, int64_t first, int64_t last);
+  Int8Extent (*extent)(const Int8Book<In>& book, int64_t first, int64_t last, void* scratch);
   // Fills groups [first, last) of `book` and returns their share of `largest`. Everything else
   // must be set.
-  Int8Sizes (*pack)(const Int8Book<In>& book, int64_t first, int64_t last);
+  Int8Sizes (*pack)(const Int8Book<In>& book, int64_t first, int64_t last, void* scratch);
   // Bytes of scratch that `search` needs.
   int64_t (*scratch_bytes)(const Int8Book<In>& book);
   // Nearest code for rows [first_row, last_row); writes at [row - first_row]. The rows that the

@@ -14,111 +14,78 @@
 namespace vqvae_fast {
 namespace {
 
-inline __m512 load_widened(__mmask16 lanes, const float* p) {
-  return _mm512_maskz_loadu_ps(lanes, p);
-}
-inline __m512 load_widened(__mmask16 lanes, const BFloat16* p) {
-  const __m256i bits = _mm256_maskz_loadu_epi16(lanes, p);
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-}
-inline __m512 load_widened(__mmask16 lanes, const Half* p) {
-  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, p));
-}
-
-// Elements [d, d + 16) of a code; zero behind the last.
 template <class In>
-inline __m512 elements_of(const Codes<In>& codes, int64_t k, int64_t d) {
-  const In* code = codes.row(k);
-  if (codes.element_stride == 1) return load_widened(first_lanes(codes.dim - d), code + d);
-  float elements[16] = {};
-  for (int64_t l = 0; l < smaller(16, codes.dim - d); ++l) {
-    elements[l] = widen(code[(d + l) * codes.element_stride]);
-  }
-  return _mm512_loadu_ps(elements);
-}
-
-// Code k less the centre, to x ([padded D]): its squared norm, and whether all elements are finite.
-struct Centred {
-  float square;
-  bool finite;
-};
-
-template <class In>
-inline Centred centre_code(const Codes<In>& codes, const float* centre, int64_t k, float* x) {
-  const __m512 infinity = _mm512_set1_ps(float(kInfinity));
-  __m512 squares = _mm512_setzero_ps();
+VQVAE_FAST_ALONE bool is_finite(const Codes<In>& codes, int64_t k) {
   bool finite = true;
-  for (int64_t d = 0; d < codes.dim; d += 16) {
-    const __mmask16 lanes = first_lanes(codes.dim - d);
-    const __m512 e = elements_of(codes, k, d);
-    finite &= _mm512_cmp_ps_mask(_mm512_abs_ps(e), infinity, _CMP_LT_OQ) == 0xffff;
-    const __m512 centred = _mm512_maskz_sub_ps(lanes, e, _mm512_maskz_loadu_ps(lanes, centre + d));
-    squares = _mm512_fmadd_ps(centred, centred, squares);
-    _mm512_storeu_ps(x + d, centred);
+  for (int64_t d = 0; d < codes.dim; ++d) {
+    finite &= fabsf(widen(codes.row(k)[d * codes.element_stride])) < float(kInfinity);
   }
-  return {_mm512_reduce_add_ps(squares), finite};
+  return finite;
 }
 
-constexpr int64_t kCodesTogether = 4;
-
-// Codes [first, first + 4) less the centre and reflected, to x ([4][padded D]).
+// Codes [first, first + 16) less the centre and reflected, to x. Those behind the last are out of
+// range.
 template <class In>
-inline void reflected_codes(const Int8Book<In>& book, int64_t first, float* x, Centred* centred) {
+inline Centred reflected_codes(const Int8Book<In>& book, int64_t first, float* x) {
   const Codes<In> codes = book.codes;
-  const int64_t padded = padded_dim(codes.dim);
-  for (int64_t j = 0; j < kCodesTogether; ++j) {
-    const int64_t k = first + j;
-    centred[j] =
-        k < codes.count ? centre_code(codes, book.centre, k, x + j * padded) : Centred{0, false};
-  }
-  reflect(book.reflections, book.num_wide, codes.dim, x, kCodesTogether);
+  const In* sixteen[kAbreast];
+  for (int64_t l = 0; l < kAbreast; ++l)
+    sixteen[l] = codes.row(smaller(first + l, codes.count - 1));
+  Centred centred = subtract_centre(sixteen, codes.element_stride, book.centre, codes.dim, x);
+  reflect(book.reflections, book.num_wide, codes.dim, x);
+  centred.in_range &= first < codes.count ? first_lanes(codes.count - first) : __mmask16{0};
+  return centred;
 }
 
-// The largest magnitudes in groups [first, last); infinite where squares leave float's range.
+// The largest magnitudes in groups [first, last); infinite where a code is out of range although
+// it is finite.
 template <class In>
-Int8Extent extent_int8(const Int8Book<In>& book, int64_t first, int64_t last) {
-  const int64_t dim = book.codes.dim;
-  float x[kCodesTogether * kInt8LargestDim] = {};
+Int8Extent extent_int8(const Int8Book<In>& book, int64_t first, int64_t last, void* scratch) {
+  float* x = static_cast<float*>(scratch);
+  const Codes<In> codes = book.codes;
+  const int64_t end = smaller(last * kInt8GroupCodes, codes.count);
   Int8Extent all{0, 0};
-  for (int64_t k = first * kInt8GroupCodes; k < last * kInt8GroupCodes; k += kCodesTogether) {
-    Centred centred[kCodesTogether];
-    reflected_codes(book, k, x, centred);
-    for (int64_t j = 0; j < kCodesTogether; ++j) {
-      if (!centred[j].finite) continue;
-      if (!(centred[j].square < float(kInfinity))) return {float(kInfinity), float(kInfinity)};
-      const Int8Extent extent = extent_of(x + j * padded_dim(dim), book.num_wide, dim);
-      all.wide = extent.wide > all.wide ? extent.wide : all.wide;
-      all.narrow = extent.narrow > all.narrow ? extent.narrow : all.narrow;
+  for (int64_t k = first * kInt8GroupCodes; k < end; k += kAbreast) {
+    const __mmask16 in_range = reflected_codes(book, k, x).in_range;
+    all.raise_to(extent_of(x, book.num_wide, codes.dim, in_range));
+    uint32_t others = uint32_t{first_lanes(end - k)} & ~uint32_t{in_range};
+    for (; others != 0; others &= others - 1) {
+      if (is_finite(codes, k + lowest_bit(others))) {
+        return {float(kInfinity), float(kInfinity)};
+      }
     }
   }
   return all;
 }
 
+inline __m512 all_lanes_largest(__m512 v) { return _mm512_set1_ps(_mm512_reduce_max_ps(v)); }
+
 template <class In>
-Int8Sizes pack_int8(const Int8Book<In>& book, int64_t first, int64_t last) {
-  const int64_t dim = book.codes.dim, words = book.words();
+Int8Sizes pack_int8(const Int8Book<In>& book, int64_t first, int64_t last, void* scratch) {
+  float* x = static_cast<float*>(scratch);
+  const int64_t dim = book.codes.dim;
   const float per_unit = 1 / book.unit;
-  float x[kCodesTogether * kInt8LargestDim] = {};
-  Int8Sizes largest{};
-  for (int64_t k = first * kInt8GroupCodes; k < last * kInt8GroupCodes; k += kCodesTogether) {
-    Centred centred[kCodesTogether];
-    reflected_codes(book, k, x, centred);
+  const __m512 infinity = _mm512_set1_ps(float(kInfinity));
+  PartSquares wide{_mm512_setzero_ps(), _mm512_setzero_ps()}, narrow = wide;
+  __m512 squares = _mm512_setzero_ps();
+  for (int64_t k = first * kInt8GroupCodes; k < last * kInt8GroupCodes; k += kAbreast) {
+    const Centred centred = reflected_codes(book, k, x);
+    const __mmask16 usable = centred.in_range;
     uint8_t* panel = book.panels + k / kInt8PanelCodes * book.panel_bytes();
-    for (int64_t j = 0; j < kCodesTogether; ++j) {
-      int32_t* out = reinterpret_cast<int32_t*>(panel) + k % kInt8PanelCodes + j;
-      if (!centred[j].finite) {
-        for (int64_t w = 0; w < words; ++w) out[w * kInt8PanelCodes] = 0;
-        book.half_norm[k + j] = float(kInfinity);
-        continue;
-      }
-      const Quantized quantized = quantize(x + j * padded_dim(dim), book.num_wide, dim, book.unit,
-                                           per_unit, 0x80, out, kInt8PanelCodes);
-      book.half_norm[k + j] = 0.5f * centred[j].square;
-      const double norm = sqrt(double(centred[j].square)) * root_error(dim);
-      largest.raise_to(sizes_of(quantized, norm, book.num_wide, dim));
-    }
+    int32_t* out = reinterpret_cast<int32_t*>(panel) + k % kInt8PanelCodes;
+    const Quantized quantized = quantize(x, book.num_wide, dim, book.unit, per_unit, 0x80,
+                                         {out, kInt8PanelCodes, 0xffff, usable});
+    wide.raise_to(quantized.wide, usable);
+    narrow.raise_to(quantized.narrow, usable);
+    squares = _mm512_mask_max_ps(squares, usable, squares, centred.squares());
+    const __m512 half_norms = _mm512_mul_ps(_mm512_set1_ps(0.5f), centred.squares());
+    _mm512_storeu_ps(book.half_norm + k, _mm512_mask_mov_ps(infinity, usable, half_norms));
   }
-  return largest;
+  // The largest sums, wherever they are, as those of one vector.
+  wide = {all_lanes_largest(wide.all), all_lanes_largest(wide.rest)};
+  narrow = {all_lanes_largest(narrow.all), all_lanes_largest(narrow.rest)};
+  const double norm = sqrt(double(_mm512_reduce_max_ps(squares))) * root_error(dim);
+  return sizes_of(Squares(wide, narrow), 0, norm, book.num_wide, dim);
 }
 
 }  // namespace

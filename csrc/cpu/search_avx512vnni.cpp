@@ -279,8 +279,8 @@ int64_t scratch_bytes(const Int8Book<In>& book) {
 
 template <class In>
 constexpr Int8Filter<In> make_filter() {
-  return {WideScratch::bytes, find_wide<In>,     extent_int8<In>,
-          pack_int8<In>,      scratch_bytes<In>, search_int8<In>};
+  return {abreast_bytes, WideScratch::bytes, find_wide<In>,  extent_int8<In>,
+          pack_int8<In>, scratch_bytes<In>,  search_int8<In>};
 }
 
 }  // namespace

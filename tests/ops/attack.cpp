@@ -219,11 +219,11 @@ void count_settled(const Case<In>& c, int64_t threads, Tally& tally) {
     const int64_t settled = c.rows.count - int64_t(unsettled.size());
     tally.filtered += c.rows.count;
     tally.settled += settled;
-    std::vector<float> centre(c.codes.dim);  // near enough
+    std::vector<float> centre(padded_dim(c.codes.dim));  // near enough
     for (int64_t d = 0; d < c.codes.dim; ++d) {
       centre[d] = widen(c.codes.row(0)[d * c.codes.element_stride]);
     }
-    std::vector<float> reflections(kWideDims * padded_dim(c.codes.dim));
+    std::vector<float> reflections(reflections_size(c.codes.dim));
     std::vector<double> scratch(filter.wide_scratch_bytes(c.codes.dim) / sizeof(double));
     if (filter.find_wide(c.codes, centre.data(), scratch.data(), reflections.data()) > 0) {
       tally.settled_wide += settled;

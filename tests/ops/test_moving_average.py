@@ -88,9 +88,10 @@ def test_a_book_of_which_nothing_is_left_stays_finite():
     assert not moved(moving_average_, tensors)[2].any()
 
 
-def test_a_wrong_index_changes_nothing():
-    tensors = arguments()
-    tensors[4][0, 0] = 37
+@pytest.mark.parametrize("books", [(), (3,)])
+def test_a_wrong_index_changes_nothing(books):
+    tensors = arguments(books=books)
+    tensors[4].view(-1)[-1] = 37  # in the last book
     before = [t.clone() for t in tensors]
     with pytest.raises(IndexError):
         moving_average_(*tensors, 0.8, 1e-5)
