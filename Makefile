@@ -3,6 +3,7 @@
 # make test    set up .venv if needed, then lint, types, tests, and of the GPU kernels what needs no GPU:
 #              make test-interpret (Triton's interpreter) and make gpu-check (compiled, read, asserted)
 # make test-sanitizers   the C++ kernels, attacked at random among the sanitizers, for some minutes
+# make bench   the whole benchmark of a CPU, with charts; make bench-compare BASE=rev: what became slower
 # make test-gpu, make bench-gpu   on a machine with a CUDA device: tests and figures of its kernels
 
 PYTHON ?= python3
@@ -12,10 +13,10 @@ RUN ?= runs/photos
 BIN := $(VENV)/bin
 
 # As git's patterns: what clang-format looks after.
-CXX_FILES := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'benchmarks/*.cpp' 'tests/*.cpp' \
+CXX_FILES := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'vqvae_fast/*.cpp' 'tests/*.cpp' \
   'tests/*.h' 'tests/*.cuh'
 
-.PHONY: train test test-interpret test-sanitizers test-gpu gpu-check lint format bench bench-gpu clean prerequisites
+.PHONY: train test test-interpret test-sanitizers test-gpu gpu-check lint format bench bench-compare bench-gpu clean prerequisites
 
 train: $(VENV)/.built
 ifdef ARGS
@@ -75,7 +76,13 @@ bench: $(VENV)/.built
 	$(BIN)/python -m benchmarks.layer
 	$(BIN)/python -m benchmarks.drop_in
 	$(BIN)/python -m benchmarks.sums
+	$(BIN)/python -m benchmarks.sweep
 	$(BIN)/python -m benchmarks.training_step
+	$(BIN)/python -m benchmarks.report
+
+# This tree beside revision BASE: fails where something became slower.
+bench-compare: $(VENV)/.built
+	$(BIN)/python -m benchmarks.compare_revisions $(BASE) $(ARGS)
 
 bench-gpu: $(VENV)/.built
 	$(BIN)/python -m benchmarks.gpu $(ARGS)

@@ -7,16 +7,33 @@ from typing import Any
 import torch
 
 from benchmarks import results
-from benchmarks.data import Shape, Vectors, from_npz, from_run
+from vqvae_fast.bench.data import PUBLISHED, Shape, Vectors, from_npz, from_run
 
 
-def parser(module: str, description: str | None, rounds: int) -> argparse.ArgumentParser:
+def parser(
+    module: str, description: str | None, rounds: int, *, shapes: bool = True
+) -> argparse.ArgumentParser:
     """A parser with the options that every benchmark of kernels has."""
     made = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
-    made.add_argument("--shapes", nargs="+", type=Shape.parse, metavar="N,K,D")
+    if shapes:
+        made.add_argument(
+            "--shapes",
+            nargs="+",
+            type=_shape,
+            metavar="SHAPE",
+            help=f"N,K,D or a published model's: {', '.join(PUBLISHED)}",
+        )
     made.add_argument("--rounds", type=int, default=rounds)
     made.add_argument("--json", type=Path, metavar="OUT", help="instead of benchmarks/results/")
     return made
+
+
+def _shape(text: str) -> Shape:
+    """argparse shows the message of this error alone."""
+    try:
+        return Shape.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def add_cpu_options(made: argparse.ArgumentParser) -> None:

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks import command_line, environment, memory, results
-from benchmarks.data import Shape
-from benchmarks.interleave import interleaved, ratio
-from benchmarks.peers.base import StepResult, needs, training_step
-from benchmarks.threads import all_threads
+from benchmarks import command_line
+from vqvae_fast.bench import environment, memory, tables
+from vqvae_fast.bench.data import Shape
+from vqvae_fast.bench.interleave import interleaved, ratio
+from vqvae_fast.bench.peers.base import StepResult, needs, training_step
+from vqvae_fast.bench.threads import all_threads
 
 OURS, PEER = "vqvae_fast", "vector_quantize_pytorch"
 unavailable = needs(PEER, "vector-quantize-pytorch")
@@ -119,7 +120,9 @@ def compare(
     }
     if with_memory:
         peaks = {
-            package: memory.measure("drop-in", f"{package}:{configuration.name}", shape, threads)
+            package: memory.measure(
+                "benchmarks.drop_in:memory_call", f"{package}:{configuration.name}", shape, threads
+            )
             for package in (OURS, PEER)
         }
         entry["peak_memory"] = {p: peak.total if peak else None for p, peak in peaks.items()}
@@ -127,7 +130,7 @@ def compare(
 
 
 def memory_call(name: str, shape: Shape) -> Callable[[], StepResult]:
-    """The step whose memory :mod:`benchmarks.memory` measures, after one on a few rows."""
+    """The step whose memory :mod:`vqvae_fast.bench.memory` measures, after one on a few rows."""
     package, _, configuration = name.partition(":")
     module = build(package, CONFIGURATIONS[configuration], shape)
     step_of(module, shape._replace(n=64))()
@@ -137,7 +140,7 @@ def memory_call(name: str, shape: Shape) -> Callable[[], StepResult]:
 def markdown(record: dict[str, Any]) -> str:
     """The record as a table."""
     parts = [
-        results.heading(record),
+        tables.heading(record),
         "One training step of the module alone, forward and backward on float32 [1, N, D] and the "
         "codebook's update, Gaussian data and codes, in the same process. Times are milliseconds: "
         f"median (quartiles) of {record['rounds']} interleaved rounds; ratios are taken round by "
@@ -152,16 +155,16 @@ def markdown(record: dict[str, Any]) -> str:
             (
                 entry["configuration"],
                 ", ".join(map(str, entry["shape"].values())),
-                results.milliseconds(seconds[OURS]),
-                results.milliseconds(seconds[PEER]),
-                results.times(entry["times_faster"]),
-                results.mebibytes(ours),
-                results.mebibytes(theirs),
+                tables.milliseconds(seconds[OURS]),
+                tables.milliseconds(seconds[PEER]),
+                tables.times(entry["times_faster"]),
+                tables.mebibytes(ours),
+                tables.mebibytes(theirs),
                 f"{theirs / ours:.0f}x" if ours and theirs else "-",
             )
         )
     head = ("module", "N, K, D", "ours, ms", "peer, ms", "faster", "ours, MiB", "peer, MiB", "less")
-    return "".join(parts) + results.table(head, rows)
+    return "".join(parts) + tables.table(head, rows)
 
 
 def main(given: list[str] | None = None) -> dict[str, Any]:

@@ -5,12 +5,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks import command_line, environment, results
-from benchmarks.data import Shape
-from benchmarks.exactness import wrong_sums
-from benchmarks.interleave import interleaved, ratio
-from benchmarks.peers import SUM_PEERS
-from benchmarks.threads import all_threads
+from benchmarks import command_line
+from vqvae_fast.bench import environment, tables
+from vqvae_fast.bench.data import Shape
+from vqvae_fast.bench.exactness import wrong_sums
+from vqvae_fast.bench.interleave import interleaved, ratio
+from vqvae_fast.bench.peers import SUM_PEERS
+from vqvae_fast.bench.threads import all_threads
 
 SHAPES = (
     Shape(65536, 8192, 64),
@@ -63,7 +64,7 @@ def compare(shape: Shape, rounds: int, min_seconds: float) -> dict[str, Any]:
 def markdown(record: dict[str, Any]) -> str:
     """The record as tables."""
     parts = [
-        results.heading(record),
+        tables.heading(record),
         "Float32 rows whose codes are drawn uniformly, from tensors to sums [K, D] and counts [K]. "
         f"Times are milliseconds: median (quartiles) of {record['rounds']} interleaved rounds. "
         "Wrong: sums that are farther from float64's than one rounding of the summands' "
@@ -75,15 +76,15 @@ def markdown(record: dict[str, Any]) -> str:
         rows = [
             (
                 name,
-                results.milliseconds(line["seconds"]),
-                results.share(line["wrong"]),
-                results.times(line["times_slower_than_ours"]),
+                tables.milliseconds(line["seconds"]),
+                tables.share(line["wrong"]),
+                tables.times(line["times_slower_than_ours"]),
             )
             for name, line in entry["contenders"].items()
         ]
-        parts.append(results.table(("contender", "ms", "wrong", "ours is faster"), rows))
+        parts.append(tables.table(("contender", "ms", "wrong", "ours is faster"), rows))
     parts.append("\nTimed:\n" + "".join(f"- {n}: {t}\n" for n, t in record["timed"].items()))
-    parts.append(results.skipped(record))
+    parts.append(tables.skipped(record))
     return "".join(parts)
 
 

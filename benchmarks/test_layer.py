@@ -1,30 +1,24 @@
-"""pytest-benchmark suite of a layer's training step: ``pytest benchmarks/test_layer.py``."""
+"""pytest-benchmark suite of the quantizer layer: ``pytest benchmarks/test_layer.py``.
 
-import pytest
-import torch
+Ids are backend-mode-shape. The backend's name says whether its codebook learns by moving averages
+or by gradient; FLOP/s count the search of the forward pass alone.
+"""
 
-from benchmarks import environment
-from benchmarks.data import LAYER_SHAPES, Shape, feature_map, gaussian
-from benchmarks.layer import check
-from benchmarks.peers import LAYER_PEERS, LayerPeer
+from benchmarks.cases import CASES, Case, data, every, truth
+from vqvae_fast.bench.data import feature_map
+from vqvae_fast.bench.layer import check, check_output
+from vqvae_fast.bench.peers import LAYER_PEERS, LayerPeer
+
+INFERENCE, TRAINING = "inference", "forward+backward"
 
 
-@pytest.mark.parametrize("shape", LAYER_SHAPES, ids=lambda shape: shape.name)
-@pytest.mark.parametrize("peer", LAYER_PEERS, ids=lambda peer: peer.name.replace(" ", "-"))
-def test_layer(benchmark, peer: LayerPeer, shape: Shape) -> None:
-    reason = peer.unavailable()
-    if reason:
-        pytest.skip(reason)
-    vectors = gaussian(shape)
-    step = peer.build(feature_map(vectors.z), vectors.codebook)
-    violating = check(peer, vectors, step())
-    benchmark.group = shape.name
-    benchmark.pedantic(step, rounds=5, iterations=1, warmup_rounds=1)
-    benchmark.extra_info.update(
-        device="cpu",
-        cpu=environment.cpu_model(),
-        isa=environment.isa() if peer.name.startswith("ours") else None,
-        threads=torch.get_num_threads(),
-        versions=environment.versions(),
-        violating_rows=violating,
+@every(LAYER_PEERS, [INFERENCE, TRAINING], CASES)
+def test_layer(contest, peer: LayerPeer, mode: str, case: Case) -> None:
+    build, right = (peer.infer, check_output) if mode == INFERENCE else (peer.build, check)
+    contest(
+        peer,
+        case,
+        lambda: build(feature_map(data(case).z), data(case).codebook),
+        lambda result: right(peer, data(case), result, truth(case)),
+        matrices=peer.matrices,
     )

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks import environment, results
+from benchmarks import results
 from benchmarks.reference_training import train_reference
+from vqvae_fast.bench import environment, tables
 
 if TYPE_CHECKING:
     from vqvae_fast.training import ImageData
@@ -34,6 +35,7 @@ NUM_CODES = 512
 _RECENT_STEPS = 32
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
+Curve = list[tuple[int, float]]
 
 
 class Measured(NamedTuple):
@@ -65,7 +67,7 @@ def measure(forward: Forward, crops: Tensor) -> Measured:
 
 def train_ours(
     recipe: str, images: "ImageData", steps: int, seed: int, out: Path
-) -> tuple[Forward, float]:
+) -> tuple[Forward, float, Curve]:
     """Train through vqvae_fast.training; a run folder is left in ``out``."""
     from vqvae_fast.training import TrainConfig, train
 
@@ -88,11 +90,13 @@ def train_ours(
         output = trained.model.forward_with_indices(x)
         return output.x_hat, output.indices
 
-    return forward, trained.seconds
+    lines = (trained.run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    logged = [line for line in map(json.loads, lines) if "mse" in line]
+    return forward, trained.seconds, [(line["step"], line["mse"]) for line in logged]
 
 
-def _train_reference(images: "ImageData", steps: int, seed: int) -> tuple[Forward, float]:
-    model, seconds = train_reference(
+def _train_reference(images: "ImageData", steps: int, seed: int) -> tuple[Forward, float, Curve]:
+    model, seconds, curve = train_reference(
         lambda step: images.batch(seed, step, BATCH_SIZE), images.variance(), steps, seed
     )
 
@@ -100,7 +104,7 @@ def _train_reference(images: "ImageData", steps: int, seed: int) -> tuple[Forwar
         output = model(x)
         return output.x_hat, output.indices
 
-    return forward, seconds
+    return forward, seconds, curve
 
 
 def run_one(
@@ -108,11 +112,11 @@ def run_one(
 ) -> dict[str, Any]:
     """Train one recipe with one seed and measure it."""
     if recipe == "reference":
-        forward, seconds = _train_reference(images, steps, seed)
+        forward, seconds, curve = _train_reference(images, steps, seed)
     else:
         with tempfile.TemporaryDirectory() as folder:
             out = (keep or Path(folder)) / f"{recipe}-{seed}"
-            forward, seconds = train_ours(recipe, images, steps, seed, out)
+            forward, seconds, curve = train_ours(recipe, images, steps, seed, out)
     recent = range(max(0, steps - _RECENT_STEPS), steps)
     seen = torch.cat([images.batch(seed, step, BATCH_SIZE) for step in recent])
     return {
@@ -122,6 +126,7 @@ def run_one(
         "seconds": seconds,
         "held_out": measure(forward, images.validation(crops))._asdict(),
         "training": measure(forward, seen)._asdict(),
+        "curve": curve,  # (step, mean squared error of its batch, on pixels in [0, 1])
     }
 
 
@@ -165,12 +170,12 @@ def markdown(record: dict[str, Any]) -> str:
         "seconds",
     )
     return (
-        results.heading(record)
+        tables.heading(record)
         + f"{steps} steps of {BATCH_SIZE} crops of 32x32 from: {record['data']}. Means over the "
         "seeds (lowest to highest). The same seed means the same crops for every recipe; all are "
         f"measured on the same {record['crops']} held-out crops, and on the training crops of the "
         f"last {_RECENT_STEPS} steps.\n\n"
-        + results.table(head, rows)
+        + tables.table(head, rows)
         + "\n"
         + "".join(f"- {name}: {text}\n" for name, text in RECIPES.items())
     )

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from benchmarks import command_line, environment, results
-from benchmarks.data import Shape
-from benchmarks.interleave import interleaved, ratio
-from benchmarks.peers.base import training_step
+from benchmarks import command_line
 from benchmarks.reference_vqvae import ReferenceVQVAE, reference_optimizer
-from benchmarks.threads import all_threads
+from vqvae_fast.bench import environment, tables
+from vqvae_fast.bench.data import Shape
+from vqvae_fast.bench.interleave import interleaved, ratio
+from vqvae_fast.bench.peers.base import training_step
+from vqvae_fast.bench.threads import all_threads
 from vqvae_fast.models import VQVAE
 
 BATCH, DIM = 128, 64
@@ -126,7 +127,7 @@ def compare(num_codes: int, batch: int, rounds: int, min_seconds: float) -> dict
 def markdown(record: dict[str, Any]) -> str:
     """The record as tables."""
     parts = [
-        results.heading(record),
+        tables.heading(record),
         f"One training step on {record['batch']} images of 32 x 32 pixels (64 latents each, D = "
         f"{DIM}): forward, loss, backward, Adam. Times are milliseconds: median (quartiles) of "
         f"{record['rounds']} interleaved rounds. The quantizer is timed alone, forward and "
@@ -138,15 +139,15 @@ def markdown(record: dict[str, Any]) -> str:
         rows = [
             (
                 name,
-                results.milliseconds(line["seconds"]),
-                results.milliseconds(line["quantizer_seconds"]),
-                results.share(line["quantizer_share"]),
-                results.times(line["reference_over_it"]),
+                tables.milliseconds(line["seconds"]),
+                tables.milliseconds(line["quantizer_seconds"]),
+                tables.share(line["quantizer_share"]),
+                tables.times(line["reference_over_it"]),
             )
             for name, line in entry["contenders"].items()
         ]
         head = ("model", "step, ms", "quantizer, ms", "share", "faster than the reference")
-        parts.append(results.table(head, rows))
+        parts.append(tables.table(head, rows))
     return "".join(parts)
 
 

@@ -3,14 +3,20 @@
 import ast
 import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
 import torch
 
+from vqvae_fast.bench.data import SEARCH_SHAPES, Shape
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SCALING = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+EXAMPLES, OF_SCALING = (
+    re.findall(r"```python\n(.*?)```", text, re.DOTALL) for text in (README, SCALING)
+)
 
 
 def test_there_is_an_example_for_each_kind_of_user():
@@ -22,9 +28,10 @@ def test_links_point_to_files(link):
     assert "://" in link or (ROOT / link).is_file()
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.parametrize("example", [*EXAMPLES, *OF_SCALING])
 def test_examples_import_what_there_is(example):
-    imports = [node for node in ast.parse(example).body if isinstance(node, ast.ImportFrom)]
+    kinds = (ast.Import, ast.ImportFrom)
+    imports = [node for node in ast.parse(example).body if isinstance(node, kinds)]
     assert imports
     for node in imports:
         exec(compile(ast.Module([node], []), "README.md", "exec"), {})
@@ -75,9 +82,12 @@ def test_the_search_table_is_what_was_measured():
     record = json.loads((RESULTS / "search.json").read_text())
     expected = []
     for entry in record["results"]:
+        trained = entry["data"] == "trained" and entry["shape"]["k"] == 8192
+        if not (trained or Shape(**entry["shape"]) in SEARCH_SHAPES):
+            continue  # search.md has them all
         shape = ", ".join(str(size) for size in entry["shape"].values())
         lines = entry["contenders"]
-        ratios = (lines[peer]["times_slower_than_ours"]["median"] for peer in PEERS)
+        ratios = [lines[peer]["times_slower_than_ours"]["median"] for peer in PEERS]
         cells = (
             shape if entry["data"] == "Gaussian" else f"{shape}, {entry['data']}",
             quoted(lines["ours"]["seconds"]["median"] * 1e3),
@@ -86,6 +96,21 @@ def test_the_search_table_is_what_was_measured():
         )
         expected.append("| " + " | ".join(cells) + " |")
     assert rows_below("| N, K, D | ours, ms") == expected
+
+
+def test_the_summary_of_all_shapes_is_what_was_measured():
+    record = json.loads((RESULTS / "search.json").read_text())
+    ratios = [
+        {name: line["times_slower_than_ours"]["median"] for name, line in lines.items()}
+        for lines in (entry["contenders"] for entry in record["results"])
+    ]
+    faiss = statistics.geometric_mean(r["FAISS search"] for r in ratios if "FAISS search" in r)
+    least = min(ratio for r in ratios for name, ratio in r.items() if name != "ours")
+    assert (
+        f"{len(ratios)} shapes, those of published models among them, it is {quoted(faiss, 'x')} "
+        f"as fast as FAISS in the geometric mean, and at least {quoted(least, 'x')} as fast "
+        "as any peer."
+    ) in " ".join(README.split())
 
 
 def test_the_table_of_modules_is_what_was_measured():
@@ -102,6 +127,14 @@ def test_the_table_of_modules_is_what_was_measured():
         )
         expected.append("| " + " | ".join(cells) + " |")
     assert rows_below("| module: N, K, D") == expected
+
+
+def test_the_tables_of_scaling_are_what_was_measured():
+    tables = (RESULTS / f"{name}.md" for name in ("large_codebooks", "sharded"))
+    measured = [line for table in tables for line in table.read_text().splitlines()]
+    quoted_rows = [line for line in SCALING.splitlines() if line.startswith(("| 32 ", "| 2048,"))]
+    assert len(quoted_rows) == 5 + 6
+    assert set(quoted_rows) <= set(measured)
 
 
 MIGRATING = (ROOT / "docs" / "migrating.md").read_text(encoding="utf-8")

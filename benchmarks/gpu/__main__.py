@@ -10,8 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from benchmarks import command_line, environment, results
-from benchmarks.data import (
+from benchmarks import command_line, results
+from benchmarks.gpu import layer, residual, search, sums
+from benchmarks.gpu.device import Gpu, why_not
+from benchmarks.gpu.goals import goals
+from benchmarks.gpu.report import markdown
+from vqvae_fast.bench import environment
+from vqvae_fast.bench.data import (
     GPU_LAYER_SHAPES,
     PUBLISHED_SHAPES,
     RESIDUAL_SHAPES,
@@ -21,11 +26,7 @@ from benchmarks.data import (
     Vectors,
     gaussian,
 )
-from benchmarks.gpu import layer, residual, search, sums
-from benchmarks.gpu.device import Gpu, why_not
-from benchmarks.gpu.goals import goals
-from benchmarks.gpu.report import markdown
-from benchmarks.peers import GPU_SEARCH_PEERS, LAYER_PEERS, RESIDUAL_PEERS, SUM_PEERS
+from vqvae_fast.bench.peers import GPU_SEARCH_PEERS, LAYER_PEERS, RESIDUAL_PEERS, SUM_PEERS
 
 KINDS = ("search", "layer", "sums", "residual")
 # Of the 8 minutes; a job that has begun is finished.
@@ -64,7 +65,8 @@ def jobs(options: argparse.Namespace, gpu: Gpu) -> Iterator[Job]:
                 data = "half of the rows in one segment" if skewed else "uniform segments"
                 yield Job("segment sum", shape, data, "float32", _sums(gpu, shape, skewed))
     if "residual" in options.only:
-        for shape, stages in [(shape, 2) for shape in shapes or ()] or RESIDUAL_SHAPES:
+        for shape in shapes or RESIDUAL_SHAPES:
+            stages = RESIDUAL_SHAPES.get(shape, 2)
             run = _residual(gpu, shape, stages)
             yield Job("residual", shape, f"{stages} stages", "float32", run)
     if "search" in options.only:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from benchmarks.interleave import interleaved, ratio
+from vqvae_fast.bench.interleave import interleaved, ratio
 
 # Calls that take longer gain nothing in a graph.
 _GRAPH_SECONDS = 0.002

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from benchmarks import environment
 from vqvae_fast import backends
+from vqvae_fast.bench import environment
 
 NO_DEVICE = "no CUDA device: torch.cuda.is_available() is false, and nothing was measured"
 # What do_bench runs a call for before and while it measures, in milliseconds.

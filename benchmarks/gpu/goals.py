@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from benchmarks.peers import OURS
+from vqvae_fast.bench.peers import OURS
 
 # The goals are for this device; on others the figures are given and not judged.
 JUDGED = "H100"

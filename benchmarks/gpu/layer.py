@@ -4,10 +4,10 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.data import Vectors, feature_map
 from benchmarks.gpu.contest import Clock, Contender, compete
-from benchmarks.layer import check
-from benchmarks.peers import LAYER_PEERS, LayerPeer
+from vqvae_fast.bench.data import Vectors, feature_map
+from vqvae_fast.bench.layer import check
+from vqvae_fast.bench.peers import LAYER_PEERS, LayerPeer
 
 _RIVALS = {"ema": "ours (EMA)", "gradient": "ours (gradient)"}
 

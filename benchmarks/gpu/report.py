@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmarks import results
+from vqvae_fast.bench import tables
 
 _HEADS = {
     "search": ("TFLOP/s", "of bf16 product", "violating rows"),
@@ -14,7 +14,7 @@ _HEADS = {
 
 def markdown(record: dict[str, Any]) -> str:
     """The whole report: device, goals, a table for each entry, and what did not run."""
-    parts = [results.heading(record, _device(record)), _limits(record["limits"])]
+    parts = [tables.heading(record, _device(record)), _limits(record["limits"])]
     parts.append(
         "Times are milliseconds a call: median (quartiles) of "
         f"{record['rounds']} interleaved rounds, each the median of triton.testing.do_bench, which "
@@ -65,7 +65,7 @@ def _goals(goals: list[dict[str, Any]]) -> str:
         rows.append(
             (goal["goal"], f"{at} {goal['target']:g} {goal['unit']}", measured, met, goal["gap"])
         )
-    return results.table(("goal", "target", "measured", "met", "gap"), rows)
+    return tables.table(("goal", "target", "measured", "met", "gap"), rows)
 
 
 def _entry(entry: dict[str, Any], limits: dict[str, float]) -> str:
@@ -79,26 +79,26 @@ def _entry(entry: dict[str, Any], limits: dict[str, float]) -> str:
         rows.append(
             (
                 name,
-                results.milliseconds(line["seconds"]),
+                tables.milliseconds(line["seconds"]),
                 "-" if graph is None else f"{graph * 1e3:.3g}",
-                results.mebibytes(line["peak_bytes"]),
+                tables.mebibytes(line["peak_bytes"]),
                 *_figures(entry["kind"], line, limits),
-                results.times(slower) if slower else "-",
+                tables.times(slower) if slower else "-",
             )
         )
     blanks = ("-",) * (len(_HEADS[entry["kind"]]) + 3)
     rows += [(name, reason, *blanks) for name, reason in entry["failed"].items()]
     head = ("contender", "ms", "in a graph", "peak MiB", *_HEADS[entry["kind"]], "ours is faster")
-    return text + results.table(head, rows)
+    return text + tables.table(head, rows)
 
 
 def _figures(kind: str, line: dict[str, Any], limits: dict[str, float]) -> tuple[str, ...]:
-    wrong = results.share(line["violating"])
+    wrong = tables.share(line["violating"])
     if kind in ("search", "residual"):
-        of_product = results.share(line["tflops"] / limits["bfloat16_tflops"])
+        of_product = tables.share(line["tflops"] / limits["bfloat16_tflops"])
         return f"{line['tflops']:.1f}", of_product, wrong
     if kind == "segment sum":
-        of_copy = results.share(line["gb_per_s"] / limits["copy_gb_per_s"])
+        of_copy = tables.share(line["gb_per_s"] / limits["copy_gb_per_s"])
         return f"{line['gb_per_s']:.0f}", of_copy, wrong
     return (wrong,)
 

@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.data import Shape
-from benchmarks.exactness import smallest_distances, violating_share
 from benchmarks.gpu.contest import Clock, Contender, compete
 from benchmarks.gpu.search import InexactError
-from benchmarks.peers import RESIDUAL_PEERS, ResidualPeer
+from vqvae_fast.bench.data import Shape, gaussian_stages
+from vqvae_fast.bench.exactness import violating_stages
+from vqvae_fast.bench.peers import RESIDUAL_PEERS, ResidualPeer
 
 _SAMPLE = 256
 
@@ -17,11 +17,8 @@ _SAMPLE = 256
 def compare(
     shape: Shape, stages: int, clock: Clock, rounds: int, device: torch.device
 ) -> dict[str, Any]:
-    """The JSON record of one shape with ``stages`` books; each fits what the last has left."""
-    generator = torch.Generator(device).manual_seed(0)
-    z = torch.randn(shape.n, shape.d, generator=generator, device=device)
-    codebooks = torch.randn(stages, shape.k, shape.d, generator=generator, device=device)
-    codebooks *= 0.7 ** torch.arange(stages, device=device)[:, None, None]
+    """The JSON record of one shape with ``stages`` books."""
+    z, codebooks = gaussian_stages(shape, stages, device)
     outcome = compete(
         [_contender(peer, z, codebooks) for peer in RESIDUAL_PEERS],
         lambda name: RESIDUAL_PEERS[0].name,
@@ -45,11 +42,7 @@ def _contender(peer: ResidualPeer, z: Tensor, codebooks: Tensor) -> Contender:
     ours = peer.name.startswith("ours")
 
     def check(indices: Tensor) -> float:
-        residual, wrong = z[:_SAMPLE], 0.0
-        for codebook, choice in zip(codebooks, indices[:_SAMPLE].unbind(1), strict=True):
-            smallest = smallest_distances(residual, codebook)
-            wrong = max(wrong, violating_share(residual, codebook, choice, smallest))
-            residual = residual - codebook[choice]
+        wrong = violating_stages(z[:_SAMPLE], codebooks, indices[:_SAMPLE])
         if ours and wrong:
             raise InexactError(f"{wrong:.2%} of a stage's rows of {peer.name} are not the nearest")
         return wrong

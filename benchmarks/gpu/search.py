@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.data import Vectors
-from benchmarks.exactness import Smallest, smallest_distances, violating_share
 from benchmarks.gpu.contest import Clock, Contender, compete
-from benchmarks.peers import GPU_SEARCH_PEERS, OURS, SearchPeer
+from vqvae_fast.bench.data import Vectors
+from vqvae_fast.bench.exactness import Smallest, smallest_distances, violating_share
+from vqvae_fast.bench.peers import GPU_SEARCH_PEERS, OURS, SearchPeer
 
 # Rows that are compared with a float64 search; of all others only the range is checked.
 _SAMPLE = 1024

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.data import Shape
-from benchmarks.exactness import wrong_sums
 from benchmarks.gpu.contest import Clock, Contender, compete
-from benchmarks.peers import SUM_PEERS, SumPeer
+from vqvae_fast.bench.data import Shape
+from vqvae_fast.bench.exactness import wrong_sums
+from vqvae_fast.bench.peers import SUM_PEERS, SumPeer
 
 
 class WrongSumError(AssertionError):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import drop_in
-from benchmarks.data import Shape
+from vqvae_fast.bench.data import Shape
 
 pytestmark = pytest.mark.skipif(
     drop_in.unavailable() is not None, reason=str(drop_in.unavailable())

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import environment
-from benchmarks.data import Shape, gaussian
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import contest, device, layer, residual, search, sums
 from benchmarks.gpu.goals import Goal, goals
 from benchmarks.gpu.report import markdown
-from benchmarks.interleave import summarise
-from benchmarks.peers import GPU_SEARCH_PEERS, LAYER_PEERS, OURS, RESIDUAL_PEERS, SUM_PEERS
-from benchmarks.peers.base import SearchPeer
+from vqvae_fast.bench import environment
+from vqvae_fast.bench.data import Shape, gaussian
+from vqvae_fast.bench.interleave import summarise
+from vqvae_fast.bench.peers import GPU_SEARCH_PEERS, LAYER_PEERS, OURS, RESIDUAL_PEERS, SUM_PEERS
+from vqvae_fast.bench.peers.base import SearchPeer
 
 SHAPE = Shape(64, 40, 8)
 
@@ -194,7 +194,7 @@ def test_an_error_of_ours_is_in_the_table_and_in_the_status(stand, tmp_path, cap
 def test_every_job_of_the_full_run_is_listed(stand):
     options = types.SimpleNamespace(shapes=None, only=command.KINDS, run=[], latents=[])
     named = [job.name for job in command.jobs(options, stand)]
-    assert len(named) == len(set(named)) == 18 + 4 + 6 + 3 + 14
+    assert len(named) == len(set(named)) == 18 + 4 + 6 + 4 + 16
     assert named[1] == "search 65536x8192x8 Gaussian bfloat16"
 
 

@@ -5,10 +5,10 @@ import os
 import pytest
 import torch
 
-from benchmarks import environment, interleave, memory, peak, threads
-from benchmarks.data import Shape, feature_map, gaussian, rows_of
-from benchmarks.exactness import smallest_distances, violating_share
 from vqvae_fast import _native
+from vqvae_fast.bench import environment, interleave, memory, peak, threads
+from vqvae_fast.bench.data import Shape, feature_map, gaussian, rows_of
+from vqvae_fast.bench.exactness import smallest_distances, violating_share
 
 
 def test_violations_are_found_far_from_the_origin():
@@ -79,7 +79,7 @@ def test_peak_says_when_there_is_no_compiler(monkeypatch):
 
 def test_memory_sees_n_x_k():
     shape = Shape(2048, 4096, 8)
-    scores = memory.measure("search", "torch addmm+argmin", shape, 1)
+    scores = memory.measure(memory.SEARCH, "torch addmm+argmin", shape, 1)
     if scores is None:
         pytest.skip("this kernel has no high-water mark that can be reset")
     size = shape.n * shape.k * 4
@@ -92,7 +92,7 @@ def test_memory_sees_n_x_k():
 )
 def test_memory_of_ours_stays_below_its_bound():
     shape = Shape(4096, 16384, 16)
-    ours = memory.measure("search", "ours", shape, 1)
+    ours = memory.measure(memory.SEARCH, "ours", shape, 1)
     if ours is None:
         pytest.skip("this kernel has no high-water mark that can be reset")
     assert ours.beside_outputs <= memory.search_bound(shape) < shape.n * shape.k * 4
@@ -100,7 +100,7 @@ def test_memory_of_ours_stays_below_its_bound():
 
 def test_failed_measurement_says_whose():
     with pytest.raises(RuntimeError, match="measuring the memory of nobody failed"):
-        memory.measure("search", "nobody", Shape(1, 1, 1), 1)
+        memory.measure(memory.SEARCH, "nobody", Shape(1, 1, 1), 1)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import search
-from benchmarks.data import Shape, from_npz, gaussian
-from benchmarks.peers import OURS, SEARCH_PEERS
-from benchmarks.peers.base import SearchPeer, needs
+from benchmarks import search as command
+from vqvae_fast.bench import environment, search
+from vqvae_fast.bench.data import PUBLISHED, RESIDUAL_SHAPES, Shape, from_npz, gaussian
+from vqvae_fast.bench.peers import OURS, SEARCH_PEERS
+from vqvae_fast.bench.peers.base import SearchPeer, needs
 
 SHAPE = Shape(96, 40, 8)
 
@@ -20,7 +21,7 @@ def test_smoke_run_of_every_peer(tmp_path, capsys):
     np.savez(tmp_path / "latents.npz", z=z, codebook=codebook[:30])
     out = tmp_path / "deep" / "search.json"
     arguments = ["--quick", "--shapes", "96,40,8", "--json", str(out)]
-    search.main([*arguments, "--latents", str(tmp_path / "latents.npz")])
+    command.main([*arguments, "--latents", str(tmp_path / "latents.npz")])
 
     record = json.loads(out.read_text())
     table = capsys.readouterr().out
@@ -46,7 +47,8 @@ def test_smoke_run_of_every_peer(tmp_path, capsys):
 def test_results_carry_no_paths_or_host_names(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(search, "SEARCH_PEERS", (OURS,))
     monkeypatch.setattr("sys.argv", ["search", "--json", str(tmp_path / "x.json")])
-    search.main(["--quick", "--shapes", "8,4,2", "--no-memory", "--json", str(tmp_path / "x.json")])
+    out = ["--json", str(tmp_path / "x.json")]
+    command.main(["--quick", "--shapes", "8,4,2", "--no-memory", *out])
     text = (tmp_path / "x.json").read_text()
     assert "python -m benchmarks.search --json x.json" in text
     assert str(tmp_path) not in text + capsys.readouterr().out
@@ -60,7 +62,8 @@ def test_absent_peer_is_skipped_with_its_reason(monkeypatch):
         "absent": "no-such-package is not installed (pip install .[bench])"
     }
     assert set(record["results"][0]["contenders"]) == {"ours"}
-    assert "- absent: no-such-package is not installed" in search.markdown(record)
+    table = search.markdown(environment.describe("search", 1) | record)
+    assert "- absent: no-such-package is not installed" in table
 
 
 def test_wrong_answer_of_ours_is_never_timed(monkeypatch):
@@ -93,6 +96,38 @@ def test_peers_that_do_not_take_a_dtype_say_so():
 def test_bad_shapes_are_refused(text):
     with pytest.raises(ValueError, match="three positive numbers N,K,D"):
         Shape.parse(text)
+
+
+def test_published_shapes_have_names(capsys):
+    assert Shape.parse("vqgan") == (768, 16384, 256)
+    assert all(Shape.parse(name) == model.shape for name, model in PUBLISHED.items())
+    assert RESIDUAL_SHAPES[Shape.parse("mimi")] == 32
+    with pytest.raises(SystemExit):
+        command.main(["--shapes", "vqgn"])
+    assert "one of vqvae-cifar10, " in capsys.readouterr().err
+
+
+def test_trained_vectors_are_there_unless_they_are_left_out(monkeypatch, tmp_path):
+    out = ["--json", str(tmp_path / "x.json"), "--no-memory", "--rounds", "1"]
+    asked = []
+    monkeypatch.setattr(search, "SEARCH_PEERS", (OURS,))
+    monkeypatch.setattr(command, "SHAPES", (SHAPE,))
+
+    def tiny(k, d, rows, dtype):
+        asked.append((rows, k, d))
+        return gaussian(SHAPE, dtype)._replace(source="trained")
+
+    monkeypatch.setattr(command.trained, "trained", tiny)
+    record = command.main(out)
+    assert [entry["data"] for entry in record["results"]] == ["Gaussian", *["trained"] * 5]
+    assert asked == [(16384, 512, 64), *((16384, 8192, d) for d in (32, 64, 128, 256))]
+    for options in (["--no-trained"], ["--quick"], ["--shapes", "96,40,8"]):
+        assert {entry["data"] for entry in command.main([*out, *options])["results"]} == {
+            "Gaussian"
+        }
+    monkeypatch.setattr(command.trained, "unavailable", lambda: "no photographs")
+    with pytest.raises(SystemExit):
+        command.main(out)
 
 
 def test_bad_latents_are_refused(tmp_path):

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from benchmarks import sums
-from benchmarks.data import Shape
-from benchmarks.exactness import wrong_sums
-from benchmarks.peers import SUM_PEERS
+from vqvae_fast.bench.data import Shape
+from vqvae_fast.bench.exactness import wrong_sums
+from vqvae_fast.bench.peers import SUM_PEERS
 
 
 def test_smoke_run_of_every_way(tmp_path, capsys):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import training
-from benchmarks.data import from_run
+from vqvae_fast.bench.data import from_run
 
 OPTIONS = ["--steps", "2", "--seeds", "0", "--crops", "8"]
 
@@ -45,6 +45,15 @@ def test_smoke_run_of_all_recipes(tmp_path, capsys, monkeypatch):
     # With everything there, nothing is trained again.
     monkeypatch.setattr(training, "run_one", None)
     assert training.main([*OPTIONS, "--json", str(out)])["runs"] == runs
+
+
+def test_curves_of_all_recipes_are_on_one_scale(tmp_path):
+    options = ["--steps", "10", "--seeds", "0", "--crops", "64", "--json", str(tmp_path / "t.json")]
+    for run in training.main(options)["runs"].values():
+        ((step, error),) = run["curve"]
+        assert step == 10
+        measured = 10 ** (-run["training"]["psnr"] / 10)  # of the same crops, at the end
+        assert 0.5 < error / measured < 2
 
 
 def test_measure_counts_over_all_crops():

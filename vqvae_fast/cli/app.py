@@ -3,6 +3,7 @@
 import click
 
 import vqvae_fast
+from vqvae_fast.cli.bench import bench
 from vqvae_fast.cli.convert import convert
 from vqvae_fast.cli.decode import decode
 from vqvae_fast.cli.encode import encode
@@ -31,3 +32,4 @@ app.add_command(encode)
 app.add_command(decode)
 app.add_command(convert)
 app.add_command(info)
+app.add_command(bench)

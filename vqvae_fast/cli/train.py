@@ -5,9 +5,11 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from vqvae_fast.cli import INTERRUPTED
 from vqvae_fast.training import TrainConfig, TrainResult
 from vqvae_fast.training import resume as resume_run
 from vqvae_fast.training import train as train_run
+from vqvae_fast.training.processes import is_first, launched
 
 _DEFAULT = TrainConfig()
 # The options that may come with --resume; all others are the run's own.
@@ -88,8 +90,19 @@ def train(
     """Train a VQ-VAE on images.
 
     Leaves a run folder with the model, its figures and pictures of them. Ctrl-C stops a run after
-    the step in progress, with a checkpoint to --resume from.
+    the step in progress, with a checkpoint to --resume from. Several processes or GPUs share a run
+    with: torchrun --nproc-per-node N -m vqvae_fast.cli train ...
     """
+    with launched():
+        result = _result(context, resume, progress, options)
+        if is_first():
+            _report(result)
+    return INTERRUPTED if result.interrupted else 0
+
+
+def _result(
+    context: click.Context, resume: str | None, progress: bool | None, options: dict[str, Any]
+) -> TrainResult:
     given = {
         name
         for name in context.params
@@ -103,24 +116,21 @@ def train(
                 f"--resume takes its settings from the run: {names} cannot be given with it"
             )
         changes = {name: options[name] for name in ("steps", "device") if name in given}
-        result = resume_run(resume, progress=progress, say=click.echo, **changes)
-    else:
-        if "photographs" in given and options["data"] != _DEFAULT.data:
-            raise click.UsageError("--photographs goes with --data photos only")
-        options["photographs"] = tuple(options["photographs"].replace(",", " ").split())
-        config = TrainConfig(**options)
-        result = train_run(config, progress=progress, say=click.echo)
-    return _report(result)
+        return resume_run(resume, progress=progress, say=click.echo, **changes)
+    if "photographs" in given and options["data"] != _DEFAULT.data:
+        raise click.UsageError("--photographs goes with --data photos only")
+    options["photographs"] = tuple(options["photographs"].replace(",", " ").split())
+    return train_run(TrainConfig(**options), progress=progress, say=click.echo)
 
 
-def _report(result: TrainResult) -> int:
-    """Say how the run ended; the exit status."""
+def _report(result: TrainResult) -> None:
+    """Say how the run ended."""
     if result.held_out is None or result.training is None:
         click.echo(
             f"stopped at step {result.step}; continue with: vqvae-fast train --resume {result.run}",
             err=True,
         )
-        return 130
+        return
     codes = len(result.held_out.counts)
     minutes, seconds = divmod(round(result.seconds), 60)
     click.echo(
@@ -132,4 +142,3 @@ def _report(result: TrainResult) -> int:
         f"pictures  {result.run}/reconstructions.png, curves.png, usage.png\n"
         f"try it    vqvae-fast reconstruct IMAGE --run {result.run} -o OUT.png"
     )
-    return 0

@@ -1,0 +1,162 @@
+"""What pytest's suites run on: named shapes with Gaussian vectors, or with a trained model's."""
+
+import functools
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Protocol
+
+import pytest
+import torch
+
+from vqvae_fast import nearest_code
+from vqvae_fast.bench import trained
+from vqvae_fast.bench.data import PUBLISHED, SWEEP_SHAPES, Shape, gaussian, gaussian_stages
+from vqvae_fast.bench.exactness import Smallest, smallest_distances
+from vqvae_fast.bench.peers.base import always
+
+# What is larger, and the sweep, runs with --full only.
+_LARGE_FLOPS = 2e10
+_TRAINED_STAGES = 4
+
+
+class Named(Protocol):
+    """A peer, of whatever kind."""
+
+    @property
+    def name(self) -> str:
+        """Of the backend, in words."""
+        ...
+
+
+class Case(NamedTuple):
+    """A named shape and its data.
+
+    Attributes:
+        name: its part of the test's id.
+        shape: of a stage.
+        source: "Gaussian", "trained" or what else the data is, in words.
+        make: makes the data: what the suite takes.
+        stages: how many times the shape is searched.
+        full: whether it waits for --full.
+        unavailable: None, or the reason why the data cannot be made here.
+    """
+
+    name: str
+    shape: Shape
+    source: str
+    make: Callable[[], Any]
+    stages: int = 1
+    full: bool = False
+    unavailable: Callable[[], str | None] = always
+
+    @property
+    def flops(self) -> float:
+        """Multiplications and additions of all scores of all stages."""
+        return self.stages * self.shape.flops
+
+
+def _gaussian(name: str, shape: Shape, full: bool) -> Case:
+    return Case(name, shape, "Gaussian", functools.partial(gaussian, shape), 1, full)
+
+
+def _trained(shape: Shape, make: Callable[[], Any], stages: int = 1) -> Case:
+    return Case(
+        f"trained-{shape.k}x{shape.d}",
+        shape,
+        "trained",
+        make,
+        stages,
+        # Each needs a model of its own: the default is the reference's size and one large codebook.
+        (shape.k, shape.d) not in ((512, 64), (8192, 64)),
+        trained.unavailable,
+    )
+
+
+def _assigned(case: Case) -> Case:
+    """The same with (src [N, D], indices [N]): uniform of Gaussian rows, else the nearest codes."""
+
+    def make() -> Any:
+        z, codebook, source = case.make()
+        if source == "trained":
+            return z, nearest_code(z, codebook).indices
+        generator = torch.Generator().manual_seed(0)
+        return z, torch.randint(len(codebook), (len(z),), generator=generator)
+
+    return case._replace(make=make)
+
+
+# Their data are Vectors.
+PUBLISHED_CASES = tuple(
+    _gaussian(name, model.shape, model.shape.flops > _LARGE_FLOPS)
+    for name, model in PUBLISHED.items()
+)
+TRAINED_CASES = tuple(
+    _trained(shape, functools.partial(trained.trained, shape.k, shape.d, shape.n))
+    for shape in trained.TRAINED_SHAPES
+)
+SWEEP_CASES = tuple(_gaussian(shape.name, shape, full=True) for shape in SWEEP_SHAPES)
+CASES = (*PUBLISHED_CASES, *TRAINED_CASES, *SWEEP_CASES)
+# Rows and indices.
+SUM_CASES = tuple(map(_assigned, CASES))
+# z [N, D] and codebooks [stages, K, D].
+RESIDUAL_CASES = (
+    *(
+        Case(
+            name,
+            model.shape,
+            "Gaussian",
+            functools.partial(gaussian_stages, model.shape, model.stages),
+            model.stages,
+            model.stages * model.shape.flops > _LARGE_FLOPS,
+        )
+        for name, model in PUBLISHED.items()
+        if model.stages > 1
+    ),
+    *(
+        _trained(
+            shape,
+            functools.partial(trained.trained_stages, shape.k, shape.d, _TRAINED_STAGES),
+            _TRAINED_STAGES,
+        )
+        for shape in trained.TRAINED_SHAPES
+        if shape.k == 512
+    ),
+)
+
+
+def every(
+    peers: Iterable[Named], modes: Iterable[str], cases: Iterable[Case]
+) -> pytest.MarkDecorator:
+    """Parametrises a test over (peer, mode, case), case by case: the id is backend-mode-shape."""
+    peers, modes = list(peers), list(modes)
+    return pytest.mark.parametrize(
+        ("peer", "mode", "case"),
+        [
+            pytest.param(
+                peer,
+                mode,
+                case,
+                id=f"{_words(peer.name)}-{mode}-{case.name}",
+                marks=[pytest.mark.full] if case.full else [],
+            )
+            for case in cases
+            for mode in modes
+            for peer in peers
+        ],
+    )
+
+
+@functools.lru_cache(maxsize=1)  # the tests go case by case
+def data(case: Case) -> Any:
+    """The case's data."""
+    return case.make()
+
+
+@functools.lru_cache(maxsize=1)
+def truth(case: Case) -> Smallest:
+    """The float64 distances to the nearest codes, of a case whose data are Vectors."""
+    return smallest_distances(*data(case)[:2])
+
+
+def _words(name: str) -> str:
+    return "-".join(re.findall(r"[\w.+-]+", name))

@@ -1,0 +1,241 @@
+"""Charts of the benchmarks' records, one function a picture; :mod:`benchmarks.report` uses them.
+
+Matplotlib's Figure is used without pyplot: no window, no global state. Colours are Okabe and Ito's,
+which colour-blind readers tell apart, and every series has a marker of its own.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from benchmarks.sweep import series, slope
+from vqvae_fast.bench.data import Shape
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A6D00")
+_MARKERS = "os^Dv<>P"
+_WIDTH = 8.0  # inches; at 120 dots each a little wider than a README shows
+_OURS = "ours"
+
+
+class Style(NamedTuple):
+    """How a contender is drawn, in all charts of a report alike."""
+
+    color: str
+    marker: str
+
+
+def styles(names: Iterable[str]) -> dict[str, Style]:
+    """Ours is blue and round; the others as they come."""
+    ordered = sorted(dict.fromkeys(names), key=lambda name: not name.startswith(_OURS))
+    return {
+        name: Style(_COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)])
+        for i, name in enumerate(ordered)
+    }
+
+
+def speed_up(path: Path, rows: Sequence[tuple[str, Mapping[str, Any]]], title: str) -> None:
+    """How many times faster ours is, a line a shape and a dot a peer with its quartiles.
+
+    Args:
+        path: the PNG to write.
+        rows: (label, peer -> ratio as {"median", "q25", "q75"}).
+        title: of the chart.
+    """
+    figure = Figure(figsize=(_WIDTH, 1.6 + 0.42 * len(rows)), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    looks = styles([_OURS, *(name for _, peers in rows for name in peers)])
+    drawn: set[str] = set()
+    for place, (_, peers) in enumerate(rows):
+        for name, ratio in peers.items():
+            color, marker = looks[name]
+            spread = [[ratio["median"] - ratio["q25"]], [ratio["q75"] - ratio["median"]]]
+            # Side by side within the line: peers are often equally fast.
+            shift = 0.6 * (list(looks).index(name) / len(looks) - 0.5)
+            axes.errorbar(
+                ratio["median"],
+                place + shift,
+                xerr=spread,
+                fmt=marker,
+                color=color,
+                markersize=6,
+                elinewidth=1,
+                label=None if name in drawn else name,
+            )
+            drawn.add(name)
+    axes.axvline(1, color="#000000", linewidth=1)
+    axes.set_yticks(range(len(rows)), [label for label, _ in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xscale("log")
+    axes.set_xlabel("our speed over the peer's (1: the same)")
+    _plain(axes.xaxis)
+    axes.set_title(title)
+    _finish(figure, axes, path, columns=2)
+
+
+class Point(NamedTuple):
+    """A measured shape in a roofline: operations a byte, and operations a second."""
+
+    intensity: float
+    rate: float
+
+
+def roofline(
+    path: Path,
+    points: Mapping[str, Sequence[Point]],
+    roofs: Mapping[str, float],
+    bandwidth: float | None,
+) -> None:
+    """What was reached beside what the machine can do.
+
+    Args:
+        path: the PNG to write.
+        points: by contender.
+        roofs: operations a second by name: "float32", "int8".
+        bandwidth: bytes of memory a second.
+    """
+    figure = Figure(figsize=(_WIDTH, 4.8), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    reached = [point.intensity for of in points.values() for point in of]
+    left, right = min(reached) / 2, max(reached) * 2
+    for name, roof in roofs.items():
+        knee = max(left, roof / bandwidth) if bandwidth else left
+        axes.plot([knee, right], [roof / 1e9] * 2, color="#000000", linewidth=1.2)
+        label = f"{name}: {roof / 1e9:.0f} G/s"
+        axes.annotate(label, (right, roof / 1e9), (4, -3), textcoords="offset points")
+    if bandwidth and roofs:
+        knee = max(roofs.values()) / bandwidth
+        if knee > left:
+            axes.plot(
+                [left, knee], [left * bandwidth / 1e9, max(roofs.values()) / 1e9], color="#000000"
+            )
+            axes.annotate(f"memory: {bandwidth / 1e9:.0f} GB/s", (left, left * bandwidth / 1e9))
+    looks = styles(points)
+    for name, of in points.items():
+        color, marker = looks[name]
+        x, y = zip(*((point.intensity, point.rate / 1e9) for point in of), strict=True)
+        axes.scatter(x, y, color=color, marker=marker, label=name, zorder=3)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(left, right * 4)  # room for the names of the roofs
+    axes.set_xlabel("operations for each byte of vectors, codes and results")
+    axes.set_ylabel("effective 1e9 operations a second (2NKD / time)")
+    axes.set_title("The search beside the machine's limits")
+    _plain(axes.xaxis)
+    _plain(axes.yaxis)
+    _finish(figure, axes, path, columns=3)
+
+
+def scaling(path: Path, sweep: Mapping[str, Any], kind: str, title: str) -> None:
+    """Time, and memory where it was measured, over a size; slopes in the legends.
+
+    Args:
+        path: the PNG to write.
+        sweep: of :mod:`benchmarks.sweep`'s record.
+        kind: "search" or "layer".
+        title: of the chart.
+    """
+    panels = [
+        (label, scale, lines)
+        for label, scale, figure_name in (
+            ("milliseconds a call", 1e3, "seconds"),
+            ("peak memory, MiB", 1 / (1 << 20), "peak_memory"),
+        )
+        if (lines := series(sweep, kind, figure_name))
+    ]
+    figure = Figure(figsize=(_WIDTH, 5.0), dpi=120, layout="constrained")
+    figure.suptitle(title)
+    looks = styles(name for _, _, lines in panels for name in lines)
+    for axes, (label, scale, lines) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+    ):
+        for name, points in lines.items():
+            sizes, values = zip(*points, strict=True)
+            color, marker = looks[name]
+            exponent = slope(sizes, values)
+            grows = "" if exponent is None else f" (grows as ^{exponent:.2f})"
+            axes.plot(
+                sizes, [v * scale for v in values], color=color, marker=marker, label=name + grows
+            )
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xlabel(
+            {"k": "codes K", "d": "length of a code D", "n": "vectors N"}[sweep["axis"]]
+        )
+        axes.set_ylabel(label)
+        axes.xaxis.set_major_formatter(FuncFormatter(_short_count))
+        _plain(axes.yaxis)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)
+    figure.savefig(path, metadata={"Software": None})
+
+
+def training_curves(path: Path, runs: Mapping[str, Mapping[str, Any]], window: int = 15) -> None:
+    """PSNR of the training crops over the steps, one line a recipe, all seeds.
+
+    Args:
+        path: the PNG to write.
+        runs: of :mod:`benchmarks.training`'s record, those with a "curve" of (step, mean squared
+            error of pixels in [0, 1]).
+        window: points of a running mean.
+    """
+    figure = Figure(figsize=(_WIDTH, 4.2), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    looks = styles([_OURS, *(run["recipe"] for run in runs.values())])
+    drawn: set[str] = set()
+    for run in runs.values():
+        steps, errors = zip(*run["curve"], strict=True)
+        smooth = [sum(part) / len(part) for part in _windows(errors, window)]
+        recipe = run["recipe"]
+        axes.plot(
+            steps[window - 1 :],
+            [-10 * math.log10(error) for error in smooth],
+            color=looks[recipe].color,
+            linestyle={"reference": "--", "gradient": "-."}.get(recipe, "-"),
+            label=None if recipe in drawn else recipe,
+        )
+        drawn.add(recipe)
+    axes.set_xlabel("training step")
+    axes.set_ylabel("PSNR of the training crops, dB")
+    axes.set_title(f"Training on the photographs (running mean of {window} points)")
+    _finish(figure, axes, path, columns=3)
+
+
+def search_points(entries: Iterable[Mapping[str, Any]]) -> dict[str, list[Point]]:
+    """Points of a roofline from records of the search."""
+    points: dict[str, list[Point]] = {}
+    for entry in entries:
+        shape = Shape(**entry["shape"])
+        size = 4 if entry["dtype"] == "float32" else 2
+        # Read: vectors and codes; written: an index of 8 bytes and a distance of 4.
+        moved = (shape.n + shape.k) * shape.d * size + 12 * shape.n
+        for name, line in entry["contenders"].items():
+            rate = shape.flops / line["seconds"]["median"]
+            points.setdefault(name, []).append(Point(shape.flops / moved, rate))
+    return points
+
+
+def _windows(values: Sequence[float], width: int) -> Iterator[Sequence[float]]:
+    return (values[i : i + width] for i in range(len(values) - width + 1))
+
+
+def _short_count(value: float, _place: int) -> str:
+    for size, unit in ((1 << 20, "M"), (1 << 10, "k")):
+        if value >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
+
+
+def _plain(axis: Any) -> None:
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _finish(figure: Figure, axes: Axes, path: Path, columns: int) -> None:
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
+    figure.savefig(path, metadata={"Software": None})

@@ -1,0 +1,75 @@
+"""The benchmarks of large and of sharded codebooks, and of codes that stay alive: tiny runs."""
+
+import json
+
+import pytest
+
+from benchmarks import alive, large_codebooks, sharded
+
+
+def test_large_codebooks(tmp_path, capsys):
+    out = tmp_path / "large.json"
+    record = large_codebooks.main(["--quick", "--json", str(out)])
+    assert json.loads(out.read_text())["results"] == record["results"]
+    assert out.with_suffix(".md").read_text() in capsys.readouterr().out
+    for entry, shape in zip(record["results"], large_codebooks.QUICK, strict=True):
+        assert entry["shape"] == shape._asdict()
+        assert set(entry["contenders"]) | set(entry["skipped"]) == {
+            peer.name for peer in large_codebooks.LAYERS
+        }
+
+
+def test_a_peer_that_does_not_fit_is_named_in_its_row():
+    line = {"seconds": {"median": 1.0, "low": 1.0, "high": 1.0}, "peak_memory": 1 << 20}
+    entry = {
+        "shape": {"n": 1, "k": 2, "d": 3},
+        "contenders": {large_codebooks.EMA: line, large_codebooks.GRADIENT: line},
+        "skipped": {large_codebooks.PEER: "would need 9 GiB"},
+    }
+    record = {
+        "command": "c",
+        "date": "d",
+        "revision": "r",
+        "cpu": "x",
+        "cores": 2,
+        "threads": 2,
+        "isa": "avx2",
+        "versions": {"torch": "2"},
+        "rounds": 1,
+        "results": [entry],
+    }
+    assert "would need 9 GiB" in large_codebooks.markdown(record)
+
+
+def test_what_is_sent_is_what_is_predicted(tmp_path):
+    record = sharded.main(["--quick", "--json", str(tmp_path / "sharded.json")])
+    assert [entry["processes"] for entry in record["results"]] == 2 * list(sharded.PROCESSES)
+    for entry in record["results"]:
+        # Which process has whose codes is chance; besides, a few numbers are added up.
+        assert entry["bytes_sent"] == pytest.approx(entry["bytes_predicted"], rel=0.2, abs=512)
+        assert entry["search"]["median"] < entry["seconds"]["median"]
+        assert entry["codes_here"] == 64 // entry["processes"]
+
+
+def test_recipes_of_large_codebooks(tmp_path, capsys):
+    arguments = [
+        "--codes",
+        "20",
+        "--steps",
+        "2",
+        "--crops",
+        "8",
+        "--json",
+        str(tmp_path / "a.json"),
+    ]
+    record = alive.main(arguments)
+    assert set(record["runs"]) == {"ours-20", "peer-20"}
+    for run in record["runs"].values():
+        assert 0 < run["codes_used"] <= 20
+        assert run["psnr"] > 0
+    capsys.readouterr()
+    again = alive.main(arguments)
+    assert again["runs"] == record["runs"]
+    assert capsys.readouterr().out.count("there already") == 2
+    with pytest.raises(SystemExit):
+        alive.main(["--only", "nobody"])

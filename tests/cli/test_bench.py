@@ -1,0 +1,73 @@
+"""``vqvae-fast bench``: the table, the JSON, and what it refuses."""
+
+import json
+
+import pytest
+from test_cli import call
+
+from vqvae_fast.bench import layer, search
+from vqvae_fast.bench.peers import OURS, torch_addmm
+from vqvae_fast.bench.peers.base import SearchPeer, needs
+
+ABSENT = SearchPeer("absent", "", OURS.prepare, needs("no_such_module", "no-such-package"))
+SMALL = ["--shape", "128,40,8", "--rounds", "2", "--threads", "1"]
+
+
+@pytest.fixture(autouse=True)
+def few_peers(monkeypatch):
+    monkeypatch.setattr(search, "SEARCH_PEERS", (OURS, torch_addmm.PEER, ABSENT))
+    monkeypatch.setattr(layer, "LAYER_PEERS", layer.LAYER_PEERS[:2])
+
+
+def test_the_table_and_the_json_hold_all_figures(tmp_path, capsys):
+    assert call("bench", *SMALL, "--json", tmp_path / "bench.json") == 0
+    printed = capsys.readouterr().out
+    record = json.loads((tmp_path / "bench.json").read_text())
+    assert "search: 128 vectors, 40 codes of length 8" in printed
+    assert "forward and backward: 128 vectors, 40 codes of length 8" in printed
+    (searched,), (layered,) = record["search"]["results"], record["layer"]["results"]
+    assert set(searched["contenders"]) == {"ours", "torch addmm+argmin"}
+    assert set(layered["contenders"]) == {"ours (EMA)", "ours (gradient)"}
+    for name in (*searched["contenders"], *layered["contenders"]):
+        assert f"  {name} " in printed
+    ratio = searched["contenders"]["torch addmm+argmin"]["times_slower_than_ours"]
+    assert f"ours is {ratio['median']:.3g}x" in printed or ratio["median"] >= 100
+    assert "absent: no-such-package is not installed (pip install .[bench])" in printed
+    assert record["threads"] == 1
+    assert record["command"].startswith("vqvae-fast")
+
+
+def test_json_on_stdout_is_all_there_is(capsys):
+    assert call("bench", *SMALL, "--json", "-") == 0
+    assert set(json.loads(capsys.readouterr().out)) > {"search", "layer", "cpu", "versions"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shape", "128,40"], "must be three positive numbers N,K,D or one of vqvae-cifar10"),
+        (["--rounds", "0"], "0 is not in the range x>=1"),
+        (["--threads", "0"], "0 is not in the range x>=1"),
+        (["--json", "/no/such/folder/x.json"], "there is no folder /no/such/folder"),
+    ],
+)
+def test_wrong_arguments_end_in_one_sentence(arguments, message, capsys):
+    assert call("bench", *arguments) != 0
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_file_is_not_replaced_unasked(tmp_path, capsys):
+    (tmp_path / "bench.json").write_text("mine")
+    assert call("bench", *SMALL, "--json", tmp_path / "bench.json") == 1
+    assert "exists and is not replaced without --overwrite" in capsys.readouterr().err
+    assert (tmp_path / "bench.json").read_text() == "mine"
+
+
+def test_a_wrong_answer_of_ours_is_an_error(monkeypatch, capsys):
+    wrong = SearchPeer("ours", "", lambda z, codebook: lambda: z.new_zeros(len(z)).long())
+    monkeypatch.setattr(search, "OURS", wrong)
+    monkeypatch.setattr(search, "SEARCH_PEERS", (wrong,))
+    assert call("bench", *SMALL) == 1
+    assert "nothing was measured" in capsys.readouterr().err

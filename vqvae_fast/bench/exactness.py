@@ -1,0 +1,80 @@
+"""Is an answer the nearest code? Measured in float64, for every row."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# The contract: the chosen code's distance exceeds the smallest by no more than this share of it.
+TOLERANCE = {torch.float64: 1e-12}
+DEFAULT_TOLERANCE = 1e-6
+_CHUNK_ELEMENTS = 1 << 23
+
+
+class Smallest(NamedTuple):
+    """The float64 distances to the nearest code, [N], and the tolerance for the inputs' dtype."""
+
+    distances: Tensor
+    tolerance: float
+
+
+def smallest_distances(z: Tensor, codebook: Tensor) -> Smallest:
+    """The true minima: candidates by a float64 product, then sum((z - e)^2) of the best few.
+
+    Independent of the package's own reference. The product's rounding in float64 is about 1e-16
+    of |z|^2 + |e|^2; the eight best candidates are measured directly, so that it does not matter
+    unless nine codes lie within it.
+    """
+    codes = codebook.double()
+    half_norms = 0.5 * codes.square().sum(dim=1)
+    candidates = min(8, len(codes))
+    minima = []
+    for rows in z.double().split(max(1, _CHUNK_ELEMENTS // len(codes))):
+        scores = torch.addmm(half_norms, rows, codes.T, alpha=-1.0)
+        best = scores.topk(candidates, dim=1, largest=False, sorted=False).indices
+        minima.append((rows[:, None] - codes[best]).square().sum(dim=2).amin(dim=1))
+    return Smallest(torch.cat(minima), TOLERANCE.get(z.dtype, DEFAULT_TOLERANCE))
+
+
+def violating_share(z: Tensor, codebook: Tensor, indices: Tensor, smallest: Smallest) -> float:
+    """Share of rows whose chosen code is farther than the contract allows, 0 to 1.
+
+    Raises:
+        ValueError: indices are not int64 [N] within the codebook: not an answer at all.
+    """
+    if indices.dtype != torch.int64 or indices.shape != z.shape[:1]:
+        raise ValueError(
+            f"indices must be int64 [N={len(z)}], got {indices.dtype} {list(indices.shape)}"
+        )
+    if len(z) and not 0 <= int(indices.min()) <= int(indices.max()) < len(codebook):
+        raise ValueError(f"indices must be from 0 to K - 1 = {len(codebook) - 1}")
+    chosen = (z.double() - codebook.double()[indices]).square().sum(dim=1)
+    allowed = smallest.distances * (1.0 + smallest.tolerance)
+    return float((chosen > allowed).double().mean()) if len(z) else 0.0
+
+
+def violating_stages(z: Tensor, codebooks: Tensor, indices: Tensor) -> float:
+    """The worst stage's :func:`violating_share`: z [N, D], codebooks [Q, K, D], indices [N, Q].
+
+    Each stage is judged on what the answer's own earlier stages have left, subtracted as they are.
+    """
+    residual, worst = z, 0.0
+    for codebook, choice in zip(codebooks, indices.unbind(1), strict=True):
+        smallest = smallest_distances(residual, codebook)
+        worst = max(worst, violating_share(residual, codebook, choice, smallest))
+        residual = residual - codebook[choice]
+    return worst
+
+
+def wrong_sums(sums: Tensor, counts: Tensor, src: Tensor, indices: Tensor) -> float:
+    """Share of the sums [K, D] of src [N, D] by index, or of the counts, that are wrong.
+
+    A float64 sum that is rounded once is off by half a unit in its last place; measured against
+    the sum of the magnitudes, which no cancellation makes small.
+    """
+    wanted = src.new_zeros(sums.shape, dtype=torch.float64)
+    magnitude = wanted.clone().index_add_(0, indices, src.double().abs())
+    wanted.index_add_(0, indices, src.double())
+    wrong = (sums.double() - wanted).abs() > 2.0**-23 * magnitude
+    counted = torch.bincount(indices, minlength=len(sums))
+    return max(float(wrong.double().mean()), float((counts != counted).double().mean()))

@@ -1,0 +1,79 @@
+"""The machine's own limits, measured by native micro-benchmarks.
+
+The share of the peak is only worth something when both figures are taken under the same
+conditions, so a :class:`PeakMeter` is sampled before, between and after the rounds of a benchmark
+and reports the median of its samples. :func:`measure_limits` takes all limits at once.
+"""
+
+import os
+import statistics
+from dataclasses import dataclass, field
+
+from vqvae_fast.bench.peak import kernels, native
+from vqvae_fast.bench.peak.limits import measure_limits
+from vqvae_fast.bench.peak.native import PeakUnavailableError, Rate
+
+__all__ = ["PeakMeter", "PeakUnavailableError", "measure_limits", "try_meter"]
+_BURSTS = 11
+
+
+@dataclass
+class PeakMeter:
+    """Samples the float32 multiply-add peak and the clock.
+
+    Args:
+        threads: as many as the contenders use.
+        isa: "avx512", "avx2" or "portable"; None takes VQVAE_FAST_CPU_ISA, or else the best that
+            the machine runs, which is how the search chooses.
+        seconds: length of one burst, roughly. A sample is the median of several.
+
+    Raises:
+        PeakUnavailableError: no compiler, or an instruction set that the machine lacks.
+    """
+
+    threads: int
+    isa: str | None = None
+    seconds: float = 0.003
+    flops: list[float] = field(default_factory=list)
+    clock_hz: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        # "avx512vnni" multiplies float32 as "avx512" does.
+        wanted = self.isa or os.environ.get("VQVAE_FAST_CPU_ISA", "").removesuffix("vnni")
+        kernel, loop = kernels.named("float32", wanted) if wanted else kernels.best("float32")
+        self.isa = kernel.isa
+        self._rate = Rate(loop, self.threads, self.seconds)
+
+    def sample(self) -> float:
+        """Take one sample of the peak, in FLOP/s, and one of the clock."""
+        self.flops.append(statistics.median(self._rate.burst() for _ in range(_BURSTS)))
+        self.clock_hz.append(native.clock_hz())
+        return self.flops[-1]
+
+    def median(self, since: int = 0) -> float:
+        """The median of the samples from number ``since`` on, in FLOP/s; takes one if needed."""
+        if len(self.flops) <= since:
+            self.sample()
+        return statistics.median(self.flops[since:])
+
+    def summary(self) -> dict[str, object]:
+        """What the JSON keeps: the median, the range, and whether the figure is plausible."""
+        peak, clock = self.median(), statistics.median(self.clock_hz)
+        return {
+            "isa": self.isa,
+            "threads": self.threads,
+            "gflops": round(peak / 1e9, 1),
+            "gflops_min": round(min(self.flops) / 1e9, 1),
+            "gflops_max": round(max(self.flops) / 1e9, 1),
+            "samples": len(self.flops),
+            "clock_ghz": round(clock / 1e9, 3),
+            "flop_per_clock_and_thread": round(peak / clock / self.threads, 1),
+        }
+
+
+def try_meter(threads: int) -> tuple[PeakMeter | None, str]:
+    """A meter, or None and the reason."""
+    try:
+        return PeakMeter(threads), ""
+    except PeakUnavailableError as error:
+        return None, str(error)

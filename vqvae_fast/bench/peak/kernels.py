@@ -1,0 +1,137 @@
+"""Multiply-adds in registers: which instructions do them, for each number format.
+
+Each kernel keeps enough independent sums to hide an instruction's latency, and touches no memory.
+A multiply-add counts as two operations, whatever it takes: AVX2 alone needs three instructions to
+add products of bytes into 32-bit sums.
+"""
+
+import ctypes
+import platform
+from typing import NamedTuple
+
+from vqvae_fast.bench.peak.native import Loop, PeakUnavailableError, build, compiler
+
+
+class Kernel(NamedTuple):
+    """How one instruction set adds products of vectors to ``sum``.
+
+    Attributes:
+        isa: its name, where VQVAE_FAST_CPU_ISA has one, the same.
+        vector_bytes: how much of each factor is multiplied at once.
+        features: what the processor must have, as GCC and Clang call it.
+        instructions: operands of multiply_add.cpp, in GNU assembler; empty for what the compiler
+            makes of portable.cpp.
+    """
+
+    isa: str
+    vector_bytes: int
+    features: tuple[str, ...] = ()
+    instructions: str = ""
+
+
+# Macros that choose the registers, for the bytes of a vector.
+REGISTERS = {
+    64: ("VECTOR_BYTES=64", 'TARGET="avx512f"'),
+    32: ("VECTOR_BYTES=32", 'TARGET="avx2"'),
+    4: ("VECTOR_BYTES=16",),
+}
+_ELEMENT_BYTES = {"float32": 4, "int8": 1, "int16": 2, "bfloat16": 2}
+# The best first.
+KERNELS = {
+    "float32": (
+        Kernel("avx512", 64, ("avx512f",), "vfmadd231ps %[x], %[x], %[sum]"),
+        Kernel("avx2", 32, ("avx2", "fma"), "vfmadd231ps %[x], %[x], %[sum]"),
+        Kernel("portable", 4),
+    ),
+    "int8": (
+        Kernel("avx512vnni", 64, ("avx512vnni",), "vpdpbusd %[x], %[x], %[sum]"),
+        Kernel("avxvnni", 32, ("avxvnni",), "%{vex%} vpdpbusd %[x], %[x], %[sum]"),
+        Kernel(
+            "avx2",
+            32,
+            ("avx2",),
+            "vpmaddubsw %[x], %[x], %[scratch]; vpmaddwd %[ones], %[scratch], %[scratch]; "
+            "vpaddd %[scratch], %[sum], %[sum]",
+        ),
+    ),
+    "int16": (
+        Kernel("avx512vnni", 64, ("avx512vnni",), "vpdpwssd %[x], %[x], %[sum]"),
+        Kernel("avxvnni", 32, ("avxvnni",), "%{vex%} vpdpwssd %[x], %[x], %[sum]"),
+        Kernel(
+            "avx2",
+            32,
+            ("avx2",),
+            "vpmaddwd %[x], %[x], %[scratch]; vpaddd %[scratch], %[sum], %[sum]",
+        ),
+    ),
+    "bfloat16": (Kernel("avx512bf16", 64, ("avx512bf16",), "vdpbf16ps %[x], %[x], %[sum]"),),
+}
+
+
+def load(number_format: str, kernel: Kernel) -> Loop:
+    """Compile a kernel.
+
+    Args:
+        number_format: a key of :data:`KERNELS`.
+        kernel: one of its kernels.
+
+    Raises:
+        PeakUnavailableError: the compiler or the processor lacks it.
+    """
+    library = _load(kernel)
+    library.loop_sums.restype = ctypes.c_int64
+    products = kernel.vector_bytes // _ELEMENT_BYTES[number_format]
+    return Loop(library.loop, 2 * products * library.loop_sums())
+
+
+def _load(kernel: Kernel) -> ctypes.CDLL:
+    if not kernel.instructions:
+        return build("portable.cpp")
+    if platform.machine() not in ("x86_64", "AMD64"):
+        raise PeakUnavailableError(f"is written for x86-64, not for {platform.machine()}")
+    supported = "&&".join(f'__builtin_cpu_supports("{feature}")' for feature in kernel.features)
+    library = build(
+        "multiply_add.cpp",
+        f'INSTRUCTIONS="{kernel.instructions}"',
+        f"SUPPORTED=({supported})",
+        *REGISTERS[kernel.vector_bytes],
+    )
+    if not library.loop_is_supported():
+        raise PeakUnavailableError("this processor lacks it")
+    return library
+
+
+def best(number_format: str) -> tuple[Kernel, Loop]:
+    """The first kernel of a format that runs here.
+
+    Raises:
+        PeakUnavailableError: none does; says why of each.
+    """
+    compiler()  # without one there is one reason for all
+    reasons = []
+    for kernel in KERNELS[number_format]:
+        try:
+            return kernel, load(number_format, kernel)
+        except PeakUnavailableError as error:
+            reasons.append(f"{kernel.isa}: {error}")
+    raise PeakUnavailableError("; ".join(reasons))
+
+
+def named(number_format: str, isa: str) -> tuple[Kernel, Loop]:
+    """The kernel of one instruction set.
+
+    Raises:
+        PeakUnavailableError: it does not run here; lists those that do.
+    """
+    compiler()
+    runs = {}
+    for kernel in reversed(KERNELS[number_format]):
+        try:
+            runs[kernel.isa] = kernel, load(number_format, kernel)
+        except PeakUnavailableError:
+            continue
+    if isa not in runs:
+        raise PeakUnavailableError(
+            f"instruction set must be one of {', '.join(runs)} here, got {isa}"
+        )
+    return runs[isa]

@@ -1,0 +1,50 @@
+"""KeOps' lazy tensors: the N x K distances are a formula, reduced by compiled C++ as it goes."""
+
+import functools
+import importlib
+import os
+
+import torch
+from torch import Tensor
+
+from vqvae_fast.bench.peers.base import Search, SearchPeer
+
+
+def nearest(z: Tensor, codebook: Tensor) -> Tensor:
+    """argmin over sum((z - e)^2), symbolic until its reduction."""
+    lazy = importlib.import_module("pykeops.torch").LazyTensor
+    rows, codes = lazy(z[:, None]), lazy(codebook[None])
+    found: Tensor = ((rows - codes) ** 2).sum(-1).argmin(dim=1)
+    return found[:, 0]
+
+
+@functools.cache
+def _unavailable() -> str | None:
+    """Tries it: KeOps compiles each formula when it first meets it, and needs a compiler then."""
+    os.environ.setdefault("KEOPS_VERBOSE", "0")  # or it says at its import that it finds no CUDA
+    try:
+        importlib.import_module("pykeops")
+    except ModuleNotFoundError:
+        return "pykeops is not installed (pip install .[bench])"
+    except Exception as error:
+        return f"pykeops is installed but does not import: {error}"
+    try:
+        nearest(torch.zeros(2, 1), torch.zeros(2, 1))
+    except Exception as error:
+        return f"pykeops does not compile here: {type(error).__name__}: {str(error)[:200]}"
+    return None
+
+
+def _prepare(z: Tensor, codebook: Tensor) -> Search:
+    nearest(z[:2], codebook[:2])  # compiles, for this D and dtype
+    return lambda: nearest(z, codebook)
+
+
+PEER = SearchPeer(
+    "KeOps",
+    "LazyTensor, squared differences, argmin; its formula compiled before",
+    _prepare,
+    _unavailable,
+    ("float32", "float64"),
+    most_products=1e10,
+)

@@ -1,0 +1,199 @@
+"""The search against its peers and the machine's peak."""
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from vqvae_fast.bench import memory, tables
+from vqvae_fast.bench.data import Shape, Vectors
+from vqvae_fast.bench.exactness import smallest_distances, violating_share
+from vqvae_fast.bench.interleave import interleaved, ratio
+from vqvae_fast.bench.peak import PeakMeter, measure_limits, try_meter
+from vqvae_fast.bench.peers import OURS, SEARCH_PEERS, SearchPeer
+from vqvae_fast.bench.threads import all_threads
+
+# A quiet machine's peak samples stay above this share of their median.
+_STEADY = 0.8
+# Seconds, and times ours; who takes longer than both is not waited for, round after round.
+_LONGEST_CALL, _SLOWEST_CALL = 2, 10
+
+
+class InexactError(AssertionError):
+    """Our own answer breaks the exactness contract: nothing is timed."""
+
+
+def compare(
+    vectors: Vectors,
+    meter: PeakMeter | None,
+    rounds: int,
+    min_seconds: float,
+    peers: Sequence[SearchPeer] | None = None,
+) -> dict[str, Any]:
+    """Check, then time all peers (unless some are named) on the same tensors.
+
+    Returns:
+        The JSON record of one shape: contenders with timings, GFLOP/s, share of violating rows
+        and ratio to ours; the peak around it.
+
+    Raises:
+        InexactError: our answer is not exact. A peer's inexactness is recorded instead.
+    """
+    z, codebook, source = vectors
+    shape, dtype = vectors.shape, str(z.dtype).removeprefix("torch.")
+    smallest = smallest_distances(z, codebook)
+    calls, violating, reasons, own = {}, {}, {}, math.inf
+    for peer in SEARCH_PEERS if peers is None else peers:
+        reason = peer.why_not(dtype, shape) or memory.too_large(peer.matrices, shape, z.itemsize)
+        if reason:
+            reasons[peer.name] = reason
+            continue
+        call = peer.prepare(z, codebook)
+        begin = time.perf_counter()
+        found = call()
+        seconds = time.perf_counter() - begin
+        own = seconds if peer is OURS else own
+        if seconds > max(_LONGEST_CALL, _SLOWEST_CALL * own):
+            reasons[peer.name] = f"took {seconds:.1f} s, {seconds / own:.0f} times as long as ours"
+            continue
+        calls[peer.name] = call
+        violating[peer.name] = violating_share(z, codebook, found, smallest)
+    if violating[OURS.name]:
+        raise InexactError(
+            f"{violating[OURS.name]:.2%} of our rows at {shape.name} ({source}, {dtype}) "
+            "chose a code that is not the nearest"
+        )
+    first_sample = len(meter.flops) if meter else 0
+    timings = interleaved(
+        calls, rounds, min_seconds=min_seconds, between=meter.sample if meter else lambda: None
+    )
+    peak = meter.median(first_sample) if meter else None
+    contenders = {}
+    for name, timing in timings.items():
+        flops = shape.flops / timing.median
+        contenders[name] = {
+            "seconds": timing._asdict(),
+            "gflops": flops / 1e9,
+            "share_of_peak": flops / peak if peak else None,
+            "violating_rows": violating[name],
+            "times_slower_than_ours": ratio(timings[OURS.name], timing)._asdict(),
+        }
+    return {
+        "shape": shape._asdict(),
+        "data": source,
+        "dtype": dtype,
+        "peak_gflops": peak / 1e9 if peak else None,
+        "contenders": contenders,
+        "skipped": reasons,
+    }
+
+
+def memory_of(shape: Shape, threads: int) -> dict[str, int | None]:
+    """Peak memory of our search beside inputs and outputs, and what it may be (float32)."""
+    peak = memory.measure(memory.SEARCH, OURS.name, shape, threads)
+    return {
+        "beside_outputs": peak.beside_outputs if peak else None,
+        "bound": memory.search_bound(shape),
+    }
+
+
+def run(
+    datasets: Iterable[Vectors], threads: int, rounds: int, min_seconds: float, with_memory: bool
+) -> dict[str, Any]:
+    """The record behind its head: peak, one entry per shape and kind of data."""
+    meter, why_no_peak = try_meter(threads)
+    entries: list[dict[str, Any]] = []
+    with all_threads(threads):
+        for vectors in tqdm(list(datasets), desc="search", unit="shape", disable=None):
+            entry = compare(vectors, meter, rounds, min_seconds)
+            if with_memory and entry["data"] == "Gaussian" and entry["dtype"] == "float32":
+                entry["memory"] = memory_of(vectors.shape, threads)
+            entries.append(entry)
+    timed = {peer.name: peer.timed for peer in SEARCH_PEERS}
+    everywhere = [set(entry["skipped"].items()) for entry in entries]
+    skipped = dict(sorted(set.intersection(*everywhere))) if everywhere else {}
+    return {
+        "rounds": rounds,
+        "peak": meter.summary() if meter else {"unavailable": why_no_peak},
+        "limits": measure_limits(threads) if meter else {},
+        "timed": timed,
+        "skipped": skipped,
+        "results": entries,
+    }
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """The record as tables."""
+    parts = [tables.heading(record), _peak_line(record["peak"]), _limits_line(record["limits"])]
+    parts.append(
+        f"Times are milliseconds a call: median (quartiles) of {record['rounds']} interleaved "
+        "rounds. GFLOP/s counts 2NKD. Violating rows: the chosen code is farther than the "
+        "nearest by more than the contract's tolerance, in float64. The last column is the "
+        "contender's time over ours, round by round.\n"
+    )
+    for entry in record["results"]:
+        shape = Shape(**entry["shape"])
+        parts.append(f"\n## {shape.title}: {entry['data']}, {entry['dtype']}\n\n")
+        parts.append(
+            tables.table(
+                ("contender", "ms", "GFLOP/s", "of peak", "violating rows", "ours is faster"),
+                [
+                    (
+                        name,
+                        tables.milliseconds(line["seconds"]),
+                        f"{line['gflops']:.0f}",
+                        tables.share(line["share_of_peak"]),
+                        tables.share(line["violating_rows"]),
+                        tables.times(line["times_slower_than_ours"]),
+                    )
+                    for name, line in entry["contenders"].items()
+                ],
+            )
+        )
+        for name, reason in entry["skipped"].items():
+            if name not in record["skipped"]:
+                parts.append(f"\nLeft out: {name} {reason}.\n")
+        if "memory" in entry:
+            used = tables.mebibytes(entry["memory"]["beside_outputs"])
+            bound = tables.mebibytes(entry["memory"]["bound"])
+            parts.append(f"\nOur memory beside inputs and outputs: {used} MiB, at most {bound}.\n")
+    parts.append("\nTimed:\n" + "".join(f"- {n}: {t}\n" for n, t in record["timed"].items()))
+    parts.append(tables.skipped(record))
+    return "".join(parts)
+
+
+_LIMITS = {
+    "float32_gflops": ("float32", "GFLOP/s"),
+    "bfloat16_gflops": ("bfloat16", "GFLOP/s"),
+    "int16_gops": ("int16", "GOP/s"),
+    "int8_gops": ("int8", "GOP/s"),
+    "read_gb_per_s": ("reading memory", "GB/s"),
+    "copy_gb_per_s": ("copying memory", "GB/s"),
+}
+
+
+def _limits_line(limits: dict[str, Any]) -> str:
+    """The machine's limits; what cannot be measured is left out."""
+    told = []
+    for key, (name, unit) in _LIMITS.items():
+        if limits.get(key) is not None:
+            low, high = limits["ranges"][key]
+            told.append(f"{name} {limits[key]:.0f} {unit} ({low:.0f}-{high:.0f})")
+    return f"Limits, of {limits['bursts']} bursts each: {', '.join(told)}.\n\n" if told else ""
+
+
+def _peak_line(peak: dict[str, Any]) -> str:
+    if "unavailable" in peak:
+        return f"The peak was not measured: {peak['unavailable']}.\n\n"
+    low, middle, high = peak["gflops_min"], peak["gflops"], peak["gflops_max"]
+    text = (
+        f"Measured float32 multiply-add peak ({peak['isa']}, {peak['threads']} threads): "
+        f"{middle} GFLOP/s, median of {peak['samples']} samples from {low} to {high}; "
+        f"{peak['flop_per_clock_and_thread']} operations a clock and thread at "
+        f"{peak['clock_ghz']} GHz.\n\n"
+    )
+    if low < _STEADY * middle:
+        text += "The machine was busy with other work meanwhile: the figures are rough.\n\n"
+    return text

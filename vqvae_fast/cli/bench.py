@@ -1,0 +1,157 @@
+"""``vqvae-fast bench``."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from vqvae_fast.bench import environment, layer, search, tables
+from vqvae_fast.bench.data import Shape, gaussian
+from vqvae_fast.cli.output import check_file, overwrite_option
+from vqvae_fast.training.errors import UserError
+
+# The reference VQ-VAE on CIFAR-10, DAC's short codes, GCP-VQVAE's codebook, a large one.
+SEARCH_SHAPES = (
+    Shape(2048, 512, 64),
+    Shape(16384, 1024, 8),
+    Shape(4096, 8192, 64),
+    Shape(2048, 65536, 32),
+)
+LAYER_SHAPES = (Shape(2048, 512, 64), Shape(2048, 8192, 64))
+_TURN_SECONDS = 0.05
+
+
+def _parse(
+    _context: click.Context, _option: click.Parameter, texts: tuple[str, ...]
+) -> tuple[Shape, ...]:
+    try:
+        return tuple(map(Shape.parse, texts))
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+@click.command(context_settings={"show_default": True})
+@click.option(
+    "--shape",
+    "shapes",
+    callback=_parse,
+    multiple=True,
+    metavar="N,K,D",
+    show_default="several that published models use",
+    help="Rows, codes and their length; may be given several times.",
+)
+@click.option("--rounds", type=click.IntRange(min=1), default=5, help="Turns of each contender.")
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    show_default="torch's",
+    help="For everybody.",
+)
+@click.option(
+    "--json", "out", metavar="FILE", help="Write all figures there; - for stdout, without tables."
+)
+@overwrite_option
+def bench(
+    shapes: tuple[Shape, ...], rounds: int, threads: int | None, out: str | None, overwrite: bool
+) -> None:
+    """Measure this machine: ours beside what else there is, in a minute or two.
+
+    Every answer is checked in float64 first. Contenders take turns on the same data, round after
+    round; figures are medians with their quartiles. Peers that are not installed are named
+    (pip install vqvae_fast[bench]).
+    """
+    if out and out != "-":
+        check_file(Path(out), overwrite)
+    record = measure(shapes, rounds, threads or torch.get_num_threads())
+    if out == "-":
+        click.echo(json.dumps(record, indent=1))
+        return
+    click.echo("\n".join(report(record)))
+    if out:
+        Path(out).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def measure(shapes: Sequence[Shape], rounds: int, threads: int) -> dict[str, Any]:
+    """The record: head, and those of :mod:`vqvae_fast.bench.search` and ``layer``."""
+    try:
+        searches = search.run(
+            [gaussian(shape) for shape in shapes or SEARCH_SHAPES],
+            threads,
+            rounds,
+            _TURN_SECONDS,
+            with_memory=False,
+        )
+        layers = layer.run(
+            shapes or LAYER_SHAPES, threads, rounds, _TURN_SECONDS, with_memory=False
+        )
+    except (search.InexactError, layer.WrongLayerError) as error:
+        raise UserError(f"nothing was measured: {error}; please report this") from error
+    head = environment.describe("bench", threads)
+    head["command"] = " ".join(["vqvae-fast", *sys.argv[1:]])
+    return head | {"search": searches, "layer": layers}
+
+
+def report(record: dict[str, Any]) -> Iterator[str]:
+    """The record as lines for a terminal."""
+    yield (
+        f"{record['cpu']}, {record['threads']} of {record['cores']} cores, "
+        f"kernels: {record['isa']}, torch {record['versions']['torch']}"
+    )
+    peak = record["search"]["peak"]
+    if "gflops" in peak:
+        yield f"measured float32 peak: {peak['gflops']:.0f} GFLOP/s"
+    for entry in record["search"]["results"]:
+        yield f"\nsearch: {_sizes(entry)}"
+        yield from _aligned(
+            (
+                name,
+                tables.milliseconds(line["seconds"]) + " ms",
+                f"{line['gflops']:.0f} GFLOP/s",
+                f"{tables.share(line['share_of_peak'])} of peak",
+                _compared(line),
+            )
+            for name, line in entry["contenders"].items()
+        )
+        for name, reason in entry["skipped"].items():
+            if name not in record["search"]["skipped"]:
+                yield f"  {name}: {reason}"
+    for entry in record["layer"]["results"]:
+        yield f"\nquantizer layer, forward and backward: {_sizes(entry)}"
+        yield from _aligned(
+            (name, tables.milliseconds(line["seconds"]) + " ms", _compared(line))
+            for name, line in entry["contenders"].items()
+        )
+    skipped = record["search"]["skipped"] | record["layer"]["skipped"]
+    if skipped:
+        yield "\nnot run:"
+        yield from (f"  {name}: {reason}" for name, reason in skipped.items())
+    yield (
+        "\nTimes are milliseconds a call, median (quartiles); GFLOP/s counts 2NKD. Integer kernels "
+        "may exceed the float32 peak."
+    )
+
+
+def _sizes(entry: dict[str, Any]) -> str:
+    return "{n} vectors, {k} codes of length {d}".format(**entry["shape"])
+
+
+def _compared(line: dict[str, Any]) -> str:
+    """How many times ours is faster; of a peer that errs, how often it does."""
+    slower = line["times_slower_than_ours"]
+    if slower is None or slower["rounds"] == [1.0] * len(slower["rounds"]):
+        return ""
+    wrong = f", {tables.share(line['violating_rows'])} wrong" if line["violating_rows"] else ""
+    return f"ours is {tables.times(slower)} as fast{wrong}"
+
+
+def _aligned(rows: Iterator[tuple[str, ...]]) -> Iterator[str]:
+    """Columns, the first to the left."""
+    lines = list(rows)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for name, *cells in lines:
+        padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        yield "  ".join(["", name.ljust(widths[0]), *padded]).rstrip()
