@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from vqvae_fast.reference import flat_indices
+
 
 class StraightThroughQuantize(torch.autograd.Function):
     """Nearest code with the straight-through gradient and both VQ losses.
@@ -25,6 +27,7 @@ class StraightThroughQuantize(torch.autograd.Function):
         codebook: Tensor,
         commitment_weight: float,
         codebook_weight: float,
+        sparse: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """z [..., D], codebook [K, D] or [H, K, D] -> quantized, indices, distances, loss."""
         quantized, indices, distances = torch.ops.vqvae_fast.quantize(z, codebook)
@@ -37,7 +40,7 @@ class StraightThroughQuantize(torch.autograd.Function):
             # autograd refuses that in eager mode, and AOTAutograd computes from the new codes.
             # The error is nobody else's, so nothing that is done to z or q can change it.
             ctx.save_for_backward(_wide(z) - _wide(quantized))
-        ctx.commitment_weight, ctx.codebook_weight = commitment_weight, codebook_weight
+        ctx.weights, ctx.sparse = (commitment_weight, codebook_weight), sparse
         ctx.mark_non_differentiable(indices, distances)
         return quantized, indices, distances, loss
 
@@ -45,22 +48,46 @@ class StraightThroughQuantize(torch.autograd.Function):
     @once_differentiable
     def backward(
         ctx: Any, grad_quantized: Tensor, _indices: None, _distances: None, grad_loss: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         """Gradients to z (straight-through and commitment) and to the codebook."""
         if ctx.needs_input_grad[1]:
-            grad_z, grad_codebook = torch.ops.vqvae_fast.quantize_backward(
-                grad_quantized,
-                grad_loss,
-                *ctx.saved_tensors,
-                ctx.commitment_weight,
-                ctx.codebook_weight,
+            backward = _sparse_backward if ctx.sparse else torch.ops.vqvae_fast.quantize_backward
+            grad_z, grad_codebook = backward(
+                grad_quantized, grad_loss, *ctx.saved_tensors, *ctx.weights
             )
-            return grad_z if ctx.needs_input_grad[0] else None, grad_codebook, None, None
+            return grad_z if ctx.needs_input_grad[0] else None, grad_codebook, None, None, None
         if not ctx.needs_input_grad[0]:
-            return None, None, None, None
+            return None, None, None, None, None
         (error,) = ctx.saved_tensors
-        scale = grad_loss * (2.0 / _count(error)) * ctx.commitment_weight
-        return (grad_quantized + scale * error).to(grad_quantized.dtype), None, None, None
+        scale = grad_loss * (2.0 / _count(error)) * ctx.weights[0]
+        return (grad_quantized + scale * error).to(grad_quantized.dtype), None, None, None, None
+
+
+def _sparse_backward(
+    grad_quantized: Tensor,
+    grad_loss: Tensor,
+    z: Tensor,
+    codebook: Tensor,
+    indices: Tensor,
+    *weights: float,
+) -> tuple[Tensor, Tensor]:
+    """The same gradients; the codebook's holds the chosen codes alone, and so does the work."""
+    num_codes, dim = codebook.shape[-2:]
+    chosen, places = flat_indices(indices, codebook).unique(return_inverse=True)
+    codes = codebook.detach().reshape(-1, dim)[chosen]
+    if not len(codes):  # an empty batch
+        codes = codes.new_zeros(1, dim)
+    grad_z, grad_codes = torch.ops.vqvae_fast.quantize_backward(
+        grad_quantized, grad_loss, z, codes, places, *weights
+    )
+    which = chosen[None]
+    if codebook.dim() == 3:
+        which = torch.stack([chosen // num_codes, chosen % num_codes])
+    values = grad_codes[: len(chosen)]
+    grad_codebook = torch.sparse_coo_tensor(
+        which, values, codebook.shape, is_coalesced=True, check_invariants=False
+    )
+    return grad_z, grad_codebook
 
 
 def _count(z: Tensor) -> int:

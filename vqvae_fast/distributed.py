@@ -4,6 +4,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vqvae_fast import functional
+
 
 def is_distributed() -> bool:
     """Whether there are other processes."""
@@ -15,25 +17,72 @@ def world_size() -> int:
     return dist.get_world_size() if is_distributed() else 1
 
 
-def summed(*tensors: Tensor) -> tuple[Tensor, ...]:
+def summed(*tensors: Tensor, group: "dist.ProcessGroup | None" = None) -> tuple[Tensor, ...]:
     """The sums over all processes, in one collective; tensors of one dtype."""
     packed = torch.cat([t.reshape(-1) for t in tensors])
-    dist.all_reduce(packed)
+    dist.all_reduce(packed, group=group)
     parts = packed.split([t.numel() for t in tensors])
     return tuple(part.view_as(t) for part, t in zip(parts, tensors, strict=True))
 
 
-def each_from_its_turn(rows: Tensor, available: Tensor) -> tuple[Tensor, Tensor]:
+def summed_segments(
+    src: Tensor, indices: Tensor, num_segments: int, group: "dist.ProcessGroup | None" = None
+) -> tuple[Tensor, Tensor]:
+    """:func:`vqvae_fast.segment_sum` of the rows of all processes, in one collective."""
+    sums, counts = summed(*functional.segment_sum(src, indices, num_segments), group=group)
+    return sums, counts
+
+
+def sizes_of_all(
+    size: int, device: torch.device, group: "dist.ProcessGroup | None" = None
+) -> list[int]:
+    """Every process's number, in the processes' order."""
+    sizes = torch.zeros(dist.get_world_size(group), dtype=torch.int64, device=device)
+    sizes[dist.get_rank(group)] = size
+    (sizes,) = summed(sizes, group=group)
+    return sizes.tolist()
+
+
+def rows_of_all(
+    rows: Tensor, sizes: list[int] | None = None, group: "dist.ProcessGroup | None" = None
+) -> Tensor:
+    """The rows [n, ...] of all processes, in the processes' order; n may differ.
+
+    ``sizes``: every process's n, where that is known.
+    """
+    if sizes is None:
+        sizes = sizes_of_all(len(rows), rows.device, group)
+    padded = rows.contiguous()
+    if len(rows) < max(sizes):
+        padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+        padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded, group=group)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+def from_first(tensor: Tensor, group: "dist.ProcessGroup | None" = None) -> Tensor:
+    """The first process's tensor, everywhere."""
+    tensor = tensor.contiguous()
+    dist.broadcast(tensor, 0 if group is None else dist.get_global_rank(group, 0), group=group)
+    return tensor
+
+
+def each_from_its_turn(
+    rows: Tensor, available: Tensor, group: "dist.ProcessGroup | None" = None
+) -> tuple[Tensor, Tensor]:
     """Row i from process i modulo their number: the same rows everywhere.
 
     Args:
         rows: [n, D], what this process proposes.
         available: 0-d bool, whether it has anything to propose.
+        group: these processes instead of all.
 
     Returns:
         [n, D], and bool [n]: whether there was a proposal for the row.
     """
-    turns = torch.arange(len(rows), device=rows.device) % dist.get_world_size()
-    mine = (turns == dist.get_rank()) & available
-    ours, found = summed(torch.where(mine[:, None], rows, 0), mine.to(rows.dtype))
+    turns = torch.arange(len(rows), device=rows.device) % dist.get_world_size(group)
+    mine = (turns == dist.get_rank(group)) & available
+    proposed = torch.where(mine[:, None], rows, 0)
+    ours, found = summed(proposed, mine.to(rows.dtype), group=group)
     return ours, found > 0

@@ -100,6 +100,7 @@ def quantize(
     commitment_weight: float = 0.25,
     codebook_weight: float = 1.0,
     channel_first: bool = False,
+    sparse: bool = False,
 ) -> Quantized:
     """Replace every latent vector by its nearest code, differentiably.
 
@@ -115,6 +116,9 @@ def quantize(
         codebook_weight: weight of the term that pulls a code to its vectors; 0 for a codebook
             that learns by moving averages.
         channel_first: the vectors lie along dimension 1, as in feature maps [B, D, height, width].
+        sparse: the codebook's gradient is a sparse tensor of the chosen codes, as that of
+            ``torch.nn.Embedding(sparse=True)``, for ``torch.optim.SparseAdam`` or ``SGD``: a step
+            then costs nothing for the codes that nobody chose. Not under ``torch.compile``.
 
     Returns:
         ``(quantized, indices, loss, distances)``: quantized like z; indices and distances as from
@@ -132,7 +136,7 @@ def quantize(
         z = z.movedim(1, -1)
     _check_search(z, codebook)
     quantized, indices, distances, loss = StraightThroughQuantize.apply(  # type: ignore[no-untyped-call]
-        z, codebook, commitment_weight, codebook_weight
+        z, codebook, commitment_weight, codebook_weight, sparse
     )
     if channel_first:
         quantized = quantized.movedim(-1, 1)

@@ -145,10 +145,20 @@ def segment_sum(src: Tensor, indices: Tensor, num_segments: int) -> tuple[Tensor
     return sums.to(dtype), counts.to(dtype)
 
 
-def smoothed_size(cluster_size: Tensor, eps: float) -> Tensor:
-    """cluster_size [..., K], none of which is zero (arXiv 1711.00937, appendix A.1)."""
-    total = cluster_size.sum(dim=-1, keepdim=True)
-    smoothing = total / (total + cluster_size.shape[-1] * eps)
+def smoothed_size(
+    cluster_size: Tensor,
+    eps: float,
+    *,
+    total: Tensor | None = None,
+    num_codes: int | None = None,
+) -> Tensor:
+    """cluster_size [..., K], none of which is zero (arXiv 1711.00937, appendix A.1).
+
+    Of a part of a codebook, ``total`` [..., 1] and ``num_codes`` are those of the whole.
+    """
+    total = cluster_size.sum(dim=-1, keepdim=True) if total is None else total
+    num_codes = cluster_size.shape[-1] if num_codes is None else num_codes
+    smoothing = total / (total + num_codes * eps)
     return ((cluster_size + eps) * smoothing).clamp(min=torch.finfo(total.dtype).tiny)
 
 
@@ -163,6 +173,7 @@ def moving_average_(
     eps: float,
     *,
     segment_sum: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] = segment_sum,
+    smoothed_size: Callable[[Tensor, float], Tensor] = smoothed_size,
 ) -> None:
     """Move the averages on by a batch and write them into the codes.
 
@@ -177,6 +188,7 @@ def moving_average_(
         decay: weight of the past, 0 <= decay < 1.
         eps: of the smoothing, in vectors per batch.
         segment_sum: sums the vectors of each code.
+        smoothed_size: smooths the cluster sizes.
     """
     flat = flat_indices(indices, codebook)
     if codebook.dim() == 3:  # -1 of the second book would be the last code of the first

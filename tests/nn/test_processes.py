@@ -1,5 +1,7 @@
 """Several processes, each with a part of the batch, learn what one learns from all of it."""
 
+from datetime import timedelta
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -17,13 +19,14 @@ def batches():
     return torch.randn(STEPS, WORLD, 2, 12, 8, generator=generator)
 
 
-def learn(make, x):
-    """x: [STEPS, B, N, D] -> the state after all steps."""
+def learn(make, x, masked=None):
+    """x: [STEPS, B, N, D] -> the state after all steps; in one of them no vector may count."""
     torch.manual_seed(0)
     module = make()
     for step, batch in enumerate(x):
         torch.manual_seed(step)
-        module(batch)
+        given = {} if masked is None else {"mask": torch.full(batch.shape[:2], step != masked)}
+        module(batch, **given)
     return module.state_dict()
 
 
@@ -48,11 +51,18 @@ CASES = {
 
 def work(rank, folder):
     torch.set_num_threads(1)
+    meeting = f"file://{folder}/meeting"
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORLD
+        "gloo", init_method=meeting, rank=rank, world_size=WORLD, timeout=timedelta(seconds=60)
     )
     x = batches()[:, rank]
     states = {name: learn(make, x) for name, make in CASES.items()}
+    uneven = list(x)
+    if rank == 1:  # one process has nothing in one step, and less in another
+        uneven[1], uneven[2] = x[1][:0], x[2][:1]
+    states |= {(name, "uneven"): learn(make, uneven) for name, make in CASES.items()}
+    masked = 1 if rank == 1 else -1
+    states |= {(name, "masked"): learn(make, x, masked) for name, make in CASES.items()}
     torch.save(states, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -64,7 +74,11 @@ def states(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [*CASES, *((case, kind) for kind in ("uneven", "masked") for case in CASES)],
+    ids=str,
+)
 def test_all_processes_have_the_same_codes(states, case):
     for key, value in states[0][case].items():
         assert torch.equal(value, states[1][case][key]), key

@@ -165,13 +165,13 @@ def test_training_is_repeatable(options):
     for _ in range(2):
         torch.manual_seed(7)
         quantizer = VectorQuantizer(9, 4, **options)
-        optimizer = torch.optim.Adam(quantizer.parameters(), lr=0.01)
+        optimizers = [torch.optim.Adam([p], lr=0.01) for p in quantizer.parameters()]
         for batch in z:
-            optimizer.zero_grad()
-            quantizer(batch)[0].sum().backward() if quantizer.codebook.requires_grad else (
-                quantizer(batch)
-            )
-            optimizer.step()
+            loss = quantizer(batch)[0]
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
         states.append(quantizer.state_dict())
     for name, value in states[0].items():
         assert torch.equal(value, states[1][name]), name

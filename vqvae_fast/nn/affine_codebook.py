@@ -3,10 +3,9 @@
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from vqvae_fast.distributed import summed
+from vqvae_fast.distributed import is_distributed, summed
 from vqvae_fast.nn.codebook import Codebook
 
 
@@ -57,13 +56,14 @@ class AffineCodebook(Codebook):
     @torch.no_grad()
     def observe(self, rows: Tensor, mask: Tensor | None = None) -> None:
         """Average in the mean and the variance of rows [C, ..., d] and of the codes."""
-        if rows.numel() == 0:
+        synced = self.sync_affine_param and is_distributed()
+        if rows.numel() == 0 and not synced:
             return
         new = self.codebook_mean_needs_init.clone()
         mean, variance = _moments(self.embed, None, False)
         self._average_in("codebook_mean", mean, self.codebook_decay, new)
         self._average_in("codebook_variance", variance, self.codebook_decay, new)
-        mean, variance = _moments(rows, mask, self.sync_affine_param)
+        mean, variance = _moments(rows, mask, synced)
         self._average_in("batch_mean", mean, self.batch_decay, new)
         self._average_in("batch_variance", variance, self.batch_decay, new)
         self.codebook_mean_needs_init.fill_(False)
@@ -117,10 +117,10 @@ def _moments(rows: Tensor, mask: Tensor | None, synced: bool) -> tuple[Tensor, T
     weight = counted[..., None].to(rows.dtype)
     rows = torch.where(counted[..., None], rows, 0)
     total, number = rows.sum(dim=1, keepdim=True), weight.sum(dim=1, keepdim=True)
-    if synced and dist.is_initialized():
+    if synced:
         total, number = summed(total, number)
     mean = total / number.clamp(min=1)
     squares = ((rows - mean).square() * weight).sum(dim=1, keepdim=True)
-    if synced and dist.is_initialized():
+    if synced:
         (squares,) = summed(squares)
     return mean, squares / number.clamp(min=1)

@@ -151,9 +151,15 @@ class Codebook(WideBuffers):
         """Start from k-means over data [C, ..., d], of which mask [C, ...] counts; once."""
         if not torch.compiler.is_compiling():  # someone else may have set the buffer
             self._is_initted = bool(self.initted)
-        if self._is_initted or data.numel() == 0:
+        if self._is_initted:
             return
         valid = _counted(data, mask).flatten(1)
+        number = valid.numel()
+        if self.sync_kmeans:  # an empty batch of one process is none of all
+            (total,) = summed(torch.tensor(number, device=data.device))
+            number = int(total)
+        if number == 0:
+            return
         data = data.flatten(1, -2)
         codes, counts = lloyd(
             data,
@@ -293,7 +299,7 @@ class Codebook(WideBuffers):
         return rows
 
     def _expire(self, rows: Tensor, valid: Tensor) -> None:
-        if not self.expires or rows.numel() == 0:
+        if not self.expires or (rows.numel() == 0 and not self.use_ddp):
             return
         rows, valid = rows.flatten(1, -2), valid.flatten(1)
         if self.use_cosine_sim:
@@ -320,7 +326,9 @@ class Codebook(WideBuffers):
             start = (torch.rand((), device=rows.device) * dead.sum()).long()
             rank = (rank + start) % dead.sum().clamp(min=1)
         moved = dead & (rank < count)
-        codes = rows[order[rank.clamp(0, len(rows) - 1)]]
+        codes = rows.new_zeros(len(dead), rows.shape[-1])
+        if len(rows):
+            codes = rows[order[rank.clamp(0, len(rows) - 1)]]
         if self.use_ddp:
             codes, found = each_from_its_turn(codes, count > 0)
             moved = dead & found

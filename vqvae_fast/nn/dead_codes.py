@@ -3,30 +3,50 @@
 import torch
 from torch import Tensor
 
-from vqvae_fast.nn.ema import CodeUsage
+from vqvae_fast.distributed import each_from_its_turn
+from vqvae_fast.nn.ema import CodeUsage, put
 from vqvae_fast.nn.sampling import stratified_positions, take_rows
 
 
 @torch.no_grad()
-def replace_dead_codes(z: Tensor, codebook: Tensor, usage: CodeUsage, threshold: float) -> None:
+def replace_dead_codes(
+    z: Tensor, codebook: Tensor, usage: CodeUsage, threshold: float, *, synced: bool = False
+) -> None:
     """Put every code whose moving usage is below ``threshold`` on a random vector of the batch.
 
     The code's averages are set to those of a code at its new place that is chosen just often
     enough. Without that the next EMA write would carry it back to where it died; and with a larger
     size it would follow its new vectors more slowly, and be tried elsewhere later, if none choose
-    it. All codes are computed and the dead ones selected: nothing waits for the device, and it
-    compiles.
+    it.
 
     Args:
-        z: [..., D], the batch's vectors, at least one; any strides.
+        z: [..., D], the batch's vectors; any strides. Without any, nothing moves.
         codebook: [K, D], changed in place.
         usage: its moving averages, changed in place.
         threshold: in vectors per batch.
+        synced: all processes have this codebook, and the vectors of all are drawn from, in turn.
+            A code whose turn falls to a process without vectors waits for the next batch.
     """
-    dead = usage.cluster_size < threshold
-    rank = dead.cumsum(0) - 1
     count = z.shape[:-1].numel()
-    positions = stratified_positions(rank, dead.sum().clamp(min=1), count)
-    replacements = take_rows(z, positions).to(codebook.dtype)
-    usage.reset(dead, replacements, threshold)
-    codebook.copy_(torch.where(dead[:, None], replacements, codebook))
+    dead = usage.cluster_size < threshold
+    draws = torch.rand(dead.shape, device=z.device)  # as many however it goes on
+    if synced or not (z.is_cuda or torch.compiler.is_compiling()):
+        which = dead.nonzero()[:, 0]
+        rank, strata = torch.arange(len(which), device=z.device), which.new_tensor(len(which))
+        draws = draws[which]
+    else:
+        # All codes are computed and the dead ones selected: nothing waits for the device, and it
+        # compiles.
+        which, rank, strata = dead, dead.cumsum(0) - 1, dead.sum()
+    if not len(which) or not (count or synced):
+        return
+    if count:
+        codes = take_rows(z, stratified_positions(rank, strata.clamp(min=1), count, draws))
+    else:
+        codes = z.new_zeros(len(which), z.shape[-1])
+    codes = codes.to(codebook.dtype)
+    if synced:
+        codes, found = each_from_its_turn(codes, torch.tensor(count > 0, device=z.device))
+        which, codes = which[found], codes[found]
+    usage.reset(which, codes, threshold)
+    put(codebook, which, codes)

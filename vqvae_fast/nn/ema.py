@@ -1,8 +1,13 @@
 """Codebook statistics that are kept as exponential moving averages."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
+from vqvae_fast import reference
+from vqvae_fast.distributed import summed, summed_segments
 from vqvae_fast.nn.metrics import code_counts
 from vqvae_fast.nn.wide_buffers import WideBuffers
 
@@ -26,21 +31,27 @@ class CodeUsage(WideBuffers):
         self.register_buffer("cluster_size", torch.ones(num_codes))
 
     @torch.no_grad()
-    def update(self, z: Tensor, indices: Tensor, codebook: Tensor) -> None:
-        """Average in one batch: z [..., D], indices z.shape[:-1] (-1: left out)."""
+    def update(self, z: Tensor, indices: Tensor, codebook: Tensor, *, synced: bool = False) -> None:
+        """Average in one batch: z [..., D], indices z.shape[:-1] (-1: left out).
+
+        ``synced``: the batches of all processes count as one.
+        """
         counts = code_counts(indices, len(codebook))
+        if synced:
+            (counts,) = summed(counts)
         self.cluster_size.lerp_(counts.to(self.cluster_size.dtype), 1 - self.decay)
 
     @torch.no_grad()
-    def reset(self, mask: Tensor, codes: Tensor, size: Tensor | float) -> None:
-        """Start the masked codes anew.
+    def reset(self, which: Tensor, codes: Tensor, size: Tensor | float) -> None:
+        """Start some codes anew.
 
         Args:
-            mask: bool [K].
-            codes: [K, D], the codes' new values; rows outside the mask are not read.
-            size: their new cluster size, a number or [K].
+            which: bool [K], a mask; or int64 [n], distinct codes.
+            codes: [K, D], the codes' new values, of which those outside the mask are not read; or
+                [n, D].
+            size: their new cluster size, a number or a tensor like ``which``.
         """
-        self.cluster_size.copy_(torch.where(mask, size, self.cluster_size))
+        put(self.cluster_size, which, size)
 
 
 class CodeMovingAverage(CodeUsage):
@@ -74,9 +85,12 @@ class CodeMovingAverage(CodeUsage):
         self.register_buffer("embed_avg", codebook.detach().clone())
 
     @torch.no_grad()
-    def update(self, z: Tensor, indices: Tensor, codebook: Tensor) -> None:
+    def update(self, z: Tensor, indices: Tensor, codebook: Tensor, *, synced: bool = False) -> None:
         """Average in one batch and write the new codes into ``codebook`` [K, D]."""
-        torch.ops.vqvae_fast.moving_average_(
+        move_on: Callable[..., None] = torch.ops.vqvae_fast.moving_average_
+        if synced:
+            move_on = partial(reference.moving_average_, segment_sum=summed_segments)
+        move_on(
             self.embed_avg,
             self.cluster_size,
             codebook.detach(),
@@ -87,8 +101,20 @@ class CodeMovingAverage(CodeUsage):
         )
 
     @torch.no_grad()
-    def reset(self, mask: Tensor, codes: Tensor, size: Tensor | float) -> None:
-        """Start the masked codes anew; the next :meth:`update` finds them where they were put."""
-        super().reset(mask, codes, size)
-        sums = codes.to(self.embed_avg.dtype) * self.cluster_size[:, None]
-        self.embed_avg.copy_(torch.where(mask[:, None], sums, self.embed_avg))
+    def reset(self, which: Tensor, codes: Tensor, size: Tensor | float) -> None:
+        """Start some codes anew; the next :meth:`update` finds them where they were put."""
+        super().reset(which, codes, size)
+        sizes = self.cluster_size if which.dtype == torch.bool else self.cluster_size[which]
+        put(self.embed_avg, which, codes.to(self.embed_avg.dtype) * sizes[:, None])
+
+
+def put(into: Tensor, which: Tensor, values: Tensor | float) -> None:
+    """Write rows of [K, ...]: those of a mask, bool [K], or of places, int64 [n].
+
+    ``values`` are then [K, ...] or [n, ...]. A mask does not wait for the device.
+    """
+    if which.dtype == torch.bool:
+        which = which.view(-1, *[1] * (into.dim() - 1))
+        into.copy_(torch.where(which, values, into))
+    else:
+        into[which] = values

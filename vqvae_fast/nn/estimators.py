@@ -18,6 +18,12 @@ def straight_through(z: Tensor, q: Tensor) -> Tensor:
     return z + (q - z).detach()
 
 
+def code_itself(z: Tensor, q: Tensor) -> Tensor:
+    """As :func:`straight_through`, but q to the bit, without the rounding of z + (q - z)."""
+    code: Tensor = _CodeItself.apply(z, q)  # type: ignore[no-untyped-call]
+    return code
+
+
 def rotate_to(z: Tensor, q: Tensor) -> Tensor:
     """q, with the gradient rotated and scaled as z would have to be to become q.
 
@@ -41,6 +47,16 @@ def directional_reparam(z: Tensor, q: Tensor, variance: float = 5e-3) -> Tensor:
     direction = functional.normalize(noisy, dim=-1, eps=1e-6).detach()
     moved: Tensor = z + direction * error.norm(dim=-1, keepdim=True)
     return moved
+
+
+class _CodeItself(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, q: Tensor) -> Tensor:
+        return q.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
 
 
 class _RotateTo(torch.autograd.Function):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae_fast import functional
+from vqvae_fast.distributed import from_first, rows_of_all, world_size
 from vqvae_fast.nn.sampling import stratified_positions, take_rows
 
 
@@ -113,19 +114,29 @@ class KMeansInit(nn.Module):
 
     @torch.compiler.disable
     @torch.no_grad()
-    def collect(self, z: Tensor) -> KMeans | None:
-        """Take in a batch's vectors [..., D]; the codes once there are enough, else None."""
+    def collect(self, z: Tensor, *, synced: bool = False) -> KMeans | None:
+        """Take in a batch's vectors [..., D]; the codes once there are enough, else None.
+
+        ``synced``: the vectors of all processes count, and all get the same codes.
+        """
         wanted = self.num_samples - len(self.samples)
+        if synced:
+            wanted = -(-wanted // world_size())
         count = z.shape[:-1].numel()
         draws = torch.arange(min(wanted, count), device=z.device)
         positions = draws
-        if count > wanted:
-            positions = stratified_positions(draws, draws.new_tensor(wanted), count)
+        if count > len(draws):
+            positions = stratified_positions(draws, draws.new_tensor(len(draws)), count)
         rows = take_rows(z, positions).to(self.samples.dtype)
-        self.samples = torch.cat([self.samples, rows[rows.isfinite().all(dim=1)]])
+        rows = rows[rows.isfinite().all(dim=1)]
+        if synced:  # at once: all processes have the same buffer, which others may broadcast
+            rows = rows_of_all(rows)
+        self.samples = torch.cat([self.samples, rows])
         if len(self.samples) < self.num_samples:
             return None
         result = kmeans(self.samples, self.num_codes, self.iterations)
+        if synced:  # each has drawn its own: the first one's count
+            result = KMeans(*(from_first(part) for part in result))
         self.finish()
         return result
 

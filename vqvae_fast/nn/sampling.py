@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 
-def stratified_positions(rank: Tensor, strata: Tensor, total: int) -> Tensor:
+def stratified_positions(
+    rank: Tensor, strata: Tensor, total: int, draws: Tensor | None = None
+) -> Tensor:
     """A random position below ``total`` for every rank: distinct while ``strata <= total``.
 
     The positions are cut into as many equal strata as there are draws, and draw number r is
@@ -19,13 +21,16 @@ def stratified_positions(rank: Tensor, strata: Tensor, total: int) -> Tensor:
         rank: int64 [K], number of the draw, 0 to strata - 1; others get some valid position.
         strata: 0-d int64, number of draws, at least 1.
         total: number of positions, at least 1.
+        draws: [K], uniform in [0, 1); drawn here unless given.
 
     Returns:
         [K] int64 in [0, total).
     """
     low = rank * total // strata
     width = (rank + 1) * total // strata - low
-    step = (torch.rand(rank.shape, device=rank.device) * width).long()
+    if draws is None:
+        draws = torch.rand(rank.shape, device=rank.device)
+    step = (draws * width).long()
     # float32 rounds a draw just below 1 up to the whole width when the stratum is long.
     return (low + torch.minimum(step, (width - 1).clamp(min=0))) % total
 

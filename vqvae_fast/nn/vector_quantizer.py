@@ -1,12 +1,13 @@
 """The quantizer of a VQ-VAE: the reference's class, with a codebook that stays alive."""
 
-import operator
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from vqvae_fast import functional
+from vqvae_fast.distributed import is_distributed, summed
+from vqvae_fast.nn.checks import check_feature_map, check_learning, positive
 from vqvae_fast.nn.dead_codes import replace_dead_codes
 from vqvae_fast.nn.ema import CodeMovingAverage, CodeUsage
 from vqvae_fast.nn.kmeans import KMeansInit
@@ -44,11 +45,18 @@ class VectorQuantizer(nn.Module):
             batch than this (in the moving average) moves to a random vector of the batch. 0: never.
             Sensible values lie well below the mean, N / n_e. With "gradient", the optimizer
             keeps what momentum it has for the code.
+        sparse: with "gradient", ``embedding.weight`` gets sparse gradients (see
+            :func:`vqvae_fast.quantize`), for large codebooks and ``torch.optim.SparseAdam``.
+        sync_codebook: all processes of ``torch.distributed`` learn one codebook: moving averages,
+            k-means and replacements take the vectors of all as one batch. A process may have an
+            empty batch, but must call the quantizer as often as the others. (A gradient is the
+            business of whoever averages it, such as DistributedDataParallel.)
 
     Raises:
         ValueError: an argument is out of range.
 
-    Modes: in eval, and for an empty batch, nothing is learned and no state changes.
+    Modes: in eval, and for an empty batch (of all processes), nothing is learned and no state
+    changes.
     """
 
     def __init__(
@@ -65,34 +73,34 @@ class VectorQuantizer(nn.Module):
         kmeans_iters: int = 10,
         kmeans_samples: int | None = None,
         dead_code_threshold: float = 0.0,
+        sparse: bool = False,
+        sync_codebook: bool = True,
     ):
         super().__init__()
-        n_e, e_dim = _positive("n_e", n_e), _positive("e_dim", e_dim)
-        kmeans_iters = _positive("kmeans_iters", kmeans_iters)
+        n_e, e_dim = positive("n_e", n_e), positive("e_dim", e_dim)
+        kmeans_iters = positive("kmeans_iters", kmeans_iters)
         if kmeans_samples is None:
             kmeans_samples = _SAMPLES_PER_CODE * n_e
-        kmeans_samples = _positive("kmeans_samples", kmeans_samples)
-        if learning not in ("gradient", "ema"):
-            raise ValueError(f"learning must be 'gradient' or 'ema', got {learning!r}")
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must be in [0, 1), got {decay!r}")
-        if not eps > 0:
-            raise ValueError(f"eps must be positive, got {eps!r}")
-        for name, weight in (("beta", beta), ("dead_code_threshold", dead_code_threshold)):
-            if not weight >= 0:
-                raise ValueError(f"{name} must not be negative, got {weight!r}")
+        kmeans_samples = positive("kmeans_samples", kmeans_samples)
+        check_learning(learning, decay, eps, beta=beta, dead_code_threshold=dead_code_threshold)
+        if sparse and learning != "gradient":
+            raise ValueError(f"sparse gradients need learning='gradient', got {learning!r}")
         self.n_e, self.e_dim = n_e, e_dim
         self.beta, self.legacy = beta, legacy
         self.learning, self.dead_code_threshold = learning, dead_code_threshold
+        self.sync_codebook = sync_codebook
         self.commitment_weight, self.codebook_weight = (1.0, beta) if legacy else (beta, 1.0)
 
-        self.embedding = nn.Embedding(n_e, e_dim)
+        self.embedding = nn.Embedding(n_e, e_dim, sparse=sparse)
         nn.init.uniform_(self.embedding.weight, -1 / n_e, 1 / n_e)
         self.ema: CodeUsage | None = None
         if learning == "ema":
-            self.embedding.weight.requires_grad_(False)
+            codes = self.embedding.weight.detach()
+            # No parameter: what divides parameters over processes would undo writes to it.
+            del self.embedding.weight
+            self.embedding.register_buffer("weight", codes)
             self.codebook_weight = 0.0
-            self.ema = CodeMovingAverage(self.embedding.weight, decay, eps)
+            self.ema = CodeMovingAverage(codes, decay, eps)
         elif dead_code_threshold > 0:
             self.ema = CodeUsage(n_e, decay)
         self.kmeans: KMeansInit | None = None
@@ -138,12 +146,13 @@ class VectorQuantizer(nn.Module):
             ValueError: z is not [B, e_dim, H, W].
             TypeError: z is not a tensor of floats.
         """
-        self._check(z)
-        learns = self.training and z.numel() > 0
+        check_feature_map(z, self.e_dim)
+        synced = self.sync_codebook and is_distributed()
+        learns = self.training and (z.numel() > 0 or synced)
         wide = z.to(torch.promote_types(z.dtype, self.codebook.dtype))
         rows = wide.detach().movedim(1, -1)
         if learns:
-            self._prepare(rows)
+            self._prepare(rows, synced)
         codebook = self.codebook
         if learns and self.dead_code_threshold > 0 and codebook.requires_grad:
             # The backward pass needs the codes of this search, and the next forward pass, which
@@ -155,11 +164,12 @@ class VectorQuantizer(nn.Module):
             commitment_weight=self.commitment_weight,
             codebook_weight=self.codebook_weight,
             channel_first=True,
+            sparse=self.embedding.sparse,
         )
         if learns and self.ema is not None:
             # A vector that is not finite says nothing about its code; one would destroy it.
             counted = torch.where(distances.isfinite(), indices, -1)
-            self.ema.update(rows, counted, self.codebook)
+            self.ema.update(rows, counted, self.codebook, synced=synced)
         flat = indices.reshape(-1)
         encodings = LazyOneHot(flat, self.n_e, self.codebook.dtype)
         batch_perplexity = perplexity(code_counts(flat, self.n_e))
@@ -167,7 +177,7 @@ class VectorQuantizer(nn.Module):
 
     def encode(self, z: Tensor) -> Tensor:
         """Indices [B, H, W] of a feature map z [B, e_dim, H, W]; changes no state in any mode."""
-        self._check(z)
+        check_feature_map(z, self.e_dim)
         wide = z.detach().to(torch.promote_types(z.dtype, self.codebook.dtype))
         return functional.nearest_code(wide.movedim(1, -1), self.codebook).indices
 
@@ -184,15 +194,19 @@ class VectorQuantizer(nn.Module):
         """What print() shows beside the parts."""
         return f"n_e={self.n_e}, e_dim={self.e_dim}, beta={self.beta}, learning={self.learning!r}"
 
-    def _prepare(self, rows: Tensor) -> None:
+    def _prepare(self, rows: Tensor, synced: bool) -> None:
         """Give a new codebook its codes, dead codes their place: before the search uses them."""
         if self.kmeans is not None and not self.kmeans.done:
-            result = self.kmeans.collect(rows)
+            result = self.kmeans.collect(rows, synced=synced)
             if result is not None:
-                per_batch = rows.shape[:-1].numel() / self.kmeans.num_samples
-                self.set_codebook(result.codes, (result.counts * per_batch).clamp(min=1))
+                batch = rows.new_tensor(rows.shape[:-1].numel())
+                if synced:
+                    (batch,) = summed(batch)
+                sizes = result.counts * (batch / result.counts.sum())
+                self.set_codebook(result.codes, sizes.clamp(min=1))
         if self.ema is not None and self.dead_code_threshold > 0:
-            replace_dead_codes(rows, self.codebook, self.ema, self.dead_code_threshold)
+            threshold = self.dead_code_threshold
+            replace_dead_codes(rows, self.codebook, self.ema, threshold, synced=synced)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -203,21 +217,3 @@ class VectorQuantizer(nn.Module):
         if codes is not None and codes.shape == self.codebook.shape:
             self.set_codebook(codes)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    def _check(self, z: Tensor) -> None:
-        if not isinstance(z, Tensor) or not z.is_floating_point():
-            what = z.dtype if isinstance(z, Tensor) else type(z).__name__
-            raise TypeError(f"z must be a tensor of floats, got {what}")
-        if z.dim() != 4 or z.shape[1] != self.e_dim:
-            raise ValueError(f"z must be [B, e_dim={self.e_dim}, H, W], got {list(z.shape)}")
-
-
-def _positive(name: str, number: Any) -> int:
-    """The number as an int; integers of NumPy and the like are welcome."""
-    try:
-        whole = 0 if isinstance(number, bool) else operator.index(number)
-    except TypeError:
-        whole = 0
-    if whole < 1:
-        raise ValueError(f"{name} must be a positive integer, got {number!r}")
-    return whole

@@ -1,0 +1,253 @@
+"""A quantizer whose codes are divided over processes, for codebooks too large for one."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+
+from vqvae_fast import reference
+from vqvae_fast.distributed import (
+    each_from_its_turn,
+    from_first,
+    sizes_of_all,
+    summed,
+    summed_segments,
+)
+from vqvae_fast.functional import segment_sum
+from vqvae_fast.nn.checks import check_feature_map, check_learning, positive
+from vqvae_fast.nn.ema import put
+from vqvae_fast.nn.estimators import code_itself
+from vqvae_fast.nn.metrics import code_counts
+from vqvae_fast.nn.one_hot import LazyOneHot
+from vqvae_fast.nn.sampling import stratified_positions
+from vqvae_fast.sharded.code_shards import CodeShards
+
+
+class ShardedVectorQuantizer(nn.Module):
+    """:class:`VectorQuantizer` with K codes over W processes, each of which holds K / W.
+
+    So it is with all that belongs to a code: gradient, moving averages, the optimizer's state. It
+    chooses the codes, and learns them, as one VectorQuantizer would from the vectors of all
+    processes. All of them call it equally often; one may have an empty batch. A step sends 2 D
+    numbers for every vector and none for a code (docs/scaling.md).
+
+    Its state are DTensors under VectorQuantizer's names. torch.distributed.checkpoint saves them
+    from W processes and loads them into any other number, or into a VectorQuantizer. Keep it out of
+    what divides or copies parameters itself: :func:`sharded_state` names what to leave alone.
+
+    Args:
+        n_e: K.
+        e_dim: D.
+        beta: weight of the commitment term.
+        mesh: of one dimension, over which the codes are divided; or of two, as hybrid sharded data
+            parallel has them: copies of the codebook over the first, its parts over the second.
+        learning: "gradient" or "ema", as VectorQuantizer's.
+        decay: of the moving averages.
+        eps: of their smoothing.
+        dead_code_threshold: as VectorQuantizer's. Replacements are vectors of all processes that
+            hold the codes between them.
+
+    Raises:
+        ValueError: an argument is out of range, or there are processes without codes.
+    """
+
+    def __init__(
+        self,
+        n_e: int,
+        e_dim: int,
+        beta: float = 0.25,
+        *,
+        mesh: DeviceMesh,
+        learning: Literal["gradient", "ema"] = "gradient",
+        decay: float = 0.99,
+        eps: float = 1e-5,
+        dead_code_threshold: float = 0.0,
+    ):
+        super().__init__()
+        self.n_e, self.e_dim = positive("n_e", n_e), positive("e_dim", e_dim)
+        check_learning(learning, decay, eps, beta=beta, dead_code_threshold=dead_code_threshold)
+        self.beta, self.learning, self.decay, self.eps = beta, learning, decay, eps
+        self.dead_code_threshold = dead_code_threshold
+        self.shards = CodeShards(self.n_e, mesh)
+        part = _uniform(self.shards, self.e_dim)
+        self.embedding = nn.Module()
+        self.ema: nn.Module | None = None
+        if learning == "gradient":
+            self.embedding.weight = nn.Parameter(self.shards.dtensor(part))
+        else:
+            self.embedding.register_buffer("weight", self.shards.dtensor(part))
+        if learning == "ema" or dead_code_threshold > 0:
+            self.ema = nn.Module()
+            ones = torch.ones(self.shards.count, device=part.device)
+            self.ema.register_buffer("cluster_size", self.shards.dtensor(ones))
+        if self.ema is not None and learning == "ema":
+            self.ema.register_buffer("embed_avg", self.shards.dtensor(part.clone()))
+
+    @property
+    def codebook(self) -> DTensor:
+        """The codes: a DTensor [n_e, e_dim]."""
+        weight = self.embedding.weight
+        assert isinstance(weight, DTensor)
+        return weight
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, LazyOneHot, Tensor]:
+        """Quantize this process's feature map z [B, e_dim, H, W], together with all others.
+
+        Returns:
+            As :meth:`VectorQuantizer.forward`: ``(loss, z_q, perplexity, min_encodings,
+            min_encoding_indices)``. The loss is that of this process's vectors, the perplexity
+            that of all.
+
+        Raises:
+            ValueError: z is not [B, e_dim, H, W].
+            TypeError: z is not a tensor of floats.
+        """
+        check_feature_map(z, self.e_dim)
+        last = z.movedim(1, -1)
+        batch = self.shards.gather(last.detach().reshape(-1, self.e_dim))
+        rows = batch.rows.to(torch.promote_types(z.dtype, self.codebook.dtype))
+        if self.training and self.ema is not None and self.dead_code_threshold > 0:
+            self._replace_dead_codes(rows)
+        codes = self.codebook.to_local()
+        if self.training and self.learning == "gradient" and self.dead_code_threshold > 0:
+            codes = codes.clone()  # the next step may write to them before this one's backward pass
+        indices = self.shards.search(rows, codes.detach())
+        taken = self.shards.take(codes, indices, batch.sizes).view(last.shape)
+        wide = last.to(taken.dtype)
+        loss = self._loss(wide, taken)
+        z_q = code_itself(wide, taken)
+        if self.training and self.ema is not None:
+            self._move_on(rows, indices)
+        mine = indices.split(batch.sizes)[self.shards.part]
+        encodings = LazyOneHot(mine, self.n_e, codes.dtype)
+        perplexity = self._perplexity(indices)
+        return loss, z_q.to(z.dtype).movedim(-1, 1), perplexity, encodings, mine[:, None]
+
+    @torch.no_grad()
+    def encode(self, z: Tensor) -> Tensor:
+        """Indices [B, H, W] of z [B, e_dim, H, W]; all processes call it, nothing is learned."""
+        check_feature_map(z, self.e_dim)
+        last = z.movedim(1, -1)
+        batch = self.shards.gather(last.reshape(-1, self.e_dim))
+        rows = batch.rows.to(torch.promote_types(z.dtype, self.codebook.dtype))
+        indices = self.shards.search(rows, self.codebook.to_local())
+        mine: Tensor = indices.split(batch.sizes)[self.shards.part]
+        return mine.view(last.shape[:-1])
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """Feature map [B, e_dim, H, W] of indices [B, H, W]; all processes call it."""
+        batch = self.shards.gather(indices.reshape(-1))
+        codes: Tensor = self.shards.take(self.codebook.to_local(), *batch)
+        return codes.view(*indices.shape, self.e_dim).movedim(-1, 1)
+
+    def extra_repr(self) -> str:
+        """What print() shows beside the parts."""
+        shards = self.shards
+        return (
+            f"n_e={self.n_e}, e_dim={self.e_dim}, beta={self.beta}, learning={self.learning!r}, "
+            f"here={shards.first}..{shards.first + shards.count - 1}"
+        )
+
+    def _loss(self, z: Tensor, q: Tensor) -> Tensor:
+        """The article's, of z and q [..., D]; 0 for an empty batch."""
+        size = max(z.numel(), 1)
+        loss = self.beta * (z - q.detach()).square().sum() / size
+        if self.learning == "gradient":
+            loss = loss + (z.detach() - q).square().sum() / size
+        return loss
+
+    @torch.no_grad()
+    def _perplexity(self, indices: Tensor) -> Tensor:
+        """Of indices [N]; each process counts its own codes."""
+        counts = code_counts(self.shards.local(indices), self.shards.count).float()
+        share = counts / max(len(indices), 1)
+        (entropy,) = summed((share * (share + 1e-10).log()).sum(), group=self.shards.group)
+        return torch.exp(-entropy)
+
+    @torch.no_grad()
+    def _move_on(self, rows: Tensor, indices: Tensor) -> None:
+        """Average in rows [N, D] that chose indices [N], each process those of its codes."""
+        counted = torch.where(rows.isfinite().all(dim=1), self.shards.local(indices), -1)
+        sums_of: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] = segment_sum
+        if self.shards.copies is not None:
+            sums_of = partial(summed_segments, group=self.shards.copies)
+        size, average = self._averages()
+        if average is None:
+            _, counts = sums_of(rows[:, :1], counted, self.shards.count)
+            size.lerp_(counts.to(size.dtype), 1 - self.decay)
+            return
+        reference.moving_average_(
+            average,
+            size,
+            self.codebook.to_local(),
+            rows,
+            counted,
+            self.decay,
+            self.eps,
+            segment_sum=sums_of,
+            smoothed_size=self._smoothed_size,
+        )
+
+    def _smoothed_size(self, size: Tensor, eps: float) -> Tensor:
+        """Of the codes here [count], as of all codes."""
+        (total,) = summed(size.sum(dim=-1, keepdim=True), group=self.shards.group)
+        return reference.smoothed_size(size, eps, total=total, num_codes=self.n_e)
+
+    @torch.no_grad()
+    def _replace_dead_codes(self, rows: Tensor) -> None:
+        """Put the codes that are chosen too rarely on distinct ones of rows [N, D]."""
+        size, average = self._averages()
+        dead = (size < self.dead_code_threshold).nonzero()[:, 0]
+        numbers = sizes_of_all(len(dead), rows.device, self.shards.group)
+        if not sum(numbers) or not (len(rows) or self.shards.copies):
+            return
+        rank = torch.arange(len(dead), device=rows.device) + sum(numbers[: self.shards.part])
+        codes = rows.new_zeros(len(dead), self.e_dim)
+        if len(rows):
+            codes = rows[stratified_positions(rank, rank.new_tensor(sum(numbers)), len(rows))]
+        if self.shards.copies is not None:
+            available = torch.tensor(len(rows) > 0, device=rows.device)
+            codes, found = each_from_its_turn(codes, available, self.shards.copies)
+            dead, codes = dead[found], codes[found]
+        put(size, dead, self.dead_code_threshold)
+        put(self.codebook.to_local().detach(), dead, codes)
+        if average is not None:
+            put(average, dead, codes * self.dead_code_threshold)
+
+    def _averages(self) -> tuple[Tensor, Tensor | None]:
+        """The parts here: cluster_size [count], and embed_avg [count, D] with "ema"."""
+        assert self.ema is not None
+        buffers: list[Any] = [buffer for _, buffer in self.ema.named_buffers()]
+        parts = [buffer.to_local() for buffer in buffers]
+        return parts[0], parts[1] if len(parts) > 1 else None
+
+
+def _uniform(shards: CodeShards, dim: int) -> Tensor:
+    """New codes [count, dim] as the reference's; the same in all copies, others in each part."""
+    device = torch.empty(0, device=shards.mesh.device_type).device
+    seed = torch.empty((), dtype=torch.int64).random_(1 << 62).to(device)
+    for group in (shards.copies, shards.group):  # of the mesh's first process
+        seed = seed if group is None else from_first(seed, group)
+    generator = torch.Generator(device).manual_seed(int(seed) + shards.part)
+    return torch.empty(shards.count, dim, device=device).uniform_(
+        -1 / shards.num_codes, 1 / shards.num_codes, generator=generator
+    )
+
+
+def sharded_state(model: nn.Module) -> list[str]:
+    """Names of the parameters and buffers of all sharded quantizers in a model.
+
+    Other wrappers are to leave them alone: of DistributedDataParallel, before wrapping,
+    ``model._ddp_params_and_buffers_to_ignore = sharded_state(model)``; of ``fully_shard``, its
+    ``ignored_params`` are the parameters of these names.
+    """
+    return [
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        if isinstance(module, ShardedVectorQuantizer)
+        for name in module.state_dict()
+    ]
