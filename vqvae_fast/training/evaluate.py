@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vqvae_fast.models import VQVAE
 from vqvae_fast.nn.metrics import code_counts, perplexity
+from vqvae_fast.training.processes import share, total
 
 
 class Evaluation(NamedTuple):
@@ -35,7 +36,12 @@ def psnr(mse: float) -> float:
 
 @torch.no_grad()
 def evaluate(
-    model: VQVAE, images: Tensor, *, batch_size: int = 32, autocast: torch.dtype | None = None
+    model: VQVAE,
+    images: Tensor,
+    *,
+    batch_size: int = 32,
+    autocast: torch.dtype | None = None,
+    divided: bool = False,
 ) -> Evaluation:
     """Measure a model on images; it learns nothing from them.
 
@@ -44,6 +50,8 @@ def evaluate(
         images: [N, C, H, W] float32 in [-1, 1], on any device.
         batch_size: images per forward pass.
         autocast: run the convolutions in this dtype; the error is measured in float32.
+        divided: each process of torch.distributed takes its share of the images, and all get the
+            figures of all.
     """
     device = next(model.parameters()).device
     was_training = model.training
@@ -51,13 +59,16 @@ def evaluate(
     # Summed over batches in float64: the figure does not depend on how images are batched.
     squares = torch.zeros((), dtype=torch.float64, device=device)
     counts = torch.zeros(model.config["n_embeddings"], dtype=torch.int64, device=device)
-    for batch in images.split(batch_size):
+    mine = images[share(len(images))] if divided else images
+    for batch in mine.split(batch_size):
         x = batch.to(device)
         with torch.autocast(device.type, autocast, enabled=autocast is not None):
             output = model.forward_with_indices(x)
         squares += (output.x_hat.float() - x).square().double().sum()
         counts += code_counts(output.indices, len(counts))
     model.train(was_training)
+    if divided:
+        squares, counts = total(squares), total(counts)
     # A difference of 2 on the model's scale [-1, 1] is one of 1 on the pixels' scale [0, 1].
     mse = float(squares) / images.numel() / 4
     return Evaluation(mse, psnr(mse), float(perplexity(counts)), int((counts > 0).sum()), counts)

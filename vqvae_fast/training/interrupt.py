@@ -13,10 +13,13 @@ class StopRequest:
     An exception in the middle of a step would leave weights, optimizer and codebook of different
     steps. A second signal acts at once, for whoever cannot wait. Outside the main thread signals
     stay as they are.
+
+    Args:
+        patient: further signals do not act either: a launcher passes the user's on, and its own.
     """
 
-    def __init__(self) -> None:
-        self.requested = False
+    def __init__(self, patient: bool = False) -> None:
+        self.requested, self._patient = False, patient
         self._previous: dict[int, signal.Handlers] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -35,7 +38,8 @@ class StopRequest:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
-        self._restore()
+        if not self._patient:
+            self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vqvae_fast.distributed import is_distributed, world_size
 from vqvae_fast.models import VQVAEOutput
 from vqvae_fast.training import checkpoint
 from vqvae_fast.training.config import TrainConfig, pick_device
@@ -14,6 +15,14 @@ from vqvae_fast.training.data import ImageData
 from vqvae_fast.training.errors import UserError
 from vqvae_fast.training.evaluate import Evaluation, evaluate
 from vqvae_fast.training.interrupt import StopRequest
+from vqvae_fast.training.processes import (
+    any_of_all,
+    data_parallel,
+    is_first,
+    of_all,
+    rank,
+    share,
+)
 from vqvae_fast.training.progress import Progress
 from vqvae_fast.training.recipe import build_model, build_optimizer
 from vqvae_fast.training.runfolder import Metrics
@@ -48,27 +57,37 @@ class Trainer:
         self.config, self.data, self.variance = config, data, variance
         self.device = pick_device(config.device)
         self.autocast = torch.bfloat16 if config.dtype == "bf16" else None
+        if config.batch_size < world_size():
+            raise UserError(
+                f"batch_size must be at least the number of processes, {world_size()}, "
+                f"got {config.batch_size}"
+            )
         self.model = build_model(config, data).to(self.device)
         self.optimizer = build_optimizer(config, self.model)
         self.window = Window(config.codebook_size, self.device)
         self.held_out = data.validation(config.eval_crops).to(self.device)
         self.step = 0
+        self._model = data_parallel(self.model)
         self._forward = torch.compile(self._loss) if config.compile else self._loss
 
     def _loss(self, x: Tensor) -> StepResult:
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-            output = self.model.forward_with_indices(x)
-        mse = (output.x_hat.float() - x).square().mean()
-        return StepResult(mse / self.variance + output.embedding_loss, mse, output)
+            output = self._model(x)
+        # Means of this process's share of the batch, as parts of the batch's.
+        part = len(x) / self.config.batch_size
+        mse = (output.x_hat.float() - x).square().mean() * part
+        return StepResult(mse / self.variance + output.embedding_loss * part, mse, output)
 
     def advance(self) -> dict[str, float] | None:
         """One step; a row of metrics where one is due."""
         config = self.config
-        x = self.data.batch(config.seed, self.step, config.batch_size).to(self.device)
+        part = share(config.batch_size)
+        x = self.data.batch(config.seed, self.step, config.batch_size, part).to(self.device)
         self.optimizer.zero_grad()
         try:
             result = self._forward(x)
-            result.loss.backward()
+            # The parts of all processes are to be added, and their gradients are averaged.
+            (result.loss * world_size()).backward()
         except RuntimeError as error:
             if not _from_compiler(error):
                 raise
@@ -97,7 +116,11 @@ class Trainer:
     def evaluate(self, images: Tensor) -> Evaluation:
         """Measure the model as it is now."""
         return evaluate(
-            self.model, images, batch_size=self.config.batch_size, autocast=self.autocast
+            self.model,
+            images,
+            batch_size=self.config.batch_size,
+            autocast=self.autocast,
+            divided=True,
         )
 
     def recent_batches(self) -> Tensor:
@@ -114,7 +137,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
-            "random": checkpoint.random_state(self.device),
+            "random": of_all(checkpoint.random_state(self.device)),
             "window": self.window.state(),
             "variance": self.variance,
         }
@@ -131,7 +154,10 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             self.window.load(state["window"])
             self.step = int(state["step"])
-            checkpoint.set_random_state(state["random"], self.device)
+            states = state["random"]
+            # A run that goes on with other processes than it had cannot repeat their numbers.
+            own = states[rank() if len(states) == world_size() else 0]
+            checkpoint.set_random_state(own, self.device)
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"the checkpoint of {run} does not fit its config.json") from error
 
@@ -155,18 +181,33 @@ def run_steps(trainer: Trainer, run: Path, progress: bool | None) -> tuple[bool,
         last step done in either case.
     """
     config = trainer.config
-    metrics = Metrics(run, upto=trainer.step)
+    metrics = Metrics(run, upto=trainer.step) if is_first() else None
     started = time.monotonic()
     trainer.model.train()
-    bar = Progress(trainer.step, config.steps, config.batch_size, config.codebook_size, progress)
-    with StopRequest() as stop, bar:
-        while trainer.step < config.steps and not stop.requested:
+    shown = progress if is_first() else False
+    bar = Progress(trainer.step, config.steps, config.batch_size, config.codebook_size, shown)
+    with StopRequest(patient=is_distributed()) as stop, bar:
+        while trainer.step < config.steps and not _agreed(stop, trainer):
             row = trainer.advance()
-            if row is not None:
+            if row is not None and metrics is not None:
                 metrics.add(row)
                 bar.show(row)
             bar.step()
             if trainer.step % config.checkpoint_every == 0:
-                checkpoint.save_checkpoint(run, trainer.state())
-        checkpoint.save_checkpoint(run, trainer.state())
+                save(run, trainer)
+        save(run, trainer)
     return trainer.step < config.steps, time.monotonic() - started
+
+
+def save(run: Path, trainer: Trainer) -> None:
+    """Replace the run's checkpoint; all processes call it, the first one writes."""
+    state = trainer.state()
+    if is_first():
+        checkpoint.save_checkpoint(run, state)
+
+
+def _agreed(stop: StopRequest, trainer: Trainer) -> bool:
+    """Whether to stop; of several processes all do, behind the same step."""
+    if not is_distributed():
+        return stop.requested
+    return trainer.step % trainer.config.log_every == 0 and any_of_all(stop.requested)

@@ -9,14 +9,16 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import Dataset
 
+from vqvae_fast.distributed import world_size
 from vqvae_fast.models import VQVAE
 from vqvae_fast.training import pictures
-from vqvae_fast.training.checkpoint import load_checkpoint, save_checkpoint
+from vqvae_fast.training.checkpoint import load_checkpoint
 from vqvae_fast.training.config import TrainConfig, pick_device
 from vqvae_fast.training.data import ImageData, absolute_source, open_data, source_label
 from vqvae_fast.training.errors import UserError
 from vqvae_fast.training.evaluate import Evaluation
-from vqvae_fast.training.loop import Trainer, run_steps
+from vqvae_fast.training.loop import Trainer, run_steps, save
+from vqvae_fast.training.processes import from_first, is_first
 from vqvae_fast.training.runfolder import (
     CONFIG,
     RESULT,
@@ -85,9 +87,8 @@ def train(
         # What cannot be drawn, or is beyond all memory, fails here, before there is a folder.
         images.batch(config.seed, 0, config.batch_size)
         label = "dataset" if data is not None else source_label(config.data)
-        run = create_run(config.out, f"{label}-{config.quantizer}")
-        write_json(run / CONFIG, config.to_dict())
-        save_checkpoint(run, trainer.state())  # whatever ends the run, it can be resumed
+        run = from_first(lambda: _new_run(config, f"{label}-{config.quantizer}"))
+        save(run, trainer)  # whatever ends the run, it can be resumed
         return _finish(trainer, run, progress, say)
 
 
@@ -131,7 +132,8 @@ def resume(
         torch.manual_seed(config.seed)
         trainer = Trainer(config, images, images.variance())
         trainer.load(state, path)
-        write_json(path / CONFIG, config.to_dict())
+        if is_first():
+            write_json(path / CONFIG, config.to_dict())
         say(f"resuming at step {trainer.step}")
         return _finish(trainer, path, progress, say)
 
@@ -140,13 +142,17 @@ def _finish(
     trainer: Trainer, run: Path, progress: bool | None, say: Callable[[str], None]
 ) -> TrainResult:
     """Train to the end, then measure and draw."""
+    if not is_first():
+        say = _say_nothing
     say(f"data    {trainer.data.description}")
     count = torch.get_num_threads()
     threads = f" ({count} thread{'s' * (count > 1)})" if trainer.device.type == "cpu" else ""
-    say(f"device  {trainer.device}{threads}")
+    others = f", {world_size()} processes" if world_size() > 1 else ""
+    say(f"device  {trainer.device}{threads}{others}")
     say(f"run     {run}")
     # What a shorter run has measured is not true of the model that follows.
-    (run / RESULT).unlink(missing_ok=True)
+    if is_first():
+        (run / RESULT).unlink(missing_ok=True)
     first = trainer.step
     interrupted, seconds = run_steps(trainer, run, progress)
     model = trainer.model.eval()
@@ -156,6 +162,8 @@ def _finish(
     training = trainer.evaluate(trainer.recent_batches())
     images = (trainer.step - first) * trainer.config.batch_size
     result = TrainResult(run, model, trainer.step, False, seconds, held_out, training)
+    if not is_first():
+        return result
     write_json(
         run / RESULT,
         {
@@ -172,6 +180,16 @@ def _finish(
     pictures.save_curves(run / "curves.png", read_metrics(run), trainer.config.codebook_size)
     pictures.save_usage(run / "usage.png", training, held_out)
     return result
+
+
+def _new_run(config: TrainConfig, label: str) -> Path:
+    run = create_run(config.out, label)
+    write_json(run / CONFIG, config.to_dict())
+    return run
+
+
+def _say_nothing(line: str) -> None:
+    """For all processes but the first."""
 
 
 def _figures(evaluation: Evaluation) -> dict[str, float]:
@@ -212,4 +230,6 @@ def _read_config(run: Path) -> TrainConfig:
 
 def _gpus(config: TrainConfig) -> list[int]:
     device = torch.device(config.device)
-    return [device.index or 0] if device.type == "cuda" else []
+    if device.type != "cuda":
+        return []
+    return [torch.cuda.current_device() if device.index is None else device.index]

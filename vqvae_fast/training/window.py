@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
+from vqvae_fast.distributed import is_distributed
 from vqvae_fast.models import VQVAEOutput
-from vqvae_fast.nn.metrics import code_counts
+from vqvae_fast.nn.metrics import code_counts, perplexity
+from vqvae_fast.training.processes import total
 
 
 class Window:
@@ -17,9 +19,20 @@ class Window:
         self._steps = 0
 
     def add(self, loss: Tensor, mse: Tensor, output: VQVAEOutput) -> None:
-        """Count one step in; mse is on the model's scale [-1, 1]."""
-        self._sums += torch.stack([loss, mse, output.perplexity]).detach().to(self._sums.dtype)
-        self._counts += code_counts(output.indices, len(self._counts))
+        """Count one step in; mse is on the model's scale [-1, 1].
+
+        Of several processes loss and mse are parts: those of all add up to the batch's.
+        """
+        counts = code_counts(output.indices, len(self._counts))
+        batch_perplexity = output.perplexity
+        if is_distributed():
+            parts = torch.stack([loss, mse]).detach().double()
+            together = total(torch.cat([parts, counts.double()]))
+            (loss, mse), counts = together[:2], together[2:].long()
+            batch_perplexity = perplexity(counts)
+        figures = torch.stack([loss, mse, batch_perplexity.to(loss.dtype)])
+        self._sums += figures.detach().to(self._sums.dtype)
+        self._counts += counts
         self._steps += 1
 
     def read(self) -> dict[str, float]:

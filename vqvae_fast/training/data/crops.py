@@ -60,19 +60,27 @@ class Regions:
             )
         return part
 
-    def crops(self, rng: np.random.Generator, count: int, side: int, channels: int) -> Tensor:
-        """Random crops, each flipped left to right half of the time.
+    def crops(
+        self,
+        rng: np.random.Generator,
+        count: int,
+        side: int,
+        channels: int,
+        part: slice = slice(None),
+    ) -> Tensor:
+        """Random crops, each flipped left to right half of the time; of them those in ``part``.
 
         Returns:
             [count, C, side, side] float32 in [-1, 1].
         """
+        drawn = len(range(count)[part])
         # In one piece and first, so that a size beyond the memory fails at once, not after minutes.
         try:
-            crops = np.empty((count, channels, side, side), dtype=np.float32)
+            crops = np.empty((drawn, channels, side, side), dtype=np.float32)
         except ValueError as error:  # more bytes than can be addressed
             raise MemoryError from error
-        chosen = rng.integers(len(self.boxes), size=count)
-        draws = rng.random((count, 3))
+        chosen = rng.integers(len(self.boxes), size=count)[part]
+        draws = rng.random((count, 3))[part]
         for place, region, (down, across, flip) in zip(crops, chosen.tolist(), draws, strict=True):
             pixels = self.read(region)
             if pixels.shape[2] != channels:
@@ -102,13 +110,14 @@ class ImageData:
     crop: int
     description: str
 
-    def batch(self, seed: int, step: int, size: int) -> Tensor:
+    def batch(self, seed: int, step: int, size: int, part: slice = slice(None)) -> Tensor:
         """The training batch of a step: [size, C, crop, crop] float32 in [-1, 1].
 
         It depends on (seed, step) alone: a resumed run draws what the whole run would have drawn,
-        with no sampler state to save.
+        with no sampler state to save. Of several processes each reads its ``part`` only.
         """
-        return self.train.crops(np.random.default_rng([seed, step]), size, self.crop, self.channels)
+        rng = np.random.default_rng([seed, step])
+        return self.train.crops(rng, size, self.crop, self.channels, part)
 
     def validation(self, count: int) -> Tensor:
         """The fixed held-out crops: [count, C, crop, crop] float32 in [-1, 1]."""

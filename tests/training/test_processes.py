@@ -1,0 +1,156 @@
+"""``torchrun -m vqvae_fast.cli train``: one run, whatever the number of processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vqvae_fast.training import load_model
+
+# The loss has no part that is drawn at random with "gradient".
+OPTIONS = {
+    "--codebook-size": 16,
+    "--dim": 4,
+    "--batch-size": 5,
+    "--quantizer": "gradient",
+    "--lr": 1e-3,
+    "--device": "cpu",
+}
+
+
+def command(processes, *arguments):
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    launcher = launcher if processes > 1 else []
+    return [sys.executable, *launcher, "-m", "vqvae_fast.cli", "train", *map(str, arguments)]
+
+
+def train(processes, *arguments):
+    done = subprocess.run(
+        command(processes, *arguments),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "tiny.npy"
+    np.save(path, np.random.default_rng(7).integers(256, size=(20, 16, 16, 3), dtype=np.uint8))
+    return path
+
+
+@pytest.fixture(scope="module")
+def options(images):
+    return ["--data", images, *(part for pair in OPTIONS.items() for part in pair)]
+
+
+@pytest.fixture(scope="module")
+def runs(options, tmp_path_factory):
+    """Of 1, 2 and 3 processes: the folder, and what was printed."""
+    folder = tmp_path_factory.mktemp("runs")
+    return {
+        n: (folder / str(n), train(n, *options, "--steps", 30, "--out", folder / str(n)).stdout)
+        for n in (1, 2, 3)
+    }
+
+
+def rows(run: Path):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_the_run_is_that_of_one_process(runs, processes):
+    """Five images a batch: the shares are not equal."""
+    expected, found = rows(runs[1][0]), rows(runs[processes][0])
+    assert [row["step"] for row in found] == [10, 20, 30]
+    for one, several in zip(expected, found, strict=True):
+        assert one == pytest.approx(several, rel=1e-3)
+    weights = load_model(runs[1][0]).state_dict()
+    for name, weight in load_model(runs[processes][0]).state_dict().items():
+        torch.testing.assert_close(weight, weights[name], rtol=1e-3, atol=1e-4)
+    figures = [json.loads((runs[n][0] / "result.json").read_text()) for n in (1, processes)]
+    for part in ("held_out", "training"):
+        assert figures[0][part] == pytest.approx(figures[1][part], rel=1e-3)
+
+
+def test_the_first_process_alone_speaks_and_writes(runs):
+    run, said = runs[3]
+    assert said.count("held out  PSNR") == 1
+    assert "3 processes" in said
+    assert {path.name for path in run.iterdir()} == {path.name for path in runs[1][0].iterdir()}
+
+
+@pytest.mark.parametrize("quantizer", ["gradient", "ema"])
+def test_a_resumed_run_goes_on_as_the_whole_one(options, tmp_path, quantizer):
+    options = [*options, "--quantizer", quantizer]
+    train(2, *options, "--steps", 20, "--out", tmp_path / "whole")
+    train(2, *options, "--steps", 10, "--out", tmp_path / "parts")
+    assert "resuming at step 10" in train(2, "--resume", tmp_path / "parts", "--steps", 20).stdout
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+    # And in one process.
+    train(1, "--resume", tmp_path / "parts", "--steps", 30)
+    assert rows(tmp_path / "parts")[-1]["step"] == 30
+
+
+def test_a_signal_ends_all_with_a_checkpoint(options, tmp_path):
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        command(2, *options, "--steps", 1_000_000, "--out", run),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    end = time.monotonic() + 60
+    while not (run / "metrics.jsonl").is_file() or not rows(run):
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: to the launcher and to its processes
+    _, said = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert f"vqvae-fast train --resume {run}" in said
+    step = rows(run)[-1]["step"]
+    train(1, "--resume", run, "--steps", step + 20)
+    assert rows(run)[-1]["step"] == step + 20
+
+
+def test_a_lost_process_ends_the_others(options, tmp_path):
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        command(2, *options, "--steps", 1_000_000, "--out", run),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    end = time.monotonic() + 60
+    while not (run / "metrics.jsonl").is_file() or not rows(run):
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "SIGKILL" in said or "exitcode  : -9" in said
+
+
+def test_more_processes_than_images_are_refused(options, tmp_path):
+    done = subprocess.run(
+        command(2, *options, "--batch-size", 1, "--steps", 2, "--out", tmp_path / "run"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode != 0
+    assert "batch_size must be at least the number of processes, 2, got 1" in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,104 @@
+"""One run by several processes: ``torchrun --nproc-per-node 4 -m vqvae_fast.cli train ...``.
+
+Each takes its share of every batch and of the held-out images. The first one writes and speaks.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from vqvae_fast.distributed import is_distributed, summed, world_size
+from vqvae_fast.models import VQVAE, VQVAEOutput
+
+T = TypeVar("T")
+
+# What a process may wait for another, which may be drawing pictures; a lost one is noticed at once.
+_PATIENCE = timedelta(minutes=10)
+
+
+@contextmanager
+def launched() -> Iterator[None]:
+    """Meet the other processes, if torchrun has started any, and part at the end."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
+        yield
+        return
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, timeout=_PATIENCE)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Which of the processes this is."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and speaks."""
+    return rank() == 0
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What ``make`` returns in the first process; elsewhere it is not called."""
+    made: list[Any] = [make() if is_first() else None]
+    if is_distributed():
+        dist.broadcast_object_list(made)
+    result: T = made[0]
+    return result
+
+
+def of_all(value: T) -> list[T]:
+    """Every process's value, in their order."""
+    if not is_distributed():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def share(count: int) -> slice:
+    """The part of ``count`` things that is this process's; shares differ by one at most."""
+    return slice(count * rank() // world_size(), count * (rank() + 1) // world_size())
+
+
+def total(tensor: Tensor) -> Tensor:
+    """The sum over all processes."""
+    return summed(tensor)[0] if is_distributed() else tensor
+
+
+def any_of_all(flag: bool) -> bool:
+    """Whether it is set in any process."""
+    return any(of_all(flag))
+
+
+class _WithIndices(nn.Module):
+    """The forward pass that training takes, as DistributedDataParallel needs it."""
+
+    def __init__(self, model: VQVAE) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> VQVAEOutput:
+        return self.model.forward_with_indices(x)
+
+
+def data_parallel(model: VQVAE) -> Callable[[Tensor], VQVAEOutput]:
+    """The model's forward pass, whose gradients are the mean over all processes.
+
+    The quantizer keeps the codebook the same everywhere, so no buffers are sent.
+    """
+    if not is_distributed():
+        return model.forward_with_indices
+    return DistributedDataParallel(_WithIndices(model), broadcast_buffers=False)
