@@ -106,6 +106,7 @@ def measure(shape: Shape, learning: Any, rounds: int) -> dict[str, Any]:
         steps.append(time.perf_counter() - begin)
         waits.append(traffic.seconds)
         layer.zero_grad()
+    del layer.shards.search  # the cycle would keep the mesh's process group until the exit
     return {
         "seconds": summarise(steps[1:])._asdict(),
         "communication": summarise(waits[1:])._asdict(),
@@ -124,6 +125,7 @@ def _work(rank: int, world: int, shape: Shape, learning: str, rounds: int, folde
     figures = measure(shape, learning, rounds)
     if rank == 0:
         Path(folder, "figures.json").write_text(json.dumps(figures))
+    dist.barrier()
     dist.destroy_process_group()
 
 

@@ -5,6 +5,8 @@ import json
 import pytest
 
 from benchmarks import alive, large_codebooks, sharded
+from vqvae_fast.bench import environment
+from vqvae_fast.bench.interleave import summarise
 
 
 def test_large_codebooks(tmp_path, capsys):
@@ -20,24 +22,14 @@ def test_large_codebooks(tmp_path, capsys):
 
 
 def test_a_peer_that_does_not_fit_is_named_in_its_row():
-    line = {"seconds": {"median": 1.0, "low": 1.0, "high": 1.0}, "peak_memory": 1 << 20}
+    line = {"seconds": summarise([1.0])._asdict(), "peak_memory": 1 << 20}
     entry = {
         "shape": {"n": 1, "k": 2, "d": 3},
         "contenders": {large_codebooks.EMA: line, large_codebooks.GRADIENT: line},
         "skipped": {large_codebooks.PEER: "would need 9 GiB"},
     }
-    record = {
-        "command": "c",
-        "date": "d",
-        "revision": "r",
-        "cpu": "x",
-        "cores": 2,
-        "threads": 2,
-        "isa": "avx2",
-        "versions": {"torch": "2"},
-        "rounds": 1,
-        "results": [entry],
-    }
+    record = environment.describe("benchmarks.large_codebooks", 1)
+    record |= {"rounds": 1, "results": [entry]}
     assert "would need 9 GiB" in large_codebooks.markdown(record)
 
 

@@ -13,7 +13,14 @@ import torch
 
 from vqvae_fast import _native
 
-_DISTRIBUTIONS = ("torch", "numpy", "faiss-cpu", "scikit-learn", "vector-quantize-pytorch")
+_DISTRIBUTIONS = (
+    "torch",
+    "numpy",
+    "faiss-cpu",
+    "scikit-learn",
+    "pykeops",
+    "vector-quantize-pytorch",
+)
 # AMD hides the model of a virtual machine's processor, but not its family.
 _AMD_FAMILIES = {23: "zen2", 25: "zen4", 26: "zen5"}
 _NOISE_WORDS = r"\(r\)|\(tm\)|\bcpu\b|\bprocessor\b|\b\d+-core\b|@.*$|\bwith\b.*$"
