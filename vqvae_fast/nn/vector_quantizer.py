@@ -202,8 +202,9 @@ class VectorQuantizer(nn.Module):
                 batch = rows.new_tensor(rows.shape[:-1].numel())
                 if synced:
                     (batch,) = summed(batch)
-                sizes = result.counts * (batch / result.counts.sum())
-                self.set_codebook(result.codes, sizes.clamp(min=1))
+                # A code without samples counts as if it had one: a size of 0 would divide by it.
+                sizes = result.counts.clamp(min=1) * (batch / result.counts.sum())
+                self.set_codebook(result.codes, sizes)
         if self.ema is not None and self.dead_code_threshold > 0:
             threshold = self.dead_code_threshold
             replace_dead_codes(rows, self.codebook, self.ema, threshold, synced=synced)
