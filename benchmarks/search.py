@@ -18,13 +18,14 @@ DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 def main(given: list[str] | None = None) -> dict[str, Any]:
     """Run, print the tables, write JSON and Markdown (a quick run only with --json)."""
-    parser = command_line.parser("benchmarks.search", __doc__, rounds=9)
+    parser = command_line.parser("benchmarks.search", __doc__, rounds=3)
     command_line.add_cpu_options(parser)
     command_line.add_data_options(parser)
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument(
         "--no-trained", action="store_true", help="train no models for latents and codebooks"
     )
+    parser.add_argument("--passes", type=int, default=3, help="through all shapes, each --rounds")
     options = parser.parse_args(given)
     dtype = getattr(torch, options.dtype)
     shapes = options.shapes or (TINY_SHAPES if options.quick else SHAPES)
@@ -33,10 +34,12 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
         if reason := trained.unavailable():
             parser.error(f"models cannot be trained here, --no-trained leaves them out: {reason}")
         datasets += [trained.trained(k, d, rows, dtype) for rows, k, d in trained.TRAINED_SHAPES]
-    rounds, min_seconds = (1, 0.0) if options.quick else (options.rounds, 0.1)
+    rounds, passes, min_seconds = (
+        (1, 1, 0.0) if options.quick else (options.rounds, options.passes, 0.1)
+    )
     head = environment.describe("benchmarks.search", options.threads)
     record = head | search.run(
-        datasets, options.threads, rounds, min_seconds, not options.no_memory
+        datasets, options.threads, rounds, min_seconds, not options.no_memory, passes
     )
     command_line.publish(record, search.markdown(record), options, "search")
     return record

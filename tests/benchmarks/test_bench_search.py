@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 
 import numpy as np
 import pytest
@@ -72,14 +73,57 @@ def test_wrong_answer_of_ours_is_never_timed(monkeypatch):
     monkeypatch.setattr(search, "OURS", wrong)
     monkeypatch.setattr(search, "SEARCH_PEERS", (wrong,))
     with pytest.raises(search.InexactError, match=r"of our rows at 96x40x8 \(Gaussian, float32\)"):
-        search.compare(gaussian(SHAPE), None, 1, 0.0)
+        search.measure(gaussian(SHAPE), None, 1, 0.0)
     assert len(timed) == 1
+
+
+def _entry(vectors, rounds):
+    return search.entry(vectors, [search.measure(vectors, None, rounds, 0.0)])
+
+
+def test_passes_are_pooled(monkeypatch):
+    built = []
+    late = SearchPeer("late", "", _prepared_slower_each_time(built))
+    monkeypatch.setattr(search, "SEARCH_PEERS", (OURS, late))
+    record = search.run([gaussian(SHAPE)], 1, 2, 0.0, with_memory=False, passes=3)
+    (entry,) = record["results"]
+    assert len(built) == 3  # anew in every pass
+    seconds = entry["contenders"]["late"]["seconds"]
+    assert len(seconds["rounds"]) == 6
+    assert seconds["q75"] > 1.5 * seconds["q25"]  # what differs between passes is in the quartiles
+    assert "2 interleaved rounds in each of 3 passes" in search.markdown(
+        environment.describe("search", 1) | record
+    )
+
+
+def test_who_drops_out_in_a_later_pass_is_left_out():
+    vectors = gaussian(SHAPE)
+    once = search.Measured({"ours": [1.0], "slow": [5.0]}, [], {"ours": 0.0, "slow": 0.0}, {})
+    again = search.Measured({"ours": [2.0]}, [], {"ours": 0.0, "slow": 0.0}, {"slow": "took 9 s"})
+    entry = search.entry(vectors, [once, again])
+    assert set(entry["contenders"]) == {"ours"}
+    assert entry["contenders"]["ours"]["seconds"]["rounds"] == [1.0, 2.0]
+    assert entry["skipped"] == {"slow": "took 9 s"}
+
+
+def _prepared_slower_each_time(built):
+    def prepare(z, codebook):
+        built.append(len(built) + 1)
+        call, pause = OURS.prepare(z, codebook), 0.005 * built[-1]
+
+        def slow():
+            time.sleep(pause)
+            return call()
+
+        return slow
+
+    return prepare
 
 
 def test_wrong_answer_of_a_peer_is_stated(monkeypatch):
     wrong = SearchPeer("wrong", "", _shifted([]))
     monkeypatch.setattr(search, "SEARCH_PEERS", (OURS, wrong))
-    entry = search.compare(gaussian(SHAPE), None, 2, 0.0)
+    entry = _entry(gaussian(SHAPE), rounds=2)
     assert entry["contenders"]["wrong"]["violating_rows"] == 1.0
     assert entry["contenders"]["ours"]["violating_rows"] == 0.0
     assert entry["contenders"]["ours"]["share_of_peak"] is None
@@ -87,7 +131,7 @@ def test_wrong_answer_of_a_peer_is_stated(monkeypatch):
 
 
 def test_peers_that_do_not_take_a_dtype_say_so():
-    entry = search.compare(gaussian(SHAPE, torch.bfloat16), None, 1, 0.0)
+    entry = _entry(gaussian(SHAPE, torch.bfloat16), rounds=1)
     assert entry["skipped"]["FAISS search"] == "does not take bfloat16"
     assert entry["contenders"]["ours"]["violating_rows"] == 0.0
 
