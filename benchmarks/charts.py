@@ -1,25 +1,32 @@
 """Charts of the benchmarks' records, one function a picture; :mod:`benchmarks.report` uses them.
 
 Matplotlib's Figure is used without pyplot: no window, no global state. Colours are Okabe and Ito's,
-which colour-blind readers tell apart, and every series has a marker of its own.
+which colour-blind readers tell apart, with two more, and every series has a marker of its own.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from benchmarks.sweep import series, slope
 from vqvae_fast.bench.data import Shape
+from vqvae_fast.bench.peers import SEARCH_PEERS
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A6D00")
-_MARKERS = "os^Dv<>P"
+_COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"),
+    *("#56B4E9", "#000000", "#8A6D00", "#7F7F7F", "#882255"),
+)
+_MARKERS = "os^Dv<>PXd"
 _WIDTH = 8.0  # inches; at 120 dots each a little wider than a README shows
 _OURS = "ours"
+_SEARCHES = [peer.name for peer in SEARCH_PEERS]
 
 
 class Style(NamedTuple):
@@ -30,11 +37,14 @@ class Style(NamedTuple):
 
 
 def styles(names: Iterable[str]) -> dict[str, Style]:
-    """Ours is blue and round; the others as they come."""
+    """Ours is blue and round; the search's peers look the same everywhere, others as they come."""
     ordered = sorted(dict.fromkeys(names), key=lambda name: not name.startswith(_OURS))
+    places = {name: _SEARCHES.index(name) for name in ordered if name in _SEARCHES}
+    free = (place for place in itertools.count() if place not in places.values())
+    places |= dict(zip((name for name in ordered if name not in places), free, strict=False))
     return {
-        name: Style(_COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)])
-        for i, name in enumerate(ordered)
+        name: Style(_COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)])
+        for name, place in places.items()
     }
 
 
@@ -175,7 +185,7 @@ def scaling(path: Path, sweep: Mapping[str, Any], kind: str, title: str) -> None
 
 
 def training_curves(path: Path, runs: Mapping[str, Mapping[str, Any]], window: int = 15) -> None:
-    """PSNR of the training crops over the steps, one line a recipe, all seeds.
+    """PSNR of the training crops over the steps, one line a recipe, and a seed that has a curve.
 
     Args:
         path: the PNG to write.
@@ -201,7 +211,8 @@ def training_curves(path: Path, runs: Mapping[str, Mapping[str, Any]], window: i
         drawn.add(recipe)
     axes.set_xlabel("training step")
     axes.set_ylabel("PSNR of the training crops, dB")
-    axes.set_title(f"Training on the photographs (running mean of {window} points)")
+    seeds = ", ".join(sorted({str(run["seed"]) for run in runs.values()}))
+    axes.set_title(f"Training on the photographs (seed {seeds}; running mean of {window} points)")
     _finish(figure, axes, path, columns=3)
 
 
@@ -210,7 +221,7 @@ def search_points(entries: Iterable[Mapping[str, Any]]) -> dict[str, list[Point]
     points: dict[str, list[Point]] = {}
     for entry in entries:
         shape = Shape(**entry["shape"])
-        size = 4 if entry["dtype"] == "float32" else 2
+        size = getattr(torch, entry["dtype"]).itemsize
         # Read: vectors and codes; written: an index of 8 bytes and a distance of 4.
         moved = (shape.n + shape.k) * shape.d * size + 12 * shape.n
         for name, line in entry["contenders"].items():

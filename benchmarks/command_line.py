@@ -1,6 +1,7 @@
 """What the benchmarks' command lines share: options, data, output."""
 
 import argparse
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,16 @@ def parser(
             metavar="SHAPE",
             help=f"N,K,D or a published model's: {', '.join(PUBLISHED)}",
         )
-    made.add_argument("--rounds", type=int, default=rounds)
+    made.add_argument("--rounds", type=positive, default=rounds)
     made.add_argument("--json", type=Path, metavar="OUT", help="instead of benchmarks/results/")
     return made
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a number of at least 1, got {text}")
+    return int(text)
 
 
 def _shape(text: str) -> Shape:
@@ -38,7 +46,7 @@ def _shape(text: str) -> Shape:
 
 def add_cpu_options(made: argparse.ArgumentParser) -> None:
     """Threads, a quick run, and memory, which a process of its own measures."""
-    made.add_argument("--threads", type=int, default=torch.get_num_threads())
+    made.add_argument("--threads", type=positive, default=torch.get_num_threads())
     made.add_argument("--quick", action="store_true", help="tiny shapes, one short round")
     made.add_argument("--no-memory", action="store_true", help="leave the memory out")
 
@@ -59,11 +67,14 @@ def add_data_options(made: argparse.ArgumentParser) -> None:
 
 
 def trained(options: argparse.Namespace, dtype: torch.dtype) -> list[Vectors]:
-    """The vectors that :func:`add_data_options`' options name."""
-    return [
-        *(from_run(path, dtype=dtype) for path in options.run),
-        *(from_npz(path, dtype) for path in options.latents),
-    ]
+    """The vectors that :func:`add_data_options`' options name; ends the program without them."""
+    try:
+        return [
+            *(from_run(path, dtype=dtype) for path in options.run),
+            *(from_npz(path, dtype) for path in options.latents),
+        ]
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise SystemExit(f"no latents to measure on: {error}") from error
 
 
 def publish(record: dict[str, Any], text: str, options: argparse.Namespace, name: str) -> None:

@@ -44,7 +44,7 @@ def _search_speed_up(data: str) -> Callable[[Path, Record], bool]:
                 },
             )
             for entry in record["results"]
-            if entry["data"] == data
+            if entry["data"] == data and len(entry["contenders"]) > 1
         ]
         if rows:
             charts.speed_up(path, rows, f"The search, {data} vectors and codes (N x K x D)")
@@ -84,7 +84,7 @@ def _drop_in_speed_up(path: Path, record: Record) -> bool:
 def _roofline(path: Path, record: Record) -> bool:
     limits = record.get("limits") or {}
     roofs = {"float32": (limits.get("float32_gflops") or record["peak"]["gflops"]) * 1e9}
-    for key, name in (("int8_gops", "int8"), ("bfloat16_gops", "bfloat16")):
+    for key, name in (("int8_gops", "int8"), ("bfloat16_gflops", "bfloat16")):
         if limits.get(key):
             roofs[name] = limits[key] * 1e9
     read = limits.get("read_gb_per_s")
@@ -150,7 +150,9 @@ PICTURES = (
         "codes_layer",
         "sweep",
         "Time and memory of the layer's training step over the number of codes.",
-        _scaling("k", "layer", "The layer's training step over the number of codes"),
+        _scaling(
+            "k", "layer", "The layer's training step over the number of codes (N = 2048, D = 32)"
+        ),
     ),
     Picture(
         "length",

@@ -25,7 +25,9 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument(
         "--no-trained", action="store_true", help="train no models for latents and codebooks"
     )
-    parser.add_argument("--passes", type=int, default=3, help="through all shapes, each --rounds")
+    parser.add_argument(
+        "--passes", type=command_line.positive, default=3, help="through all shapes, each --rounds"
+    )
     options = parser.parse_args(given)
     dtype = getattr(torch, options.dtype)
     shapes = options.shapes or (TINY_SHAPES if options.quick else SHAPES)

@@ -74,7 +74,8 @@ def run_sweep(
     entries: dict[str, list[dict[str, Any]]] = {"search": [], "layer": []}
     for shape in tqdm(sweep.shapes, desc=f"sweep over {sweep.title}", disable=None):
         vectors = gaussian(shape)
-        found = search.compare(vectors, None, rounds, min_seconds, SEARCHES)
+        timed = search.measure(vectors, None, rounds, min_seconds, SEARCHES)
+        found = search.entry(vectors, [timed])
         if sweep.with_layers and measures_memory:
             with_memory(found, memory.SEARCH, shape, threads)
         entries["search"].append(found)

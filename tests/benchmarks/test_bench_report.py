@@ -75,7 +75,11 @@ RECORDS = {
     "training": HEAD
     | {
         "runs": {
-            f"{recipe}-0": {"recipe": recipe, "curve": [[10 * i, 0.5 / i] for i in range(1, 40)]}
+            f"{recipe}-0": {
+                "recipe": recipe,
+                "seed": 0,
+                "curve": [[10 * i, 0.5 / i] for i in range(1, 40)],
+            }
             for recipe in ("ema", "gradient", "reference")
         }
     },

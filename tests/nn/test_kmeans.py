@@ -201,6 +201,19 @@ def test_checkpoint_before_loads_over_a_finished_one():
     assert not finished.kmeans.done
 
 
+@pytest.mark.parametrize(
+    "options", [{"learning": "ema"}, {"kmeans_init": True}, {"dead_code_threshold": 0.1}]
+)
+def test_loading_its_own_tensors_changes_nothing(options):
+    """As after torch.distributed.checkpoint.load, which reads into a module's own tensors."""
+    quantizer = VectorQuantizer(16, 3, **options)
+    quantizer(5 * torch.randn(2, 3, 2, 2))
+    before = {name: value.clone() for name, value in quantizer.state_dict().items()}
+    quantizer.load_state_dict(quantizer.state_dict())
+    for name, value in quantizer.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
 def test_wrong_checkpoint_is_an_error():
     with pytest.raises(RuntimeError, match=r"kmeans\.samples"):
         KMeansInitHolder(4).load_state_dict(KMeansInitHolder(3).state_dict())

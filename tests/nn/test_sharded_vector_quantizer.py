@@ -1,5 +1,6 @@
 """Codes over processes: the choices, codes and gradients of one process that has them all."""
 
+import copy
 import math
 import os
 from datetime import timedelta
@@ -280,11 +281,55 @@ def test_what_cannot_be_is_refused(alone):
         ShardedVectorQuantizer(
             K, D, mesh=init_device_mesh("cpu", (1, 1, 1), mesh_dim_names=("a", "b", "c"))
         )
+    with pytest.raises(TypeError, match="mesh must be a DeviceMesh, got NoneType"):
+        ShardedVectorQuantizer(K, D, mesh=None)
     quantizer = ShardedVectorQuantizer(K, D, mesh=alone)
     with pytest.raises(ValueError, match=r"z must be \[B, e_dim=6, H, W\], got \[2, 5, 1, 1\]"):
         quantizer(torch.zeros(2, 5, 1, 1))
     with pytest.raises(TypeError, match=r"z must be a tensor of floats, got torch\.int64"):
         quantizer.encode(torch.zeros(2, D, 1, 1, dtype=torch.int64))
+
+
+def test_a_map_without_vectors_changes_nothing(alone):
+    quantizer = ShardedVectorQuantizer(K, D, mesh=alone, learning="ema", dead_code_threshold=0.1)
+    quantizer(feature_maps()[0])
+    before = {name: part.full_tensor().clone() for name, part in quantizer.state_dict().items()}
+    quantizer(torch.zeros(0, D, 3, 2))
+    for name, part in quantizer.state_dict().items():
+        assert torch.equal(part.full_tensor(), before[name]), name
+
+
+def test_a_vector_beyond_float32_s_distances_teaches_nothing(alone):
+    sharded, whole = beside(alone, learning="ema")
+    z = feature_maps()[0]
+    z[0, :, 0, 0] = 1e30  # finite, but its square is not
+    for quantizer in (sharded, whole):
+        quantizer(z)
+    assert whole.codebook.abs().max() < 1
+    torch.testing.assert_close(sharded.codebook.full_tensor(), whole.codebook)
+
+
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        (torch.full((1, 2, 2), -1), f"indices must be from 0 to {K - 1}, got -1 to -1"),
+        (torch.full((1, 2, 2), K), f"indices must be from 0 to {K - 1}, got {K} to {K}"),
+        (torch.zeros(2, 2, dtype=torch.int64), r"int64 \[B, H, W\], got torch.int64 \[2, 2\]"),
+        (torch.zeros(1, 2, 2), r"int64 \[B, H, W\], got torch.float32 \[1, 2, 2\]"),
+    ],
+)
+def test_wrong_indices_are_refused(alone, indices, message):
+    with pytest.raises(ValueError, match=message):
+        ShardedVectorQuantizer(K, D, mesh=alone).decode(indices)
+
+
+def test_a_copy_has_codes_of_its_own(alone):
+    quantizer = ShardedVectorQuantizer(K, D, mesh=alone, learning="ema")
+    start = quantizer.codebook.full_tensor().clone()
+    twin = copy.deepcopy(quantizer)
+    twin(feature_maps()[0])
+    assert torch.equal(quantizer.codebook.full_tensor(), start)
+    assert not torch.equal(twin.codebook.full_tensor(), start)
 
 
 def test_new_codes_are_the_reference_s(alone):

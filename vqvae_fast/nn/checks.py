@@ -3,6 +3,7 @@
 import operator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -37,3 +38,11 @@ def check_feature_map(z: Any, dim: int) -> None:
         raise TypeError(f"z must be a tensor of floats, got {what}")
     if z.dim() != 4 or z.shape[1] != dim:
         raise ValueError(f"z must be [B, e_dim={dim}, H, W], got {list(z.shape)}")
+
+
+def check_index_map(indices: Any) -> None:
+    """Raise ValueError unless indices is int64 [B, H, W]."""
+    if indices.dim() != 3 or indices.dtype != torch.int64:
+        raise ValueError(
+            f"indices must be int64 [B, H, W], got {indices.dtype} {list(indices.shape)}"
+        )

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vqvae_fast import functional
 from vqvae_fast.distributed import is_distributed, summed
-from vqvae_fast.nn.checks import check_feature_map, check_learning, positive
+from vqvae_fast.nn.checks import check_feature_map, check_index_map, check_learning, positive
 from vqvae_fast.nn.dead_codes import replace_dead_codes
 from vqvae_fast.nn.ema import CodeMovingAverage, CodeUsage
 from vqvae_fast.nn.kmeans import KMeansInit
@@ -183,10 +183,7 @@ class VectorQuantizer(nn.Module):
 
     def decode(self, indices: Tensor) -> Tensor:
         """Feature map [B, e_dim, H, W] of indices [B, H, W], int64 in [0, n_e)."""
-        if indices.dim() != 3 or indices.dtype != torch.int64:
-            raise ValueError(
-                f"indices must be int64 [B, H, W], got {indices.dtype} {list(indices.shape)}"
-            )
+        check_index_map(indices)
         codes: Tensor = self.embedding(indices)
         return codes.movedim(-1, 1)
 
@@ -213,8 +210,14 @@ class VectorQuantizer(nn.Module):
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         # Codes from a checkpoint without moving averages (a reference model's, say) bring their
-        # own: the next EMA write, or k-means, would wipe them out. The parts load after this.
+        # own: the next EMA write, or k-means, would wipe them out. The parts load after this. What
+        # the checkpoint has is left alone: its tensors may be this module's own.
         codes = state_dict.get(prefix + "embedding.weight")
         if codes is not None and codes.shape == self.codebook.shape:
-            self.set_codebook(codes)
+            stored = {name.removeprefix(prefix).partition(".")[0] for name in state_dict}
+            if self.ema is not None and "ema" not in stored:
+                everywhere = torch.ones(self.n_e, dtype=torch.bool, device=self.codebook.device)
+                self.ema.reset(everywhere, codes.to(self.codebook), 1.0)
+            if self.kmeans is not None and "kmeans" not in stored:
+                self.kmeans.finish()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -46,10 +46,13 @@ class CodeShards:
         processes: their number, over both dimensions.
 
     Raises:
+        TypeError: the mesh is none.
         ValueError: the mesh has more dimensions, or more processes than there are runs of codes.
     """
 
     def __init__(self, num_codes: int, mesh: DeviceMesh):
+        if not isinstance(mesh, DeviceMesh):
+            raise TypeError(f"mesh must be a DeviceMesh, got {type(mesh).__name__}")
         if mesh.ndim not in (1, 2):
             raise ValueError(
                 "mesh must have one dimension (codes) or two (copies, codes), got "
@@ -68,6 +71,10 @@ class CodeShards:
             )
         self.first = self.part * self.run
         self.count = min(self.run, num_codes - self.first)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CodeShards":
+        """Itself: the processes are the same for a copy of a model."""
+        return self
 
     @property
     def placements(self) -> list[Placement]:
@@ -92,12 +99,18 @@ class CodeShards:
         return Batch(rows_of_all(rows, sizes, self.group), sizes)
 
     @torch.no_grad()
-    def search(self, rows: Tensor, codes: Tensor) -> Tensor:
-        """The nearest of all codes of rows [N, D], the same in all processes: int64 [N].
+    def search(self, rows: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """The nearest of all codes of rows [N, D], the same in all processes.
+
+        Of equal codes the first one wins. Which of different codes whose distances agree in all
+        digits of float64 does may depend on the number of processes.
 
         Args:
             rows: in float32 or float64, the same in all processes.
             codes: [count, D], the part that is here.
+
+        Returns:
+            (indices, squared distances): int64 [N], float64 [N].
         """
         here = functional.nearest_code(rows, codes).indices
         chosen = codes[here].double()
@@ -111,7 +124,7 @@ class CodeShards:
         dist.all_reduce(nearest, dist.ReduceOp.MIN, group=self.group)
         winners = torch.where(distances == nearest, here + self.first, self.num_codes)
         dist.all_reduce(winners, dist.ReduceOp.MIN, group=self.group)
-        return winners
+        return winners, nearest
 
     def local(self, indices: Tensor) -> Tensor:
         """Indices of all codes as those of the part here; -1: of another part."""

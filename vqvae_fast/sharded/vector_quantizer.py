@@ -18,7 +18,7 @@ from vqvae_fast.distributed import (
     summed_segments,
 )
 from vqvae_fast.functional import segment_sum
-from vqvae_fast.nn.checks import check_feature_map, check_learning, positive
+from vqvae_fast.nn.checks import check_feature_map, check_index_map, check_learning, positive
 from vqvae_fast.nn.ema import put
 from vqvae_fast.nn.estimators import code_itself
 from vqvae_fast.nn.metrics import code_counts
@@ -115,13 +115,15 @@ class ShardedVectorQuantizer(nn.Module):
         codes = self.codebook.to_local()
         if self.training and self.learning == "gradient" and self.dead_code_threshold > 0:
             codes = codes.clone()  # the next step may write to them before this one's backward pass
-        indices = self.shards.search(rows, codes.detach())
+        indices, distances = self.shards.search(rows, codes.detach())
         taken = self.shards.take(codes, indices, batch.sizes).view(last.shape)
         wide = last.to(taken.dtype)
         loss = self._loss(wide, taken)
         z_q = code_itself(wide, taken)
-        if self.training and self.ema is not None:
-            self._move_on(rows, indices)
+        if self.training and self.ema is not None and self._anywhere(len(rows)):
+            # A vector that is not finite, nor near any code, would destroy the one it chooses.
+            usable = rows.isfinite().all(dim=1) & distances.to(rows.dtype).isfinite()
+            self._move_on(rows, torch.where(usable, self.shards.local(indices), -1))
         mine = indices.split(batch.sizes)[self.shards.part]
         encodings = LazyOneHot(mine, self.n_e, codes.dtype)
         perplexity = self._perplexity(indices)
@@ -134,13 +136,23 @@ class ShardedVectorQuantizer(nn.Module):
         last = z.movedim(1, -1)
         batch = self.shards.gather(last.reshape(-1, self.e_dim))
         rows = batch.rows.to(torch.promote_types(z.dtype, self.codebook.dtype))
-        indices = self.shards.search(rows, self.codebook.to_local())
+        indices, _ = self.shards.search(rows, self.codebook.to_local())
         mine: Tensor = indices.split(batch.sizes)[self.shards.part]
         return mine.view(last.shape[:-1])
 
     def decode(self, indices: Tensor) -> Tensor:
-        """Feature map [B, e_dim, H, W] of indices [B, H, W]; all processes call it."""
+        """Feature map [B, e_dim, H, W] of indices [B, H, W], int64 in [0, n_e); all call it.
+
+        Raises:
+            ValueError: the indices are not such, or any process's are out of range: then all raise.
+        """
+        check_index_map(indices)
         batch = self.shards.gather(indices.reshape(-1))
+        if len(batch.rows) and not 0 <= batch.rows.min() <= batch.rows.max() < self.n_e:
+            raise ValueError(
+                f"indices must be from 0 to {self.n_e - 1}, "
+                f"got {int(batch.rows.min())} to {int(batch.rows.max())}"
+            )
         codes: Tensor = self.shards.take(self.codebook.to_local(), *batch)
         return codes.view(*indices.shape, self.e_dim).movedim(-1, 1)
 
@@ -169,9 +181,18 @@ class ShardedVectorQuantizer(nn.Module):
         return torch.exp(-entropy)
 
     @torch.no_grad()
-    def _move_on(self, rows: Tensor, indices: Tensor) -> None:
-        """Average in rows [N, D] that chose indices [N], each process those of its codes."""
-        counted = torch.where(rows.isfinite().all(dim=1), self.shards.local(indices), -1)
+    def _anywhere(self, count: int) -> bool:
+        """Whether any process has vectors; those that share the codes have ``count`` together."""
+        if self.shards.copies is None:
+            return count > 0
+        (everywhere,) = summed(
+            torch.tensor(count, device=self.codebook.device), group=self.shards.copies
+        )
+        return bool(everywhere > 0)
+
+    @torch.no_grad()
+    def _move_on(self, rows: Tensor, counted: Tensor) -> None:
+        """Average in rows [N, D]; counted [N] are the codes here that they chose, -1 none."""
         sums_of: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] = segment_sum
         if self.shards.copies is not None:
             sums_of = partial(summed_segments, group=self.shards.copies)

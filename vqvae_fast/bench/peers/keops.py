@@ -23,7 +23,7 @@ def _unavailable() -> str | None:
     """Tries it: KeOps compiles each formula when it first meets it, and needs a compiler then."""
     os.environ.setdefault("KEOPS_VERBOSE", "0")  # or it says at its import that it finds no CUDA
     try:
-        importlib.import_module("pykeops")
+        importlib.import_module("pykeops").set_verbose(False)  # nor what it compiles, on stdout
     except ModuleNotFoundError:
         return "pykeops is not installed (pip install .[bench])"
     except Exception as error:
