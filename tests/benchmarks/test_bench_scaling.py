@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from benchmarks import alive, large_codebooks, sharded
 from vqvae_fast.bench import environment
 from vqvae_fast.bench.interleave import summarise
+from vqvae_fast.training import open_data
 
 
 def test_large_codebooks(tmp_path, capsys):
@@ -49,8 +51,6 @@ def test_recipes_of_large_codebooks(tmp_path, capsys):
         "20",
         "--steps",
         "2",
-        "--crops",
-        "8",
         "--json",
         str(tmp_path / "a.json"),
     ]
@@ -58,6 +58,7 @@ def test_recipes_of_large_codebooks(tmp_path, capsys):
     assert set(record["runs"]) == {"ours-20", "peer-20"}
     for run in record["runs"].values():
         assert 0 < run["codes_used"] <= 20
+        assert 0 < run["codes_used_in_training"] <= 20
         assert run["psnr"] > 0
     capsys.readouterr()
     again = alive.main(arguments)
@@ -65,3 +66,17 @@ def test_recipes_of_large_codebooks(tmp_path, capsys):
     assert capsys.readouterr().out.count("there already") == 2
     with pytest.raises(SystemExit):
         alive.main(["--only", "nobody"])
+
+
+def test_held_out_strips_share_no_pixel_with_the_rest():
+    whole = open_data("photos")
+    images = alive.scattered(whole)
+    photographs = whole.train.images
+    seen = [np.zeros(photographs[i].shape[:2], dtype=int) for i in range(len(photographs))]
+    for regions in (images.train, images.held_out):
+        for image, top, left, height, width in regions.boxes:
+            seen[image][top : top + height, left : left + width] += 1
+    assert max(pixels.max() for pixels in seen) == 1
+    held_out = sum(int(height * width) for *_, height, width in images.held_out.boxes)
+    assert 0.15 < held_out / sum(pixels.size for pixels in seen) < 0.25
+    assert images.validation(4).shape == images.batch(0, 0, 4).shape == (4, 3, 32, 32)

@@ -96,7 +96,9 @@ def test_a_resumed_run_goes_on_as_the_whole_one(options, tmp_path, quantizer):
     options = [*options, "--quantizer", quantizer]
     train(2, *options, "--steps", 20, "--out", tmp_path / "whole")
     train(2, *options, "--steps", 10, "--out", tmp_path / "parts")
-    assert "resuming at step 10" in train(2, "--resume", tmp_path / "parts", "--steps", 20).stdout
+    resumed = train(2, "--resume", tmp_path / "parts", "--steps", 20)
+    assert resumed.stdout.count("resuming at step 10") == 1
+    assert "Warning" not in resumed.stderr
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
     # And in one process.
     train(1, "--resume", tmp_path / "parts", "--steps", 30)
@@ -142,6 +144,33 @@ def test_a_lost_process_ends_the_others(options, tmp_path):
     said, _ = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "SIGKILL" in said or "exitcode  : -9" in said
+
+
+def test_what_the_first_process_alone_finds_ends_all(options, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "mine.txt").write_text("here")
+    done = subprocess.run(
+        command(2, *options, "--steps", 2, "--out", run),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode != 0
+    assert "vqvae-fast: " in done.stderr
+    assert "gloo" not in done.stderr.lower()  # nobody waited in a collective for who had gone
+
+
+def test_a_large_codebook_s_run_is_that_of_one_process(options, tmp_path):
+    """Its first steps go without the quantizer."""
+    options = [*options, "--quantizer", "ema", "--codebook-size", 100, "--steps", 6]
+    said = [train(n, *options, "--out", tmp_path / str(n)).stdout for n in (1, 2)]
+    assert all("warm-up 2 steps without the quantizer" in text for text in said)
+    sizes = [
+        load_model(tmp_path / str(n)).vector_quantization.codebook.norm(dim=1).mean()
+        for n in (1, 2)
+    ]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.2)
 
 
 def test_more_processes_than_images_are_refused(options, tmp_path):

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from vqvae_fast.models.decoder import Decoder
@@ -133,9 +134,17 @@ class VQVAE(nn.Module):
         output = self.forward_with_indices(x)
         return output.embedding_loss, output.x_hat, output.perplexity
 
-    def forward_with_indices(self, x: Tensor) -> VQVAEOutput:
-        """As :meth:`forward`, with the indices [B, H / 2**downsampling, W / 2**downsampling]."""
+    def forward_with_indices(self, x: Tensor, *, quantized: bool = True) -> VQVAEOutput:
+        """As :meth:`forward`, with the indices [B, H / 2**downsampling, W / 2**downsampling].
+
+        ``quantized=False`` is the autoencoder alone, for the first steps of a training: the decoder
+        gets the encoder's vectors, the quantizer learns nothing, and all indices are -1.
+        """
         z_e = self._latents(x)
+        if not quantized:
+            nothing = z_e.new_zeros(())
+            indices = torch.full_like(z_e[:, 0], -1, dtype=torch.int64)
+            return VQVAEOutput(self.decoder(z_e), nothing, nothing, indices)
         loss, z_q, perplexity, _, indices = self.vector_quantization(z_e)
         grid = indices.view(z_e.shape[0], *z_e.shape[2:])
         return VQVAEOutput(self.decoder(z_q), loss, perplexity, grid)

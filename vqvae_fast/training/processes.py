@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from inspect import signature
 from typing import Any, TypeVar
 
 import torch
@@ -16,9 +17,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vqvae_fast.distributed import is_distributed, summed, world_size
 from vqvae_fast.models import VQVAE, VQVAEOutput
+from vqvae_fast.training.errors import UserError
 
 T = TypeVar("T")
 
+# torch 2.13 renamed the argument, and warns of the old name.
+_NO_BUFFERS: dict[str, Any] = (
+    {"forward_sync_buffers": False}
+    if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+    else {"broadcast_buffers": False}
+)
 # What a process may wait for another, which may be drawing pictures; a lost one is noticed at once.
 _PATIENCE = timedelta(minutes=10)
 
@@ -51,10 +59,17 @@ def is_first() -> bool:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What ``make`` returns in the first process; elsewhere it is not called."""
-    made: list[Any] = [make() if is_first() else None]
+    """What ``make`` returns in the first process, or its UserError; elsewhere it is not called."""
+    made: list[Any] = [None, None]
+    if is_first():
+        try:
+            made[0] = make()
+        except UserError as error:  # the others wait for a result
+            made[1] = error
     if is_distributed():
         dist.broadcast_object_list(made)
+    if made[1] is not None:
+        raise made[1]
     result: T = made[0]
     return result
 
@@ -90,15 +105,15 @@ class _WithIndices(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, x: Tensor) -> VQVAEOutput:
-        return self.model.forward_with_indices(x)
+    def forward(self, x: Tensor, *, quantized: bool) -> VQVAEOutput:
+        return self.model.forward_with_indices(x, quantized=quantized)
 
 
-def data_parallel(model: VQVAE) -> Callable[[Tensor], VQVAEOutput]:
+def data_parallel(model: VQVAE) -> Callable[..., VQVAEOutput]:
     """The model's forward pass, whose gradients are the mean over all processes.
 
     The quantizer keeps the codebook the same everywhere, so no buffers are sent.
     """
     if not is_distributed():
         return model.forward_with_indices
-    return DistributedDataParallel(_WithIndices(model), broadcast_buffers=False)
+    return DistributedDataParallel(_WithIndices(model), **_NO_BUFFERS)

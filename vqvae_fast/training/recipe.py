@@ -1,6 +1,12 @@
-"""The two recipes of ``quantizer``: which model is built, which optimizer drives it."""
+"""The two recipes of ``quantizer``: which model is built, which optimizer drives it, and when.
 
-from typing import Any
+Codebooks with fewer codes than a step has vectors need no care beyond k-means and expiry. In larger
+ones the average code is chosen once in many steps, and lies where the encoder was then: they begin
+when the encoder has found its way, and get the end of the run to catch up with it.
+docs/scaling.md has the figures.
+"""
+
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,6 +21,50 @@ from vqvae_fast.training.errors import UserError
 # use after 250 steps at a quarter, 123 at a fortieth, and the end is at 27.6 and 27.4 dB. A decay
 # of 0.95 did no better.
 _DEAD_SHARE = 0.25
+# Of a large codebook. It is chosen from so rarely that half the average is no sign of life.
+_LARGE_DEAD_SHARE = 0.5
+# The averages of a large codebook remember each code's last eight vectors, or more.
+_VECTORS_REMEMBERED = 8
+# Its quantizer sets in behind this share of the run, and never later than this.
+_WARMUP_SHARE, _LONGEST_WARMUP = 1 / 3, 1000
+# Of its run, the share at the end in which the learning rate falls to 0.
+_COOLING_SHARE = 0.5
+
+
+class Schedule(NamedTuple):
+    """When the quantizer sets in, and how the learning rate falls.
+
+    Attributes:
+        warmup: steps without the quantizer, at the beginning.
+        cooling: steps at the end in which the learning rate falls linearly, to 0 behind the last.
+        steps: all of them.
+    """
+
+    warmup: int
+    cooling: int
+    steps: int
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, from 0, as a share of the config's."""
+        return min(1.0, (self.steps - step) / self.cooling) if self.cooling else 1.0
+
+
+def schedule(config: TrainConfig, data: ImageData) -> Schedule:
+    """When things happen in a run."""
+    if not _is_large(config, data):
+        return Schedule(0, 0, config.steps)
+    warmup = min(int(_WARMUP_SHARE * config.steps), _LONGEST_WARMUP)
+    return Schedule(warmup, int(_COOLING_SHARE * config.steps), config.steps)
+
+
+def _vectors(config: TrainConfig, data: ImageData) -> int:
+    """Vectors of a step, N."""
+    return int(config.batch_size * (data.crop // 2**config.downsampling) ** 2)
+
+
+def _is_large(config: TrainConfig, data: ImageData) -> bool:
+    """Whether the codebook learns by averages, and has more codes than a step has vectors."""
+    return config.quantizer == "ema" and config.codebook_size > _vectors(config, data)
 
 
 def build_model(config: TrainConfig, data: ImageData) -> VQVAE:
@@ -24,11 +74,12 @@ def build_model(config: TrainConfig, data: ImageData) -> VQVAE:
     reference = config.quantizer == "gradient"
     quantizer: dict[str, Any] = {"learning": config.quantizer}
     if not reference:
-        latents = config.batch_size * (data.crop // 2**config.downsampling) ** 2
+        choices = _vectors(config, data) / config.codebook_size  # of a code, in the average
+        dead_share = _LARGE_DEAD_SHARE if _is_large(config, data) else _DEAD_SHARE
         quantizer |= {
-            "decay": 0.99,
+            "decay": max(0.99, 1 - choices / _VECTORS_REMEMBERED),
             "kmeans_init": True,
-            "dead_code_threshold": _DEAD_SHARE * latents / config.codebook_size,
+            "dead_code_threshold": dead_share * choices,
         }
     try:
         return VQVAE(

@@ -134,7 +134,8 @@ def resume(
         trainer.load(state, path)
         if is_first():
             write_json(path / CONFIG, config.to_dict())
-        say(f"resuming at step {trainer.step}")
+        if is_first():
+            say(f"resuming at step {trainer.step}")
         return _finish(trainer, path, progress, say)
 
 
@@ -150,6 +151,8 @@ def _finish(
     others = f", {world_size()} processes" if world_size() > 1 else ""
     say(f"device  {trainer.device}{threads}{others}")
     say(f"run     {run}")
+    if trainer.step < trainer.schedule.warmup:
+        say(f"warm-up {trainer.schedule.warmup} steps without the quantizer")
     # What a shorter run has measured is not true of the model that follows.
     if is_first():
         (run / RESULT).unlink(missing_ok=True)
