@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 SIZES = (512, 4096, 16384, 65536)
 STEPS, SEED = 3000, 0
+# Of the encoder's vectors; our recipe chooses its own, the peer's module projects them.
+DIM = 64
 VECTORS_PER_CODE, VECTORS_PER_CROP, VECTORS_PER_STEP = 128, 64, 2048
 # Crops of which the error is measured, the same for all; and how many are encoded at a time.
 ERROR_CROPS, CHUNK = 8192, 1024
@@ -125,11 +127,11 @@ def train_peer(images: "ImageData", num_codes: int, steps: int) -> VQVAE:
     from vqvae_fast.training import TrainConfig
     from vqvae_fast.training.recipe import build_optimizer, schedule
 
-    config = TrainConfig(codebook_size=num_codes, steps=steps, seed=SEED, dim=64)
+    config = TrainConfig(codebook_size=num_codes, steps=steps, seed=SEED)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        model = VQVAE(n_embeddings=num_codes, embedding_dim=config.dim).train()
-        model.vector_quantization = PeerQuantizer(num_codes, config.dim)  # type: ignore[assignment]
+        model = VQVAE(n_embeddings=num_codes, embedding_dim=DIM).train()
+        model.vector_quantization = PeerQuantizer(num_codes, DIM)  # type: ignore[assignment]
         optimizer = build_optimizer(config, model)
         variance, rates = images.variance(), schedule(config, images)
         for step in tqdm(range(steps), desc=f"peer, {num_codes} codes", unit="step", disable=None):

@@ -51,6 +51,14 @@ def test_settings_of_a_large_quantizer(large):
     assert rare.vector_quantization.ema.decay == pytest.approx(1 - 0.01 / 8)
 
 
+def test_length_of_a_code(tiny, large):
+    for config, dim in ((tiny, 64), (large, 16)):
+        data = open_data(config.data)
+        free = dataclasses.replace(config, dim=None)
+        assert Trainer(free, data, 1.0).model.vector_quantization.e_dim == dim
+        assert Trainer(config, data, 1.0).model.vector_quantization.e_dim == 4
+
+
 def test_the_quantizer_learns_nothing_before_it_sets_in(large):
     data = open_data(large.data)
     torch.manual_seed(0)

@@ -167,7 +167,7 @@ def test_a_large_codebook_s_run_is_that_of_one_process(options, tmp_path):
     said = [train(n, *options, "--out", tmp_path / str(n)).stdout for n in (1, 2)]
     assert all("warm-up 2 steps without the quantizer" in text for text in said)
     sizes = [
-        load_model(tmp_path / str(n)).vector_quantization.codebook.norm(dim=1).mean()
+        load_model(tmp_path / str(n)).vector_quantization.codebook.norm(dim=1).mean().item()
         for n in (1, 2)
     ]
     assert sizes[0] == pytest.approx(sizes[1], rel=0.2)

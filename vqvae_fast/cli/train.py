@@ -50,7 +50,13 @@ _WITH_RESUME = {"resume", "steps", "device", "progress"}
     help="How the codebook learns; gradient does as the reference VQ-VAE does.",
 )
 @click.option("--codebook-size", type=int, default=_DEFAULT.codebook_size, metavar="K")
-@click.option("--dim", type=int, default=_DEFAULT.dim, metavar="D", help="Length of a code.")
+@click.option(
+    "--dim",
+    type=int,
+    metavar="D",
+    show_default="64, or 16 for a codebook of more codes than a step has vectors",
+    help="Length of a code.",
+)
 @click.option("--batch-size", type=int, default=_DEFAULT.batch_size, metavar="N")
 @click.option("--steps", type=int, default=_DEFAULT.steps, metavar="N")
 @click.option("--lr", type=float, default=_DEFAULT.lr, metavar="RATE", help="Adam's learning rate.")

@@ -46,7 +46,8 @@ class TrainConfig:
             replacement of dead codes), or "gradient" (as the reference VQ-VAE does: uniform
             initialisation, its loss, no replacement).
         codebook_size: number of codes K.
-        dim: length of a code D.
+        dim: length of a code D; None lets the recipe decide: 64, or 16 for moving averages with
+            more codes than a step has vectors.
         h_dim: channels of the encoder and the decoder.
         res_h_dim: inner channels of a residual layer.
         n_res_layers: residual layers in each of the two.
@@ -73,7 +74,7 @@ class TrainConfig:
     held_out: float = 0.2
     quantizer: str = "ema"
     codebook_size: int = 512
-    dim: int = 64
+    dim: int | None = None
     h_dim: int = 128
     res_h_dim: int = 32
     n_res_layers: int = 2
@@ -94,11 +95,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Raise UserError on values that cannot be."""
-        for name in (*_COUNTS, "seed"):
+        counts = [name for name in _COUNTS if name != "dim" or self.dim is not None]
+        for name in (*counts, "seed"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool):
                 raise UserError(f"{name} must be an integer, got {value!r}")
-        for name in _COUNTS:
+        for name in counts:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
             if getattr(self, name) >= 2**63:

@@ -21,6 +21,8 @@ from vqvae_fast.training.errors import UserError
 # use after 250 steps at a quarter, 123 at a fortieth, and the end is at 27.6 and 27.4 dB. A decay
 # of 0.95 did no better.
 _DEAD_SHARE = 0.25
+# Length of a code. Few numbers leave fewer places for codes that nothing comes to.
+_DIM, _LARGE_DIM = 64, 16
 # Of a large codebook. It is chosen from so rarely that half the average is no sign of life.
 _LARGE_DEAD_SHARE = 0.5
 # The averages of a large codebook remember each code's last eight vectors, or more.
@@ -72,6 +74,7 @@ def build_model(config: TrainConfig, data: ImageData) -> VQVAE:
     # "gradient" is the reference VQ-VAE in all it does: its loss (beta on the codebook term), one
     # residual layer repeated, skip connections behind the first ReLU.
     reference = config.quantizer == "gradient"
+    dim = config.dim or (_LARGE_DIM if _is_large(config, data) else _DIM)
     quantizer: dict[str, Any] = {"learning": config.quantizer}
     if not reference:
         choices = _vectors(config, data) / config.codebook_size  # of a code, in the average
@@ -87,7 +90,7 @@ def build_model(config: TrainConfig, data: ImageData) -> VQVAE:
             config.res_h_dim,
             config.n_res_layers,
             config.codebook_size,
-            config.dim,
+            dim,
             config.beta,
             in_channels=data.channels,
             downsampling=config.downsampling,
@@ -100,8 +103,7 @@ def build_model(config: TrainConfig, data: ImageData) -> VQVAE:
         raise UserError(str(error)) from error
     except (RuntimeError, MemoryError) as error:
         raise UserError(
-            f"a model with {config.codebook_size} codes of length {config.dim} "
-            "does not fit into memory"
+            f"a model with {config.codebook_size} codes of length {dim} does not fit into memory"
         ) from error
 
 
