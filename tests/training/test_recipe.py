@@ -46,7 +46,7 @@ def test_settings_of_a_large_quantizer(large):
     quantizer = Trainer(dataclasses.replace(large, codebook_size=640), data, 1.0).model
     ema = quantizer.vector_quantization.ema
     assert ema.decay == pytest.approx(0.99)
-    assert quantizer.vector_quantization.dead_code_threshold == pytest.approx(0.05)
+    assert quantizer.vector_quantization.dead_code_threshold == pytest.approx(0.025)
     rare = Trainer(dataclasses.replace(large, codebook_size=6400), data, 1.0).model
     assert rare.vector_quantization.ema.decay == pytest.approx(1 - 0.01 / 8)
 

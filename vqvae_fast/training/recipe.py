@@ -21,10 +21,8 @@ from vqvae_fast.training.errors import UserError
 # use after 250 steps at a quarter, 123 at a fortieth, and the end is at 27.6 and 27.4 dB. A decay
 # of 0.95 did no better.
 _DEAD_SHARE = 0.25
-# Length of a code. Few numbers leave fewer places for codes that nothing comes to.
+# Length of a code. Measured with 4096 codes: of 64 numbers, 26.2 dB on held-out crops; of 16, 27.4.
 _DIM, _LARGE_DIM = 64, 16
-# Of a large codebook. It is chosen from so rarely that half the average is no sign of life.
-_LARGE_DEAD_SHARE = 0.5
 # The averages of a large codebook remember each code's last eight vectors, or more.
 _VECTORS_REMEMBERED = 8
 # Its quantizer sets in behind this share of the run, and never later than this.
@@ -78,11 +76,10 @@ def build_model(config: TrainConfig, data: ImageData) -> VQVAE:
     quantizer: dict[str, Any] = {"learning": config.quantizer}
     if not reference:
         choices = _vectors(config, data) / config.codebook_size  # of a code, in the average
-        dead_share = _LARGE_DEAD_SHARE if _is_large(config, data) else _DEAD_SHARE
         quantizer |= {
             "decay": max(0.99, 1 - choices / _VECTORS_REMEMBERED),
             "kmeans_init": True,
-            "dead_code_threshold": dead_share * choices,
+            "dead_code_threshold": _DEAD_SHARE * choices,
         }
     try:
         return VQVAE(
