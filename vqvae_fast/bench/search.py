@@ -174,7 +174,8 @@ def markdown(record: dict[str, Any]) -> str:
         f"rounds in each of {record['passes']} passes through all shapes. GFLOP/s counts 2NKD. "
         "Violating rows: the chosen code is farther than the nearest by more than the contract's "
         "tolerance, in float64. The last column is the contender's time over ours, round by "
-        "round.\n"
+        "round. Another run's medians are to be expected between the lowest and the highest round, "
+        "which the JSON has.\n"
     )
     for entry in record["results"]:
         shape = Shape(**entry["shape"])
