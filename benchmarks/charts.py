@@ -216,6 +216,37 @@ def training_curves(path: Path, runs: Mapping[str, Mapping[str, Any]], window: i
     _finish(figure, axes, path, columns=3)
 
 
+def alive(path: Path, runs: Iterable[Mapping[str, Any]]) -> None:
+    """Reconstruction error and codes in use over the number of codes, a line a recipe.
+
+    Args:
+        path: the PNG to write.
+        runs: of :mod:`benchmarks.alive`'s record.
+    """
+    ordered = sorted(runs, key=lambda run: (run["recipe"] != _OURS, run["codes"]))
+    recipes = list(dict.fromkeys(run["recipe"] for run in ordered))
+    looks = styles(recipes)
+    figure = Figure(figsize=(_WIDTH, 4.2), dpi=120, layout="constrained")
+    error, used = figure.subplots(1, 2)
+    for recipe in recipes:
+        own = [run for run in ordered if run["recipe"] == recipe]
+        sizes = [run["codes"] for run in own]
+        color, marker = looks[recipe]
+        error.plot(sizes, [run["psnr"] for run in own], color=color, marker=marker, label=recipe)
+        shares = [100 * run["codes_used"] / run["codes"] for run in own]
+        used.plot(sizes, shares, color=color, marker=marker)
+    error.set_ylabel("PSNR of held-out crops, dB")
+    used.set_ylabel("codes in use on held-out crops, %")
+    used.set_ylim(0, 105)
+    for axes in (error, used):
+        axes.set_xscale("log", base=2)
+        axes.set_xlabel("codes K")
+        axes.xaxis.set_major_formatter(FuncFormatter(_short_count))
+    used.grid(alpha=0.3)
+    figure.suptitle("Large codebooks: the photographs' VQ-VAE")
+    _finish(figure, error, path, columns=2)
+
+
 def search_points(entries: Iterable[Mapping[str, Any]]) -> dict[str, list[Point]]:
     """Points of a roofline from records of the search."""
     points: dict[str, list[Point]] = {}

@@ -117,6 +117,12 @@ def _training(path: Path, record: Record) -> bool:
     return bool(runs)
 
 
+def _alive(path: Path, record: Record) -> bool:
+    if record["runs"]:
+        charts.alive(path, record["runs"].values())
+    return bool(record["runs"])
+
+
 PICTURES = (
     Picture(
         "search_gaussian",
@@ -167,6 +173,12 @@ PICTURES = (
         _scaling("n", "search", "The search over the number of vectors (K = 1024, D = 64)"),
     ),
     Picture("training", "training", "Training runs of ours and of the reference.", _training),
+    Picture(
+        "alive",
+        "alive",
+        "What more codes bring: the error of held-out crops, and how many codes are in use there.",
+        _alive,
+    ),
 )
 
 

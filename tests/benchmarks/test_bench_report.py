@@ -72,6 +72,14 @@ RECORDS = {
             for axis in ("k", "d", "n")
         ]
     },
+    "alive": HEAD
+    | {
+        "runs": {
+            f"{recipe}-{k}": {"recipe": recipe, "codes": k, "psnr": 27.0, "codes_used": k - 9}
+            for recipe in ("ours", "peer")
+            for k in (512, 65536)
+        }
+    },
     "training": HEAD
     | {
         "runs": {
