@@ -125,7 +125,7 @@ def train_ours(images: "ImageData", num_codes: int, steps: int) -> VQVAE:
 def train_peer(images: "ImageData", num_codes: int, steps: int) -> VQVAE:
     """The same encoder, decoder, optimizer and crops, with the peer's quantizer between them."""
     from vqvae_fast.training import TrainConfig
-    from vqvae_fast.training.recipe import build_optimizer, schedule
+    from vqvae_fast.training.recipe import build_optimizer, learning_rate
 
     config = TrainConfig(codebook_size=num_codes, steps=steps, seed=SEED)
     with torch.random.fork_rng(devices=[]):
@@ -133,11 +133,11 @@ def train_peer(images: "ImageData", num_codes: int, steps: int) -> VQVAE:
         model = VQVAE(n_embeddings=num_codes, embedding_dim=DIM).train()
         model.vector_quantization = PeerQuantizer(num_codes, DIM)  # type: ignore[assignment]
         optimizer = build_optimizer(config, model)
-        variance, rates = images.variance(), schedule(config, images)
+        variance = images.variance()
         for step in tqdm(range(steps), desc=f"peer, {num_codes} codes", unit="step", disable=None):
             x = images.batch(SEED, step, config.batch_size)
             for group in optimizer.param_groups:
-                group["lr"] = config.lr * rates.rate(step)
+                group["lr"] = learning_rate(config, images, step)
             optimizer.zero_grad()
             output = model.forward_with_indices(x)
             error = (output.x_hat - x).square().mean()

@@ -62,6 +62,29 @@ def test_config_rebuilds_the_model():
     assert torch.equal(model.eval()(x)[1], again.eval()(x)[1])
 
 
+def test_l2_norm_quantizes_directions():
+    torch.manual_seed(0)
+    plain, model = VQVAE(**SMALL), VQVAE(**SMALL, l2_norm=True)
+    model.load_state_dict(plain.state_dict())  # no parameters of its own
+    quantized = {}
+    for name, each in (("plain", plain), ("model", model)):
+        each.vector_quantization.register_forward_pre_hook(
+            lambda _, given, name=name: quantized.update({name: given[0].detach()})
+        )
+    x = torch.randn(2, 3, 16, 16)
+    output = model.forward_with_indices(x)
+    plain(x)
+    direction = quantized["plain"] / quantized["plain"].norm(dim=1, keepdim=True)
+    torch.testing.assert_close(quantized["model"], direction * SMALL["embedding_dim"] ** 0.5)
+    assert torch.equal(model.encode(x), output.indices)
+    (output.embedding_loss + output.x_hat.square().mean()).backward()
+    assert model.pre_quantization_conv.weight.grad.abs().max() > 0
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(x)[1].float().square().mean().backward()
+    lengths = quantized["model"].float().norm(dim=1)
+    torch.testing.assert_close(lengths, torch.full_like(lengths, 2.0), rtol=0.01, atol=0)
+
+
 def test_config_is_its_own_copy():
     options = {"learning": "ema"}
     model = VQVAE(**SMALL, quantizer=options)

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from vqvae_fast.models.decoder import Decoder
@@ -42,6 +41,10 @@ class VQVAE(nn.Module):
         legacy: the reference's loss, see :class:`vqvae_fast.nn.VectorQuantizer`.
         shared_residual: all residual layers of a stack share one layer's weights.
         relu_skip: a residual layer's skip connection carries relu(x), not x.
+        l2_norm: what is quantized are directions: the 1x1 convolution's vectors are brought to the
+            length sqrt(embedding_dim), as Yu et al. do (arXiv 2110.04627, section 3.2). For large
+            codebooks: codes lie where the vectors of a while ago did, and an encoder that can
+            neither stretch nor shrink its vectors does not leave them behind.
         quantizer: further arguments of :class:`vqvae_fast.nn.VectorQuantizer`, by name
             (``learning``, ``kmeans_init``, ...).
 
@@ -67,6 +70,7 @@ class VQVAE(nn.Module):
         legacy: bool = False,
         shared_residual: bool = False,
         relu_skip: bool = False,
+        l2_norm: bool = False,
         quantizer: Mapping[str, Any] | None = None,
     ):
         super().__init__()
@@ -93,6 +97,7 @@ class VQVAE(nn.Module):
             "legacy": legacy,
             "shared_residual": shared_residual,
             "relu_skip": relu_skip,
+            "l2_norm": l2_norm,
             "quantizer": dict(quantizer or {}),
         }
         self.encoder = Encoder(
@@ -134,17 +139,9 @@ class VQVAE(nn.Module):
         output = self.forward_with_indices(x)
         return output.embedding_loss, output.x_hat, output.perplexity
 
-    def forward_with_indices(self, x: Tensor, *, quantized: bool = True) -> VQVAEOutput:
-        """As :meth:`forward`, with the indices [B, H / 2**downsampling, W / 2**downsampling].
-
-        ``quantized=False`` is the autoencoder alone, for the first steps of a training: the decoder
-        gets the encoder's vectors, the quantizer learns nothing, and all indices are -1.
-        """
+    def forward_with_indices(self, x: Tensor) -> VQVAEOutput:
+        """As :meth:`forward`, with the indices [B, H / 2**downsampling, W / 2**downsampling]."""
         z_e = self._latents(x)
-        if not quantized:
-            nothing = z_e.new_zeros(())
-            indices = torch.full_like(z_e[:, 0], -1, dtype=torch.int64)
-            return VQVAEOutput(self.decoder(z_e), nothing, nothing, indices)
         loss, z_q, perplexity, _, indices = self.vector_quantization(z_e)
         grid = indices.view(z_e.shape[0], *z_e.shape[2:])
         return VQVAEOutput(self.decoder(z_q), loss, perplexity, grid)
@@ -196,4 +193,6 @@ class VQVAE(nn.Module):
                 f"got {list(x.shape)}"
             )
         latents: Tensor = self.pre_quantization_conv(self.encoder(x))
+        if self.config["l2_norm"]:
+            latents = nn.functional.normalize(latents, dim=1) * self.config["embedding_dim"] ** 0.5
         return latents

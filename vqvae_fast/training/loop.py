@@ -24,7 +24,7 @@ from vqvae_fast.training.processes import (
     share,
 )
 from vqvae_fast.training.progress import Progress
-from vqvae_fast.training.recipe import build_model, build_optimizer, schedule
+from vqvae_fast.training.recipe import build_model, build_optimizer, learning_rate
 from vqvae_fast.training.runfolder import Metrics
 from vqvae_fast.training.window import Window
 
@@ -64,16 +64,15 @@ class Trainer:
             )
         self.model = build_model(config, data).to(self.device)
         self.optimizer = build_optimizer(config, self.model)
-        self.schedule = schedule(config, data)
         self.window = Window(config.codebook_size, self.device)
         self.held_out = data.validation(config.eval_crops).to(self.device)
         self.step = 0
         self._model = data_parallel(self.model)
         self._forward = torch.compile(self._loss) if config.compile else self._loss
 
-    def _loss(self, x: Tensor, quantized: bool) -> StepResult:
+    def _loss(self, x: Tensor) -> StepResult:
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-            output = self._model(x, quantized=quantized)
+            output = self._model(x)
         # Means of this process's share of the batch, as parts of the batch's.
         part = len(x) / self.config.batch_size
         mse = (output.x_hat.float() - x).square().mean() * part
@@ -85,10 +84,10 @@ class Trainer:
         part = share(config.batch_size)
         x = self.data.batch(config.seed, self.step, config.batch_size, part).to(self.device)
         for group in self.optimizer.param_groups:
-            group["lr"] = config.lr * self.schedule.rate(self.step)
+            group["lr"] = learning_rate(config, self.data, self.step)
         self.optimizer.zero_grad()
         try:
-            result = self._forward(x, self.step >= self.schedule.warmup)
+            result = self._forward(x)
             # The parts of all processes are to be added, and their gradients are averaged.
             (result.loss * world_size()).backward()
         except RuntimeError as error:
@@ -98,8 +97,7 @@ class Trainer:
         self.optimizer.step()
         self.step += 1
         self.window.add(*result)
-        # A quantizer that has not set in says nothing of the model that it will be part of.
-        measured = self.step % config.eval_every == 0 and self.step > self.schedule.warmup
+        measured = self.step % config.eval_every == 0
         if not measured and self.step % config.log_every:
             return None
         row = {"step": self.step, **self.window.read()}

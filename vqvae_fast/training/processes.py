@@ -3,6 +3,7 @@
 Each takes its share of every batch and of the held-out images. The first one writes and speaks.
 """
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,6 +47,9 @@ def launched() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+        # DistributedDataParallel's wrapper, a cycle, still holds the group. Its threads let go of
+        # tensors late, and one that does while the interpreter ends brings the process down.
+        gc.collect()
 
 
 def rank() -> int:
@@ -105,11 +109,11 @@ class _WithIndices(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, x: Tensor, *, quantized: bool) -> VQVAEOutput:
-        return self.model.forward_with_indices(x, quantized=quantized)
+    def forward(self, x: Tensor) -> VQVAEOutput:
+        return self.model.forward_with_indices(x)
 
 
-def data_parallel(model: VQVAE) -> Callable[..., VQVAEOutput]:
+def data_parallel(model: VQVAE) -> Callable[[Tensor], VQVAEOutput]:
     """The model's forward pass, whose gradients are the mean over all processes.
 
     The quantizer keeps the codebook the same everywhere, so no buffers are sent.

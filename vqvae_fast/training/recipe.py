@@ -1,12 +1,12 @@
-"""The two recipes of ``quantizer``: which model is built, which optimizer drives it, and when.
+"""The two recipes of ``quantizer``: which model is built, and which optimizer drives it.
 
 Codebooks with fewer codes than a step has vectors need no care beyond k-means and expiry. In larger
-ones the average code is chosen once in many steps, and lies where the encoder was then: they begin
-when the encoder has found its way, and get the end of the run to catch up with it.
-docs/scaling.md has the figures.
+ones the average code is chosen once in many steps, and lies where the encoder was then: they get an
+encoder that is bound to a sphere, and the end of the run to catch up with it. docs/scaling.md has
+the figures.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -25,36 +25,14 @@ _DEAD_SHARE = 0.25
 _DIM, _LARGE_DIM = 64, 16
 # The averages of a large codebook remember each code's last eight vectors, or more.
 _VECTORS_REMEMBERED = 8
-# Its quantizer sets in behind this share of the run, and never later than this.
-_WARMUP_SHARE, _LONGEST_WARMUP = 1 / 3, 1000
 # Of its run, the share at the end in which the learning rate falls to 0.
 _COOLING_SHARE = 0.5
 
 
-class Schedule(NamedTuple):
-    """When the quantizer sets in, and how the learning rate falls.
-
-    Attributes:
-        warmup: steps without the quantizer, at the beginning.
-        cooling: steps at the end in which the learning rate falls linearly, to 0 behind the last.
-        steps: all of them.
-    """
-
-    warmup: int
-    cooling: int
-    steps: int
-
-    def rate(self, step: int) -> float:
-        """The learning rate of a step, from 0, as a share of the config's."""
-        return min(1.0, (self.steps - step) / self.cooling) if self.cooling else 1.0
-
-
-def schedule(config: TrainConfig, data: ImageData) -> Schedule:
-    """When things happen in a run."""
-    if not _is_large(config, data):
-        return Schedule(0, 0, config.steps)
-    warmup = min(int(_WARMUP_SHARE * config.steps), _LONGEST_WARMUP)
-    return Schedule(warmup, int(_COOLING_SHARE * config.steps), config.steps)
+def learning_rate(config: TrainConfig, data: ImageData, step: int) -> float:
+    """Of a step, from 0: the config's; of a large codebook's run it falls linearly at the end."""
+    cooling = int(_COOLING_SHARE * config.steps) if _is_large(config, data) else 0
+    return config.lr * (min(1.0, (config.steps - step) / cooling) if cooling else 1.0)
 
 
 def _vectors(config: TrainConfig, data: ImageData) -> int:
@@ -72,7 +50,8 @@ def build_model(config: TrainConfig, data: ImageData) -> VQVAE:
     # "gradient" is the reference VQ-VAE in all it does: its loss (beta on the codebook term), one
     # residual layer repeated, skip connections behind the first ReLU.
     reference = config.quantizer == "gradient"
-    dim = config.dim or (_LARGE_DIM if _is_large(config, data) else _DIM)
+    large = _is_large(config, data)
+    dim = config.dim or (_LARGE_DIM if large else _DIM)
     quantizer: dict[str, Any] = {"learning": config.quantizer}
     if not reference:
         choices = _vectors(config, data) / config.codebook_size  # of a code, in the average
@@ -94,6 +73,7 @@ def build_model(config: TrainConfig, data: ImageData) -> VQVAE:
             legacy=reference,
             shared_residual=reference,
             relu_skip=reference,
+            l2_norm=large and dim > 1,  # of one number it would leave the sign
             quantizer=quantizer,
         )
     except ValueError as error:

@@ -108,7 +108,8 @@ def resume(
         run: a run folder.
         data: the Dataset that it was trained on, if it was one.
         validation: as in :func:`train`.
-        steps: a new last step, to train longer; None keeps the run's.
+        steps: a new last step, to train longer; None keeps the run's. With a large codebook the
+            learning rate goes on as in a run of so many steps.
         device: another device; None keeps the run's.
         progress: as in :func:`train`.
         say: as in :func:`train`.
@@ -151,8 +152,6 @@ def _finish(
     others = f", {world_size()} processes" if world_size() > 1 else ""
     say(f"device  {trainer.device}{threads}{others}")
     say(f"run     {run}")
-    if trainer.step < trainer.schedule.warmup:
-        say(f"warm-up {trainer.schedule.warmup} steps without the quantizer")
     # What a shorter run has measured is not true of the model that follows.
     if is_first():
         (run / RESULT).unlink(missing_ok=True)
