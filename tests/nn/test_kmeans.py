@@ -129,6 +129,26 @@ def test_codes_lie_at_the_data_from_the_deciding_batch_on(learning):
         assert torch.equal(quantizer.codebook, settled), "it fired again"
 
 
+@pytest.mark.parametrize("learning", ["gradient", "ema"])
+def test_vectors_pass_while_samples_are_collected(learning):
+    quantizer = VectorQuantizer(8, 3, learning=learning, kmeans_init=True, kmeans_samples=128)
+    batches = images(torch.randn(192, 3), 4).split(4)
+    start = quantizer.codebook.detach().clone()  # averages move behind the search
+    z = batches[0].clone().requires_grad_()
+    loss, z_q, _, _, indices = quantizer(z)
+    assert torch.equal(z_q, z)
+    (loss + 3 * z_q.sum()).backward()
+    alone = batches[0].clone().requires_grad_()
+    codes = start[indices.view(4, 4, 4)].movedim(-1, 1)
+    (quantizer.commitment_weight * (alone - codes).square().mean()).backward()
+    torch.testing.assert_close(z.grad, alone.grad + 3)
+    codes_of_eval = quantizer.eval()(batches[0])[1]
+    assert not torch.equal(codes_of_eval, batches[0])
+    quantizer.train()
+    for batch in batches[1:]:
+        assert not torch.equal(quantizer(batch)[1], batch)
+
+
 def test_averages_after_it_are_those_of_a_batch():
     quantizer = VectorQuantizer(
         4, 3, learning="ema", decay=0.999999, kmeans_init=True, kmeans_samples=256

@@ -36,9 +36,10 @@ class VectorQuantizer(nn.Module):
             commitment term only, and the codebook no gradient.
         decay: of all moving averages, 0 <= decay < 1.
         eps: of the Laplace smoothing of "ema".
-        kmeans_init: start from k-means over the first training batches. Until those are together,
-            training goes on with the codes as they are. These few steps cannot be compiled with
-            ``fullgraph=True``, all others can.
+        kmeans_init: start from k-means over the first training batches. Until those are together
+            the codes mean nothing: z_q is z in training, so that what follows learns from vectors
+            and not from noise. These few steps cannot be compiled with ``fullgraph=True``, all
+            others can.
         kmeans_iters: rounds of k-means.
         kmeans_samples: vectors to collect for it, 4 * n_e unless given. Fewer than n_e also work.
         dead_code_threshold: before each training step, a code that is chosen by fewer vectors per
@@ -166,6 +167,8 @@ class VectorQuantizer(nn.Module):
             channel_first=True,
             sparse=self.embedding.sparse,
         )
+        if learns and self.kmeans is not None and not self.kmeans.done:
+            z_q = wide
         if learns and self.ema is not None:
             # A vector that is not finite says nothing about its code; one would destroy it.
             counted = torch.where(distances.isfinite(), indices, -1)
