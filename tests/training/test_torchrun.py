@@ -162,13 +162,14 @@ def test_what_the_first_process_alone_finds_ends_all(options, tmp_path):
 
 
 def test_a_large_codebook_s_run_is_that_of_one_process(options, tmp_path):
-    options = [*options, "--quantizer", "ema", "--codebook-size", 100, "--steps", 30]
+    options = [*options, "--quantizer", "ema", "--codebook-size", 250, "--steps", 30]
     for n in (1, 2):
         train(n, *options, "--out", tmp_path / str(n))
-    one, two = (json.loads((tmp_path / str(n) / "result.json").read_text()) for n in (1, 2))
-    for part in ("held_out", "training"):  # other random draws, of samples and of new codes
-        assert one[part]["mse"] == pytest.approx(two[part]["mse"], rel=0.02)
-        assert one[part]["perplexity"] == pytest.approx(two[part]["perplexity"], rel=0.3)
+    one, two = (rows(tmp_path / str(n)) for n in (1, 2))
+    assert one[0] == pytest.approx(two[0], rel=1e-4)  # k-means has its samples after 13 steps
+    for expected, found in zip(one[1:], two[1:], strict=True):  # drawn otherwise from there on
+        assert expected["loss"] == pytest.approx(found["loss"], rel=1e-3)
+        assert expected["perplexity"] == pytest.approx(found["perplexity"], rel=0.5)
 
 
 ALONE_AGAIN = """
