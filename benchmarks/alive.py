@@ -250,7 +250,7 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
                 print(f"{name}: there already")
                 continue
             run = run_one(recipe, images, num_codes, options.steps)
-            record["runs"][name] = run | {"date": record["date"]}
+            record["runs"][name] = run | {key: record[key] for key in ("date", "revision")}
             temporary = out.with_name(f"{out.stem}.part.json")
             results.write(temporary, record, markdown(record))
             os.replace(temporary.with_suffix(".md"), out.with_suffix(".md"))
