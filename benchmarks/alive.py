@@ -201,7 +201,6 @@ def markdown(record: dict[str, Any]) -> str:
             f"{run['codes_used'] / run['codes']:.1%}",
             f"{run['codes_used_in_training'] / run['codes']:.1%}",
             f"{run['perplexity']:.0f}",
-            f"{run['seconds']:.0f}",
         )
         for run in sorted(record["runs"].values(), key=lambda run: (run["codes"], run["recipe"]))
     ]
@@ -213,14 +212,13 @@ def markdown(record: dict[str, Any]) -> str:
         "codes in use, held out",
         "where it trained",
         "perplexity",
-        "seconds",
     )
     return (
         tables.heading(record)
         + f"{record['steps']} steps of 32 crops from: {record['data']}. The error is that of "
         f"{ERROR_CROPS} held-out crops. A code is in use that any of {VECTORS_PER_CODE} K vectors "
         "chooses, of held-out crops or of other crops from where it trained; the perplexity is of "
-        "the former. Seconds are of training, k-means included.\n\n"
+        "the former.\n\n"
         + tables.table(head, rows)
         + "\n"
         + "".join(f"- {name}: {text}\n" for name, text in RECIPES.items())

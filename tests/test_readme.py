@@ -138,6 +138,21 @@ def test_the_tables_of_scaling_are_what_was_measured():
     assert set(quoted_rows) <= set(measured)
 
 
+ALIVE = ROOT / "benchmarks" / "results" / "amd-epyc-zen4-2c" / "alive.json"
+
+
+def test_what_large_codebooks_bring_is_what_was_measured():
+    runs = json.loads(ALIVE.read_text())["runs"]
+    few, many = runs["ours-512"], runs["ours-65536"]
+    assert (
+        f"{many['psnr']:.1f} dB with {many['codes_used'] / many['codes']:.0%} of its codes in use, "
+        f"where 512 codes give {few['psnr']:.1f} dB"
+    ).replace("%", " %") in " ".join(README.split())
+    rows = [line for line in ALIVE.with_suffix(".md").read_text().splitlines() if "|" in line]
+    assert len(rows) == 2 + 8
+    assert "\n".join(rows) in SCALING
+
+
 MIGRATING = (ROOT / "docs" / "migrating.md").read_text(encoding="utf-8")
 
 
