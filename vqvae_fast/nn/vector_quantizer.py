@@ -168,7 +168,7 @@ class VectorQuantizer(nn.Module):
             sparse=self.embedding.sparse,
         )
         if learns and self.kmeans is not None and not self.kmeans.done:
-            z_q = wide
+            z_q = wide.clone()  # what the caller does to it in place is not to reach z
         if learns and self.ema is not None:
             # A vector that is not finite says nothing about its code; one would destroy it.
             counted = torch.where(distances.isfinite(), indices, -1)
