@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -219,22 +220,24 @@ def training_curves(path: Path, runs: Mapping[str, Mapping[str, Any]], window: i
 def alive(path: Path, runs: Iterable[Mapping[str, Any]]) -> None:
     """Reconstruction error and codes in use over the number of codes, a line a recipe.
 
+    Lines join the means of the seeds, bars reach from the least to the most.
+
     Args:
         path: the PNG to write.
         runs: of :mod:`benchmarks.alive`'s record.
     """
-    ordered = sorted(runs, key=lambda run: (run["recipe"] != _OURS, run["codes"]))
-    recipes = list(dict.fromkeys(run["recipe"] for run in ordered))
+    runs = list(runs)
+    recipes = sorted({run["recipe"] for run in runs}, key=lambda recipe: recipe != _OURS)
     looks = styles(recipes)
     figure = Figure(figsize=(_WIDTH, 4.2), dpi=120, layout="constrained")
     error, used = figure.subplots(1, 2)
     for recipe in recipes:
-        own = [run for run in ordered if run["recipe"] == recipe]
-        sizes = [run["codes"] for run in own]
-        color, marker = looks[recipe]
-        error.plot(sizes, [run["psnr"] for run in own], color=color, marker=marker, label=recipe)
-        shares = [100 * run["codes_used"] / run["codes"] for run in own]
-        used.plot(sizes, shares, color=color, marker=marker)
+        own = [run for run in runs if run["recipe"] == recipe]
+        for axes, values in (
+            (error, [run["psnr"] for run in own]),
+            (used, [100 * run["codes_used"] / run["codes"] for run in own]),
+        ):
+            _means(axes, [run["codes"] for run in own], values, looks[recipe], recipe)
     error.set_ylabel("PSNR of held-out crops, dB")
     used.set_ylabel("codes in use on held-out crops, %")
     used.set_ylim(0, 105)
@@ -245,6 +248,19 @@ def alive(path: Path, runs: Iterable[Mapping[str, Any]]) -> None:
     used.grid(alpha=0.3)
     figure.suptitle("Large codebooks: the photographs' VQ-VAE")
     _finish(figure, error, path, columns=2)
+
+
+def _means(
+    axes: Axes, sizes: Sequence[int], values: Sequence[float], look: tuple[str, str], label: str
+) -> None:
+    of_size: dict[int, list[float]] = {}
+    for size, value in sorted(zip(sizes, values, strict=True)):
+        of_size.setdefault(size, []).append(value)
+    means = [fmean(some) for some in of_size.values()]
+    pairs = list(zip(means, of_size.values(), strict=True))
+    reach = ([mean - min(some) for mean, some in pairs], [max(some) - mean for mean, some in pairs])
+    color, marker = look
+    axes.errorbar(list(of_size), means, reach, color=color, marker=marker, capsize=3, label=label)
 
 
 def search_points(entries: Iterable[Mapping[str, Any]]) -> dict[str, list[Point]]:

@@ -51,19 +51,29 @@ def test_recipes_of_large_codebooks(tmp_path, capsys):
         "20",
         "--steps",
         "2",
+        "--seeds",
+        "3",
+        "4",
         "--json",
         str(tmp_path / "a.json"),
     ]
     record = alive.main(arguments)
-    assert set(record["runs"]) == {"ours-20", "peer-20"}
+    assert set(record["runs"]) == {"ours-20-3", "peer-20-3", "ours-20-4", "peer-20-4"}
     for run in record["runs"].values():
         assert 0 < run["codes_used"] <= 20
         assert 0 < run["codes_used_in_training"] <= 20
         assert run["psnr"] > 0
+    ours = [record["runs"][f"ours-20-{seed}"] for seed in (3, 4)]
+    assert ours[0]["mse"] != ours[1]["mse"]
+    mean = (ours[0]["psnr"] + ours[1]["psnr"]) / 2
+    (row,) = (
+        line for line in alive.markdown(record).splitlines() if line.startswith("| 20 | ours")
+    )
+    assert row.split("|")[3].strip() == f"{mean:.2f}"
     capsys.readouterr()
     again = alive.main(arguments)
     assert again["runs"] == record["runs"]
-    assert capsys.readouterr().out.count("there already") == 2
+    assert capsys.readouterr().out.count("there already") == 4
     with pytest.raises(SystemExit):
         alive.main(["--only", "nobody"])
 
