@@ -43,7 +43,7 @@ def test_settings_of_a_large_quantizer(large):
     assert ema.decay == pytest.approx(0.99)
     assert quantizer.vector_quantization.dead_code_threshold == pytest.approx(0.025)
     rare = Trainer(dataclasses.replace(large, codebook_size=6400), data, 1.0).model
-    assert rare.vector_quantization.ema.decay == pytest.approx(1 - 0.01 / 8)
+    assert rare.vector_quantization.ema.decay == pytest.approx(1 - 0.01 / 3)
 
 
 def test_length_of_a_code(tiny, large):

@@ -23,8 +23,10 @@ from vqvae_fast.training.errors import UserError
 _DEAD_SHARE = 0.25
 # Length of a code. Measured with 4096 codes, before directions: 26.2 dB of 64 numbers, 27.4 of 16.
 _DIM, _LARGE_DIM = 64, 16
-# The averages of a large codebook remember each code's last eight vectors, or more.
-_VECTORS_REMEMBERED = 8
+# The averages of a large codebook remember each code's last three vectors, or more: with fewer,
+# chance alone would make codes dead, and with more they lag behind the encoder. Measured with 65536
+# codes, seed 0: 28.53 dB with three, 28.45 with eight, 28.30 with 32.
+_VECTORS_REMEMBERED = 3
 # Of its run, the share at the end in which the learning rate falls to 0.
 _COOLING_SHARE = 0.5
 
