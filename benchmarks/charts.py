@@ -233,11 +233,10 @@ def alive(path: Path, runs: Iterable[Mapping[str, Any]]) -> None:
     error, used = figure.subplots(1, 2)
     for recipe in recipes:
         own = [run for run in runs if run["recipe"] == recipe]
-        for axes, values in (
-            (error, [run["psnr"] for run in own]),
-            (used, [100 * run["codes_used"] / run["codes"] for run in own]),
-        ):
-            _means(axes, [run["codes"] for run in own], values, looks[recipe], recipe)
+        sizes, look = [run["codes"] for run in own], looks[recipe]
+        shares = [100 * run["codes_used"] / run["codes"] for run in own]
+        _means(error, sizes, [run["psnr"] for run in own], look, recipe)
+        _means(used, sizes, shares, look, None)  # one legend serves both
     error.set_ylabel("PSNR of held-out crops, dB")
     used.set_ylabel("codes in use on held-out crops, %")
     used.set_ylim(0, 105)
@@ -251,7 +250,11 @@ def alive(path: Path, runs: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _means(
-    axes: Axes, sizes: Sequence[int], values: Sequence[float], look: tuple[str, str], label: str
+    axes: Axes,
+    sizes: Sequence[int],
+    values: Sequence[float],
+    look: tuple[str, str],
+    label: str | None,
 ) -> None:
     of_size: dict[int, list[float]] = {}
     for size, value in sorted(zip(sizes, values, strict=True)):
