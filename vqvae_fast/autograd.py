@@ -1,23 +1,24 @@
 """The single definition of the gradient."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from vqvae_fast.backward_pass import is_recorded, leave_missing_gradients_out, sum_of
+from vqvae_fast.gather import sum_by_code, take_codes
 from vqvae_fast.reference import flat_indices
 
 
 class StraightThroughQuantize(torch.autograd.Function):
     """Nearest code with the straight-through gradient and both VQ losses.
 
-    The value and the gradient are those of ``z + (q - z).detach()`` together with
+    The value and the gradients of every order are those of ``z + (q - z).detach()`` together with
     ``commitment * mean((z - sg[q])^2) + codebook * mean((sg[z] - q)^2)`` (arXiv 1711.00937, eq. 3).
     Both means are the same number, and it is the sum of the distances that the search has
     measured anyway, so the losses cost no further pass over the data. Saved for backward:
-    z, codebook and indices; only the error z - q if the codebook needs no gradient. There is no
-    second derivative: what ``create_graph=True`` returns is a constant.
+    z, codebook and indices; only the error z - q if the codebook needs no gradient.
     """
 
     @staticmethod
@@ -28,39 +29,82 @@ class StraightThroughQuantize(torch.autograd.Function):
         commitment_weight: float,
         codebook_weight: float,
         sparse: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """z [..., D], codebook [K, D] or [H, K, D] -> quantized, indices, distances, loss."""
+    ) -> tuple[Tensor, ...]:
+        """z [..., D], codebook [K, D] or [H, K, D] -> quantized, indices, distances, loss.
+
+        The error follows if it is what the backward pass needs. It is an output because autograd
+        knows how a saved output depends on the inputs, which a second derivative asks for.
+        """
         quantized, indices, distances = torch.ops.vqvae_fast.quantize(z, codebook)
         loss = distances.sum() * ((commitment_weight + codebook_weight) / _count(z))
+        error: tuple[Tensor, ...] = ()
         if ctx.needs_input_grad[1]:
             ctx.save_for_backward(z, codebook, indices)
         elif ctx.needs_input_grad[0]:
             # The commitment gradient wants the chosen codes as they were in this search. Without
             # a gradient of its own a codebook is often rewritten before the backward pass (EMA):
             # autograd refuses that in eager mode, and AOTAutograd computes from the new codes.
-            # The error is nobody else's, so nothing that is done to z or q can change it.
-            ctx.save_for_backward(_wide(z) - _wide(quantized))
+            # The error has memory of its own, so nothing that is done to z or q can change it.
+            error = (_wide(z) - _wide(quantized),)
+            ctx.save_for_backward(*error)
         ctx.weights, ctx.sparse = (commitment_weight, codebook_weight), sparse
+        ctx.dtype = z.dtype
         ctx.mark_non_differentiable(indices, distances)
-        return quantized, indices, distances, loss
+        leave_missing_gradients_out(ctx)
+        return quantized, indices, distances, loss, *error
 
     @staticmethod
-    @once_differentiable
     def backward(
-        ctx: Any, grad_quantized: Tensor, _indices: None, _distances: None, grad_loss: Tensor
+        ctx: Any,
+        grad_quantized: Tensor | None,
+        _indices: None,
+        _distances: None,
+        grad_loss: Tensor | None,
+        grad_error: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         """Gradients to z (straight-through and commitment) and to the codebook."""
         if ctx.needs_input_grad[1]:
-            backward = _sparse_backward if ctx.sparse else torch.ops.vqvae_fast.quantize_backward
+            z, codebook, indices = ctx.saved_tensors
+            if grad_quantized is None:
+                grad_quantized = z.new_zeros(()).expand(z.shape)
+            if grad_loss is None:
+                grad_loss = z.new_zeros((), dtype=_wide(z).dtype)
+            backward: Callable[..., tuple[Tensor, Tensor]] = torch.ops.vqvae_fast.quantize_backward
+            if ctx.sparse:
+                backward = _sparse_backward
+            elif is_recorded():
+                backward = _differentiable_backward
             grad_z, grad_codebook = backward(
-                grad_quantized, grad_loss, *ctx.saved_tensors, *ctx.weights
+                grad_quantized, grad_loss, z, codebook, indices, *ctx.weights
             )
             return grad_z if ctx.needs_input_grad[0] else None, grad_codebook, None, None, None
         if not ctx.needs_input_grad[0]:
             return None, None, None, None, None
-        (error,) = ctx.saved_tensors
-        scale = grad_loss * (2.0 / _count(error)) * ctx.weights[0]
-        return (grad_quantized + scale * error).to(grad_quantized.dtype), None, None, None, None
+        parts = [grad_quantized, grad_error]
+        if grad_loss is not None:
+            (error,) = ctx.saved_tensors
+            parts.append(grad_loss * (2.0 / _count(error)) * ctx.weights[0] * error)
+        total = sum_of(*parts)
+        return None if total is None else total.to(ctx.dtype), None, None, None, None
+
+
+def _differentiable_backward(
+    grad_quantized: Tensor,
+    grad_loss: Tensor,
+    z: Tensor,
+    codebook: Tensor,
+    indices: Tensor,
+    commitment_weight: float,
+    codebook_weight: float,
+) -> tuple[Tensor, Tensor]:
+    """torch.ops.vqvae_fast.quantize_backward of functions that have a derivative."""
+    dtype, z = z.dtype, _wide(z)
+    codes = _wide(take_codes(codebook, indices))
+    scale = grad_loss * (2.0 / _count(z))
+    grad_z = grad_quantized + scale * commitment_weight * (z - codes.detach())
+    errors = scale * codebook_weight * (codes - z.detach())
+    grad_codebook = sum_by_code(errors, indices, codebook)
+    return grad_z.to(dtype), grad_codebook.to(codebook.dtype)
 
 
 def _sparse_backward(
@@ -72,6 +116,10 @@ def _sparse_backward(
     *weights: float,
 ) -> tuple[Tensor, Tensor]:
     """The same gradients; the codebook's holds the chosen codes alone, and so does the work."""
+    if is_recorded():
+        raise RuntimeError(
+            "quantize(sparse=True) has no second derivative (create_graph=True); use sparse=False"
+        )
     num_codes, dim = codebook.shape[-2:]
     chosen, places = flat_indices(indices, codebook).unique(return_inverse=True)
     codes = codebook.detach().reshape(-1, dim)[chosen]

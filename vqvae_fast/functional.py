@@ -135,7 +135,7 @@ def quantize(
         _check_channel_first(z, codebook)
         z = z.movedim(1, -1)
     _check_search(z, codebook)
-    quantized, indices, distances, loss = StraightThroughQuantize.apply(  # type: ignore[no-untyped-call]
+    quantized, indices, distances, loss, *_ = StraightThroughQuantize.apply(  # type: ignore[no-untyped-call]
         z, codebook, commitment_weight, codebook_weight, sparse
     )
     if channel_first:
@@ -244,8 +244,6 @@ def code_statistics(z: Tensor, indices: Tensor, codebook: Tensor) -> SegmentSum:
     """
     total = codebook.shape[:-1].numel()
     rows = flat_indices(indices, codebook)
-    if codebook.dim() == 3:  # -1 of the second book would be the last code of the first
-        rows = torch.where(indices < 0, -1, rows)
     sums, counts = _segment_sum(z, rows, total)
     return SegmentSum(sums.view(codebook.shape), counts.view(codebook.shape[:-1]))
 

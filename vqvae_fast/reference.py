@@ -191,8 +191,6 @@ def moving_average_(
         smoothed_size: smooths the cluster sizes.
     """
     flat = flat_indices(indices, codebook)
-    if codebook.dim() == 3:  # -1 of the second book would be the last code of the first
-        flat = torch.where(indices < 0, -1, flat)
     sums, counts = segment_sum(src, flat, cluster_size.numel())
     cluster_size.lerp_(counts.view_as(cluster_size).to(cluster_size.dtype), 1 - decay)
     average.lerp_(sums.view_as(average).to(average.dtype), 1 - decay)
@@ -317,9 +315,13 @@ def residual_backward(
 
 
 def flat_indices(indices: Tensor, codebook: Tensor) -> Tensor:
-    """indices of separate books [H, ...] as rows of the books laid end to end [H * K]."""
+    """indices of separate books [H, ...] as rows of the books laid end to end [H * K].
+
+    A negative index stays negative: -1 of the second book is not the last code of the first.
+    """
     if codebook.dim() == 2:
         return indices
     heads, num_codes = codebook.shape[:2]
     offset = torch.arange(heads, device=indices.device) * num_codes
-    return indices + offset.view(-1, *[1] * (indices.dim() - 1))
+    rows = indices + offset.view(-1, *[1] * (indices.dim() - 1))
+    return torch.where(indices < 0, -1, rows)

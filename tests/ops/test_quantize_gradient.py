@@ -269,18 +269,74 @@ def test_a_codebook_rewritten_before_backward_is_noticed():
         loss.backward()
 
 
-def test_a_second_derivative_is_refused():
-    z, codebook = leaves((40, 6), (17, 6))
-    loss = vqvae_fast.quantize(z, codebook).loss.square()
-    (grad,) = torch.autograd.grad(loss, z, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
+def second_gradients(quantized, loss, z, codebook):
+    """Of a penalty on the gradients of a scalar that is not linear in what quantize gives."""
+    scalar = quantized.pow(3).sum() + loss.square()
+    wanted = [t for t in (z, codebook) if t.requires_grad]
+    first = torch.autograd.grad(scalar, wanted, create_graph=True, allow_unused=True)
+    # A gradient that autograd knows to be constant does not require one, and has no derivative.
+    penalty = sum(gradient.pow(2).sum() for gradient in first if gradient is not None)
+    second = torch.autograd.grad(penalty, wanted, allow_unused=True)
+    return [
+        torch.zeros_like(t) if gradient is None else gradient
+        for t, gradient in zip(wanted, second, strict=True)
+    ]
 
 
-def test_a_gradient_of_the_loss_alone_is_a_constant():
+@pytest.mark.parametrize("learned", [True, False], ids=["codebook learned", "codebook frozen"])
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_second_derivatives_are_the_formulas(shape, weights, learned):
+    z_shape, codebook_shape, channel_first = SHAPES[shape]
+    z, codebook = leaves(z_shape, codebook_shape)
+    codebook.requires_grad_(learned)
+    got = vqvae_fast.quantize(
+        z,
+        codebook,
+        commitment_weight=weights[0],
+        codebook_weight=weights[1],
+        channel_first=channel_first,
+    )
+    expected = formula(z, codebook, *weights, channel_first)
+    torch.testing.assert_close(
+        second_gradients(got.quantized, got.loss, z, codebook),
+        second_gradients(expected[0], expected[2], z, codebook),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_second_derivatives_keep_their_dtype(dtype):
+    z, codebook = leaves((40, 6), (17, 6), dtype)
+    got = vqvae_fast.quantize(z, codebook)
+    found = second_gradients(got.quantized, got.loss, z, codebook)
+    assert [t.dtype for t in found] == [dtype, dtype]
+    exact = [t.detach().double().requires_grad_() for t in (z, codebook)]
+    quantized, _, loss = formula(*exact)
+    expected = second_gradients(quantized, loss, *exact)
+    tolerance = 20 * torch.finfo(dtype).eps
+    for one, other in zip(found, expected, strict=True):
+        largest = other.abs().max()
+        torch.testing.assert_close(one.double() / largest, other / largest, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("used", ["quantized", "loss"])
+@pytest.mark.parametrize("learned", [True, False], ids=["codebook learned", "codebook frozen"])
+def test_a_result_that_nothing_uses_has_no_part_in_the_gradient(used, learned):
     z, codebook = leaves((40, 6), (17, 6))
-    (grad,) = torch.autograd.grad(vqvae_fast.quantize(z, codebook).loss, z, create_graph=True)
-    assert not grad.requires_grad
+    codebook.requires_grad_(learned)
+    results = []
+    for values in (vqvae_fast.quantize(z, codebook)[::2], formula(z, codebook)[::2]):
+        scalar = values[0].square().sum() if used == "quantized" else values[1]
+        inputs = (z, codebook) if learned and used == "loss" else (z,)
+        results.append(torch.autograd.grad(scalar, inputs))
+    torch.testing.assert_close(*results)
+
+
+def test_sparse_gradients_refuse_a_second_derivative():
+    z, codebook = leaves((40, 6), (17, 6))
+    loss = vqvae_fast.quantize(z, codebook, sparse=True).loss
+    with pytest.raises(RuntimeError, match="sparse=True.* no second derivative"):
+        torch.autograd.grad(loss, z, create_graph=True)
 
 
 @pytest.mark.parametrize("channel_first", [False, True])

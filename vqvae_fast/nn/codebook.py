@@ -9,9 +9,9 @@ from torch.nn import functional as nn_functional
 
 from vqvae_fast import functional
 from vqvae_fast.distributed import each_from_its_turn, summed
+from vqvae_fast.gather import copy_of_codes
 from vqvae_fast.nn.lloyd import lloyd
 from vqvae_fast.nn.sampling import shuffled
-from vqvae_fast.nn.take_codes import copy_of_codes
 from vqvae_fast.nn.wide_buffers import WideBuffers
 from vqvae_fast.reference import smoothed_size
 

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from vqvae_fast.reference import rotated_gradient
@@ -68,7 +67,6 @@ class _RotateTo(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         z, q = ctx.saved_tensors
-        return rotated_gradient(grad, z, q), None
+        return rotated_gradient(grad, z.detach(), q.detach()), None  # the rotation is constant

@@ -5,11 +5,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vqvae_fast.gather import copy_of_codes
 from vqvae_fast.nn import distances
 from vqvae_fast.nn.choosing import Chosen
 from vqvae_fast.nn.metrics import code_counts
 from vqvae_fast.nn.regularisers import masked_mean, orthogonal_loss
-from vqvae_fast.nn.take_codes import copy_of_codes
 
 
 class LossBreakdown(NamedTuple):

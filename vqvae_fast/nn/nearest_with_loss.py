@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from vqvae_fast.functional import code_statistics
-from vqvae_fast.nn.take_codes import take_codes
+from vqvae_fast.backward_pass import add_scaled, leave_missing_gradients_out, scaled, sum_of
+from vqvae_fast.gather import sum_by_code, take_codes
 from vqvae_fast.reference import rotated_gradient
 
 
@@ -43,32 +42,39 @@ def nearest_with_loss(
         rotates: the gradient to the rows is that of :func:`rotate_to`, else straight-through.
         codes_learn: the loss has a gradient to the codes, too.
     """
-    return NearestWithLoss(
-        *_NearestWithLoss.apply(rows, codes if codes_learn else codes.detach(), rotates)  # type: ignore[no-untyped-call]
+    quantized, indices, commitment, *_ = _NearestWithLoss.apply(  # type: ignore[no-untyped-call]
+        rows, codes if codes_learn else codes.detach(), rotates
     )
+    return NearestWithLoss(quantized, indices, commitment)
 
 
 class _NearestWithLoss(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, rows: Tensor, codes: Tensor, rotates: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, rows: Tensor, codes: Tensor, rotates: bool) -> tuple[Tensor, ...]:
         quantized, indices, distances = torch.ops.vqvae_fast.quantize(rows, codes)
+        commitment = distances.sum() / max(rows.numel(), 1)
         ctx.rotates, ctx.codes_learn = rotates, ctx.needs_input_grad[1]
         ctx.mark_non_differentiable(indices)
+        leave_missing_gradients_out(ctx)
         if ctx.codes_learn:  # they stay as they are, and give what was chosen once more
             ctx.save_for_backward(rows, codes, indices)
-        elif rotates and ctx.needs_input_grad[0]:  # whoever gets the result may write to it
+        elif rotates and ctx.needs_input_grad[0]:  # the caller may write to the result
             ctx.save_for_backward(rows, quantized)
             quantized = torch.ops.vqvae_fast.copy_of_codes(quantized)
         elif ctx.needs_input_grad[0]:
-            ctx.save_for_backward(rows - quantized)
-        return quantized, indices, distances.sum() / max(rows.numel(), 1)
+            # An output, since of a saved output autograd knows the derivative.
+            error = rows - quantized
+            ctx.save_for_backward(error)
+            return quantized, indices, commitment, error
+        return quantized, indices, commitment
 
     @staticmethod
-    @once_differentiable
     def backward(
-        ctx: Any, grad: Tensor, _indices: None, grad_loss: Tensor
+        ctx: Any,
+        grad: Tensor | None,
+        _indices: None,
+        grad_loss: Tensor | None,
+        grad_error: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None, None]:
         if ctx.codes_learn:
             rows, codes, indices = ctx.saved_tensors
@@ -79,12 +85,15 @@ class _NearestWithLoss(torch.autograd.Function):
             error = rows - quantized
         else:
             (error,) = ctx.saved_tensors
-        scale = grad_loss * (2.0 / max(error.numel(), 1))
         grad_rows = grad_codes = None
         if ctx.needs_input_grad[0]:
-            if ctx.rotates:
-                grad = rotated_gradient(grad, rows, quantized)
-            grad_rows = torch.addcmul(grad, error, scale)
-        if ctx.codes_learn:  # a sum of errors: the difference of two sums would cancel
-            grad_codes = code_statistics(error, indices, codes).sums.mul_(-scale)
+            if ctx.rotates and grad is not None:
+                grad = rotated_gradient(grad, rows.detach(), quantized.detach())
+            grad_rows = sum_of(grad, grad_error)
+        if grad_loss is not None:
+            scale = grad_loss * (2.0 / max(error.numel(), 1))
+            if ctx.needs_input_grad[0]:
+                grad_rows = add_scaled(grad_rows, error, scale)
+            if ctx.codes_learn:  # a sum of errors: the difference of two sums would cancel
+                grad_codes = scaled(sum_by_code(error, indices, codes), -scale)
         return grad_rows, grad_codes, None

@@ -4,15 +4,21 @@ Stage by stage autograd would hold each stage's input and codes, Q times the vec
 indices and the codes say the same: the backward pass goes through the stages once more.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from vqvae_fast.functional import code_statistics
-from vqvae_fast.nn.take_codes import take_codes
+from vqvae_fast.backward_pass import (
+    add_scaled,
+    is_recorded,
+    leave_missing_gradients_out,
+    scaled,
+    sum_of,
+)
+from vqvae_fast.gather import sum_by_code, take_codes
+from vqvae_fast.reference import rotated_gradient
 
 
 class Stage(NamedTuple):
@@ -97,24 +103,75 @@ class _WithGradient(torch.autograd.Function):
         total = rows.new_zeros(rows.shape)  # no view: a user may write to it
         for stage, book in enumerate(books):
             total += take_codes(book, indices[..., stage])
+        leave_missing_gradients_out(ctx)
         return total, losses.clone()
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, grad_losses: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad: Tensor | None, grad_losses: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         rows, indices, *books = ctx.saved_tensors
         grad_rows = None
         if ctx.needs_input_grad[0]:
-            grad_rows = torch.ops.vqvae_fast.residual_backward(
-                grad, grad_losses, rows, books, indices, ctx.rotates
-            )
+            grad_of_rows = _grad_of_rows if is_recorded() else _grad_of_rows_at_once
+            grad_rows = grad_of_rows(grad, grad_losses, rows, books, indices, ctx.rotates)
         grads_of_books: list[Tensor | None] = [None] * len(books)
-        if any(ctx.needs_input_grad[4:]):
-            error, scale = rows, 2.0 / max(rows.numel(), 1)
-            for stage, book in enumerate(books):
-                error = error - take_codes(book, indices[..., stage])
+        if any(ctx.needs_input_grad[4:]) and grad_losses is not None:
+            for stage, (residual, codes) in enumerate(_stages(rows, books, indices)):
                 if ctx.needs_input_grad[4 + stage]:
                     # A sum of errors: the difference of two sums would cancel.
-                    sums = code_statistics(error, indices[..., stage], book).sums
-                    grads_of_books[stage] = sums.mul_(grad_losses[stage] * -scale)
+                    sums = sum_by_code(residual - codes, indices[..., stage], books[stage])
+                    scale = grad_losses[stage] * (-2.0 / max(rows.numel(), 1))
+                    grads_of_books[stage] = scaled(sums, scale)
         return grad_rows, None, None, None, *grads_of_books
+
+
+def _stages(
+    rows: Tensor, books: Sequence[Tensor], indices: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The input of each stage, to which the codes before it are constants, and its codes."""
+    residual = rows
+    for stage, book in enumerate(books):
+        codes = take_codes(book, indices[..., stage])
+        yield residual, codes
+        residual = residual - codes.detach()
+
+
+def _grad_of_rows_at_once(
+    grad: Tensor | None,
+    grad_losses: Tensor | None,
+    rows: Tensor,
+    books: Sequence[Tensor],
+    indices: Tensor,
+    rotates: bool,
+) -> Tensor:
+    """The gradient of the vectors by the fused op."""
+    if grad is None:
+        grad = rows.new_zeros(()).expand(rows.shape)
+    if grad_losses is None:
+        grad_losses = rows.new_zeros(len(books))
+    grad_rows: Tensor = torch.ops.vqvae_fast.residual_backward(
+        grad, grad_losses, rows, books, indices, rotates
+    )
+    return grad_rows
+
+
+def _grad_of_rows(
+    grad: Tensor | None,
+    grad_losses: Tensor | None,
+    rows: Tensor,
+    books: Sequence[Tensor],
+    indices: Tensor,
+    rotates: bool,
+) -> Tensor | None:
+    """The same of functions that have a derivative."""
+    total: Tensor | None = None
+    for stage, (residual, codes) in enumerate(_stages(rows, books, indices)):
+        passed = grad
+        if rotates and grad is not None:
+            passed = rotated_gradient(grad, residual.detach(), codes.detach())
+        total = sum_of(total, passed)
+        if grad_losses is not None:
+            scale = grad_losses[stage] * (2.0 / max(rows.numel(), 1))
+            total = add_scaled(total, residual - codes, scale)
+    return total

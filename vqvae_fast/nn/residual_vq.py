@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae_fast import functional
+from vqvae_fast.gather import take_codes
 from vqvae_fast.nn.autocast import without_autocast
 from vqvae_fast.nn.beams import Beams
 from vqvae_fast.nn.codebook import Codebook
@@ -24,7 +25,6 @@ from vqvae_fast.nn.regularisers import masked_mean
 from vqvae_fast.nn.residual_nearest_with_loss import Stage, residual_nearest_with_loss
 from vqvae_fast.nn.residual_vq_options import check, sizes_of_stages
 from vqvae_fast.nn.stages import padded_indices, sum_of_stages
-from vqvae_fast.nn.take_codes import take_codes
 from vqvae_fast.nn.vector_quantize import VectorQuantize
 
 

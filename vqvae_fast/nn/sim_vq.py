@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from vqvae_fast import functional
+from vqvae_fast.gather import take_codes
 from vqvae_fast.nn.autocast import without_autocast
 from vqvae_fast.nn.estimators import rotate_to
 from vqvae_fast.nn.layout import Layout, to_places, vectors_to_places
-from vqvae_fast.nn.take_codes import take_codes
 
 
 def _as_it_is(codebook: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch.nn import functional as nn_functional
 from torch.optim import Optimizer
 
 from vqvae_fast.distributed import is_distributed, world_size
+from vqvae_fast.gather import take_codes
 from vqvae_fast.nn import distances
 from vqvae_fast.nn.affine_codebook import AffineCodebook
 from vqvae_fast.nn.autocast import without_autocast
@@ -25,7 +26,6 @@ from vqvae_fast.nn.losses import (
 from vqvae_fast.nn.nearest_with_loss import nearest_with_loss
 from vqvae_fast.nn.regularisers import masked_mean
 from vqvae_fast.nn.residual_nearest_with_loss import Stage
-from vqvae_fast.nn.take_codes import take_codes
 from vqvae_fast.nn.vector_quantize_options import check, check_topk, learning
 
 

@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from vqvae_fast import functional
 from vqvae_fast.distributed import is_distributed, summed
+from vqvae_fast.gather import copy_of_codes
 from vqvae_fast.nn.checks import check_feature_map, check_index_map, check_learning, positive
 from vqvae_fast.nn.dead_codes import replace_dead_codes
 from vqvae_fast.nn.ema import CodeMovingAverage, CodeUsage
 from vqvae_fast.nn.kmeans import KMeansInit
 from vqvae_fast.nn.metrics import code_counts, perplexity
 from vqvae_fast.nn.one_hot import LazyOneHot
-from vqvae_fast.nn.take_codes import copy_of_codes
 
 # Samples that k-means gets for each code unless told otherwise.
 _SAMPLES_PER_CODE = 4

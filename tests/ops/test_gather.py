@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vqvae_fast.nn.take_codes import take_codes
+from vqvae_fast.gather import sum_by_code, take_codes
 
 
 def gradient(function, codebook, indices, upstream):
@@ -32,6 +32,23 @@ def test_value_and_gradient(books, shape, dtype):
     got = gradient(take_codes, codebook, indices, upstream)
     assert torch.equal(got[0], expected[0])
     torch.testing.assert_close(got[1], expected[1])
+
+
+@pytest.mark.parametrize("books", [(7, 5), (3, 7, 5)])
+@pytest.mark.parametrize("function", [take_codes, sum_by_code])
+def test_derivatives_of_every_order(function, books):
+    codebook = torch.randn(books, dtype=torch.float64, requires_grad=True)
+    indices = torch.randint(7, (3, 4))
+    rows = torch.randn(3, 4, 5, dtype=torch.float64, requires_grad=True)
+
+    def call(values):
+        # Linear functions have derivatives of zero beyond the first: the square has others.
+        rest = (indices,) if function is take_codes else (indices, codebook.detach())
+        return function(values, *rest).square()
+
+    values = codebook if function is take_codes else rows
+    assert torch.autograd.gradcheck(call, (values,))
+    assert torch.autograd.gradgradcheck(call, (values,))
 
 
 def test_gradient_is_the_same_in_every_run():
@@ -70,6 +87,11 @@ def test_no_indices():
 def test_an_index_that_is_none(index):
     with pytest.raises(IndexError):
         take_codes(torch.randn(7, 5), torch.tensor([0, index]))
+
+
+def test_a_negative_index_of_the_second_book_is_no_code_of_the_first():
+    with pytest.raises(IndexError):
+        take_codes(torch.randn(2, 7, 5), torch.tensor([[0], [-1]]))
 
 
 @pytest.mark.parametrize("books", [(7, 5), (3, 7, 5)])

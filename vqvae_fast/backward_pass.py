@@ -1,0 +1,45 @@
+"""What the backward passes of all autograd Functions share.
+
+Each computes its gradients by fused ops, and by differentiable functions where autograd records the
+pass, so that a gradient penalty gets its second derivative.
+"""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def is_recorded() -> bool:
+    """Whether autograd records the current backward pass, to differentiate it once more.
+
+    ``create_graph=True`` asks for that. Compiled functions have no second derivative: torch's
+    compiler refuses it.
+    """
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def leave_missing_gradients_out(ctx: Any) -> None:
+    """Let backward get None, not zeros as large as an output, where there is no gradient.
+
+    torch's compiler does not know this call; it removes the zeros by itself.
+    """
+    if not torch.compiler.is_compiling():
+        ctx.set_materialize_grads(False)
+
+
+def sum_of(*gradients: Tensor | None) -> Tensor | None:
+    """The sum of those gradients that there are."""
+    present = [gradient for gradient in gradients if gradient is not None]
+    return functools.reduce(torch.add, present) if present else None
+
+
+def scaled(gradient: Tensor, scale: Tensor) -> Tensor:
+    """gradient * scale; in the gradient's memory if nothing records the pass."""
+    return gradient * scale if is_recorded() else gradient.mul_(scale)
+
+
+def add_scaled(gradient: Tensor | None, error: Tensor, scale: Tensor) -> Tensor:
+    """gradient + error * scale, where a missing gradient counts as zero."""
+    return error * scale if gradient is None else torch.addcmul(gradient, error, scale)
