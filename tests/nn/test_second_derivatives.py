@@ -120,6 +120,6 @@ def test_a_compiled_quantizer_refuses_it():
     module = torch.compile(VectorQuantize(8, 16), backend="aot_eager", fullgraph=True)
     u = torch.randn(3, 20, 8, requires_grad=True)
     out, _, loss = module(u)
+    (gradient,) = torch.autograd.grad(out.pow(3).sum() + loss, u, create_graph=True)
     with pytest.raises(RuntimeError, match="double backward"):
-        (gradient,) = torch.autograd.grad(out.pow(3).sum() + loss, u, create_graph=True)
         gradient.sum().backward()

@@ -335,7 +335,7 @@ def test_a_result_that_nothing_uses_has_no_part_in_the_gradient(used, learned):
 def test_sparse_gradients_refuse_a_second_derivative():
     z, codebook = leaves((40, 6), (17, 6))
     loss = vqvae_fast.quantize(z, codebook, sparse=True).loss
-    with pytest.raises(RuntimeError, match="sparse=True.* no second derivative"):
+    with pytest.raises(RuntimeError, match="has no second derivative"):
         torch.autograd.grad(loss, z, create_graph=True)
 
 
