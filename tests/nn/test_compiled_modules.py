@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from vqvae_fast.models import VQVAE
-from vqvae_fast.nn import VectorQuantizer
+from vqvae_fast.nn import VectorQuantize, VectorQuantizer
 
 OPTIONS = [
     {},
@@ -105,12 +106,46 @@ def test_the_one_hot_can_be_read_inside_the_graph():
     )
 
 
-def test_collecting_for_kmeans_breaks_the_graph_but_not_the_training():
-    module = VectorQuantizer(16, 4, learning="ema", kmeans_init=True, kmeans_samples=100)
-    compiled = torch.compile(module, backend="aot_eager")
-    for _ in range(3):
-        compiled(torch.randn(2, 4, 5, 5))
-    assert module.kmeans.done
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize(
+    "options", [{}, {"learning": "ema"}, {"learning": "ema", "dead_code_threshold": 0.5}]
+)
+def test_k_means_in_compiled_steps(options, backend):
+    """Two batches are collected, the third brings the codes, the fourth finds them there."""
+    module = VectorQuantizer(16, 4, kmeans_init=True, kmeans_samples=120, **options)
+    start = module.codebook.detach().clone()
+    compiled_module = copy.deepcopy(module)
+    graphs = CompileCounterWithBackend(backend)
+    compiled = torch.compile(compiled_module, fullgraph=True, backend=graphs)
+    for step in range(5):
+        z = torch.randn(2, 4, 5, 5)
+        sides = []
+        for function in (module, compiled):
+            torch.manual_seed(step)
+            leaf = z.clone().requires_grad_()
+            loss, z_q, _, _, indices = function(leaf)
+            (loss + z_q.square().sum()).backward()
+            sides.append((loss, z_q, indices, leaf.grad))
+        torch.testing.assert_close(*sides)
+        assert torch.equal(sides[1][1], z) is (step < 2), "vectors pass until the codes are there"
+        torch.testing.assert_close(compiled_module.state_dict(), module.state_dict())
+        assert compiled_module.kmeans.done is (step >= 2)
+        module.zero_grad()
+        compiled_module.zero_grad()
+    assert not torch.equal(compiled_module.codebook, start)
+    assert graphs.frame_count == 2, "one graph collects, another has codes"
+
+
+def test_a_cleared_flag_reaches_a_compiled_module_by_train():
+    module = VectorQuantize(4, 16, kmeans_init=True)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for _ in range(2):
+        compiled(torch.randn(2, 25, 4))
+    module._codebook.initted.fill_(False)
+    module.train()
+    compiled(50 + torch.randn(2, 25, 4))
+    assert module._codebook.initted
+    assert module.codebook.mean() > 40
 
 
 @pytest.mark.parametrize("strict", [True, False])

@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -203,6 +206,7 @@ def test_checkpoint_continues_where_it_stopped(saved_after):
     resumed = VectorQuantizer(6, 3, **options)
     assert not resumed.kmeans.done
     resumed.load_state_dict(whole.state_dict())
+    resumed.kmeans.samples = whole.kmeans.samples
     assert resumed.kmeans.done is whole.kmeans.done is (saved_after == 3)
     assert len(resumed.kmeans.samples) == (32 if saved_after == 1 else 0)
     for i in range(saved_after, 5):
@@ -236,15 +240,67 @@ def test_loading_its_own_tensors_changes_nothing(options):
         assert torch.equal(value, before[name]), name
 
 
-def test_wrong_checkpoint_is_an_error():
-    with pytest.raises(RuntimeError, match=r"kmeans\.samples"):
-        KMeansInitHolder(4).load_state_dict(KMeansInitHolder(3).state_dict())
+def test_a_checkpoint_without_the_samples_collects_anew():
+    options = {"kmeans_init": True, "kmeans_samples": 80}
+    stopped, resumed = VectorQuantizer(6, 3, **options), VectorQuantizer(6, 3, **options)
+    for quantizer in (stopped, resumed):
+        quantizer(torch.randn(2, 3, 4, 4))
+    resumed.load_state_dict(stopped.state_dict())
+    assert resumed.kmeans.samples.shape == (0, 3)
+    for _ in range(3):
+        resumed(torch.randn(2, 3, 4, 4))
+    assert resumed.kmeans.done
 
 
-class KMeansInitHolder(torch.nn.Module):
-    def __init__(self, dim: int):
-        super().__init__()
-        self.kmeans = KMeansInit(2, dim, 10, 5)
+def test_an_older_checkpoint_holds_the_samples():
+    options = {"kmeans_init": True, "kmeans_samples": 80}
+    stopped, resumed = VectorQuantizer(6, 3, **options), VectorQuantizer(6, 3, **options)
+    stopped(torch.randn(2, 3, 4, 4))
+    older = stopped.state_dict() | {"kmeans.samples": stopped.kmeans.samples}
+    resumed.load_state_dict(older)
+    assert torch.equal(resumed.kmeans.samples, stopped.kmeans.samples)
+
+
+@pytest.mark.parametrize("use_buffers", [True, False])
+@pytest.mark.parametrize("learning", ["gradient", "ema"])
+def test_an_averaged_model_follows_through_the_collection(learning, use_buffers):
+    quantizer = VectorQuantizer(6, 3, learning=learning, kmeans_init=True, kmeans_samples=80)
+    averaged = torch.optim.swa_utils.AveragedModel(
+        quantizer, avg_fn=lambda old, new, number: new, use_buffers=use_buffers
+    )
+    for _ in range(4):
+        quantizer(torch.randn(2, 3, 4, 4))
+        averaged.update_parameters(quantizer)
+        copied = averaged.module.state_dict()
+        for name, value in quantizer.state_dict().items():
+            copied[name].copy_(value)  # as a teacher is updated by hand
+    assert quantizer.kmeans.done
+    assert averaged.module.kmeans.done
+    x = torch.randn(2, 3, 4, 4)
+    assert torch.equal(averaged.module.eval()(x)[4], quantizer.eval()(x)[4])
+
+
+def test_a_copy_collects_for_itself():
+    quantizer = VectorQuantizer(6, 3, kmeans_init=True, kmeans_samples=80)
+    quantizer(torch.randn(2, 3, 4, 4))
+    for other in (copy.deepcopy(quantizer), pickle.loads(pickle.dumps(quantizer))):
+        assert torch.equal(other.kmeans.samples, quantizer.kmeans.samples)
+        for _ in range(2):
+            other(torch.randn(2, 3, 4, 4))
+        assert other.kmeans.done
+        assert not quantizer.kmeans.done
+        assert len(quantizer.kmeans.samples) == 32
+
+
+def test_a_cleared_buffer_starts_the_collection_again():
+    quantizer = VectorQuantizer(6, 3, kmeans_init=True, kmeans_samples=32)
+    quantizer(torch.randn(2, 3, 4, 4))
+    assert quantizer.kmeans.done
+    quantizer.kmeans.initted.fill_(False)
+    assert not quantizer.kmeans.done
+    quantizer(50 + torch.randn(2, 3, 4, 4))
+    assert quantizer.kmeans.done
+    assert quantizer.codebook.mean() > 40
 
 
 @pytest.mark.parametrize("options", [{"learning": "ema"}, {"kmeans_init": True}])

@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vqvae_fast
+from vqvae_fast.nn import host_flag
 from vqvae_fast.nn.vector_quantize import VectorQuantize
 
 MASK = torch.arange(12) < torch.tensor([[5], [9]])
@@ -340,7 +341,8 @@ def test_compiled_steps_are_the_eager_ones(options, masked):
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("options", TRAINING, ids=str)
-def test_no_step_waits_for_the_device(options, masked):
+def test_no_step_waits_for_the_device(options, masked, monkeypatch):
+    monkeypatch.setattr(host_flag, "_READ_AT_ONCE", ())  # as of tensors on a device
     module = quantizer(**options)
     fmap = "accept_image_fmap" in options
     call = {"mask": MASK.view(2, 3, 4) if fmap else MASK} if masked else {}
@@ -492,15 +494,36 @@ def test_arguments_of_another_type(options):
         quantizer(**options)
 
 
-def test_k_means_again():
-    """Users clear the buffer and call it by its name."""
-    module = quantizer(kmeans_init=True)
+@pytest.mark.parametrize("by_name", [True, False], ids=["by its name", "by the next step"])
+@pytest.mark.parametrize("kmeans_init", [True, False])
+def test_k_means_again(kmeans_init, by_name):
+    """Users clear the buffer, and call k-means by its name or train on."""
+    module = quantizer(kmeans_init=kmeans_init)
     module(torch.randn(2, 12, 8))
-    module._codebook.initted.data.copy_(torch.tensor(False))
-    far = 50 + torch.randn(1, 24, 8)
-    module._codebook.init_embed_(far)
-    assert module._codebook.initted
+    initted = module._codebook.initted
+    if by_name:
+        initted.data.copy_(torch.tensor(False))
+        module._codebook.init_embed_(50 + torch.randn(1, 24, 8))
+    else:
+        initted.fill_(False)
+        module.eval()(torch.randn(2, 12, 8))
+        assert not initted
+        module.train()(50 + torch.randn(2, 12, 8))
+    assert initted
     assert module.codebook.mean() > 40
+
+
+def test_a_functional_call_starts_its_own_tensors():
+    module = quantizer(kmeans_init=True)
+    own = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    x = torch.randn(2, 12, 8)
+    torch.func.functional_call(module, own, (x,))
+    assert own["_codebook.initted"]
+    assert own["_codebook.embed"].any()
+    assert not module._codebook.initted
+    quantized, _, _ = module(x)
+    assert module._codebook.initted
+    assert quantized.any(), "the module's own codes would be zeros"
 
 
 def test_a_frozen_codebook_has_no_gradient():

@@ -1,7 +1,7 @@
 """The codebook of the drop-in quantizers: its codes, and all state that they learn by."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +10,14 @@ from torch.nn import functional as nn_functional
 from vqvae_fast import functional
 from vqvae_fast.distributed import each_from_its_turn, summed
 from vqvae_fast.gather import copy_of_codes
+from vqvae_fast.nn.host_flag import HostFlag
 from vqvae_fast.nn.lloyd import lloyd
 from vqvae_fast.nn.sampling import shuffled
 from vqvae_fast.nn.wide_buffers import WideBuffers
 from vqvae_fast.reference import smoothed_size
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 EmaWeight = Tensor | float | Callable[[Tensor, Tensor], Tensor] | None
 
@@ -42,7 +46,8 @@ class Codebook(WideBuffers):
         vq_bridge: transforms the codes before each use.
 
     Buffers:
-        initted: 0-d bool; cluster_size: [C, K]; embed_avg: [C, K, d]; embed: [C, K, d], a parameter
+        initted: 0-d bool, whether there are codes; False makes the next training batch start them
+        anew by k-means. cluster_size: [C, K]; embed_avg: [C, K, d]; embed: [C, K, d], a parameter
         with ``learnable_codebook``.
     """
 
@@ -95,8 +100,7 @@ class Codebook(WideBuffers):
             self.embed = nn.Parameter(embed)
         else:
             self.register_buffer("embed", embed)
-        # The same as a Python bool: a step neither waits for the device nor branches on a tensor.
-        self._is_initted = not kmeans_init
+        self._initted = HostFlag(not kmeans_init)
 
     @property
     def expires(self) -> bool:
@@ -126,7 +130,7 @@ class Codebook(WideBuffers):
 
         That happens once, and is not undone for a stage that quantize dropout leaves out.
         """
-        learns = self._is_initted and (self.ema_update or self.expires)
+        learns = self._initted.of(self.initted) and (self.ema_update or self.expires)
         return [self.cluster_size, self.embed_avg, self.embed] if learns else []
 
     def observe(self, rows: Tensor, mask: Tensor | None = None) -> None:
@@ -143,15 +147,13 @@ class Codebook(WideBuffers):
 
     def init_once(self, data: Tensor, mask: Tensor | None = None) -> None:
         """:meth:`init_embed_`, until it has been done; nothing waits for the device then."""
-        if not self._is_initted:
+        if not self._initted.of(self.initted):
             self.init_embed_(data, mask)
 
     @torch.no_grad()
     def init_embed_(self, data: Tensor, mask: Tensor | None = None) -> None:
         """Start from k-means over data [C, ..., d], of which mask [C, ...] counts; once."""
-        if not torch.compiler.is_compiling():  # someone else may have set the buffer
-            self._is_initted = bool(self.initted)
-        if self._is_initted:
+        if self._initted.of(self.initted):
             return
         valid = _counted(data, mask).flatten(1)
         number = valid.numel()
@@ -360,8 +362,12 @@ class Codebook(WideBuffers):
         return smoothed_size(self.cluster_size, self.eps)
 
     def _finish_init(self) -> None:
-        self.initted.fill_(True)
-        self._is_initted = True
+        self._initted.write(self.initted, True)
+
+    def train(self, mode: bool = True) -> "Self":
+        """Switch between training and eval; a compiled module then notices a changed initted."""
+        self._initted.read(self.initted)
+        return super().train(mode)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -370,7 +376,7 @@ class Codebook(WideBuffers):
         if stored is not None and stored.numel() == 1:  # [1] and float in older releases
             state_dict[prefix + "initted"] = stored.reshape(()).bool()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._is_initted = bool(self.initted)
+        self._initted.read(self.initted)
 
 
 def _counted(rows: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,13 +1,19 @@
 """k-means on top of the exact search, and a codebook's initialisation by it."""
 
-from typing import Any, NamedTuple
+import itertools
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
 from vqvae_fast import functional
-from vqvae_fast.distributed import from_first, rows_of_all, world_size
+from vqvae_fast.distributed import from_first, rows_of_all, summed, world_size
+from vqvae_fast.nn.host_flag import HostFlag
 from vqvae_fast.nn.sampling import stratified_positions, take_rows
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class KMeans(NamedTuple):
@@ -87,39 +93,68 @@ def _fill_empty(codes: Tensor, counts: Tensor, samples: Tensor, distances: Tenso
 class KMeansInit(nn.Module):
     """Collects the latents of the first training batches until there are enough for k-means.
 
-    Whether that has happened is a plain Python bool, so that a compiled training step carries no
-    trace of it afterwards. Beside it the state dict holds the same fact and the vectors collected
-    so far: a checkpoint taken in between continues where it stopped.
+    The state dict says whether that has happened. The vectors collected so far are no part of it,
+    since their number changes with every batch, and whatever copies a state dict or buffers in
+    place (AveragedModel, the average of a teacher) needs constant shapes. A checkpoint that is to
+    continue in between keeps :attr:`samples`, too; from any other it collects anew.
 
     Args:
+        num_codes: K.
         dim: D.
         num_samples: vectors to collect.
-        num_codes: K.
         iterations: rounds of k-means.
 
-    Buffers:
-        initted: 0-d bool.
+    Attributes:
         samples: [n, D] with n < num_samples; [0, D] once it is done.
+
+    Buffers:
+        initted: 0-d bool; False makes the collection start.
     """
 
     initted: Tensor
-    samples: Tensor
 
     def __init__(self, num_codes: int, dim: int, num_samples: int, iterations: int):
         super().__init__()
         self.num_codes, self.num_samples, self.iterations = num_codes, num_samples, iterations
-        self.done = False
+        self.samples = torch.empty(0, dim)
         self.register_buffer("initted", torch.tensor(False))
-        self.register_buffer("samples", torch.empty(0, dim))
+        self._initted = HostFlag(False)
+        self._enter()
 
-    @torch.compiler.disable
+    @property
+    def done(self) -> bool:
+        """Whether the codebook has its codes."""
+        return self._initted.of(self.initted)
+
+    def start_(
+        self,
+        z: Tensor,
+        codebook: Tensor,
+        cluster_size: Tensor | None,
+        embed_avg: Tensor | None,
+        *,
+        synced: bool = False,
+    ) -> None:
+        """Take in a batch, and write the codes and their averages once there is enough of it.
+
+        torch.compile sees one op here, whose graph is left when the codes are there.
+
+        Args:
+            z: [..., D].
+            codebook: [K, D].
+            cluster_size: [K], if there is an average of it.
+            embed_avg: [K, D], the same.
+            synced: the vectors of all processes count, and all get the same codes.
+        """
+        torch.ops.vqvae_fast.start_by_kmeans_(
+            self.initted, codebook, cluster_size, embed_avg, z, self._key, synced
+        )
+
     @torch.no_grad()
     def collect(self, z: Tensor, *, synced: bool = False) -> KMeans | None:
-        """Take in a batch's vectors [..., D]; the codes once there are enough, else None.
-
-        ``synced``: the vectors of all processes count, and all get the same codes.
-        """
-        wanted = self.num_samples - len(self.samples)
+        """Take in a batch's vectors [..., D]; the codes once there are enough, else None."""
+        samples = self.samples.to(z.device)
+        wanted = self.num_samples - len(samples)
         if synced:
             wanted = -(-wanted // world_size())
         count = z.shape[:-1].numel()
@@ -127,30 +162,90 @@ class KMeansInit(nn.Module):
         positions = draws
         if count > len(draws):
             positions = stratified_positions(draws, draws.new_tensor(len(draws)), count)
-        rows = take_rows(z, positions).to(self.samples.dtype)
+        rows = take_rows(z, positions)
         rows = rows[rows.isfinite().all(dim=1)]
-        if synced:  # at once: all processes have the same buffer, which others may broadcast
+        if synced:  # at once, so that all processes hold the same samples
             rows = rows_of_all(rows)
-        self.samples = torch.cat([self.samples, rows])
+        self.samples = torch.cat([samples.to(rows.dtype), rows])
         if len(self.samples) < self.num_samples:
             return None
         result = kmeans(self.samples, self.num_codes, self.iterations)
-        if synced:  # each has drawn its own: the first one's count
+        if synced:  # each process has drawn its own: the first one's count
             result = KMeans(*(from_first(part) for part in result))
-        self.finish()
         return result
 
     def finish(self) -> None:
         """Collect no more: the codebook has its codes."""
+        self._end(self.initted)
+
+    def train(self, mode: bool = True) -> "Self":
+        """Switch between training and eval; a compiled module then notices a changed initted."""
+        self._initted.read(self.initted)
+        return super().train(mode)
+
+    def _end(self, initted: Tensor) -> None:
         self.samples = self.samples[:0].clone()
-        self.initted.fill_(True)
-        self.done = True
+        self._initted.write(initted, True)
+
+    def _enter(self) -> None:
+        """Be known to the op, which gets tensors and numbers only."""
+        self._key = next(_keys)
+        _by_key[self._key] = self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch leaves it bare
+        self._enter()  # a copy is not the original
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        stored = state_dict.get(prefix + "samples")
-        if stored is not None and stored.shape[1:] == self.samples.shape[1:]:
-            self.samples = self.samples.new_empty(stored.shape)
+        # Older checkpoints hold the samples; others begin the collection, or end it.
+        stored = state_dict.pop(prefix + "samples", self.samples[:0])
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self.done = bool(self.initted)
+        self.samples = stored.clone()
+        self._initted.read(self.initted)
+
+
+_keys = itertools.count()
+_by_key: WeakValueDictionary[int, KMeansInit] = WeakValueDictionary()
+
+_library = torch.library.Library("vqvae_fast", "FRAGMENT")
+_library.define(
+    "start_by_kmeans_(Tensor(a!) initted, Tensor(b!) codebook, Tensor(c!)? cluster_size, "
+    "Tensor(d!)? embed_avg, Tensor z, int key, bool synced) -> ()"
+)
+
+
+def _start_by_kmeans_(
+    initted: Tensor,
+    codebook: Tensor,
+    cluster_size: Tensor | None,
+    embed_avg: Tensor | None,
+    z: Tensor,
+    key: int,
+    synced: bool,
+) -> None:
+    """Writes to the tensors that it is given: of a compiled module's they may be copies."""
+    init = _by_key[key]
+    result = init.collect(z, synced=synced)
+    if result is None:
+        return
+    batch = torch.tensor(z.shape[:-1].numel(), dtype=result.counts.dtype, device=z.device)
+    if synced:
+        (batch,) = summed(batch)
+    # A code without samples counts as if it had one: a size of 0 would divide by it.
+    sizes = result.counts.clamp(min=1) * (batch / result.counts.sum())
+    codebook.copy_(result.codes)
+    if cluster_size is not None:
+        cluster_size.copy_(sizes)
+    if embed_avg is not None:
+        embed_avg.copy_(codebook * sizes[:, None])
+    init._end(initted)
+
+
+@torch.library.register_fake("vqvae_fast::start_by_kmeans_", lib=_library)
+def _(*arguments: Any) -> None:
+    return None
+
+
+_library.impl("start_by_kmeans_", _start_by_kmeans_, "CompositeExplicitAutograd")

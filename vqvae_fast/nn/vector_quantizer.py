@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae_fast import functional
-from vqvae_fast.distributed import is_distributed, summed
+from vqvae_fast.distributed import is_distributed
 from vqvae_fast.gather import copy_of_codes
 from vqvae_fast.nn.checks import check_feature_map, check_index_map, check_learning, positive
 from vqvae_fast.nn.dead_codes import replace_dead_codes
@@ -38,8 +38,7 @@ class VectorQuantizer(nn.Module):
         eps: of the Laplace smoothing of "ema".
         kmeans_init: start from k-means over the first training batches. Until those are together
             the codes mean nothing: z_q is z in training, so that what follows learns from vectors
-            and not from noise. These few steps cannot be compiled with ``fullgraph=True``, all
-            others can.
+            and not from noise.
         kmeans_iters: rounds of k-means.
         kmeans_samples: vectors to collect for it, 4 * n_e unless given. Fewer than n_e also work.
         dead_code_threshold: before each training step, a code that is chosen by fewer vectors per
@@ -152,6 +151,7 @@ class VectorQuantizer(nn.Module):
         learns = self.training and (z.numel() > 0 or synced)
         wide = z.to(torch.promote_types(z.dtype, self.codebook.dtype))
         rows = wide.detach().movedim(1, -1)
+        collects = learns and self.kmeans is not None and not self.kmeans.done
         if learns:
             self._prepare(rows, synced)
         codebook = self.codebook
@@ -167,8 +167,8 @@ class VectorQuantizer(nn.Module):
             channel_first=True,
             sparse=self.embedding.sparse,
         )
-        if learns and self.kmeans is not None and not self.kmeans.done:
-            z_q = wide.clone()  # what the caller does to it in place is not to reach z
+        if collects and self.kmeans is not None:  # a copy, which the caller may write to
+            z_q = torch.where(self.kmeans.initted, z_q, wide)
         if learns and self.ema is not None:
             # A vector that is not finite says nothing about its code; one would destroy it.
             counted = torch.where(distances.isfinite(), indices, -1)
@@ -197,14 +197,10 @@ class VectorQuantizer(nn.Module):
     def _prepare(self, rows: Tensor, synced: bool) -> None:
         """Give a new codebook its codes, dead codes their place: before the search uses them."""
         if self.kmeans is not None and not self.kmeans.done:
-            result = self.kmeans.collect(rows, synced=synced)
-            if result is not None:
-                batch = rows.new_tensor(rows.shape[:-1].numel())
-                if synced:
-                    (batch,) = summed(batch)
-                # A code without samples counts as if it had one: a size of 0 would divide by it.
-                sizes = result.counts.clamp(min=1) * (batch / result.counts.sum())
-                self.set_codebook(result.codes, sizes)
+            averages: dict[str, Tensor | None] = {"cluster_size": None, "embed_avg": None}
+            if self.ema is not None:
+                averages |= dict(self.ema.named_buffers(recurse=False))
+            self.kmeans.start_(rows, self.codebook.detach(), **averages, synced=synced)
         if self.ema is not None and self.dead_code_threshold > 0:
             threshold = self.dead_code_threshold
             replace_dead_codes(rows, self.codebook, self.ema, threshold, synced=synced)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vqvae_fast.distributed import is_distributed, world_size
 from vqvae_fast.models import VQVAEOutput
+from vqvae_fast.nn import KMeansInit
 from vqvae_fast.training import checkpoint
 from vqvae_fast.training.config import TrainConfig, pick_device
 from vqvae_fast.training.data import ImageData
@@ -137,6 +138,7 @@ class Trainer:
             "config": self.config.to_dict(),
             "model_config": self.model.config,
             "model": self.model.state_dict(),
+            "samples": {name: part.samples for name, part in self._collectors().items()},
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "random": of_all(checkpoint.random_state(self.device)),
@@ -153,6 +155,9 @@ class Trainer:
             )
         try:
             self.model.load_state_dict(state["model"])
+            samples = state.get("samples", {})
+            for name, part in self._collectors().items():
+                part.samples = samples.get(name, part.samples)
             self.optimizer.load_state_dict(state["optimizer"])
             self.window.load(state["window"])
             self.step = int(state["step"])
@@ -162,6 +167,11 @@ class Trainer:
             checkpoint.set_random_state(own, self.device)
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"the checkpoint of {run} does not fit its config.json") from error
+
+    def _collectors(self) -> dict[str, KMeansInit]:
+        """The parts that collect samples for k-means, which a state dict does not hold."""
+        parts = self.model.named_modules()
+        return {name: part for name, part in parts if isinstance(part, KMeansInit)}
 
 
 def _from_compiler(error: RuntimeError) -> bool:

@@ -39,8 +39,10 @@ def _describe(weights: Weights, options: dict[str, Any]) -> Description:
         state["ema.cluster_size"] = sizes
     if "kmeans.initted" in weights:
         arguments["kmeans_init"] = True
-        for name in ("kmeans.initted", "kmeans.samples"):
-            state[name] = weights.pop(name)
+        state["kmeans.initted"] = weights.pop("kmeans.initted")
+        samples = weights.take_first("kmeans.samples")  # older checkpoints have them
+        if samples is not None:
+            state["kmeans.samples"] = samples
     return "VectorQuantizer", arguments, state
 
 
