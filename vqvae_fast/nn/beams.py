@@ -45,7 +45,7 @@ class Beams(NamedTuple):
         taken: Tensor,
         indices: Tensor,
         losses: Tensor,
-        weight: Tensor,
+        weight: float,
     ) -> "Beams":
         """Every way with every code that a stage offers.
 
@@ -54,7 +54,7 @@ class Beams(NamedTuple):
             taken: the same, as it is subtracted from the residual.
             indices: [B, N, J, k].
             losses: [B, N, J, k].
-            weight: 0-d, of the stage's losses in the score.
+            weight: of the stage's losses in the score.
         """
         few = indices.shape[-1]
 

@@ -29,14 +29,15 @@ class HostFlag:
 
     def of(self, buffer: Tensor) -> bool:
         """What the buffer holds; under torch.compile what was known before."""
-        known = torch.compiler.is_compiling() or buffer.is_meta
-        if not known and (buffer.device.type in _READ_AT_ONCE or self._may_differ(buffer)):
+        if _is_readable(buffer) and (
+            buffer.device.type in _READ_AT_ONCE or self._may_differ(buffer)
+        ):
             self.read(buffer)
         return self.value
 
     def read(self, buffer: Tensor) -> None:
-        """Read the buffer now. A buffer on the meta device holds nothing."""
-        if not buffer.is_meta:
+        """Read the buffer now, if it can be read."""
+        if _is_readable(buffer):
             self.value = bool(buffer)
             self._remember(buffer)
 
@@ -56,3 +57,8 @@ class HostFlag:
             return True
         # DistributedDataParallel writes every buffer in every step: there a version says nothing.
         return not is_distributed() and buffer._version != self._version
+
+
+def _is_readable(buffer: Tensor) -> bool:
+    """A traced tensor has no value yet, one on the meta device none at all."""
+    return not torch.compiler.is_compiling() and not buffer.is_meta

@@ -122,10 +122,13 @@ for _name in _BINARY + _COMPARE + _UNARY:
         setattr(LazyOneHot, f"__r{_name}__", _forwarding(_apply, reflected=True))
 
 
-# torch.export takes apart what a module returns; the indices are the one tensor in here.
+# torch.export takes apart what a module returns; the indices are the one tensor in here. Its files
+# are JSON, which knows numbers and names, but no dtype.
 register_pytree_node(
     LazyOneHot,
     lambda lazy: ([lazy.indices], (lazy.num_codes, lazy.dtype)),
     lambda leaves, context: LazyOneHot(*leaves, *context),
     serialized_type_name="vqvae_fast.nn.LazyOneHot",
+    to_dumpable_context=lambda context: [context[0], str(context[1]).removeprefix("torch.")],
+    from_dumpable_context=lambda dumped: (dumped[0], getattr(torch, dumped[1])),
 )

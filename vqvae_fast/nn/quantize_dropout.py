@@ -31,21 +31,13 @@ class QuantizeDropout(nn.Module):
         multiple_of: the number of stages is one of this.
 
     Attributes:
-        least: the least index of a last stage, as drawn.
-
-    Buffers:
-        by_seed: int16 [seeds], the last stage of every seed: Python's generator, which the compiler
-            cannot run.
+        least: the least index of a last stage.
     """
-
-    by_seed: Tensor
 
     def __init__(self, stages: int, cutoff: int, multiple_of: int):
         super().__init__()
         self._range = stages, cutoff, multiple_of
-        by_seed = _last_stages(*self._range)
-        self.least = min(by_seed)
-        self.register_buffer("by_seed", torch.tensor(by_seed, dtype=torch.int16), persistent=False)
+        self.least = _rounded(cutoff, stages, multiple_of)
 
     def runs(self, number: int, last: int | Tensor) -> Runs:
         """Whether the stage of this number runs when :meth:`last` has said so."""
@@ -59,10 +51,10 @@ class QuantizeDropout(nn.Module):
         seed = draw_seed(device) if seed is None else seed
         if not torch.compiler.is_compiling():
             return _last_stage(int(seed), *self._range)
-        seed = seed % _SEEDS
-        if isinstance(seed, Tensor):  # an index by a tensor would be waited for
-            return self.by_seed.gather(0, seed.reshape(1))[0].long()
-        return self.by_seed[seed].long()
+        if not isinstance(seed, Tensor):
+            seed = torch.full((), seed, device=device, dtype=torch.int64)
+        last: Tensor = torch.ops.vqvae_fast.last_stage(seed % _SEEDS, *self._range)
+        return last
 
 
 def undone_unless(
@@ -131,11 +123,34 @@ def skip_seed(device: torch.device) -> None:
 
 
 def _last_stage(seed: int, stages: int, cutoff: int, multiple_of: int) -> int:
-    index = random.Random(seed).randrange(cutoff, stages)
+    return _rounded(random.Random(seed).randrange(cutoff, stages), stages, multiple_of)
+
+
+def _rounded(index: int, stages: int, multiple_of: int) -> int:
+    """The last stage such that all up to the stage of this index run."""
     number = -(-(index + 1) // multiple_of) * multiple_of
     return min(number, stages) - 1
 
 
 @functools.cache
-def _last_stages(stages: int, cutoff: int, multiple_of: int) -> tuple[int, ...]:
-    return tuple(_last_stage(seed, stages, cutoff, multiple_of) for seed in range(_SEEDS))
+def _last_stages(stages: int, cutoff: int, multiple_of: int, device: torch.device) -> Tensor:
+    """int64 [seeds]: what Python's generator, which the compiler cannot run, draws by each seed."""
+    drawn = [_last_stage(seed, stages, cutoff, multiple_of) for seed in range(_SEEDS)]
+    return torch.tensor(drawn, device=device)
+
+
+def _last_stage_op(seed: Tensor, stages: int, cutoff: int, multiple_of: int) -> Tensor:
+    by_seed = _last_stages(stages, cutoff, multiple_of, seed.device)
+    return by_seed.gather(0, seed.reshape(1))[0]  # an index by a tensor would be waited for
+
+
+_library = torch.library.Library("vqvae_fast", "FRAGMENT")
+_library.define(
+    "last_stage(Tensor seed, SymInt stages, SymInt cutoff, SymInt multiple_of) -> Tensor"
+)
+_library.impl("last_stage", _last_stage_op, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("vqvae_fast::last_stage", lib=_library)
+def _(seed: Tensor, stages: int, cutoff: int, multiple_of: int) -> Tensor:
+    return torch.empty_like(seed)

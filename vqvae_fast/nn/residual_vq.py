@@ -62,8 +62,6 @@ class ResidualVQ(nn.Module):
         ValueError: a number is out of range, or arguments contradict each other.
     """
 
-    beam_score_weights: Tensor
-
     def __init__(
         self,
         *,
@@ -158,7 +156,7 @@ class ResidualVQ(nn.Module):
                 for _ in range(stages - 1)
             )
         weights = beam_score_quantizer_weights or [1.0] * stages
-        self.register_buffer("beam_score_weights", torch.tensor(weights), persistent=False)
+        self.beam_score_weights = tuple(float(weight) for weight in weights)
 
     @property
     def codebook_size(self) -> int:
