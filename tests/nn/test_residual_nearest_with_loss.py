@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_hook
 
 from vqvae_fast.nn import GroupedResidualVQ, ResidualVQ
 
@@ -119,16 +120,30 @@ def test_groups_take_it_too(monkeypatch):
     assert len(calls) == 2
 
 
-def test_hooks_of_a_stage_are_called():
-    quantizer = ResidualVQ(dim=8, codebook_size=8, num_quantizers=3)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("everywhere", [True, False], ids=["all modules", "one stage"])
+def test_hooks_of_a_stage_are_called(everywhere, training):
+    quantizer = ResidualVQ(dim=8, codebook_size=8, num_quantizers=3).train(training)
+    stages = list(quantizer.layers) if everywhere else [quantizer.layers[1]]
     seen = []
-    hook = quantizer.layers[1].register_forward_hook(lambda *_: seen.append(1))
-    x = torch.randn(1, 10, 8).requires_grad_()
-    quantizer(x)
-    assert seen == [1]
-    hook.remove()
-    quantizer(x)
-    assert seen == [1]
+
+    def see(module, *_):
+        if module in stages:
+            seen.append(module)
+
+    register = register_module_forward_hook if everywhere else stages[0].register_forward_hook
+    hook = register(see)
+    x = torch.randn(1, 10, 8).requires_grad_(training)
+    try:
+        watched = quantizer(x)
+    finally:
+        hook.remove()
+    assert seen == stages
+    if not training:
+        torch.testing.assert_close(quantizer(x), watched)
+    else:
+        quantizer(x)
+    assert seen == stages
 
 
 @pytest.mark.parametrize("learning", [*LEARNING[:4], *LEARNING[5:7]], ids=str)

@@ -40,6 +40,12 @@ TRAINING = [
         "beam_score_quantizer_weights": [1.0, 0.5, 2.0, 1.0],
     },
     {"beam_size": 2, "quantize_dropout": True, "ema_update": False},
+    {
+        "beam_size": 1,
+        "eval_beam_size": 3,
+        "commitment_use_cross_entropy_loss": True,
+        "ema_update": False,
+    },
     {"beam_size": 2, "codebook_dim": 4, "quant_grad_frac": 0.5, **GRADIENT},
     {"commitment_weight": 0.2, "orthogonal_reg_weight": 1.0},
 ]

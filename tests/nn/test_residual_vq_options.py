@@ -64,7 +64,7 @@ def test_directional_reparametrisation_has_no_noise_in_eval(dim):
         ({"beam_size": 2, "cosine_search": True}, "beam search does not go with cosine_search"),
         (
             {"beam_size": 2, "commitment_use_cross_entropy_loss": True},
-            "beam search does not go with commitment_use_cross_entropy_loss",
+            "beam search in training does not go with commitment_use_cross_entropy_loss",
         ),
         (
             {

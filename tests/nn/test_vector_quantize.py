@@ -494,6 +494,24 @@ def test_arguments_of_another_type(options):
         quantizer(**options)
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("options", "shape"),
+    [
+        ({}, (2, 8)),
+        ({}, (2, 3, 4, 8)),
+        ({"accept_image_fmap": True}, (2, 8, 3, 4)),
+        ({"channel_last": False}, (2, 8, 12)),
+    ],
+    ids=str,
+)
+def test_the_parts_of_the_losses_of_several_codes(options, shape, training):
+    module = quantizer(commitment_weight=0.5, **options).train(training)
+    _, indices, loss, parts = module(torch.randn(shape), topk=3, return_loss_breakdown=True)
+    assert parts.commitment.shape == loss.shape == indices.shape
+    torch.testing.assert_close(loss, 0.5 * parts.commitment)
+
+
 @pytest.mark.parametrize("by_name", [True, False], ids=["by its name", "by the next step"])
 @pytest.mark.parametrize("kmeans_init", [True, False])
 def test_k_means_again(kmeans_init, by_name):

@@ -126,6 +126,8 @@ CALLS = [
     ({}, {"freeze_codebook": True}),
     ({"freeze_codebook": True}, {"freeze_codebook": False}),
     ({}, {"topk": 3}),
+    (GRADIENT, {"ema_update": True}),
+    ({**GRADIENT, "rotation_trick": False}, {"ema_update": True}),
     ({}, {"topk": 100}),
     ({"commitment_weight": 0.0}, {"topk": 3}),
     ({"use_cosine_sim": True, "codebook_dim": 4}, {"topk": 2}),

@@ -81,10 +81,10 @@ class AffineCodebook(Codebook):
             self.codebook_variance_needs_init,
         ]
 
-    def codes(self, keep: bool = False) -> Tensor:
+    def codes(self, keep: bool = False, ema_update: bool | None = None) -> Tensor:
         """[C, K, d], where the vectors are."""
         scale = self._deviation("batch") / self._deviation("codebook")
-        return (super().codes(keep) - self.codebook_mean) * scale + self.batch_mean
+        return (super().codes(keep, ema_update) - self.codebook_mean) * scale + self.batch_mean
 
     def _unplaced(self, rows: Tensor) -> Tensor:
         scale = self._deviation("codebook") / self._deviation("batch")

@@ -107,15 +107,18 @@ class Codebook(WideBuffers):
         """Whether dead codes are replaced."""
         return self.threshold_ema_dead_code > 0
 
-    def codes(self, keep: bool = False) -> Tensor:
+    def codes(self, keep: bool = False, ema_update: bool | None = None) -> Tensor:
         """[C, K, d], as the search uses them: with a gradient where they are learned by one.
 
-        keep: they are needed as they are now after the next :meth:`update`, too.
+        Args:
+            keep: return a snapshot that the next :meth:`update` will not change. What autograd
+                will ask for is one in any case.
+            ema_update: as that update will get it.
         """
         embed = self.embed if self.learnable_codebook else self.embed.detach()
         embed = embed.to(torch.promote_types(embed.dtype, torch.float32))
         keep = keep or (embed.requires_grad and torch.is_grad_enabled())
-        if keep and self.training and (self.ema_update or self.expires):
+        if keep and self.training and self.writes(ema_update):
             embed = copy_of_codes(embed)
         if self.use_cosine_sim and self.learnable_codebook:
             embed = nn_functional.normalize(embed, dim=-1)
@@ -125,12 +128,16 @@ class Codebook(WideBuffers):
             embed = self.vq_bridge(embed.to(weight.dtype)).to(embed.dtype)
         return embed
 
+    def writes(self, ema_update: bool | None = None) -> bool:
+        """Whether :meth:`update` with this argument writes to the codes."""
+        return self.expires or (self.ema_update if ema_update is None else ema_update)
+
     def written(self) -> list[Tensor]:
         """What a training step writes to; nothing until k-means has started the codes.
 
         That happens once, and is not undone for a stage that quantize dropout leaves out.
         """
-        learns = self._initted.of(self.initted) and (self.ema_update or self.expires)
+        learns = self._initted.of(self.initted) and self.writes()
         return [self.cluster_size, self.embed_avg, self.embed] if learns else []
 
     def observe(self, rows: Tensor, mask: Tensor | None = None) -> None:
@@ -218,9 +225,9 @@ class Codebook(WideBuffers):
             accumulate: only add the batch to the next that does not accumulate.
             ema_update: instead of the codebook's own.
         """
-        ema_update = self.ema_update if ema_update is None else ema_update
-        if not ema_update and not self.expires:
+        if not self.writes(ema_update):
             return
+        ema_update = self.ema_update if ema_update is None else ema_update
         valid = _counted(rows, mask)
         chosen = torch.where(valid, indices, -1)
         rows = self._unplaced(rows)

@@ -436,6 +436,7 @@ class ResidualVQ(nn.Module):
             and codes.vq_bridge is None
             and start.dtype == codes.embed.dtype == torch.float32
             and not (torch.is_grad_enabled() and start.requires_grad)
+            and not any(stage.is_watched for stage in self._stages())
         )
 
     def _learn_shared(self, inputs: list[Tensor], mask: Tensor | None, last: int | Tensor) -> None:

@@ -64,17 +64,17 @@ def check(given: dict[str, Any], sizes: tuple[int, ...]) -> None:
             "layernorm_after_project_in needs project_per_stage: the stages have no linear "
             "layer that it could follow",
         ),
+        (
+            max(beam_size or 1, eval_beam_size or 1) > 1 and bool(given.get("cosine_search")),
+            "beam search does not go with cosine_search",
+        ),
         *(
             (
-                max(beam_size or 1, eval_beam_size or 1) > 1 and bool(given.get(name)),
-                f"beam search does not go with {name}",
+                (beam_size or 1) > 1 and given.get(name) not in (None, False),
+                f"beam search in training does not go with {name}; for eval alone give "
+                "beam_size=1 and eval_beam_size",
             )
-            for name in ("cosine_search", "commitment_use_cross_entropy_loss")
-        ),
-        (
-            (beam_size or 1) > 1 and given.get("in_place_codebook_optimizer") is not None,
-            "beam search in training does not go with in_place_codebook_optimizer; for eval "
-            "alone give beam_size=1 and eval_beam_size",
+            for name in ("in_place_codebook_optimizer", "commitment_use_cross_entropy_loss")
         ),
         (
             not 0 <= quant_grad_frac <= 1,

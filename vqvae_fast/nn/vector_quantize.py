@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as nn_functional
+from torch.nn.modules.module import _has_any_global_hook
 from torch.optim import Optimizer
 
 from vqvae_fast.distributed import is_distributed, world_size
@@ -360,7 +361,7 @@ class VectorQuantize(nn.Module):
                 self._codebook.observe(rows.detach(), counted)
             choice = self._choice(topk, temperature, codebook_transform_fn)
             keep = targets is not None or self._needs_all_distances
-            codes = self._codes(rows, freeze, keep)
+            codes = self._codes(rows, freeze, keep, ema_update)
             commitment = None
             if targets is None and counted is None and self._fuses(choice, rows):
                 quantized, found, commitment = nearest_with_loss(
@@ -381,10 +382,12 @@ class VectorQuantize(nn.Module):
             in_place = rows.new_zeros(())
             if self.in_place_codebook_optimizer is not None and self.training and not freeze:
                 in_place = self._step_in_place(rows, chosen, counted)
-                chosen = choice.choose(rows, self._codes(rows, freeze, keep))
+                chosen = choice.choose(rows, self._codes(rows, freeze, keep, ema_update))
             quantized = chosen.quantized
             if commitment is None:
                 commitment = self._commitment(rows, chosen, counted, topk)
+                if commitment.dim() > 0:
+                    commitment = to_places(commitment, places)
                 quantized = self._with_gradient(rows, quantized, topk)
             loss, parts = self._losses(rows, chosen, counted, commitment, freeze)
             if targets is not None:
@@ -397,8 +400,6 @@ class VectorQuantize(nn.Module):
         out, found = vectors_to_places(out, places), to_places(found, places)
         if indices is not None:
             return out, loss
-        if loss.dim() > 0:
-            loss = to_places(loss, places)
         if return_loss_breakdown:
             return out, found, loss, LossBreakdown(*parts, in_place)
         return out, found, loss
@@ -470,8 +471,10 @@ class VectorQuantize(nn.Module):
             transform,
         )
 
-    def _codes(self, rows: Tensor, freeze: bool, keep: bool) -> Tensor:
-        codes = self._codebook.codes(keep)
+    def _codes(
+        self, rows: Tensor, freeze: bool, keep: bool, ema_update: bool | None = None
+    ) -> Tensor:
+        codes = self._codebook.codes(keep, ema_update)
         return (codes.detach() if freeze else codes).to(rows.dtype)
 
     def _fuses(self, choice: Choice, rows: Tensor) -> bool:
@@ -492,7 +495,7 @@ class VectorQuantize(nn.Module):
         """What one of many stages does to rows [..., d]: None if it is more than the default.
 
         The default is the nearest code, the commitment loss, an estimator, averages and expiry.
-        Whoever watches the calls of this module is to see them: then it is no plain stage, either.
+        If something watches the calls of this module, it is no plain stage, either.
         """
         book = self._codebook
         codes = book.embed
@@ -500,7 +503,7 @@ class VectorQuantize(nn.Module):
         plain = (
             rows.requires_grad
             and self._fuses(choice, rows)
-            and not self._is_watched
+            and not self.is_watched
             and not self.has_codebook_orthogonal_loss
             and not self.use_cosine_sim
             and not self.has_projections
@@ -519,12 +522,13 @@ class VectorQuantize(nn.Module):
             if not freeze:
                 book.update(residual[None], indices[None], None)
 
-        return Stage(begin, learn, book.ema_update or book.expires)
+        return Stage(begin, learn, book.writes())
 
     @property
-    def _is_watched(self) -> bool:
-        """Whether calls of this module are more than calls of the forward method below."""
+    def is_watched(self) -> bool:
+        """Whether hooks, a subclass or a compiler must see the calls of this module."""
         hooks = (
+            _has_any_global_hook(),
             *(self._forward_hooks, self._forward_pre_hooks),
             *(self._backward_hooks, self._backward_pre_hooks),
         )
