@@ -8,6 +8,7 @@ TORCH_CUDA_ARCH_LIST are honoured. Everything else is in pyproject.toml.
 
 import os
 import platform
+import runpy
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
@@ -43,12 +44,22 @@ else:
     }
 if not IS_X86:
     ISA_FLAGS = {"portable": []}
+VERSION = "vqvae_fast/_version.py"
 MACROS = [("VQVAE_FAST_X86", "1")] if IS_X86 else []
 
 
 def kernel_source(isa: str) -> str:
     """Source file of one instruction set's kernels."""
     return f"csrc/cpu/search_{isa}.cpp"
+
+
+def build_macros() -> list[tuple[str, str]]:
+    """What csrc/build_stamp.h puts into an extension."""
+    numbers = runpy.run_path(VERSION)
+    return [
+        ("VQVAE_FAST_VERSION", numbers["__version__"]),
+        ("VQVAE_FAST_CONTRACT", str(numbers["EXTENSION_CONTRACT"])),
+    ]
 
 
 def why_no_cuda() -> str | None:
@@ -91,9 +102,10 @@ def cuda_extension():
     return CUDAExtension(
         "vqvae_fast._cuda",
         ["csrc/cuda_bindings.cpp", *sorted(glob("csrc/cuda/*.cu"))],
+        define_macros=build_macros(),
         # No --use_fast_math: the bound on the error of the scores wants IEEE arithmetic.
         extra_compile_args={"cxx": COMMON_FLAGS, "nvcc": ["-O3"]},
-        depends=glob("csrc/*.h") + glob("csrc/cuda/*"),
+        depends=[VERSION, *glob("csrc/*.h"), *glob("csrc/cuda/*")],
     )
 
 
@@ -151,9 +163,9 @@ def extension_arguments() -> dict:
     cpu_extension = CppExtension(
         "vqvae_fast._C",
         sources,
-        define_macros=MACROS,
+        define_macros=[*MACROS, *build_macros()],
         extra_compile_args=COMMON_FLAGS,
-        depends=glob("csrc/*.h") + glob("csrc/cpu/*"),
+        depends=[VERSION, *glob("csrc/*.h"), *glob("csrc/cpu/*")],
     )
     extensions = [cpu_extension, *([cuda_extension()] if wants_cuda() else [])]
     return {"ext_modules": extensions, "cmdclass": {"build_ext": BuildKernels}}

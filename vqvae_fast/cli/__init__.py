@@ -16,6 +16,7 @@ def main(arguments: list[str] | None = None) -> None:
         import torch
 
         from vqvae_fast.cli.app import app
+        from vqvae_fast.settings import UnknownSettingError, UnmetRequestError
         from vqvae_fast.training.errors import UserError
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("vqvae_fast"):
@@ -25,7 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
         status = app.main(arguments, prog_name="vqvae-fast", standalone_mode=False)
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code)
-    except UserError as error:
+    except (UserError, UnknownSettingError, UnmetRequestError) as error:
         _fail(str(error), 1)
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted", INTERRUPTED)
