@@ -8,13 +8,20 @@ from torch import Tensor, nn
 from torch.nn import functional as nn_functional
 
 from vqvae_fast import functional
-from vqvae_fast.distributed import each_from_its_turn, summed
+from vqvae_fast.agreement import require_same
+from vqvae_fast.distributed import each_from_its_turn, is_distributed, summed
 from vqvae_fast.nn.lloyd import lloyd
 from vqvae_fast.nn.sampling import shuffled
 from vqvae_fast.nn.take_codes import copy_of_codes
 from vqvae_fast.nn.wide_buffers import WideBuffers
 from vqvae_fast.reference import smoothed_size
 
+# What learns wrongly, or not at all, where the processes differ in it.
+_SAME_EVERYWHERE = (
+    *("codebook_size", "num_codebooks", "learnable_codebook", "ema_update", "manual_ema_update"),
+    *("decay", "eps", "threshold_ema_dead_code", "reset_cluster_size", "use_cosine_sim"),
+    *("kmeans_iters", "sync_kmeans"),
+)
 EmaWeight = Tensor | float | Callable[[Tensor, Tensor], Tensor] | None
 
 
@@ -103,6 +110,24 @@ class Codebook(WideBuffers):
         """Whether dead codes are replaced."""
         return self.threshold_ema_dead_code > 0
 
+    @property
+    def communicates(self) -> bool:
+        """Whether a training step calls the other processes, k-means aside."""
+        return self.use_ddp and (self.ema_update or self.expires)
+
+    @torch.compiler.assume_constant_result  # the compiler calls it, and leaves it out of the graph
+    def compare_processes(self, dtype: torch.dtype) -> None:
+        """Make sure, once, that all processes have this codebook, and rows of this dtype.
+
+        Raises:
+            ValueError: they have not; in all processes.
+        """
+        if is_distributed():
+            arguments = {name: getattr(self, name) for name in _SAME_EVERYWHERE}
+            arguments |= {"codebook_dim": self.embed.shape[-1], "initted": bool(self.initted)}
+            arguments |= {"dtype of codes": self.embed_avg.dtype, "dtype of vectors": dtype}
+            require_same(self, "VectorQuantize", arguments, self.embed.device)
+
     def codes(self, keep: bool = False) -> Tensor:
         """[C, K, d], as the search uses them: with a gradient where they are learned by one.
 
@@ -156,6 +181,7 @@ class Codebook(WideBuffers):
         valid = _counted(data, mask).flatten(1)
         number = valid.numel()
         if self.sync_kmeans:  # an empty batch of one process is none of all
+            self.compare_processes(data.dtype)
             (total,) = summed(torch.tensor(number, device=data.device))
             number = int(total)
         if number == 0:
@@ -219,6 +245,8 @@ class Codebook(WideBuffers):
         ema_update = self.ema_update if ema_update is None else ema_update
         if not ema_update and not self.expires:
             return
+        if self.use_ddp:
+            self.compare_processes(rows.dtype)
         valid = _counted(rows, mask)
         chosen = torch.where(valid, indices, -1)
         rows = self._unplaced(rows)
@@ -292,6 +320,8 @@ class Codebook(WideBuffers):
         """Move dead codes to random vectors of [C, ..., d], of which seq_mask [C, ...] counts."""
         if not self.training or not self.expires:
             return
+        if self.use_ddp:
+            self.compare_processes(batch_samples.dtype)
         self._expire(self._unplaced(batch_samples), _counted(batch_samples, seq_mask))
 
     def _unplaced(self, rows: Tensor) -> Tensor:

@@ -272,6 +272,7 @@ class VectorQuantize(nn.Module):
         if self.in_place_codebook_optimizer is None:
             return
         if self._codebook.use_ddp:
+            self._codebook.compare_processes(self._codebook.embed.dtype)
             for parameter in self._codebook.parameters():
                 if parameter.grad is not None:
                     torch.distributed.all_reduce(parameter.grad)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae_fast import functional
+from vqvae_fast.agreement import require_same
 from vqvae_fast.distributed import is_distributed, summed
 from vqvae_fast.nn.checks import check_feature_map, check_index_map, check_learning, positive
 from vqvae_fast.nn.dead_codes import replace_dead_codes
@@ -54,7 +55,8 @@ class VectorQuantizer(nn.Module):
             business of whoever averages it, such as DistributedDataParallel.)
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range. Also from the first synced training step, in all
+            processes, where they have different arguments or dtypes.
 
     Modes: in eval, and for an empty batch (of all processes), nothing is learned and no state
     changes.
@@ -196,6 +198,8 @@ class VectorQuantizer(nn.Module):
 
     def _prepare(self, rows: Tensor, synced: bool) -> None:
         """Give a new codebook its codes, dead codes their place: before the search uses them."""
+        if synced and (self.ema is not None or self.kmeans is not None):
+            self._compare_processes(rows.dtype)
         if self.kmeans is not None and not self.kmeans.done:
             result = self.kmeans.collect(rows, synced=synced)
             if result is not None:
@@ -208,6 +212,22 @@ class VectorQuantizer(nn.Module):
         if self.ema is not None and self.dead_code_threshold > 0:
             threshold = self.dead_code_threshold
             replace_dead_codes(rows, self.codebook, self.ema, threshold, synced=synced)
+
+    @torch.compiler.assume_constant_result  # the compiler calls it, and leaves it out of the graph
+    def _compare_processes(self, dtype: torch.dtype) -> None:
+        """Make sure, once, that all processes have this quantizer, and rows of this dtype."""
+        names = ("n_e", "e_dim", "beta", "legacy", "learning", "dead_code_threshold")
+        arguments: dict[str, Any] = {name: getattr(self, name) for name in names}
+        arguments |= {"decay": getattr(self.ema, "decay", None)}
+        arguments |= {"eps": getattr(self.ema, "eps", None), "kmeans_init": self.kmeans is not None}
+        if self.kmeans is not None:
+            arguments |= {
+                "kmeans_iters": self.kmeans.iterations,
+                "kmeans_samples": self.kmeans.num_samples,
+                "kmeans.initted": bool(self.kmeans.initted),
+            }
+        arguments |= {"dtype of codes": self.codebook.dtype, "dtype of vectors": dtype}
+        require_same(self, "VectorQuantizer", arguments, self.codebook.device)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
