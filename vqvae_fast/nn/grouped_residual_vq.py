@@ -106,7 +106,7 @@ class GroupedResidualVQ(nn.Module):
     def _compare_processes(self) -> None:
         """Make sure, once, that all processes have as many groups."""
         arguments = {"dim": self.dim, "groups": self.groups}
-        device = self.rvqs[0].codebooks[0].device  # type: ignore[index, union-attr]
+        device = self.rvqs[0].codebooks[0].device  # type: ignore[index]
         require_same(self, "GroupedResidualVQ", arguments, device)
 
     def _each(self, indices: Tensor | list[Tensor]) -> list[tuple[Any, Tensor]]:
