@@ -62,6 +62,14 @@ def build_macros() -> list[tuple[str, str]]:
     ]
 
 
+def switched_on(name: str) -> bool:
+    """Whether an environment variable is 1; not set, empty or 0, it is off."""
+    value = os.environ.get(name) or "0"
+    if value not in ("0", "1"):
+        raise SystemExit(f"{name} must be 0 or 1, got {value!r}")
+    return value == "1"
+
+
 def why_no_cuda() -> str | None:
     """Why the CUDA extension cannot be built here, or None."""
     import torch
@@ -77,11 +85,10 @@ def why_no_cuda() -> str | None:
 
 def wants_cuda() -> bool:
     """Whether to build the CUDA extension: where it can be, unless FORCE_CUDA says otherwise."""
-    forced = os.environ.get("FORCE_CUDA")
-    reason = why_no_cuda()
-    if forced == "1" and reason is not None:
+    forced, reason = switched_on("FORCE_CUDA"), why_no_cuda()
+    if forced and reason is not None:
         raise SystemExit(f"FORCE_CUDA=1 is set, but {reason}")
-    return forced != "0" and reason is None
+    return os.environ.get("FORCE_CUDA") != "0" and reason is None
 
 
 def default_cuda_archs() -> str:
@@ -111,11 +118,11 @@ def cuda_extension():
 
 def extension_arguments() -> dict:
     """ext_modules and cmdclass for setup(), or nothing where no extension is to be built."""
-    if os.environ.get("VQVAE_FAST_NO_EXT") == "1":
+    if switched_on("VQVAE_FAST_NO_EXT"):
         return {}
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
-    required = os.environ.get("VQVAE_FAST_REQUIRE_EXT") == "1"
+    required = switched_on("VQVAE_FAST_REQUIRE_EXT")
 
     class BuildKernels(BuildExtension):
         """Compiles each instruction set with its own flags, then the rest as torch does."""
@@ -132,7 +139,7 @@ def extension_arguments() -> dict:
                     super().build_extensions()
                     built.append(extension)
                 except Exception as error:  # whatever a missing or failing compiler raises
-                    if required or (cuda and os.environ.get("FORCE_CUDA") == "1"):
+                    if required or (cuda and switched_on("FORCE_CUDA")):
                         raise
                     name, rest = ("CUDA", "slower on GPUs") if cuda else ("C++", "slower")
                     print(

@@ -4,7 +4,7 @@ Without it, codebooks of different sizes end in an abort inside the collective, 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -20,7 +20,7 @@ _compared: "WeakKeyDictionary[dist.ProcessGroup, WeakSet[object]]" = WeakKeyDict
 def require_same(
     owner: object,
     title: str,
-    arguments: Mapping[str, Any],
+    arguments: Callable[[], Mapping[str, Any]],
     device: torch.device,
     groups: "Sequence[dist.ProcessGroup | None]" = (None,),
 ) -> None:
@@ -33,7 +33,8 @@ def require_same(
     Args:
         owner: what has the arguments.
         title: what it is called in the message.
-        arguments: by name; JSON must know the values, or they count as str() shows them.
+        arguments: gives them by name, and is called this once: it may wait for the device. A value
+            that JSON does not know counts as str() shows it.
         device: where the processes can send tensors from.
         groups: which processes; of several groups, as the dimensions of a mesh, those that are
             reached over all of them in turn. None stands for all processes.
@@ -47,7 +48,7 @@ def require_same(
     compared = _compared.setdefault(first, WeakSet())
     if owner in compared:
         return
-    mine = json.dumps([[dist.get_rank(), {"class": title, **arguments}]], default=str)
+    mine = json.dumps([[dist.get_rank(), {"class": title, **arguments()}]], default=str)
     for group in groups:
         theirs = [json.loads(text) for text in texts_of_all(mine, device, group)]
         mine = json.dumps([record for records in theirs for record in records])

@@ -155,7 +155,12 @@ ALIKE = {
     "quantizer": lambda: VectorQuantizer(16, D, learning="ema"),
     "drop-in": lambda: VectorQuantize(dim=D, codebook_size=16, channel_last=False),
     "residual": lambda: ResidualVQ(
-        dim=D, codebook_size=16, num_quantizers=2, channel_last=False, quantize_dropout=True
+        dim=D,
+        codebook_size=16,
+        num_quantizers=2,
+        channel_last=False,
+        quantize_dropout=True,
+        quantize_dropout_cutoff_index=1,  # both stages take part in the first step
     ),
 }
 
@@ -190,6 +195,11 @@ def work(rank, folder):
         return gather(*arguments)
 
     agreement.texts_of_all = counted
+    owner, device = torch.nn.Identity(), torch.device("cpu")
+    read = []
+    for _ in range(2):
+        agreement.require_same(owner, "it", lambda: {"read": read.append(1)}, device)
+    assert read == [1]  # reading them may wait for the device
     for name, make in ALIKE.items():
         for compile_ in (False, True):
             found[name, compile_] = compared(make, compile_)

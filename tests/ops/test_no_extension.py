@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from importlib.machinery import EXTENSION_SUFFIXES
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,11 @@ print("by argument", vqvae_fast.nearest_code(z, z, backend="reference").indices.
         (
             {"VQVAE_FAST_CPU_ISA": "portable", "VQVAE_FAST_BACKEND": "reference"},
             "RuntimeError: VQVAE_FAST_CPU_ISA=portable needs the C++ kernels, but VQVAE_FAST_",
+        ),
+        pytest.param(
+            {"VQVAE_FAST_BACKEND": "triton", "TRITON_INTERPRET": "true"},
+            "ran",
+            marks=pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not there"),
         ),
         ({"VQVAE_FAST_BACKEND": "reference"}, "ran"),
         ({"VQVAE_FAST_BACKEND": "reference", "VQVAE_FAST_NO_EXT": "1"}, "ran"),

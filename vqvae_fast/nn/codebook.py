@@ -123,10 +123,16 @@ class Codebook(WideBuffers):
             ValueError: they have not; in all processes.
         """
         if is_distributed():
-            arguments = {name: getattr(self, name) for name in _SAME_EVERYWHERE}
-            arguments |= {"codebook_dim": self.embed.shape[-1], "initted": bool(self.initted)}
-            arguments |= {"dtype of codes": self.embed_avg.dtype, "dtype of vectors": dtype}
-            require_same(self, "VectorQuantize", arguments, self.embed.device)
+            require_same(self, "VectorQuantize", lambda: self._arguments(dtype), self.embed.device)
+
+    def _arguments(self, dtype: torch.dtype) -> dict[str, Any]:
+        """What must be the same in all processes that learn this codebook."""
+        return {name: getattr(self, name) for name in _SAME_EVERYWHERE} | {
+            "codebook_dim": self.embed.shape[-1],
+            "initted": bool(self.initted),
+            "dtype of codes": self.embed_avg.dtype,
+            "dtype of vectors": dtype,
+        }
 
     def codes(self, keep: bool = False) -> Tensor:
         """[C, K, d], as the search uses them: with a gradient where they are learned by one.

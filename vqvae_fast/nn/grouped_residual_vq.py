@@ -105,9 +105,10 @@ class GroupedResidualVQ(nn.Module):
     @torch.compiler.assume_constant_result  # the compiler calls it, and leaves it out of the graph
     def _compare_processes(self) -> None:
         """Make sure, once, that all processes have as many groups."""
-        arguments = {"dim": self.dim, "groups": self.groups}
         device = self.rvqs[0].codebooks[0].device  # type: ignore[index]
-        require_same(self, "GroupedResidualVQ", arguments, device)
+        require_same(
+            self, "GroupedResidualVQ", lambda: {"dim": self.dim, "groups": self.groups}, device
+        )
 
     def _each(self, indices: Tensor | list[Tensor]) -> list[tuple[Any, Tensor]]:
         if len(indices) != self.groups:

@@ -106,8 +106,12 @@ class ResidualSimVQ(nn.Module):
     def _compare_processes(self) -> None:
         """Make sure, once, that all processes draw the same last stage of the same."""
         names = ("num_quantizers", "quantize_dropout_cutoff_index", "quantize_dropout_multiple_of")
-        arguments = {name: getattr(self, name) for name in names}
-        require_same(self, "ResidualSimVQ", arguments, self.codebooks.device)
+        require_same(
+            self,
+            "ResidualSimVQ",
+            lambda: {name: getattr(self, name) for name in names},
+            self.layers[0].codebook.device,  # type: ignore[arg-type]
+        )
 
     def forward(
         self,

@@ -283,8 +283,12 @@ class ResidualVQ(nn.Module):
     @torch.compiler.assume_constant_result  # the compiler calls it, and leaves it out of the graph
     def _compare_processes(self) -> None:
         """Make sure, once, that all processes have as many stages, and alike."""
-        arguments = {name: getattr(self, name) for name in _SAME_EVERYWHERE}
-        require_same(self, "ResidualVQ", arguments, self.beam_score_weights.device)
+        require_same(
+            self,
+            "ResidualVQ",
+            lambda: {name: getattr(self, name) for name in _SAME_EVERYWHERE},
+            self.beam_score_weights.device,
+        )
 
     # The stages of tokens [B, N, d].
 

@@ -87,7 +87,8 @@ class VectorQuantize(nn.Module):
             length: the lookup of DAC, arXiv 2306.06546. That library has no such argument.
 
     Raises:
-        ValueError: a number is out of range, or arguments contradict each other.
+        ValueError: a number is out of range, or arguments contradict each other. Also from the
+            first synced training step, in all processes, where they have different arguments.
 
     In eval nothing is learned, no state changes, and the loss is 0.
     """

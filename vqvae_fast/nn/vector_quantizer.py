@@ -216,18 +216,20 @@ class VectorQuantizer(nn.Module):
     @torch.compiler.assume_constant_result  # the compiler calls it, and leaves it out of the graph
     def _compare_processes(self, dtype: torch.dtype) -> None:
         """Make sure, once, that all processes have this quantizer, and rows of this dtype."""
+        require_same(self, "VectorQuantizer", lambda: self._arguments(dtype), self.codebook.device)
+
+    def _arguments(self, dtype: torch.dtype) -> dict[str, Any]:
+        """What must be the same in all processes that learn this codebook."""
         names = ("n_e", "e_dim", "beta", "legacy", "learning", "dead_code_threshold")
         arguments: dict[str, Any] = {name: getattr(self, name) for name in names}
-        arguments |= {"decay": getattr(self.ema, "decay", None)}
-        arguments |= {"eps": getattr(self.ema, "eps", None), "kmeans_init": self.kmeans is not None}
+        arguments |= {name: getattr(self.ema, name, None) for name in ("decay", "eps")}
         if self.kmeans is not None:
             arguments |= {
                 "kmeans_iters": self.kmeans.iterations,
                 "kmeans_samples": self.kmeans.num_samples,
                 "kmeans.initted": bool(self.kmeans.initted),
             }
-        arguments |= {"dtype of codes": self.codebook.dtype, "dtype of vectors": dtype}
-        require_same(self, "VectorQuantizer", arguments, self.codebook.device)
+        return arguments | {"dtype of codes": self.codebook.dtype, "dtype of vectors": dtype}
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any

@@ -90,7 +90,7 @@ class CodeShards:
         """
         device = torch.empty(0, device=self.mesh.device_type).device
         groups = [self.group, *([self.copies] if self.copies is not None else [])]
-        require_same(owner, "ShardedVectorQuantizer", arguments, device, groups)
+        require_same(owner, "ShardedVectorQuantizer", lambda: arguments, device, groups)
 
     @property
     def placements(self) -> list[Placement]:
