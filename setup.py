@@ -8,6 +8,7 @@ TORCH_CUDA_ARCH_LIST are honoured. Everything else is in pyproject.toml.
 
 import os
 import platform
+import runpy
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
@@ -43,12 +44,30 @@ else:
     }
 if not IS_X86:
     ISA_FLAGS = {"portable": []}
+VERSION = "vqvae_fast/_version.py"
 MACROS = [("VQVAE_FAST_X86", "1")] if IS_X86 else []
 
 
 def kernel_source(isa: str) -> str:
     """Source file of one instruction set's kernels."""
     return f"csrc/cpu/search_{isa}.cpp"
+
+
+def build_macros() -> list[tuple[str, str]]:
+    """What csrc/build_stamp.h puts into an extension."""
+    numbers = runpy.run_path(VERSION)
+    return [
+        ("VQVAE_FAST_VERSION", numbers["__version__"]),
+        ("VQVAE_FAST_CONTRACT", str(numbers["EXTENSION_CONTRACT"])),
+    ]
+
+
+def switched_on(name: str) -> bool:
+    """Whether an environment variable is 1; not set, empty or 0, it is off."""
+    value = os.environ.get(name) or "0"
+    if value not in ("0", "1"):
+        raise SystemExit(f"{name} must be 0 or 1, got {value!r}")
+    return value == "1"
 
 
 def why_no_cuda() -> str | None:
@@ -66,11 +85,10 @@ def why_no_cuda() -> str | None:
 
 def wants_cuda() -> bool:
     """Whether to build the CUDA extension: where it can be, unless FORCE_CUDA says otherwise."""
-    forced = os.environ.get("FORCE_CUDA")
-    reason = why_no_cuda()
-    if forced == "1" and reason is not None:
+    forced, reason = switched_on("FORCE_CUDA"), why_no_cuda()
+    if forced and reason is not None:
         raise SystemExit(f"FORCE_CUDA=1 is set, but {reason}")
-    return forced != "0" and reason is None
+    return os.environ.get("FORCE_CUDA") != "0" and reason is None
 
 
 def default_cuda_archs() -> str:
@@ -91,19 +109,20 @@ def cuda_extension():
     return CUDAExtension(
         "vqvae_fast._cuda",
         ["csrc/cuda_bindings.cpp", *sorted(glob("csrc/cuda/*.cu"))],
+        define_macros=build_macros(),
         # No --use_fast_math: the bound on the error of the scores wants IEEE arithmetic.
         extra_compile_args={"cxx": COMMON_FLAGS, "nvcc": ["-O3"]},
-        depends=glob("csrc/*.h") + glob("csrc/cuda/*"),
+        depends=[VERSION, *glob("csrc/*.h"), *glob("csrc/cuda/*")],
     )
 
 
 def extension_arguments() -> dict:
     """ext_modules and cmdclass for setup(), or nothing where no extension is to be built."""
-    if os.environ.get("VQVAE_FAST_NO_EXT") == "1":
+    if switched_on("VQVAE_FAST_NO_EXT"):
         return {}
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
-    required = os.environ.get("VQVAE_FAST_REQUIRE_EXT") == "1"
+    required = switched_on("VQVAE_FAST_REQUIRE_EXT")
 
     class BuildKernels(BuildExtension):
         """Compiles each instruction set with its own flags, then the rest as torch does."""
@@ -120,7 +139,7 @@ def extension_arguments() -> dict:
                     super().build_extensions()
                     built.append(extension)
                 except Exception as error:  # whatever a missing or failing compiler raises
-                    if required or (cuda and os.environ.get("FORCE_CUDA") == "1"):
+                    if required or (cuda and switched_on("FORCE_CUDA")):
                         raise
                     name, rest = ("CUDA", "slower on GPUs") if cuda else ("C++", "slower")
                     print(
@@ -151,9 +170,9 @@ def extension_arguments() -> dict:
     cpu_extension = CppExtension(
         "vqvae_fast._C",
         sources,
-        define_macros=MACROS,
+        define_macros=[*MACROS, *build_macros()],
         extra_compile_args=COMMON_FLAGS,
-        depends=glob("csrc/*.h") + glob("csrc/cpu/*"),
+        depends=[VERSION, *glob("csrc/*.h"), *glob("csrc/cpu/*")],
     )
     extensions = [cpu_extension, *([cuda_extension()] if wants_cuda() else [])]
     return {"ext_modules": extensions, "cmdclass": {"build_ext": BuildKernels}}

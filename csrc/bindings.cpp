@@ -7,6 +7,7 @@
 #include <tuple>
 #include <vector>
 
+#include "build_stamp.h"
 #include "cpu/dispatch.h"
 #include "cpu/moving_average.h"
 #include "cpu/residual_backward.h"
@@ -179,12 +180,17 @@ Tensor residual_backward_op(const Tensor& grad_quantized, const Tensor& grad_los
                                                                       z, books, indices, rotates);
 }
 
-TORCH_LIBRARY_IMPL(vqvae_fast, CPU, m) {
-  m.impl("nearest_code", nearest_code);
-  m.impl("quantize", quantize);
-  m.impl("segment_sum", segment_sum_op);
-  m.impl("moving_average_", moving_average_op);
-  m.impl("residual_backward", residual_backward_op);
+// Not at load: Python first decides whether these kernels are to serve (vqvae_fast/ops.py).
+void register_kernels() {
+  static const torch::Library registered = [] {
+    torch::Library cpu = MAKE_TORCH_LIBRARY_IMPL(vqvae_fast, CPU);
+    cpu.impl("nearest_code", nearest_code);
+    cpu.impl("quantize", quantize);
+    cpu.impl("segment_sum", segment_sum_op);
+    cpu.impl("moving_average_", moving_average_op);
+    cpu.impl("residual_backward", residual_backward_op);
+    return cpu;
+  }();
 }
 
 std::vector<std::string> available_cpu_isas() {
@@ -197,7 +203,9 @@ std::vector<std::string> available_cpu_isas() {
 }  // namespace vqvae_fast
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
-  m.doc() = "Compiled kernels of vqvae_fast; importing it registers them with torch.";
+  m.doc() = "Compiled kernels of vqvae_fast for CPU tensors.";
+  m.def("register_kernels", vqvae_fast::register_kernels,
+        "Let these kernels serve torch.ops.vqvae_fast.* on CPU tensors, for good.");
   m.def(
       "cpu_isa", [] { return std::string(vqvae_fast::instruction_set().name); },
       "Name of the instruction set in use.");
@@ -209,6 +217,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       "build_info",
       [] {
         pybind11::dict info;
+        info["vqvae_fast"] = vqvae_fast::kBuiltFor;
         info["torch"] = TORCH_VERSION;
         info["cxx"] = __cplusplus;
 #ifdef __VERSION__

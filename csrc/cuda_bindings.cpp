@@ -10,6 +10,7 @@
 #include <string>
 #include <tuple>
 
+#include "build_stamp.h"
 #include "cuda/search.h"
 #include "cuda/segment_sum.h"
 #include "torch_rows.h"
@@ -194,6 +195,7 @@ std::tuple<Tensor, Tensor> quantize_backward_op(const Tensor& grad_quantized,
 
 pybind11::dict build_info() {
   pybind11::dict info;
+  info["vqvae_fast"] = kBuiltFor;
   info["torch"] = TORCH_VERSION;
   info["cuda"] =
       std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);

@@ -9,11 +9,11 @@ import torch
 with warnings.catch_warnings():
     # Without its kernels the package warns once, at import, and works: no error here.
     warnings.simplefilter("default")
-    from vqvae_fast import _native
+    from vqvae_fast import _native, settings
 
 
 def pytest_report_header():
-    if _native.triton_interprets:
+    if settings.current.triton_interprets:
         return "vqvae_fast: Triton kernels in Triton's interpreter"
     if _native.extension is None:
         return f"vqvae_fast: reference kernels only ({_native.reason})"
@@ -21,7 +21,9 @@ def pytest_report_header():
 
 
 def pytest_sessionstart(session):
-    required = os.environ.get("VQVAE_FAST_REQUIRE_EXT") == "1" and not _native.triton_interprets
+    required = (
+        os.environ.get("VQVAE_FAST_REQUIRE_EXT") == "1" and not settings.current.triton_interprets
+    )
     if required and _native.extension is None:
         pytest.exit(f"the C++ extension is required, but {_native.reason}", returncode=1)
     if os.environ.get("VQVAE_FAST_REQUIRE_CUDA") == "1" and not torch.cuda.is_available():

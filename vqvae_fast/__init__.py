@@ -10,6 +10,7 @@ Three ways in:
 """
 
 from vqvae_fast import ops as _ops  # noqa: F401  (registers torch.ops.vqvae_fast.*)
+from vqvae_fast._version import __version__
 from vqvae_fast.checkpoints import load_quantizer
 from vqvae_fast.functional import (
     NearestCode,
@@ -31,8 +32,6 @@ from vqvae_fast.nn import (
     VectorQuantize,
     VectorQuantizer,
 )
-
-__version__ = "0.1.0"
 
 __all__ = [
     "VQVAE",

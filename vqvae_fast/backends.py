@@ -1,8 +1,8 @@
 """Which kernels serve a call, and why.
 
 Each check says whether one backend can serve tensors on a device, and gives the reason; the first
-that can is chosen. ``VQVAE_FAST_BACKEND`` asks for one by name: the same check answers, and where
-it says no, the call is an error rather than a slower answer.
+that can is chosen. A backend that is asked for by name (:mod:`vqvae_fast.settings`) gets the same
+check: where it says no, the call is an error rather than a slower answer.
 """
 
 import functools
@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from vqvae_fast import _native, reference
+from vqvae_fast import _native, reference, settings
+from vqvae_fast.settings import UnknownSettingError, UnmetRequestError
 
 
 class Kernels(Protocol):
@@ -86,7 +87,7 @@ def can_run_triton(device: torch.device) -> Backend:
 
     if importlib.util.find_spec("triton") is None:
         return answer(False, "the package triton is not installed")
-    interprets = device.type == "cpu" and _native.triton_interprets
+    interprets = device.type == "cpu" and settings.current.triton_interprets
     if device.type != "cuda" and not interprets:
         return answer(False, f"it serves CUDA tensors, not {device.type}")
     version = _triton_version()
@@ -141,27 +142,12 @@ _CHECKS: dict[str, Callable[[torch.device], Backend]] = {
     "reference": can_run_reference,
 }
 # The devices that a request by name is about: on all others the choice stays automatic.
-_SERVES = {
-    "triton": ("cuda", "cpu") if _native.triton_interprets else ("cuda",),
-    "cuda": ("cuda",),
-    "cpu": ("cpu",),
-    "reference": ("cpu", "cuda"),
-}
+_SERVES = {"triton": ("cuda",), "cuda": ("cuda",), "cpu": ("cpu",), "reference": ("cpu", "cuda")}
 
 
-def requested() -> str | None:
-    """The backend that VQVAE_FAST_BACKEND names, or None.
-
-    Raises:
-        ValueError: there is no such backend.
-    """
-    name = os.environ.get("VQVAE_FAST_BACKEND", "auto")
-    if name == "auto":
-        return None
-    if name not in _CHECKS:
-        known = ", ".join(_CHECKS)
-        raise ValueError(f"VQVAE_FAST_BACKEND must be auto or one of {known}, got {name!r}")
-    return name
+def _is_about(request: str, device: torch.device) -> bool:
+    interprets = request == "triton" and settings.current.triton_interprets
+    return device.type in _SERVES[request] or (interprets and device.type == "cpu")
 
 
 def backends(device: torch.device | str) -> list[Backend]:
@@ -174,14 +160,21 @@ def chosen(device: torch.device | str) -> Backend:
     """The backend that serves tensors on a device: the requested one, or the first that can.
 
     Raises:
-        RuntimeError: the requested backend cannot run there.
+        ValueError: a setting has a value that has no meaning.
+        RuntimeError: what was asked for by name cannot run there.
     """
-    device = torch.device(device)
-    name = requested()
-    if name is not None and device.type in _SERVES[name]:
-        backend = _CHECKS[name](device)
+    device, asked = torch.device(device), settings.current
+    if asked.problem:
+        raise UnknownSettingError(asked.problem)
+    isa = asked.cpu_isa if device.type == "cpu" else None
+    if isa is not None and _native.isa_problem:
+        raise UnknownSettingError(_native.isa_problem)
+    if isa is not None and not (cpu := can_run_cpu(device)).available:
+        raise UnmetRequestError(f"VQVAE_FAST_CPU_ISA={isa} needs the C++ kernels, but {cpu.reason}")
+    if asked.backend is not None and _is_about(asked.backend, device):
+        backend = _CHECKS[asked.backend](device)
         if not backend.available:
-            raise RuntimeError(f"VQVAE_FAST_BACKEND={name}, but {backend.reason}")
+            raise UnmetRequestError(f"VQVAE_FAST_BACKEND={asked.backend}, but {backend.reason}")
         return backend
     return next(backend for backend in backends(device) if backend.available)
 
@@ -191,7 +184,7 @@ def kernels(device: torch.device, name: str | None = None) -> Kernels:
     """The ops of the chosen backend, or of the one with this name. Both are settled once.
 
     Raises:
-        ValueError: there is no backend of this name.
+        ValueError: there is no backend of this name, or :func:`chosen` raises it.
         RuntimeError: it cannot run on this device.
     """
     if name is None:
@@ -199,11 +192,11 @@ def kernels(device: torch.device, name: str | None = None) -> Kernels:
     elif name not in _CHECKS:
         raise ValueError(f"backend must be one of {', '.join(_CHECKS)}, got {name!r}")
     elif not (backend := _CHECKS[name](device)).available:
-        raise RuntimeError(f"backend={name!r}, but {backend.reason}")
+        raise UnmetRequestError(f"backend={name!r}, but {backend.reason}")
     modules: dict[str, Callable[[], Any]] = {
         "triton": lambda: importlib.import_module("vqvae_fast.triton"),
         "cuda": lambda: _native.cuda_extension,
-        "cpu": lambda: torch.ops.vqvae_fast,  # registered with the dispatcher by itself
+        "cpu": lambda: torch.ops.vqvae_fast,  # the dispatcher has them
         "reference": lambda: reference,
     }
     return modules[name]()  # type: ignore[no-any-return]

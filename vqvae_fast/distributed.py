@@ -33,14 +33,14 @@ def summed_segments(
     return sums, counts
 
 
-def sizes_of_all(
-    size: int, device: torch.device, group: "dist.ProcessGroup | None" = None
+def numbers_of_all(
+    number: int, device: torch.device, group: "dist.ProcessGroup | None" = None
 ) -> list[int]:
     """Every process's number, in the processes' order."""
-    sizes = torch.zeros(dist.get_world_size(group), dtype=torch.int64, device=device)
-    sizes[dist.get_rank(group)] = size
-    (sizes,) = summed(sizes, group=group)
-    return sizes.tolist()
+    numbers = torch.zeros(dist.get_world_size(group), dtype=torch.int64, device=device)
+    numbers[dist.get_rank(group)] = number
+    (numbers,) = summed(numbers, group=group)
+    return numbers.tolist()
 
 
 def rows_of_all(
@@ -51,7 +51,7 @@ def rows_of_all(
     ``sizes``: every process's n, where that is known.
     """
     if sizes is None:
-        sizes = sizes_of_all(len(rows), rows.device, group)
+        sizes = numbers_of_all(len(rows), rows.device, group)
     padded = rows.contiguous()
     if len(rows) < max(sizes):
         padded = rows.new_zeros(max(sizes), *rows.shape[1:])
@@ -59,6 +59,16 @@ def rows_of_all(
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded, group=group)
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+def texts_of_all(
+    text: str, device: torch.device, group: "dist.ProcessGroup | None" = None
+) -> list[str]:
+    """Every process's text, in the processes' order."""
+    letters = torch.tensor(list(text.encode()), dtype=torch.uint8, device=device)
+    sizes = numbers_of_all(len(letters), device, group)
+    parts = rows_of_all(letters, sizes, group).split(sizes)
+    return [bytes(part.tolist()).decode() for part in parts]
 
 
 def from_first(tensor: Tensor, group: "dist.ProcessGroup | None" = None) -> Tensor:

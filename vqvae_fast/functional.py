@@ -61,7 +61,8 @@ def nearest_code(
             more than 4e-6 of |z| * max|e|. Both take z and the codebook in a copy, which for "dot"
             is two columns wider.
         backend: "triton", "cuda", "cpu" or "reference" instead of the one that is chosen for the
-            device (``vqvae-fast info`` lists them); all give exact answers.
+            device (``vqvae-fast info`` lists them), whatever the environment asks for
+            (:mod:`vqvae_fast.settings`); all give exact answers.
 
     Returns:
         ``(indices, distances)``, both of shape z.shape[:-1] and without gradient. indices are
@@ -71,9 +72,11 @@ def nearest_code(
         vectors and zero codes count as NaN: they have no direction.
 
     Raises:
-        ValueError: a shape, or the devices, do not fit; there is no such metric or backend.
+        ValueError: a shape, or the devices, do not fit; there is no such metric or backend; an
+            environment variable asks for what does not exist.
         TypeError: a dtype is not a float type, or the two differ.
-        RuntimeError: the backend that was asked for cannot run here; the message says why.
+        RuntimeError: the backend that was asked for, here or in the environment, cannot run here;
+            the message says why. Like the ValueError, all functions of this module raise it.
 
     Memory is O(N + K) beside inputs and outputs, plus one packed copy of the codebook: N x K is
     never written. The same inputs give the same bits whatever the number of threads.

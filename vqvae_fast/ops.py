@@ -1,9 +1,10 @@
 """What the dispatcher knows: the schemas, the fakes and the kernels of torch.ops.vqvae_fast.*.
 
-The compiled extension registers its kernels for the CPU under the same names when it loads;
-:mod:`vqvae_fast.backends` chooses for CUDA; everything else is served by
-:mod:`vqvae_fast.reference`. Inputs are validated by :mod:`vqvae_fast.functional`; the ops
-themselves only refuse what would be unsafe.
+:mod:`vqvae_fast.backends` chooses: for the CPU once, at import, where the compiled extension then
+registers its kernels under the same names, so that a call costs no choice; for CUDA at the first
+call on a device. Everything else is served by :mod:`vqvae_fast.reference`. Inputs are validated by
+:mod:`vqvae_fast.functional`; the ops themselves only refuse what would be unsafe, and every call
+where the choice that was asked for cannot be met.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqvae_fast import _native, backends, reference
+from vqvae_fast import _native, backends, reference, settings
 
 _library = torch.library.Library("vqvae_fast", "FRAGMENT")
 
@@ -102,23 +103,56 @@ def _nearest_code_on(z: Tensor, codebook: Tensor, backend: str) -> tuple[Tensor,
         return kernels.nearest_code(z, codebook)
 
 
+# Each op as it is served where nothing else serves it.
+_DEFAULT: dict[str, Callable[..., Any]] = {
+    "nearest_code": reference.nearest_code,
+    "quantize": reference.quantize,
+    "segment_sum": reference.segment_sum,
+    "take_codes": reference.take_codes,
+    "copy_of_codes": reference.copy_of_codes,
+    "residual_backward": reference.residual_backward,
+    "quantize_backward": _quantize_backward,
+    "moving_average_": _moving_average_,
+    "residual_nearest_code": _residual_stage_by_stage,
+}
+# The same ops, those that a backend may have, by the one that is chosen.
+_CHOSEN = {
+    name: _chosen_kernel(name)
+    for name in ("nearest_code", "quantize", "segment_sum", "quantize_backward")
+} | {"residual_nearest_code": _residual_nearest_code}
+
+
+def _register(kernels: dict[str, Callable[..., Any]], key: str) -> None:
+    for name, kernel in kernels.items():
+        _library.impl(name, kernel, key)
+
+
+def _refuse(first: Tensor, *rest: Any) -> None:
+    """Raise what the choice for this tensor's device raises."""
+    backends.chosen(first.device)
+
+
+def _serve_cpu() -> None:
+    """Settle which kernels serve CPU tensors."""
+    try:
+        served = backends.chosen("cpu").name
+    except (ValueError, RuntimeError):  # not now: the package can be imported to say what is wrong
+        _register(dict.fromkeys(_DEFAULT, _refuse), "CPU")
+        return
+    if served == "triton":
+        _register(_CHOSEN, "CPU")
+    elif served == "cpu":
+        assert _native.extension is not None
+        _native.extension.register_kernels()
+
+
 _library.impl("nearest_code.on", _nearest_code_on, "CompositeExplicitAutograd")
-_SERVED_BY_REFERENCE = (
-    *("nearest_code", "quantize", "segment_sum", "take_codes", "copy_of_codes"),
-    "residual_backward",
-)
-for _name in _SERVED_BY_REFERENCE:
-    _library.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")
-_library.impl("quantize_backward", _quantize_backward, "CompositeExplicitAutograd")
-_library.impl("moving_average_", _moving_average_, "CompositeExplicitAutograd")
-_library.impl("residual_nearest_code", _residual_stage_by_stage, "CompositeExplicitAutograd")
-_library.impl("residual_nearest_code", _residual_nearest_code, "CUDA")
-if _native.triton_interprets:
-    _library.impl("residual_nearest_code", _residual_nearest_code, "CPU")
-for _name in ("nearest_code", "quantize", "segment_sum", "quantize_backward"):
-    _library.impl(_name, _chosen_kernel(_name), "CUDA")
-    if _native.triton_interprets:
-        _library.impl(_name, _chosen_kernel(_name), "CPU")
+if settings.current.problem:
+    _register(dict.fromkeys(_DEFAULT, _refuse), "CompositeExplicitAutograd")
+else:
+    _register(_DEFAULT, "CompositeExplicitAutograd")
+    _register(_CHOSEN, "CUDA")
+    _serve_cpu()
 
 
 @torch.library.register_fake("vqvae_fast::nearest_code", lib=_library)

@@ -7,7 +7,7 @@ import types
 import pytest
 import torch
 
-from vqvae_fast import _native, backends
+from vqvae_fast import _native, backends, settings
 from vqvae_fast.cli import main
 
 
@@ -30,10 +30,13 @@ def no_extension(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def choice(monkeypatch):
-    monkeypatch.delenv("VQVAE_FAST_BACKEND", raising=False)
-    monkeypatch.setattr(_native, "triton_interprets", False)
     monkeypatch.setattr(_native, "cuda_extension", None)
     monkeypatch.setattr(_native, "cuda_reason", "there was no nvcc")
+
+
+def ask(monkeypatch, **environment):
+    """As if these variables had been set when the package was imported."""
+    monkeypatch.setattr(settings, "current", settings.read(environment))
 
 
 def triton_is_installed(monkeypatch, installed):
@@ -86,7 +89,7 @@ def test_cuda_gets_triton_before_the_extension(monkeypatch):
     monkeypatch.setattr(_native, "cuda_extension", object())
     assert available("cuda") == ["triton", "cuda", "reference"]
     assert backends.chosen("cuda").name == "triton"
-    monkeypatch.setenv("VQVAE_FAST_BACKEND", "cuda")
+    ask(monkeypatch, VQVAE_FAST_BACKEND="cuda")
     assert backends.chosen("cuda").name == "cuda"
 
 
@@ -172,22 +175,67 @@ def test_triton_without_a_c_compiler_serves_nobody(monkeypatch, cc, programs, fi
 
 @pytest.mark.usefixtures("extension")
 def test_a_request_is_about_its_own_devices(monkeypatch):
-    monkeypatch.setenv("VQVAE_FAST_BACKEND", "cuda")
+    ask(monkeypatch, VQVAE_FAST_BACKEND="cuda")
     assert backends.chosen("cpu").name == "cpu"
-    monkeypatch.setenv("VQVAE_FAST_BACKEND", "reference")
+    ask(monkeypatch, VQVAE_FAST_BACKEND="reference")
     assert backends.chosen("cuda").name == "reference"
 
 
 def test_a_request_that_cannot_be_met_says_why(monkeypatch):
-    monkeypatch.setenv("VQVAE_FAST_BACKEND", "cuda")
+    ask(monkeypatch, VQVAE_FAST_BACKEND="cuda")
     with pytest.raises(RuntimeError, match="VQVAE_FAST_BACKEND=cuda, but there was no nvcc"):
         backends.chosen("cuda")
 
 
-def test_a_request_for_nobody(monkeypatch):
-    monkeypatch.setenv("VQVAE_FAST_BACKEND", "fastest")
-    with pytest.raises(ValueError, match=r"one of triton, cuda, cpu, reference, got 'fastest'"):
+@pytest.mark.usefixtures("no_extension")
+@pytest.mark.parametrize(
+    ("backend", "isa", "request_"),
+    [
+        ("cpu", "", "VQVAE_FAST_BACKEND=cpu"),
+        *((name, "avx2", "VQVAE_FAST_CPU_ISA=avx2") for name in ("", "cpu", "cuda", "reference")),
+    ],
+)
+def test_the_reference_does_not_stand_in_for_the_extension(monkeypatch, backend, isa, request_):
+    ask(monkeypatch, VQVAE_FAST_BACKEND=backend, VQVAE_FAST_CPU_ISA=isa)
+    with pytest.raises(RuntimeError, match=f"^{request_}.*, but there was no compiler$"):
         backends.chosen("cpu")
+
+
+def test_the_interpreter_without_triton_cannot_be_met_on_the_cpu(monkeypatch):
+    triton_is_installed(monkeypatch, False)
+    ask(monkeypatch, VQVAE_FAST_BACKEND="triton", TRITON_INTERPRET="true")
+    with pytest.raises(RuntimeError, match="but the package triton is not installed"):
+        backends.chosen("cpu")
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        (
+            {"VQVAE_FAST_BACKEND": "fastest"},
+            "VQVAE_FAST_BACKEND must be auto or one of triton, cuda, cpu, reference, got 'fastest'",
+        ),
+        ({"VQVAE_FAST_NO_EXT": "true"}, "VQVAE_FAST_NO_EXT must be 0 or 1, got 'true'"),
+    ],
+)
+def test_a_value_without_a_meaning(monkeypatch, variables, sentence):
+    ask(monkeypatch, **variables)
+    for device in ("cpu", "cuda", "meta"):
+        with pytest.raises(ValueError, match=sentence):
+            backends.chosen(device)
+
+
+def test_what_the_environment_may_say():
+    read = settings.read
+    assert read({}) == settings.Settings()
+    assert read(dict.fromkeys(("VQVAE_FAST_BACKEND", "VQVAE_FAST_NO_EXT"), "")) == read({})
+    assert read({"VQVAE_FAST_BACKEND": "auto", "VQVAE_FAST_NO_EXT": "0"}) == read({})
+    for backend in backends.backends("cpu"):
+        assert read({"VQVAE_FAST_BACKEND": backend.name}).backend == backend.name
+    for word in ("1", "true", "ON", "y"):
+        assert read({"VQVAE_FAST_BACKEND": "triton", "TRITON_INTERPRET": word}).triton_interprets
+    assert not read({"VQVAE_FAST_BACKEND": "triton", "TRITON_INTERPRET": "0"}).triton_interprets
+    assert not read({"TRITON_INTERPRET": "1"}).triton_interprets
 
 
 def test_other_devices_get_the_reference():
@@ -213,7 +261,7 @@ def test_info_marks_the_kernel_that_serves(state, request, capsys, monkeypatch):
 @pytest.mark.usefixtures("extension")
 def test_info_tells_a_request_that_cannot_be_met(monkeypatch, capsys):
     triton_is_installed(monkeypatch, False)
-    monkeypatch.setenv("VQVAE_FAST_BACKEND", "cuda")
+    ask(monkeypatch, VQVAE_FAST_BACKEND="cuda")
     with pytest.raises(SystemExit) as exit_:
         main(["info"])
     assert exit_.value.code == 0

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch.utils import cpp_extension
 
+import vqvae_fast
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -37,6 +39,17 @@ def test_without_a_wish_there_is_no_error():
     assert setup().returncode == 0
     assert setup(FORCE_CUDA="0").returncode == 0
     assert setup(FORCE_CUDA="1", VQVAE_FAST_NO_EXT="1").returncode == 0
+
+
+@pytest.mark.parametrize("name", ["VQVAE_FAST_NO_EXT", "VQVAE_FAST_REQUIRE_EXT", "FORCE_CUDA"])
+def test_a_switch_is_0_or_1(name):
+    process = setup(**{name: "true"})
+    assert process.returncode != 0
+    assert f"{name} must be 0 or 1, got 'true'" in process.stderr
+
+
+def test_the_version_is_the_package_s():
+    assert setup().stdout.split()[-1] == vqvae_fast.__version__
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has CUDA")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from kernels import DTYPES, KERNELS, Implementation
 
-from vqvae_fast import backends
+from vqvae_fast import backends, settings
 
 _REHEARSED = os.environ.get("VQVAE_FAST_GPU_TESTS") == "cpu"
 _BACKENDS = [backends.chosen("cpu").name] if _REHEARSED else ["triton", "cuda"]
@@ -44,7 +44,7 @@ def served_by(
         found = next(b for b in backends.backends(device) if b.name == request.param)
         if not found.available:
             pytest.skip(f"{found.title}: {found.reason}")
-        monkeypatch.setenv("VQVAE_FAST_BACKEND", request.param)
+        monkeypatch.setattr(settings, "current", settings.Settings(backend=request.param))
     backends.kernels.cache_clear()
     torch.set_default_device(device)
     torch.manual_seed(0)

@@ -6,7 +6,7 @@ import torch
 from kernels import DTYPES, INSTRUCTION_SETS, KERNELS, Implementation
 
 import vqvae_fast
-from vqvae_fast import _native, reference
+from vqvae_fast import _native, reference, settings
 
 REFERENCE = Implementation(
     reference.nearest_code,
@@ -41,7 +41,7 @@ def restore() -> Iterator[None]:
 # In a process of Triton's interpreter (make test-interpret) its kernels serve the ops.
 ALL = (
     ["triton"]
-    if _native.triton_interprets
+    if settings.current.triton_interprets
     else ["reference", *INSTRUCTION_SETS, "cuda on the host"]
 )
 

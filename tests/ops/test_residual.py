@@ -6,7 +6,7 @@ from search_oracle import check
 from test_search_contract import LAYOUTS
 
 import vqvae_fast
-from vqvae_fast import _native, reference
+from vqvae_fast import reference, settings
 
 
 def stages(z, codebooks, indices):
@@ -218,7 +218,7 @@ def test_what_is_refused(z, codebooks, error, message):
         vqvae_fast.residual_nearest_code(z, codebooks)
 
 
-@pytest.mark.skipif(not _native.triton_interprets, reason="Triton's, in its interpreter")
+@pytest.mark.skipif(not settings.current.triton_interprets, reason="Triton's, in its interpreter")
 class TestTriton:
     """Which way a call goes in the Triton backend."""
 

@@ -5,7 +5,7 @@ import torch
 from search_oracle import check
 from torch import Tensor
 
-from vqvae_fast import _native
+from vqvae_fast import settings
 
 ROWS, CODES, DIM = 133, 101, 11
 
@@ -147,7 +147,9 @@ def test_every_float16(implementation):
     every = every[every.isfinite() & ~((every == 0) & every.signbit())]
     # 63,487 rows against 63,487 codes would be long: neighbouring ones are what could be confused.
     parts = every.sort().values.split(4096)
-    for part in parts[:: 16 if _native.triton_interprets else 1]:  # its interpreter takes its time
+    for part in parts[
+        :: 16 if settings.current.triton_interprets else 1
+    ]:  # its interpreter takes its time
         indices, distances = implementation.nearest_code(part[:, None], part[:, None])
         assert torch.equal(indices, torch.arange(len(part)))
         assert (distances == 0).all()

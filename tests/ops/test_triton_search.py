@@ -4,9 +4,9 @@ import pytest
 import torch
 from search_oracle import check
 
-from vqvae_fast import _native, reference
+from vqvae_fast import reference, settings
 
-if not _native.triton_interprets:
+if not settings.current.triton_interprets:
     pytest.skip("needs a process of Triton's interpreter", allow_module_level=True)
 
 from vqvae_fast.triton import search

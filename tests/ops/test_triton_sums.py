@@ -5,10 +5,10 @@ import importlib
 import pytest
 import torch
 
-from vqvae_fast import _native, reference
+from vqvae_fast import reference, settings
 
 pytestmark = pytest.mark.skipif(
-    not _native.triton_interprets,
+    not settings.current.triton_interprets,
     reason="Triton's interpreter needs VQVAE_FAST_BACKEND=triton and TRITON_INTERPRET=1",
 )
 

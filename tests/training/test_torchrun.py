@@ -146,6 +146,54 @@ def test_a_lost_process_ends_the_others(options, tmp_path):
     assert "SIGKILL" in said or "exitcode  : -9" in said
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--no-such-option"], "vqvae-fast: No such option"),
+        (["--quantizer", "none"], "vqvae-fast: Invalid value for '--quantizer'"),
+        (["--data", "nowhere"], "vqvae-fast: data not found: nowhere"),
+        (["--resume", "nowhere"], "vqvae-fast: "),
+        (["--batch-size", 1], "vqvae-fast: batch_size must be at least the number of processes, 3"),
+    ],
+)
+def test_a_user_s_error_is_said_once(options, tmp_path, arguments, sentence):
+    given = (
+        arguments if "--resume" in arguments else [*options, *arguments, "--out", tmp_path / "r"]
+    )
+    begin = time.monotonic()
+    done = subprocess.run(command(3, *given), capture_output=True, text=True, timeout=120)
+    said = done.stderr
+    assert done.returncode != 0
+    assert said.count("Traceback") == 1, said  # the launcher's own
+    assert said.count("vqvae-fast: ") == said.count(sentence) == 1, said
+    assert time.monotonic() - begin < 20  # no process has waited for its patience to end
+
+
+def test_what_another_process_alone_finds_is_said_by_the_first(options, tmp_path):
+    """The folder of the data is there for one process alone, as on another machine."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys\n"
+        "if os.environ['RANK'] == '1': os.chdir('/')\n"
+        "from vqvae_fast.cli import main\n"
+        "main(['train', *sys.argv[1:]])\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
+    arguments = [*options, "--data", "here.npy", "--out", tmp_path / "run"]
+    (tmp_path / "here.npy").write_bytes(Path(options[1]).read_bytes())
+    done = subprocess.run(
+        [*launcher, script, *map(str, arguments)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode != 0
+    assert done.stderr.count("vqvae-fast: process 1: data not found: here.npy") == 1
+    assert done.stderr.count("vqvae-fast: ") == 1
+
+
 def test_what_the_first_process_alone_finds_ends_all(options, tmp_path):
     run = tmp_path / "run"
     run.mkdir()

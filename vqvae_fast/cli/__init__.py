@@ -1,12 +1,18 @@
 """The command line: ``vqvae-fast train``, ``encode``, ``convert``, ``info``, ...
 
-Whatever a user can get wrong ends with one sentence on stderr and a non-zero status.
+Whatever a user can get wrong ends with one sentence on stderr and a non-zero status. Of several
+processes that torchrun has started the first one says it.
 """
 
+import os
+import signal
 import sys
+import time
 
 # 128 + SIGINT, as shells report a program ended by Ctrl-C.
 INTERRUPTED = 130
+# Seconds in which the first of several processes comes to the error that another has met.
+_PATIENCE = 20.0
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -16,6 +22,7 @@ def main(arguments: list[str] | None = None) -> None:
         import torch
 
         from vqvae_fast.cli.app import app
+        from vqvae_fast.settings import UnknownSettingError, UnmetRequestError
         from vqvae_fast.training.errors import UserError
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("vqvae_fast"):
@@ -24,11 +31,11 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         status = app.main(arguments, prog_name="vqvae-fast", standalone_mode=False)
     except click.ClickException as error:
-        _fail(error.format_message(), error.exit_code)
-    except UserError as error:
-        _fail(str(error), 1)
+        _fail_together(error.format_message(), error.exit_code)
+    except (UserError, UnknownSettingError, UnmetRequestError) as error:
+        _fail_together(str(error), 1)
     except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted", INTERRUPTED)
+        _fail_together("interrupted", INTERRUPTED)
     except (MemoryError, torch.OutOfMemoryError):
         _fail("out of memory; choose a smaller --batch-size or model", 1)
     except OSError as error:
@@ -37,7 +44,26 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(status if isinstance(status, int) else 0)
 
 
+def _fail_together(message: str, status: int) -> None:
+    """:func:`_fail` for what all processes meet: the first one says it, the others are silent.
+
+    A launcher ends the others as soon as the first has ended; until then they wait, or it might end
+    the first before it has spoken. An error that the first did not meet is said here after all.
+    """
+    if _rank() > 0:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: os._exit(status))
+        time.sleep(_PATIENCE)
+    _fail(message, status)
+
+
 def _fail(message: str, status: int) -> None:
     """One line on stderr, and out."""
-    print(f"vqvae-fast: {' '.join(message.split())}", file=sys.stderr)
+    process = f"process {_rank()}: " if _rank() > 0 else ""
+    print(f"vqvae-fast: {process}{' '.join(message.split())}", file=sys.stderr)
     sys.exit(status)
+
+
+def _rank() -> int:
+    """Which of the processes that torchrun has started this is; 0 if it is alone."""
+    return int(os.environ.get("RANK", 0)) if int(os.environ.get("WORLD_SIZE", 1)) > 1 else 0

@@ -24,7 +24,7 @@ def info() -> None:
         served = None
         try:
             served = chosen(device)
-        except RuntimeError as error:
+        except (ValueError, RuntimeError) as error:
             click.echo(f" !! {error}")
         for backend in backends(device):
             mark = "->" if backend == served else "  "

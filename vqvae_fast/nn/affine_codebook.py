@@ -53,12 +53,19 @@ class AffineCodebook(Codebook):
         self.register_buffer("codebook_mean_needs_init", torch.tensor(True))
         self.register_buffer("codebook_variance_needs_init", torch.tensor(True))
 
+    @property
+    def communicates(self) -> bool:
+        """Also for the statistics."""
+        return super().communicates or self.sync_affine_param
+
     @torch.no_grad()
     def observe(self, rows: Tensor, mask: Tensor | None = None) -> None:
         """Average in the mean and the variance of rows [C, ..., d] and of the codes."""
         synced = self.sync_affine_param and is_distributed()
         if rows.numel() == 0 and not synced:
             return
+        if synced:
+            self.compare_processes(rows.dtype)
         new = self.codebook_mean_needs_init.clone()
         mean, variance = _moments(self.embed, None, False)
         self._average_in("codebook_mean", mean, self.codebook_decay, new)

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as nn_functional
 
 from vqvae_fast import functional
-from vqvae_fast.distributed import each_from_its_turn, summed
+from vqvae_fast.agreement import require_same
+from vqvae_fast.distributed import each_from_its_turn, is_distributed, summed
 from vqvae_fast.gather import copy_of_codes
 from vqvae_fast.nn.host_flag import HostFlag
 from vqvae_fast.nn.lloyd import lloyd
@@ -19,6 +20,12 @@ from vqvae_fast.reference import smoothed_size
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+# What learns wrongly, or not at all, where the processes differ in it.
+_SAME_EVERYWHERE = (
+    *("codebook_size", "num_codebooks", "learnable_codebook", "ema_update", "manual_ema_update"),
+    *("decay", "eps", "threshold_ema_dead_code", "reset_cluster_size", "use_cosine_sim"),
+    *("kmeans_iters", "sync_kmeans"),
+)
 EmaWeight = Tensor | float | Callable[[Tensor, Tensor], Tensor] | None
 
 
@@ -107,6 +114,30 @@ class Codebook(WideBuffers):
         """Whether dead codes are replaced."""
         return self.threshold_ema_dead_code > 0
 
+    @property
+    def communicates(self) -> bool:
+        """Whether a training step calls the other processes, k-means aside."""
+        return self.use_ddp and (self.ema_update or self.expires)
+
+    @torch.compiler.assume_constant_result  # the compiler calls it, and leaves it out of the graph
+    def compare_processes(self, dtype: torch.dtype) -> None:
+        """Make sure, once, that all processes have this codebook, and rows of this dtype.
+
+        Raises:
+            ValueError: they have not; in all processes.
+        """
+        if is_distributed():
+            require_same(self, "VectorQuantize", lambda: self._arguments(dtype), self.embed.device)
+
+    def _arguments(self, dtype: torch.dtype) -> dict[str, Any]:
+        """What must be the same in all processes that learn this codebook."""
+        return {name: getattr(self, name) for name in _SAME_EVERYWHERE} | {
+            "codebook_dim": self.embed.shape[-1],
+            "initted": bool(self.initted),
+            "dtype of codes": self.embed_avg.dtype,
+            "dtype of vectors": dtype,
+        }
+
     def codes(self, keep: bool = False, ema_update: bool | None = None) -> Tensor:
         """[C, K, d], as the search uses them: with a gradient where they are learned by one.
 
@@ -165,6 +196,7 @@ class Codebook(WideBuffers):
         valid = _counted(data, mask).flatten(1)
         number = valid.numel()
         if self.sync_kmeans:  # an empty batch of one process is none of all
+            self.compare_processes(data.dtype)
             (total,) = summed(torch.tensor(number, device=data.device))
             number = int(total)
         if number == 0:
@@ -227,6 +259,8 @@ class Codebook(WideBuffers):
         """
         if not self.writes(ema_update):
             return
+        if self.use_ddp:
+            self.compare_processes(rows.dtype)
         ema_update = self.ema_update if ema_update is None else ema_update
         valid = _counted(rows, mask)
         chosen = torch.where(valid, indices, -1)
@@ -301,6 +335,8 @@ class Codebook(WideBuffers):
         """Move dead codes to random vectors of [C, ..., d], of which seq_mask [C, ...] counts."""
         if not self.training or not self.expires:
             return
+        if self.use_ddp:
+            self.compare_processes(batch_samples.dtype)
         self._expire(self._unplaced(batch_samples), _counted(batch_samples, seq_mask))
 
     def _unplaced(self, rows: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vqvae_fast.agreement import require_same
 from vqvae_fast.nn.quantize_dropout import draw_seed, skip_seed
 from vqvae_fast.nn.residual_vq import ResidualVQ
 
@@ -74,6 +75,7 @@ class GroupedResidualVQ(nn.Module):
             of every group's codes, [Q, B, ..., d], if asked for. With ``indices`` [G, B, ..., Q]:
             ``(quantized, cross-entropy)``.
         """
+        first: ResidualVQ = self.rvqs[0]  # type: ignore[assignment]
         self._layout.tokens(x)  # says what is wrong with x as a whole, not with a part of it
         how: dict[str, Any] = {
             "return_all_codes": return_all_codes,
@@ -81,7 +83,9 @@ class GroupedResidualVQ(nn.Module):
             "freeze_codebook": freeze_codebook,
             "mask": mask,
         }
-        if self.training and self.rvqs[0].quantize_dropout:
+        if indices is None and first.communicates(freeze_codebook):
+            self._compare_processes()
+        if self.training and first.quantize_dropout:
             how["rand_quantize_dropout_fixed_seed"] = draw_seed(x.device)
         elif self.training:
             skip_seed(x.device)  # what is drawn next is then what the peer draws
@@ -97,6 +101,14 @@ class GroupedResidualVQ(nn.Module):
             return out, torch.stack(others[0]).sum()
         found, losses, *codes = others
         return (out, torch.stack(found), torch.stack(losses), *codes)
+
+    @torch.compiler.assume_constant_result  # the compiler calls it, and leaves it out of the graph
+    def _compare_processes(self) -> None:
+        """Make sure, once, that all processes have as many groups."""
+        device = self.rvqs[0].codebooks[0].device  # type: ignore[index]
+        require_same(
+            self, "GroupedResidualVQ", lambda: {"dim": self.dim, "groups": self.groups}, device
+        )
 
     def _each(self, indices: Tensor | list[Tensor]) -> list[tuple[Any, Tensor]]:
         if len(indices) != self.groups:

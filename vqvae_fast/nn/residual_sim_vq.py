@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vqvae_fast.agreement import require_same
+from vqvae_fast.distributed import is_distributed
 from vqvae_fast.nn.quantize_dropout import dropout_of_stages, left_out_unless
 from vqvae_fast.nn.sim_vq import SimVQ
 from vqvae_fast.nn.stages import padded_indices, sum_of_stages
@@ -100,6 +102,17 @@ class ResidualSimVQ(nn.Module):
         """What :meth:`forward` returns for vectors with these indices."""
         return sum_of_stages(self.get_codes_from_indices(indices))
 
+    @torch.compiler.assume_constant_result  # the compiler calls it, and leaves it out of the graph
+    def _compare_processes(self) -> None:
+        """Make sure, once, that all processes draw the same last stage of the same."""
+        names = ("num_quantizers", "quantize_dropout_cutoff_index", "quantize_dropout_multiple_of")
+        require_same(
+            self,
+            "ResidualSimVQ",
+            lambda: {name: getattr(self, name) for name in names},
+            self.layers[0].codebook.device,  # type: ignore[arg-type]
+        )
+
     def forward(
         self,
         x: Tensor,
@@ -119,6 +132,8 @@ class ResidualSimVQ(nn.Module):
         """
         last: int | Tensor = self.num_quantizers - 1
         if self._dropout is not None and self.training:
+            if is_distributed():
+                self._compare_processes()
             last = self._dropout.last(x.device, rand_quantize_dropout_fixed_seed)
         out: Tensor | None = None
         residual = x

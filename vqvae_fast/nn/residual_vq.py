@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from vqvae_fast import functional
+from vqvae_fast.agreement import require_same
+from vqvae_fast.distributed import is_distributed
 from vqvae_fast.gather import take_codes
 from vqvae_fast.nn.autocast import without_autocast
 from vqvae_fast.nn.beams import Beams
@@ -26,6 +28,13 @@ from vqvae_fast.nn.residual_nearest_with_loss import Stage, residual_nearest_wit
 from vqvae_fast.nn.residual_vq_options import check, sizes_of_stages
 from vqvae_fast.nn.stages import padded_indices, sum_of_stages
 from vqvae_fast.nn.vector_quantize import VectorQuantize
+
+# What sends the processes different ways, where they differ in it.
+_SAME_EVERYWHERE = (
+    *("dim", "codebook_dim", "num_quantizers", "codebook_sizes", "shared_codebook", "diveq"),
+    *("quantize_dropout", "quantize_dropout_cutoff_index", "quantize_dropout_multiple_of"),
+    *("implicit_neural_codebook", "beam_size", "beam_score_weights"),
+)
 
 
 class ResidualVQ(nn.Module):
@@ -223,6 +232,8 @@ class ResidualVQ(nn.Module):
             beam_size = self.beam_size if self.training else self.eval_beam_size
         if beam_size is not None and beam_size < 1:
             raise ValueError(f"beam_size must be at least 1, got {beam_size}")
+        if right is None and self.communicates(freeze_codebook):
+            self._compare_processes()
         last: int | Tensor = self.num_quantizers - 1
         if self._dropout is not None and self.training and right is None:
             last = self._dropout.last(x.device, rand_quantize_dropout_fixed_seed)
@@ -260,6 +271,22 @@ class ResidualVQ(nn.Module):
         found = to_places(found, places)
         result = (out, found, losses)
         return (*result, self.get_codes_from_indices(found)) if return_all_codes else result
+
+    def communicates(self, freeze_codebook: bool | None = None) -> bool:
+        """Whether such a call of :meth:`forward` calls the other processes, k-means aside."""
+        frozen = self._stage(0).freeze_codebook if freeze_codebook is None else freeze_codebook
+        learns = not frozen and any(stage._codebook.communicates for stage in self._stages())
+        return self.training and is_distributed() and (learns or self._dropout is not None)
+
+    @torch.compiler.assume_constant_result  # the compiler calls it, and leaves it out of the graph
+    def _compare_processes(self) -> None:
+        """Make sure, once, that all processes have as many stages, and alike."""
+        require_same(
+            self,
+            "ResidualVQ",
+            lambda: {name: getattr(self, name) for name in _SAME_EVERYWHERE},
+            self._stage(0)._codebook.embed.device,
+        )
 
     # The stages of tokens [B, N, d].
 

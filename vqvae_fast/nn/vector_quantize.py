@@ -88,7 +88,8 @@ class VectorQuantize(nn.Module):
             length: the lookup of DAC, arXiv 2306.06546. That library has no such argument.
 
     Raises:
-        ValueError: a number is out of range, or arguments contradict each other.
+        ValueError: a number is out of range, or arguments contradict each other. Also from the
+            first synced training step, in all processes, where they have different arguments.
 
     In eval nothing is learned, no state changes, and the loss is 0.
     """
@@ -273,6 +274,7 @@ class VectorQuantize(nn.Module):
         if self.in_place_codebook_optimizer is None:
             return
         if self._codebook.use_ddp:
+            self._codebook.compare_processes(self._codebook.embed.dtype)
             for parameter in self._codebook.parameters():
                 if parameter.grad is not None:
                     torch.distributed.all_reduce(parameter.grad)

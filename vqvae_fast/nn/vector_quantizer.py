@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae_fast import functional
+from vqvae_fast.agreement import require_same
 from vqvae_fast.distributed import is_distributed
 from vqvae_fast.gather import copy_of_codes
 from vqvae_fast.nn.checks import check_feature_map, check_index_map, check_learning, positive
@@ -53,7 +54,8 @@ class VectorQuantizer(nn.Module):
             business of whoever averages it, such as DistributedDataParallel.)
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range. Also from the first synced training step, in all
+            processes, where they have different arguments or dtypes.
 
     Modes: in eval, and for an empty batch (of all processes), nothing is learned and no state
     changes.
@@ -196,6 +198,8 @@ class VectorQuantizer(nn.Module):
 
     def _prepare(self, rows: Tensor, synced: bool) -> None:
         """Give a new codebook its codes, dead codes their place: before the search uses them."""
+        if synced and (self.ema is not None or self.kmeans is not None):
+            self._compare_processes(rows.dtype)
         if self.kmeans is not None and not self.kmeans.done:
             averages: dict[str, Tensor | None] = {"cluster_size": None, "embed_avg": None}
             if self.ema is not None:
@@ -204,6 +208,24 @@ class VectorQuantizer(nn.Module):
         if self.ema is not None and self.dead_code_threshold > 0:
             threshold = self.dead_code_threshold
             replace_dead_codes(rows, self.codebook, self.ema, threshold, synced=synced)
+
+    @torch.compiler.assume_constant_result  # the compiler calls it, and leaves it out of the graph
+    def _compare_processes(self, dtype: torch.dtype) -> None:
+        """Make sure, once, that all processes have this quantizer, and rows of this dtype."""
+        require_same(self, "VectorQuantizer", lambda: self._arguments(dtype), self.codebook.device)
+
+    def _arguments(self, dtype: torch.dtype) -> dict[str, Any]:
+        """What must be the same in all processes that learn this codebook."""
+        names = ("n_e", "e_dim", "beta", "legacy", "learning", "dead_code_threshold")
+        arguments: dict[str, Any] = {name: getattr(self, name) for name in names}
+        arguments |= {name: getattr(self.ema, name, None) for name in ("decay", "eps")}
+        if self.kmeans is not None:
+            arguments |= {
+                "kmeans_iters": self.kmeans.iterations,
+                "kmeans_samples": self.kmeans.num_samples,
+                "kmeans.initted": bool(self.kmeans.initted),
+            }
+        return arguments | {"dtype of codes": self.codebook.dtype, "dtype of vectors": dtype}
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any

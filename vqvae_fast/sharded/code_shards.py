@@ -5,6 +5,7 @@ winners of the parts are reduced to the nearest code of all; and each process is
 its own vectors, which is N / W rows, not K. N x K is nowhere, and neither are all K codes.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from vqvae_fast import functional
-from vqvae_fast.distributed import rows_of_all, sizes_of_all, summed
+from vqvae_fast.agreement import require_same
+from vqvae_fast.distributed import numbers_of_all, rows_of_all, summed
 
 
 class Batch(NamedTuple):
@@ -39,6 +41,8 @@ class CodeShards:
     Args:
         num_codes: K.
         mesh: of one dimension or of two.
+        arguments: further ones of the quantizer, by name; like K, they must be the same in all
+            processes.
 
     Attributes:
         group: the processes that have all codes between them; copies: those that have this part.
@@ -47,10 +51,11 @@ class CodeShards:
 
     Raises:
         TypeError: the mesh is none.
-        ValueError: the mesh has more dimensions, or more processes than there are runs of codes.
+        ValueError: the mesh has more dimensions, or more processes than there are runs of codes;
+            the processes differ.
     """
 
-    def __init__(self, num_codes: int, mesh: DeviceMesh):
+    def __init__(self, num_codes: int, mesh: DeviceMesh, arguments: Mapping[str, Any]):
         if not isinstance(mesh, DeviceMesh):
             raise TypeError(f"mesh must be a DeviceMesh, got {type(mesh).__name__}")
         if mesh.ndim not in (1, 2):
@@ -63,6 +68,7 @@ class CodeShards:
         self.copies = mesh.get_group(0) if mesh.ndim == 2 else None
         self.processes = mesh.size()
         self.parts, self.part = mesh.size(mesh.ndim - 1), mesh.get_local_rank(mesh.ndim - 1)
+        self.require_same(self, {"n_e": num_codes, "mesh": list(mesh.shape), **arguments})
         self.run = -(-num_codes // self.parts)  # as DTensor's Shard divides
         if self.run * (self.parts - 1) >= num_codes:
             raise ValueError(
@@ -75,6 +81,16 @@ class CodeShards:
     def __deepcopy__(self, memo: dict[int, Any]) -> "CodeShards":
         """Itself: the processes are the same for a copy of a model."""
         return self
+
+    def require_same(self, owner: object, arguments: Mapping[str, Any]) -> None:
+        """Compare arguments with those of all processes of the mesh, once for this owner.
+
+        Raises:
+            ValueError: one differs; in all processes.
+        """
+        device = torch.empty(0, device=self.mesh.device_type).device
+        groups = [self.group, *([self.copies] if self.copies is not None else [])]
+        require_same(owner, "ShardedVectorQuantizer", lambda: arguments, device, groups)
 
     @property
     def placements(self) -> list[Placement]:
@@ -95,7 +111,7 @@ class CodeShards:
 
     def gather(self, rows: Tensor) -> Batch:
         """This process's vectors [n, D] together with those of the others; n may differ."""
-        sizes = sizes_of_all(len(rows), rows.device, self.group)
+        sizes = numbers_of_all(len(rows), rows.device, self.group)
         return Batch(rows_of_all(rows, sizes, self.group), sizes)
 
     @torch.no_grad()

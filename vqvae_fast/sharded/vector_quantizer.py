@@ -13,7 +13,7 @@ from vqvae_fast import reference
 from vqvae_fast.distributed import (
     each_from_its_turn,
     from_first,
-    sizes_of_all,
+    numbers_of_all,
     summed,
     summed_segments,
 )
@@ -24,7 +24,7 @@ from vqvae_fast.nn.estimators import code_itself
 from vqvae_fast.nn.metrics import code_counts
 from vqvae_fast.nn.one_hot import LazyOneHot
 from vqvae_fast.nn.sampling import stratified_positions
-from vqvae_fast.sharded.code_shards import CodeShards
+from vqvae_fast.sharded.code_shards import Batch, CodeShards
 
 
 class ShardedVectorQuantizer(nn.Module):
@@ -52,7 +52,8 @@ class ShardedVectorQuantizer(nn.Module):
             hold the codes between them.
 
     Raises:
-        ValueError: an argument is out of range, or there are processes without codes.
+        ValueError: an argument is out of range, differs between the processes, or there are
+            processes without codes.
     """
 
     def __init__(
@@ -72,7 +73,8 @@ class ShardedVectorQuantizer(nn.Module):
         check_learning(learning, decay, eps, beta=beta, dead_code_threshold=dead_code_threshold)
         self.beta, self.learning, self.decay, self.eps = beta, learning, decay, eps
         self.dead_code_threshold = dead_code_threshold
-        self.shards = CodeShards(self.n_e, mesh)
+        names = ("e_dim", "beta", "learning", "decay", "eps", "dead_code_threshold")
+        self.shards = CodeShards(self.n_e, mesh, {name: getattr(self, name) for name in names})
         part = _uniform(self.shards, self.e_dim)
         self.embedding = nn.Module()
         self.ema: nn.Module | None = None
@@ -108,8 +110,7 @@ class ShardedVectorQuantizer(nn.Module):
         """
         check_feature_map(z, self.e_dim)
         last = z.movedim(1, -1)
-        batch = self.shards.gather(last.detach().reshape(-1, self.e_dim))
-        rows = batch.rows.to(torch.promote_types(z.dtype, self.codebook.dtype))
+        batch, rows = self._gathered(last)
         if self.training and self.ema is not None and self.dead_code_threshold > 0:
             self._replace_dead_codes(rows)
         codes = self.codebook.to_local()
@@ -134,8 +135,7 @@ class ShardedVectorQuantizer(nn.Module):
         """Indices [B, H, W] of z [B, e_dim, H, W]; all processes call it, nothing is learned."""
         check_feature_map(z, self.e_dim)
         last = z.movedim(1, -1)
-        batch = self.shards.gather(last.reshape(-1, self.e_dim))
-        rows = batch.rows.to(torch.promote_types(z.dtype, self.codebook.dtype))
+        batch, rows = self._gathered(last)
         indices, _ = self.shards.search(rows, self.codebook.to_local())
         mine: Tensor = indices.split(batch.sizes)[self.shards.part]
         return mine.view(last.shape[:-1])
@@ -163,6 +163,13 @@ class ShardedVectorQuantizer(nn.Module):
             f"n_e={self.n_e}, e_dim={self.e_dim}, beta={self.beta}, learning={self.learning!r}, "
             f"here={shards.first}..{shards.first + shards.count - 1}"
         )
+
+    def _gathered(self, last: Tensor) -> tuple[Batch, Tensor]:
+        """The vectors [..., D] of all processes as they are sent, and in the codes' dtype."""
+        dtypes = {"dtype of codes": self.codebook.dtype, "dtype of vectors": last.dtype}
+        self.shards.require_same(self, dtypes)
+        batch = self.shards.gather(last.detach().reshape(-1, self.e_dim))
+        return batch, batch.rows.to(torch.promote_types(last.dtype, self.codebook.dtype))
 
     def _loss(self, z: Tensor, q: Tensor) -> Tensor:
         """The article's, of z and q [..., D]; 0 for an empty batch."""
@@ -223,7 +230,7 @@ class ShardedVectorQuantizer(nn.Module):
         """Put the codes that are chosen too rarely on distinct ones of rows [N, D]."""
         size, average = self._averages()
         dead = (size < self.dead_code_threshold).nonzero()[:, 0]
-        numbers = sizes_of_all(len(dead), rows.device, self.shards.group)
+        numbers = numbers_of_all(len(dead), rows.device, self.shards.group)
         if not sum(numbers) or not (len(rows) or self.shards.copies):
             return
         rank = torch.arange(len(dead), device=rows.device) + sum(numbers[: self.shards.part])

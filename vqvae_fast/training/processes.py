@@ -78,6 +78,21 @@ def from_first(make: Callable[[], T]) -> T:
     return result
 
 
+def in_all(make: Callable[[], T]) -> T:
+    """What ``make`` returns here; or, where it fails in any process, that UserError in all."""
+    made: list[T] = []
+    failed: UserError | None = None
+    try:
+        made.append(make())
+    except UserError as error:  # the others are about to wait for this process
+        failed = error
+    failures = of_all(failed)
+    for number, failure in enumerate(failures):
+        if failure is not None:
+            raise failure if all(failures) else UserError(f"process {number}: {failure}")
+    return made[0]
+
+
 def of_all(value: T) -> list[T]:
     """Every process's value, in their order."""
     if not is_distributed():

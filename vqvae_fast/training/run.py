@@ -18,7 +18,7 @@ from vqvae_fast.training.data import ImageData, absolute_source, open_data, sour
 from vqvae_fast.training.errors import UserError
 from vqvae_fast.training.evaluate import Evaluation
 from vqvae_fast.training.loop import Trainer, run_steps, save
-from vqvae_fast.training.processes import from_first, is_first
+from vqvae_fast.training.processes import from_first, in_all, is_first
 from vqvae_fast.training.runfolder import (
     CONFIG,
     RESULT,
@@ -210,12 +210,14 @@ def _open(
 ) -> ImageData:
     if isinstance(data, ImageData):
         return data
-    return open_data(
-        config.data if data is None else data,
-        photographs=config.photographs,
-        crop=config.crop,
-        held_out=config.held_out,
-        validation=validation,
+    return in_all(
+        lambda: open_data(
+            config.data if data is None else data,
+            photographs=config.photographs,
+            crop=config.crop,
+            held_out=config.held_out,
+            validation=validation,
+        )
     )
 
 

@@ -5,10 +5,10 @@ conditions, so a :class:`PeakMeter` is sampled before, between and after the rou
 and reports the median of its samples. :func:`measure_limits` takes all limits at once.
 """
 
-import os
 import statistics
 from dataclasses import dataclass, field
 
+from vqvae_fast import settings
 from vqvae_fast.bench.peak import kernels, native
 from vqvae_fast.bench.peak.limits import measure_limits
 from vqvae_fast.bench.peak.native import PeakUnavailableError, Rate
@@ -39,7 +39,7 @@ class PeakMeter:
 
     def __post_init__(self) -> None:
         # "avx512vnni" multiplies float32 as "avx512" does.
-        wanted = self.isa or os.environ.get("VQVAE_FAST_CPU_ISA", "").removesuffix("vnni")
+        wanted = self.isa or (settings.current.cpu_isa or "").removesuffix("vnni")
         kernel, loop = kernels.named("float32", wanted) if wanted else kernels.best("float32")
         self.isa = kernel.isa
         self._rate = Rate(loop, self.threads, self.seconds)

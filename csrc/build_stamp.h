@@ -1,0 +1,14 @@
+// What this build was made for: setup.py defines both numbers, from vqvae_fast/_version.py.
+#pragma once
+
+#define VQVAE_FAST_STRING_OF(...) #__VA_ARGS__
+#define VQVAE_FAST_STRING(...) VQVAE_FAST_STRING_OF(__VA_ARGS__)
+
+namespace vqvae_fast {
+
+// Python searches the library's file for these bytes before it loads it (vqvae_fast/_native.py).
+constexpr char kBuildStamp[] = "vqvae_fast build: version " VQVAE_FAST_STRING(
+    VQVAE_FAST_VERSION) ", contract " VQVAE_FAST_STRING(VQVAE_FAST_CONTRACT);
+constexpr const char* kBuiltFor = kBuildStamp + sizeof("vqvae_fast build: ") - 1;
+
+}  // namespace vqvae_fast

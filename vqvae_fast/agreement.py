@@ -1,0 +1,79 @@
+"""Processes that learn one codebook have the same quantizer: checked once, before they learn.
+
+Without it, codebooks of different sizes end in an abort inside the collective, or in a wait.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
+
+import torch
+import torch.distributed as dist
+
+from vqvae_fast.distributed import texts_of_all
+
+# What has been compared in each group. A copy of a module is another one, in every process.
+_compared: "WeakKeyDictionary[dist.ProcessGroup, WeakSet[object]]" = WeakKeyDictionary()
+
+
+def require_same(
+    owner: object,
+    title: str,
+    arguments: Callable[[], Mapping[str, Any]],
+    device: torch.device,
+    groups: "Sequence[dist.ProcessGroup | None]" = (None,),
+) -> None:
+    """Compare arguments with those of the other processes, the first time for this owner.
+
+    All processes call it at the same place. Where torch.compile traces, the caller must be a method
+    that ``torch.compiler.assume_constant_result`` marks: the comparison then runs while the graph
+    is made, and is no part of it.
+
+    Args:
+        owner: what has the arguments.
+        title: what it is called in the message.
+        arguments: gives them by name, and is called this once: it may wait for the device. A value
+            that JSON does not know counts as str() shows it.
+        device: where the processes can send tensors from.
+        groups: which processes; of several groups, as the dimensions of a mesh, those that are
+            reached over all of them in turn. None stands for all processes.
+
+    Raises:
+        ValueError: an argument differs. All processes raise it; torch.compile puts an error of its
+            own around it.
+    """
+    first = groups[0] if groups[0] is not None else dist.group.WORLD
+    assert first is not None
+    compared = _compared.setdefault(first, WeakSet())
+    if owner in compared:
+        return
+    mine = json.dumps([[dist.get_rank(), {"class": title, **arguments()}]], default=str)
+    for group in groups:
+        theirs = [json.loads(text) for text in texts_of_all(mine, device, group)]
+        mine = json.dumps([record for records in theirs for record in records])
+    different = _differences(sorted(json.loads(mine)))
+    if different:
+        raise ValueError(f"{title} must be the same in all processes, but {'; '.join(different)}")
+    compared.add(owner)
+
+
+def _differences(records: list[tuple[int, dict[str, Any]]]) -> list[str]:
+    """records: each process's rank and arguments -> a clause for each argument that differs."""
+    clauses = []
+    names = dict.fromkeys(name for _, arguments in records for name in arguments)
+    for name in names:
+        ranks: dict[str, list[int]] = {}
+        for rank, arguments in records:
+            value = repr(arguments[name]) if name in arguments else "missing"
+            ranks.setdefault(value, []).append(rank)
+        if len(ranks) > 1:
+            values = " and ".join(f"{value} {_in(of)}" for value, of in ranks.items())
+            clauses.append(f"{name} is {values}")
+    return clauses
+
+
+def _in(ranks: list[int]) -> str:
+    """The ranks in words; of many, the first."""
+    shown = ", ".join(map(str, ranks[:8])) + (", ..." if len(ranks) > 8 else "")
+    return f"in process{'es' if len(ranks) > 1 else ''} {shown}"

@@ -1,0 +1,72 @@
+"""The environment variables that choose the kernels, read once, when the package is imported.
+
+``VQVAE_FAST_BACKEND`` asks for one backend on the devices that it serves: auto (the default),
+triton, cuda, cpu or reference. ``VQVAE_FAST_CPU_ISA`` asks for the C++ kernels of one instruction
+set on CPU tensors. ``VQVAE_FAST_NO_EXT=1`` leaves the compiled extensions out.
+``TRITON_INTERPRET=1`` (Triton's own) with ``VQVAE_FAST_BACKEND=triton`` serves CPU tensors by
+Triton's interpreter.
+
+What is asked for by name runs, or else the first call raises: a ValueError for a value that has no
+meaning, a RuntimeError for a backend that cannot run here. Importing the package never raises, so
+that ``vqvae-fast info`` can say what is wrong. Variables that are set after the import have no
+effect.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import NamedTuple
+
+# In the order in which they are tried.
+BACKENDS = ("triton", "cuda", "cpu", "reference")
+# Triton's own reading of its variables.
+_TRUE = ("1", "true", "yes", "on", "y")
+
+
+class UnknownSettingError(ValueError):
+    """A variable has a value that has no meaning."""
+
+
+class UnmetRequestError(RuntimeError):
+    """A backend that was asked for by name cannot run."""
+
+
+class Settings(NamedTuple):
+    """What the environment asks for.
+
+    Attributes:
+        backend: one of BACKENDS; None leaves the choice to the package.
+        cpu_isa: the name of an instruction set; None takes the best one.
+        no_extension: the compiled extensions are left out.
+        triton_interprets: Triton's interpreter serves CPU tensors.
+        problem: what is wrong with a value, in a sentence; "" if nothing is.
+    """
+
+    backend: str | None = None
+    cpu_isa: str | None = None
+    no_extension: bool = False
+    triton_interprets: bool = False
+    problem: str = ""
+
+
+def read(environment: Mapping[str, str]) -> Settings:
+    """The settings in these variables; an empty value counts as none."""
+    problem = ""
+    backend: str | None = environment.get("VQVAE_FAST_BACKEND") or "auto"
+    if backend not in ("auto", *BACKENDS):
+        known = ", ".join(BACKENDS)
+        problem = f"VQVAE_FAST_BACKEND must be auto or one of {known}, got {backend!r}"
+    no_extension = environment.get("VQVAE_FAST_NO_EXT") or "0"
+    if no_extension not in ("0", "1"):
+        problem = problem or f"VQVAE_FAST_NO_EXT must be 0 or 1, got {no_extension!r}"
+    interpret = environment.get("TRITON_INTERPRET", "").lower() in _TRUE
+    return Settings(
+        backend=backend if backend in BACKENDS else None,
+        cpu_isa=environment.get("VQVAE_FAST_CPU_ISA") or None,
+        no_extension=no_extension == "1",
+        # Triton binds this when a kernel is decorated, so it holds for the whole process.
+        triton_interprets=backend == "triton" and interpret,
+        problem=problem,
+    )
+
+
+current = read(os.environ)
