@@ -28,7 +28,7 @@ def order_symbolic_strides() -> None:
     graph: the repair is in time, and ``import vqvae_fast`` does not load Inductor for it.
     """
     inductor_ir = sys.modules.get("torch._inductor.ir")
-    if inductor_ir is not None:
+    if hasattr(inductor_ir, "get_fill_order"):
         _repair(inductor_ir)
 
 

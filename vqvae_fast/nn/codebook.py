@@ -9,6 +9,7 @@ from torch.nn import functional as nn_functional
 
 from vqvae_fast import functional
 from vqvae_fast.distributed import each_from_its_turn, summed
+from vqvae_fast.dtypes import common_float
 from vqvae_fast.nn.lloyd import lloyd
 from vqvae_fast.nn.sampling import shuffled
 from vqvae_fast.nn.take_codes import copy_of_codes
@@ -109,7 +110,7 @@ class Codebook(WideBuffers):
         keep: they are needed as they are now after the next :meth:`update`, too.
         """
         embed = self.embed if self.learnable_codebook else self.embed.detach()
-        embed = embed.to(torch.promote_types(embed.dtype, torch.float32))
+        embed = embed.to(common_float(embed.dtype, torch.float32))
         keep = keep or (embed.requires_grad and torch.is_grad_enabled())
         if keep and self.training and (self.ema_update or self.expires):
             embed = copy_of_codes(embed)
@@ -272,7 +273,7 @@ class Codebook(WideBuffers):
         ema_update: bool | None = None,
     ) -> None:
         """:meth:`update` for vectors x [C, ..., d] or [B, N, d] and the codes that they have."""
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        x = x.to(common_float(x.dtype, torch.float32))
         if x.dim() < 4:
             x, embed_ind = x[None], embed_ind[None]
             mask = mask if mask is None else mask[None]

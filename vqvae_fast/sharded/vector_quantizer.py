@@ -17,6 +17,7 @@ from vqvae_fast.distributed import (
     summed,
     summed_segments,
 )
+from vqvae_fast.dtypes import common_float
 from vqvae_fast.functional import segment_sum
 from vqvae_fast.nn.checks import check_feature_map, check_index_map, check_learning, positive
 from vqvae_fast.nn.ema import put
@@ -109,7 +110,7 @@ class ShardedVectorQuantizer(nn.Module):
         check_feature_map(z, self.e_dim)
         last = z.movedim(1, -1)
         batch = self.shards.gather(last.detach().reshape(-1, self.e_dim))
-        rows = batch.rows.to(torch.promote_types(z.dtype, self.codebook.dtype))
+        rows = batch.rows.to(common_float(z.dtype, self.codebook.dtype))
         if self.training and self.ema is not None and self.dead_code_threshold > 0:
             self._replace_dead_codes(rows)
         codes = self.codebook.to_local()
@@ -135,7 +136,7 @@ class ShardedVectorQuantizer(nn.Module):
         check_feature_map(z, self.e_dim)
         last = z.movedim(1, -1)
         batch = self.shards.gather(last.reshape(-1, self.e_dim))
-        rows = batch.rows.to(torch.promote_types(z.dtype, self.codebook.dtype))
+        rows = batch.rows.to(common_float(z.dtype, self.codebook.dtype))
         indices, _ = self.shards.search(rows, self.codebook.to_local())
         mine: Tensor = indices.split(batch.sizes)[self.shards.part]
         return mine.view(last.shape[:-1])
