@@ -15,35 +15,44 @@ import torch
 from torch import Tensor
 
 from vqvae_fast import _native, backends, reference, settings
+from vqvae_fast.stride_order import order_symbolic_strides
 
 _library = torch.library.Library("vqvae_fast", "FRAGMENT")
 
-_library.define("nearest_code(Tensor z, Tensor codebook) -> (Tensor indices, Tensor distances)")
-_library.define(
+
+def _define(schema: str) -> None:
+    """Defines an op that Inductor may give its inputs in the layout in which they are.
+
+    The kernels take any strides. Without the tag, Inductor copies the vectors of a feature map that
+    it has laid out channels last into eager mode's layout first.
+    """
+    _library.define(schema, tags=torch.Tag.flexible_layout)
+
+
+_define("nearest_code(Tensor z, Tensor codebook) -> (Tensor indices, Tensor distances)")
+_define(
     "nearest_code.on(Tensor z, Tensor codebook, str backend) -> (Tensor indices, Tensor distances)"
 )
-_library.define(
+_define(
     "quantize(Tensor z, Tensor codebook) -> (Tensor quantized, Tensor indices, Tensor distances)"
 )
-_library.define(
-    "residual_nearest_code(Tensor z, Tensor codebooks) -> (Tensor indices, Tensor quantized)"
-)
-_library.define(
+_define("residual_nearest_code(Tensor z, Tensor codebooks) -> (Tensor indices, Tensor quantized)")
+_define(
     "segment_sum(Tensor src, Tensor indices, SymInt num_segments) -> (Tensor sums, Tensor counts)"
 )
-_library.define(
+_define(
     "residual_backward(Tensor grad_quantized, Tensor grad_losses, Tensor z, Tensor[] books, "
     "Tensor indices, bool rotates) -> Tensor"
 )
-_library.define(
+_define(
     "moving_average_(Tensor(a!) average, Tensor(b!) cluster_size, Tensor(c!) codebook, Tensor src, "
     "Tensor indices, float decay, float eps) -> ()"
 )
 # What the codes are now. torch's compiler would read them again in the backward pass, when a moving
 # average has been written to them; what an op has returned it keeps.
-_library.define("take_codes(Tensor codebook, Tensor indices) -> Tensor")
-_library.define("copy_of_codes(Tensor codebook) -> Tensor")
-_library.define(
+_define("take_codes(Tensor codebook, Tensor indices) -> Tensor")
+_define("copy_of_codes(Tensor codebook) -> Tensor")
+_define(
     "quantize_backward(Tensor grad_quantized, Tensor grad_loss, Tensor z, Tensor codebook, "
     "Tensor indices, float commitment_weight, float codebook_weight) "
     "-> (Tensor grad_z, Tensor grad_codebook)"
@@ -155,49 +164,62 @@ else:
     _serve_cpu()
 
 
-@torch.library.register_fake("vqvae_fast::nearest_code", lib=_library)
+def _fake(name: str) -> Callable[[Callable[..., Any]], None]:
+    """Registers the decorated function as the fake of the op ``name``."""
+
+    def register(fake: Callable[..., Any]) -> None:
+        def traced(*args: Any, **kwargs: Any) -> Any:
+            order_symbolic_strides()  # Inductor may be what traces the op
+            return fake(*args, **kwargs)
+
+        torch.library.register_fake(f"vqvae_fast::{name}", traced, lib=_library)
+
+    return register
+
+
+@_fake("nearest_code")
 def _(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     shape = z.shape[:-1]
     distances = z.new_empty(shape, dtype=reference.distance_dtype(z.dtype))
     return z.new_empty(shape, dtype=torch.int64), distances
 
 
-@torch.library.register_fake("vqvae_fast::nearest_code.on", lib=_library)
+@_fake("nearest_code.on")
 def _(z: Tensor, codebook: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     return torch.ops.vqvae_fast.nearest_code(z, codebook)  # type: ignore[no-any-return]
 
 
-@torch.library.register_fake("vqvae_fast::quantize", lib=_library)
+@_fake("quantize")
 def _(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     shape = z.shape[:-1]
     distances = z.new_empty(shape, dtype=reference.distance_dtype(z.dtype))
     return torch.empty_like(z), z.new_empty(shape, dtype=torch.int64), distances
 
 
-@torch.library.register_fake("vqvae_fast::residual_nearest_code", lib=_library)
+@_fake("residual_nearest_code")
 def _(z: Tensor, codebooks: Tensor) -> tuple[Tensor, Tensor]:
     indices = z.new_empty((*z.shape[:-1], codebooks.shape[0]), dtype=torch.int64)
     return indices, torch.empty_like(z)
 
 
-@torch.library.register_fake("vqvae_fast::segment_sum", lib=_library)
+@_fake("segment_sum")
 def _(src: Tensor, indices: Tensor, num_segments: int) -> tuple[Tensor, Tensor]:
     dtype = reference.distance_dtype(src.dtype)
     sums = src.new_empty((num_segments, src.shape[-1]), dtype=dtype)
     return sums, src.new_empty((num_segments,), dtype=dtype)
 
 
-@torch.library.register_fake("vqvae_fast::take_codes", lib=_library)
+@_fake("take_codes")
 def _(codebook: Tensor, indices: Tensor) -> Tensor:
     return codebook.new_empty((*indices.shape, codebook.shape[-1]))
 
 
-@torch.library.register_fake("vqvae_fast::copy_of_codes", lib=_library)
+@_fake("copy_of_codes")
 def _(codebook: Tensor) -> Tensor:
     return torch.empty_like(codebook)
 
 
-@torch.library.register_fake("vqvae_fast::quantize_backward", lib=_library)
+@_fake("quantize_backward")
 def _(
     grad_quantized: Tensor,
     grad_loss: Tensor,
@@ -210,7 +232,7 @@ def _(
     return torch.empty_like(z), codebook.new_empty(codebook.shape)
 
 
-@torch.library.register_fake("vqvae_fast::moving_average_", lib=_library)
+@_fake("moving_average_")
 def _(
     average: Tensor,
     cluster_size: Tensor,
@@ -223,7 +245,7 @@ def _(
     return None
 
 
-@torch.library.register_fake("vqvae_fast::residual_backward", lib=_library)
+@_fake("residual_backward")
 def _(
     grad_quantized: Tensor,
     grad_losses: Tensor,

@@ -10,6 +10,7 @@ from torch.nn import functional as nn_functional
 from vqvae_fast import functional
 from vqvae_fast.agreement import require_same
 from vqvae_fast.distributed import each_from_its_turn, is_distributed, summed
+from vqvae_fast.dtypes import common_float
 from vqvae_fast.gather import copy_of_codes
 from vqvae_fast.nn.host_flag import HostFlag
 from vqvae_fast.nn.lloyd import lloyd
@@ -147,7 +148,7 @@ class Codebook(WideBuffers):
             ema_update: as that update will get it.
         """
         embed = self.embed if self.learnable_codebook else self.embed.detach()
-        embed = embed.to(torch.promote_types(embed.dtype, torch.float32))
+        embed = embed.to(common_float(embed.dtype, torch.float32))
         keep = keep or (embed.requires_grad and torch.is_grad_enabled())
         if keep and self.training and self.writes(ema_update):
             embed = copy_of_codes(embed)
@@ -315,7 +316,7 @@ class Codebook(WideBuffers):
         ema_update: bool | None = None,
     ) -> None:
         """:meth:`update` for vectors x [C, ..., d] or [B, N, d] and the codes that they have."""
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        x = x.to(common_float(x.dtype, torch.float32))
         if x.dim() < 4:
             x, embed_ind = x[None], embed_ind[None]
             mask = mask if mask is None else mask[None]

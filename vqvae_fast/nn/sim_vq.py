@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae_fast import functional
+from vqvae_fast.dtypes import common_float
 from vqvae_fast.gather import take_codes
 from vqvae_fast.nn.autocast import without_autocast
 from vqvae_fast.nn.estimators import rotate_to
@@ -109,7 +110,7 @@ class SimVQ(nn.Module):
         """
         tokens, places = self._layout.tokens(x)
         codes = self.codebook
-        wide = torch.promote_types(torch.promote_types(tokens.dtype, codes.dtype), torch.float32)
+        wide = common_float(tokens.dtype, codes.dtype, torch.float32)
         rows = tokens.to(wide)
         quantized, indices, loss, _ = functional.quantize(
             rows,

@@ -10,6 +10,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.optim import Optimizer
 
 from vqvae_fast.distributed import is_distributed, world_size
+from vqvae_fast.dtypes import common_float
 from vqvae_fast.gather import take_codes
 from vqvae_fast.nn import distances
 from vqvae_fast.nn.affine_codebook import AffineCodebook
@@ -419,7 +420,7 @@ class VectorQuantize(nn.Module):
 
     def _rows(self, projected: Tensor) -> Tensor:
         """[B, N, d * heads] -> [C, ..., N, d], in float32 at least, of unit length for cosine."""
-        rows = self._heads.split(projected.to(torch.promote_types(projected.dtype, torch.float32)))
+        rows = self._heads.split(projected.to(common_float(projected.dtype, torch.float32)))
         if self.use_cosine_sim:
             return nn_functional.normalize(rows, dim=-1, eps=1e-6)
         return rows
@@ -510,7 +511,7 @@ class VectorQuantize(nn.Module):
             and not self.use_cosine_sim
             and not self.has_projections
             and self.heads == 1
-            and rows.dtype == codes.dtype == torch.promote_types(rows.dtype, torch.float32)
+            and rows.dtype == codes.dtype == common_float(rows.dtype, torch.float32)
         )
         if not plain:
             return None

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from vqvae_fast import functional
 from vqvae_fast.agreement import require_same
 from vqvae_fast.distributed import is_distributed
+from vqvae_fast.dtypes import common_float
 from vqvae_fast.gather import copy_of_codes
 from vqvae_fast.nn.checks import check_feature_map, check_index_map, check_learning, positive
 from vqvae_fast.nn.dead_codes import replace_dead_codes
@@ -151,7 +152,7 @@ class VectorQuantizer(nn.Module):
         check_feature_map(z, self.e_dim)
         synced = self.sync_codebook and is_distributed()
         learns = self.training and (z.numel() > 0 or synced)
-        wide = z.to(torch.promote_types(z.dtype, self.codebook.dtype))
+        wide = z.to(common_float(z.dtype, self.codebook.dtype))
         rows = wide.detach().movedim(1, -1)
         collects = learns and self.kmeans is not None and not self.kmeans.done
         if learns:
@@ -183,7 +184,7 @@ class VectorQuantizer(nn.Module):
     def encode(self, z: Tensor) -> Tensor:
         """Indices [B, H, W] of a feature map z [B, e_dim, H, W]; changes no state in any mode."""
         check_feature_map(z, self.e_dim)
-        wide = z.detach().to(torch.promote_types(z.dtype, self.codebook.dtype))
+        wide = z.detach().to(common_float(z.dtype, self.codebook.dtype))
         return functional.nearest_code(wide.movedim(1, -1), self.codebook).indices
 
     def decode(self, indices: Tensor) -> Tensor:

@@ -169,7 +169,7 @@ class ShardedVectorQuantizer(nn.Module):
         dtypes = {"dtype of codes": self.codebook.dtype, "dtype of vectors": last.dtype}
         self.shards.require_same(self, dtypes)
         batch = self.shards.gather(last.detach().reshape(-1, self.e_dim))
-        return batch, batch.rows.to(torch.promote_types(last.dtype, self.codebook.dtype))
+        return batch, batch.rows.to(common_float(last.dtype, self.codebook.dtype))
 
     def _loss(self, z: Tensor, q: Tensor) -> Tensor:
         """The article's, of z and q [..., D]; 0 for an empty batch."""

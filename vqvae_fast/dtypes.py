@@ -1,0 +1,14 @@
+"""The dtype that holds the numbers of several."""
+
+import torch
+
+
+def common_float(*dtypes: torch.dtype) -> torch.dtype:
+    """What ``torch.promote_types`` says of float dtypes.
+
+    ``torch.export`` writes a call of ``torch.promote_types`` into its graph, where torch.compile
+    refuses it ("torch.* op returned non-Tensor", torch 2.13).
+    """
+    if len(set(dtypes)) == 1:
+        return dtypes[0]
+    return torch.float64 if torch.float64 in dtypes else torch.float32
