@@ -1,6 +1,5 @@
 """The shapes, and the vectors: Gaussian, or latents and codebook of a trained model."""
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -176,10 +175,10 @@ def from_run(run: Path, rows: int = 16384, dtype: torch.dtype = torch.float32) -
     Raises:
         UserError: not a run folder, or its data is not there any more.
     """
-    from vqvae_fast.training import TrainConfig, load_model, open_data
+    from vqvae_fast.training import load_model, open_data
+    from vqvae_fast.training.runfolder import read_config
 
-    model = load_model(run)
-    config = TrainConfig.from_dict(json.loads((run / "config.json").read_text(encoding="utf-8")))
+    model, config = load_model(run), read_config(run)
     images = open_data(
         config.data, photographs=config.photographs, crop=config.crop, held_out=config.held_out
     )

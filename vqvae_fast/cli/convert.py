@@ -6,8 +6,8 @@ import click
 
 from vqvae_fast.checkpoints import read_quantizer
 from vqvae_fast.cli.output import check_file, overwrite_option
+from vqvae_fast.training.atomic import atomic_file
 from vqvae_fast.training.errors import UserError
-from vqvae_fast.training.runfolder import atomic_file
 
 
 @click.command(short_help="Take the quantizer out of a checkpoint.")

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqvae_fast.models import VQVAE
+from vqvae_fast.training.atomic import atomic_file
 from vqvae_fast.training.errors import UserError
 from vqvae_fast.training.reconstruct import grid_of
-from vqvae_fast.training.runfolder import atomic_file
 
 _FORMAT = "vqvae_fast codes 1"
 _ENTRIES = ("n_embeddings", "stride", "channels", "fingerprint", "names", "sizes", "indices")

@@ -16,6 +16,8 @@ from vqvae_fast.training.errors import UserError, user_path
 # Crops of images that differ in size.
 _CROP = 32
 _PHOTOS, _CIFAR10 = "photos", "cifar10:"
+# File names end at 255 bytes and a character has at most four: what a run adds to it has room.
+_LONGEST_LABEL = 50
 
 __all__ = [
     "DEFAULT_PHOTOGRAPHS",
@@ -84,4 +86,4 @@ def source_label(data: str) -> str:
     if data == _PHOTOS or data.startswith(_CIFAR10):
         return data.split(":")[0]
     path = user_path(data).resolve()
-    return path.name if path.is_dir() else path.stem
+    return (path.name if path.is_dir() else path.stem)[:_LONGEST_LABEL]
