@@ -127,9 +127,18 @@ def changed(codes: Path, **entries: object) -> Path:
         ({"names": None}, "is damaged"),
         ({"names": np.array(["a", "b"])}, "is damaged: names, sizes or indices"),
         ({"names": np.array(["../a", "b", "c"])}, "'../a' is not the name of an image"),
-        ({"names": np.array(["a.x", "a.y", "c"])}, "two of its images have the same name"),
+        ({"names": np.array(["a.x", "a.y", "c"])}, "two of its images have the same name as a PNG"),
+        ({"names": np.array(["a.x", "a.x", "c"])}, "two of its images have the same name, a.x"),
+        ({"names": np.array(["a", "b", "\ud800"])}, "cannot be the name of a file"),
+        (
+            {"names": np.array(["a", "b", "c" * 252])},
+            "a name of 256 bytes, at most 255",
+        ),
+        ({"names": np.array(["", "", ""])}, "'' is not the name of an image"),
+        ({"sizes": np.array([[19, 30], [3, 2], [2**31, 8]])}, "cannot be of 2147483648x8 pixels"),
+        ({"n_embeddings": np.array("x" * 1000)}, "n_embeddings is None in the file"),
         ({"names": np.array([{}, {}, {}], dtype=object)}, "is damaged"),
-        ({"sizes": np.array([[19, 30], [3, 2], [16, 0]])}, "is damaged: names, sizes or indices"),
+        ({"sizes": np.array([[19, 30], [3, 2], [16, 0]])}, "is damaged: c.bmp cannot be of 16x0"),
         ({"sizes": np.array([[19, 30], [3, 2], [16, 9]])}, "have 53 codes, it has 49"),
         ({"indices": np.zeros(49, np.float32)}, "is damaged: names, sizes or indices"),
         ({"indices": np.full(49, 300, np.uint16)}, "indices must be below 300, got 300"),
@@ -150,7 +159,8 @@ def test_files_of_other_kinds(codes, run, tmp_path, capsys):
     assert "codes not found: nowhere.npz" in decode(Path("nowhere.npz"))
     (tmp_path / "text.npz").write_text("text")
     np.savez(tmp_path / "foreign.npz", x=np.zeros(3))
-    for path in (tmp_path, tmp_path / "text.npz", tmp_path / "foreign.npz"):
+    assert "is a folder, a file was expected" in decode(tmp_path)
+    for path in (tmp_path / "text.npz", tmp_path / "foreign.npz"):
         assert "is not a file of vqvae-fast encode" in decode(path)
     content = bytearray(codes.read_bytes())
     content[len(content) // 2] ^= 0xFF

@@ -124,6 +124,7 @@ def model_from(state: dict[str, Any], run: Path) -> VQVAE:
         for name, most in MOST.items():
             if config[name] > most:
                 raise ValueError(f"{name} must be at most {most}, got {config[name]}")
+        check_tensors(weights)
         with torch.device("meta"):
             check_sizes(VQVAE(**config), weights)
         model = VQVAE(**config)
@@ -139,8 +140,8 @@ def load_weights(model: VQVAE, weights: dict[str, Tensor]) -> None:
     Raises:
         ValueError: they are not finite weights of such a model.
     """
-    if not all(isinstance(name, str) for name in weights):
-        raise ValueError("the names of weights must be strings")
+    if strange := [name for name in weights if not isinstance(name, str)]:
+        raise ValueError(f"the names of weights must be strings, got {strange[0]!r}")
     check_tensors(weights)
     try:
         model.load_state_dict(dict(weights))

@@ -61,9 +61,9 @@ def open_data(
         return open_photos(photographs, crop=crop or _CROP, held_out=held_out)
     if data.startswith(_CIFAR10):
         return open_cifar10(user_path(data.removeprefix(_CIFAR10)), crop=crop)
-    path = user_path(data)
     if not data:
         raise UserError("data must be named: photos, a folder, cifar10:FOLDER, a .npy or .npz file")
+    path = user_path(data)
     if path.is_dir():
         return open_folder(path, crop=crop or _CROP, held_out=held_out)
     if not path.exists():
