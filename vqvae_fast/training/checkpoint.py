@@ -1,5 +1,6 @@
 """Checkpoints: written whole or not at all, read without running any code in them."""
 
+import textwrap
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from vqvae_fast.training.recipe import is_finite
 from vqvae_fast.training.runfolder import CHECKPOINT, open_run
 
 _FORMAT = 1
+_LONGEST_MESSAGE = 250
 _TYPES: dict[str, type] = {
     "model_config": dict,
     "model": dict,
@@ -146,6 +148,7 @@ def load_weights(model: VQVAE, weights: dict[str, Tensor]) -> None:
     try:
         model.load_state_dict(dict(weights))
     except RuntimeError as error:
-        raise ValueError(f"the weights are of another model: {error}") from error
+        what = textwrap.shorten(str(error), _LONGEST_MESSAGE)  # torch tells all that differs
+        raise ValueError(f"the weights are of another model: {what}") from error
     if not is_finite(model):
         raise ValueError("a weight or a code is NaN or Inf")

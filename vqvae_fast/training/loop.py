@@ -200,14 +200,12 @@ def _essence(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def run_steps(
-    trainer: Trainer, run: Path, progress: bool | None
-) -> tuple[Evaluation | None, float]:
+def run_steps(trainer: Trainer, run: Path, progress: bool | None) -> tuple[bool, float]:
     """Train up to the config's last step, with metrics and checkpoints.
 
     Returns:
-        The figures on the held-out crops, None if a signal ended the run early; and the seconds
-        that the steps took. There is a checkpoint of the last step done in either case.
+        Whether a signal ended it early, and the seconds it took. There is a checkpoint of the
+        last step done in either case.
     """
     config = trainer.config
     metrics = Metrics(run, upto=trainer.step) if is_first() else None
@@ -224,12 +222,8 @@ def run_steps(
             bar.step()
             if trainer.step % config.checkpoint_every == 0:
                 save(run, trainer)
-        seconds = time.monotonic() - started
-        # Before the checkpoint: weights that the last step has exploded do not get into it.
-        ended = trainer.step == config.steps
-        held_out = trainer.evaluate(trainer.held_out) if ended else None
         save(run, trainer)
-    return held_out, seconds
+    return trainer.step < config.steps, time.monotonic() - started
 
 
 def save(run: Path, trainer: Trainer) -> None:
@@ -239,6 +233,8 @@ def save(run: Path, trainer: Trainer) -> None:
         UserError: training has diverged; the checkpoint stays as it was.
     """
     trainer.check_finite()
+    # Weights that the last step has exploded are finite, but what they compute is not.
+    trainer.evaluate(trainer.held_out[: trainer.config.batch_size])
     state = trainer.state()
     if is_first():
         checkpoint.save_checkpoint(run, state)

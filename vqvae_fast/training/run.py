@@ -182,10 +182,11 @@ def _finish(
     if is_first():
         (run / RESULT).unlink(missing_ok=True)
     first = trainer.step
-    held_out, seconds = run_steps(trainer, run, progress)
+    interrupted, seconds = run_steps(trainer, run, progress)
     model = trainer.model.eval()
-    if held_out is None:
+    if interrupted:
         return TrainResult(run, model, trainer.step, True, seconds, None, None)
+    held_out = trainer.evaluate(trainer.held_out)
     training = trainer.evaluate(trainer.recent_batches())
     images = (trainer.step - first) * trainer.config.batch_size
     result = TrainResult(run, model, trainer.step, False, seconds, held_out, training)
