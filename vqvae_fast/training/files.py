@@ -61,6 +61,8 @@ def _open(path: Path) -> Iterator[Pillow.Image]:
             warnings.simplefilter("ignore", Pillow.DecompressionBombWarning)
             with Pillow.open(path) as image:
                 yield image
+    except UserError:
+        raise
     except Pillow.DecompressionBombError as error:
         raise UserError(f"{path} is too large to decode: {error}") from error
     except UnidentifiedImageError as error:
