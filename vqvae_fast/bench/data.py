@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vqvae_fast.regular_files import check_regular
+
 
 class Shape(NamedTuple):
     """N rows, K codes, D numbers each."""
@@ -149,8 +151,9 @@ def from_npz(path: Path, dtype: torch.dtype = torch.float32) -> Vectors:
     """z [N, D] and codebook [K, D] of a trained model, from a .npz with these two arrays.
 
     Raises:
-        ValueError: the file has other arrays or shapes that do not fit.
+        ValueError: the file has other arrays or shapes that do not fit, or is a pipe or a device.
     """
+    check_regular(path)
     with path.open("rb") as file, np.load(file) as arrays:  # numpy leaves damaged files open
         missing = {"z", "codebook"} - set(arrays.files)
         if missing:
