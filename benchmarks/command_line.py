@@ -9,6 +9,7 @@ import torch
 
 from benchmarks import results
 from vqvae_fast.bench.data import PUBLISHED, Shape, Vectors, from_npz, from_run
+from vqvae_fast.bench.threads import check_threads
 
 
 def parser(
@@ -36,6 +37,16 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def threads(text: str) -> int:
+    """A number of threads for which there are cores."""
+    number = positive(text)
+    try:
+        check_threads(number)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return number
+
+
 def _shape(text: str) -> Shape:
     """argparse shows the message of this error alone."""
     try:
@@ -46,7 +57,7 @@ def _shape(text: str) -> Shape:
 
 def add_cpu_options(made: argparse.ArgumentParser) -> None:
     """Threads, a quick run, and memory, which a process of its own measures."""
-    made.add_argument("--threads", type=positive, default=torch.get_num_threads())
+    made.add_argument("--threads", type=threads, default=torch.get_num_threads())
     made.add_argument("--quick", action="store_true", help="tiny shapes, one short round")
     made.add_argument("--no-memory", action="store_true", help="leave the memory out")
 

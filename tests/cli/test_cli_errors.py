@@ -1,5 +1,7 @@
 """Whatever is wrong with the input: one sentence on stderr, a status, nothing overwritten."""
 
+import os
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,15 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Image.new("RGB", (20, 20)).save(tmp_path / "small" / "small.png")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    (tmp_path / "pipes").mkdir()
+    for name in ("pipe.png", "pipe.npz", "real_pipe", "pipe.safetensors"):
+        os.mkfifo(tmp_path / name)
+    for name in ("x.png", "data_batch_1.bin"):
+        os.mkfifo(tmp_path / "pipes" / name)
+    (tmp_path / "pipe.npy").symlink_to("real_pipe")
+    (tmp_path / "device.pt").symlink_to(os.devnull)
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind("socket.npz")
     np.save(tmp_path / "flat.npy", np.zeros((4, 32, 32)))
     np.save(tmp_path / "ints.npy", np.zeros((4, 32, 32, 3), np.int32))
     np.save(tmp_path / "one_colour.npy", np.zeros((10, 32, 32, 3), np.uint8))
@@ -98,7 +109,30 @@ def snapshot(folder: Path) -> dict[str, bytes]:
         ("reconstruct empty --run RUN -o o.png", "empty is a folder"),
         ("reconstruct good.png --run used -o o.png", "used is not a run folder"),
         ("reconstruct good.png --run nowhere -o o.png", "run folder not found"),
-        ("reconstruct good.png --run RUN -o good.png", "is the image itself"),
+        ("reconstruct good.png --run RUN -o good.png", "is read and cannot be written, too"),
+        ("reconstruct good.png --run RUN -o good.png --overwrite", "is read and cannot be"),
+        ("reconstruct good.png --run RUN -o text.png", "is not replaced without --overwrite"),
+        ("reconstruct good.png --run RUN --out=", "must not be empty"),
+        ("reconstruct good.png --run= -o o.png", "must not be empty"),
+        ("reconstruct pipe.png --run RUN -o o.png", "pipe.png is a pipe, only regular files"),
+        ("reconstruct good.png --run RUN -o pipe.png --overwrite", "is a device or a pipe"),
+        ("encode pipe.png --run RUN -o o.npz", "pipe.png is a pipe, only regular files are read"),
+        ("encode good.png --run RUN --out=", "must not be empty"),
+        ("decode pipe.npz --run RUN -o back", "pipe.npz is a pipe, only regular files are read"),
+        ("decode socket.npz --run RUN -o back", "socket.npz is a socket, only regular files"),
+        ("decode pipe.npz --run RUN --out=", "must not be empty"),
+        ("convert pipe.npz o.pt", "pipe.npz is a pipe, only regular files are read"),
+        ("convert pipe.safetensors o.pt", "is a pipe, only regular files are read"),
+        ("convert device.pt o.pt", "device.pt is a device, only regular files are read"),
+        ("train --data pipe.npz", "pipe.npz is a pipe, only regular files are read"),
+        ("train --data pipe.npy", "pipe.npy is a pipe, only regular files are read"),
+        ("train --data pipes", "x.png is a pipe, only regular files are read"),
+        ("train --data cifar10:pipes", "data_batch_1.bin is a pipe, only regular files are read"),
+        ("train --out=", "must not be empty"),
+        ("train --resume=", "must not be empty"),
+        ("train --lr 1e300", "lr must be at most 3e+37, got 1e+300"),
+        ("bench --json=", "must not be empty"),
+        ("bench --threads 100000", "threads must be at most the number of cores"),
         ("reconstruct good.png --run RUN -o empty", "empty is a folder"),
         ("reconstruct good.png --run RUN -o o.xyz", "must end like an image file"),
         ("reconstruct good.png --run RUN -o o.mpg", "must end like an image file"),

@@ -1,5 +1,6 @@
 """encode and decode: nothing is lost between them, and what does not fit is refused."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -127,9 +128,18 @@ def changed(codes: Path, **entries: object) -> Path:
         ({"names": None}, "is damaged"),
         ({"names": np.array(["a", "b"])}, "is damaged: names, sizes or indices"),
         ({"names": np.array(["../a", "b", "c"])}, "'../a' is not the name of an image"),
-        ({"names": np.array(["a.x", "a.y", "c"])}, "two of its images have the same name"),
+        ({"names": np.array(["a.x", "a.y", "c"])}, "two of its images have the same name as a PNG"),
+        ({"names": np.array(["a.x", "a.x", "c"])}, "two of its images have the same name, a.x"),
+        ({"names": np.array(["a", "b", "\ud800"])}, "cannot be the name of a file"),
+        (
+            {"names": np.array(["a", "b", "c" * 252])},
+            "a name of 256 bytes, at most 255",
+        ),
+        ({"names": np.array(["", "", ""])}, "'' is not the name of an image"),
+        ({"sizes": np.array([[19, 30], [3, 2], [2**31, 8]])}, "cannot be of 2147483648x8 pixels"),
+        ({"n_embeddings": np.array("x" * 1000)}, "n_embeddings is None in the file"),
         ({"names": np.array([{}, {}, {}], dtype=object)}, "is damaged"),
-        ({"sizes": np.array([[19, 30], [3, 2], [16, 0]])}, "is damaged: names, sizes or indices"),
+        ({"sizes": np.array([[19, 30], [3, 2], [16, 0]])}, "is damaged: c.bmp cannot be of 16x0"),
         ({"sizes": np.array([[19, 30], [3, 2], [16, 9]])}, "have 53 codes, it has 49"),
         ({"indices": np.zeros(49, np.float32)}, "is damaged: names, sizes or indices"),
         ({"indices": np.full(49, 300, np.uint16)}, "indices must be below 300, got 300"),
@@ -150,7 +160,8 @@ def test_files_of_other_kinds(codes, run, tmp_path, capsys):
     assert "codes not found: nowhere.npz" in decode(Path("nowhere.npz"))
     (tmp_path / "text.npz").write_text("text")
     np.savez(tmp_path / "foreign.npz", x=np.zeros(3))
-    for path in (tmp_path, tmp_path / "text.npz", tmp_path / "foreign.npz"):
+    assert "is a folder, a file was expected" in decode(tmp_path)
+    for path in (tmp_path / "text.npz", tmp_path / "foreign.npz"):
         assert "is not a file of vqvae-fast encode" in decode(path)
     content = bytearray(codes.read_bytes())
     content[len(content) // 2] ^= 0xFF
@@ -205,3 +216,66 @@ def test_decode_into_something_else_than_a_folder(codes, run, tmp_path, capsys):
     assert "is a file" in refused(capsys, "decode", codes, "--run", run, "-o", codes)
     far = tmp_path / "no" / "back"
     assert "there is no folder" in refused(capsys, "decode", codes, "--run", run, "-o", far)
+
+
+@pytest.mark.parametrize(
+    ("entries", "sentence"),
+    [
+        ({"indices": np.zeros(10**8, np.uint16)}, "have 49 codes, it has 100000000"),
+        ({"sizes": np.ones((10**8, 2), np.uint8)}, "names, sizes or indices are not"),
+        ({"fingerprint": np.zeros((), "U10000000")}, "fingerprint is None in the file"),
+        (
+            {"names": np.zeros(10**7, "U9"), "sizes": np.ones((10**7, 2), np.uint8)},
+            "'' is not the name of an image",
+        ),
+        (
+            {"names": np.full(10**7, "a"), "sizes": np.ones((10**7, 2), np.uint8)},
+            "two of its images have the same name, a",
+        ),
+    ],
+)
+def test_a_small_file_does_not_take_much_memory(codes, run, tmp_path, capsys, entries, sentence):
+    with np.load(codes) as archive:
+        content = {name: archive[name] for name in archive.files} | entries
+    np.savez_compressed(codes, **content)
+    del content
+    assert codes.stat().st_size < 10**6
+    tracemalloc.start()
+    try:
+        err = refused(capsys, "decode", codes, "--run", run, "-o", tmp_path / "back")
+        assert tracemalloc.get_traced_memory()[1] < 10**7
+    finally:
+        tracemalloc.stop()
+    assert sentence in err
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".j2k", ".tiff"])
+def test_every_legal_name_can_be_written(pictures, run, tmp_path, suffix):
+    long = "n" * 251
+    image = tmp_path / (long + ".bmp")
+    image.write_bytes(pictures[2].read_bytes())
+    assert call("encode", image, "--run", run, "-o", tmp_path / (long + ".npz")) == 0
+    back = ("decode", tmp_path / (long + ".npz"), "--run", run, "-o", tmp_path / ("f" * 255))
+    assert call(*back) == 0
+    assert (tmp_path / ("f" * 255) / (long + ".png")).is_file()
+    out = tmp_path / ("o" * (255 - len(suffix)) + suffix)
+    assert call("reconstruct", image, "--run", run, "-o", out) == 0
+    assert read_image(out).shape == (16, 8, 3)
+
+
+def test_an_image_that_decode_could_not_name_is_refused(pictures, run, tmp_path, capsys):
+    image = tmp_path / ("n" * 252)
+    image.write_bytes(pictures[0].read_bytes())
+    err = refused(capsys, "encode", image, "--run", run, "-o", tmp_path / "c.npz")
+    assert "decoded to a file with a name of 256 bytes, at most 255 are possible" in err
+    assert not (tmp_path / "c.npz").exists()
+
+
+def test_reconstruct_overwrites_only_when_asked(pictures, run, tmp_path, capsys):
+    out = tmp_path / "mine.png"
+    out.write_text("mine")
+    reconstruct = ("reconstruct", pictures[0], "--run", run, "-o", out)
+    assert "is not replaced without --overwrite" in refused(capsys, *reconstruct)
+    assert out.read_text() == "mine"
+    assert call(*reconstruct, "--overwrite") == 0
+    assert read_image(out).shape == (19, 30, 3)

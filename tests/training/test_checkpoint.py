@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 import os
@@ -8,8 +9,9 @@ import pytest
 import torch
 
 from vqvae_fast.training import UserError, load_model, resume, train
+from vqvae_fast.training.atomic import atomic_file
 from vqvae_fast.training.checkpoint import load_checkpoint, save_checkpoint
-from vqvae_fast.training.runfolder import atomic_file, create_run
+from vqvae_fast.training.runfolder import read_config
 
 
 @pytest.fixture
@@ -39,13 +41,15 @@ def test_checkpoint_is_replaced_whole_or_not_at_all(run, monkeypatch):
     assert sorted(os.listdir(run)) == listing
 
 
-def test_atomic_file_keeps_the_suffix_by_which_formats_are_chosen(tmp_path):
-    with atomic_file(tmp_path / "a.png") as temporary:
-        assert temporary.suffix == ".png"
-        assert temporary.parent == tmp_path
+@pytest.mark.parametrize("name", ["a.png", "n" * 251 + ".png", "a." + "s" * 253])
+def test_atomic_file_writes_every_legal_name(tmp_path, name):
+    with atomic_file(tmp_path / name) as temporary:
+        # Formats are chosen by the suffix, and some writers put the name into the file.
+        assert temporary.name == name
         temporary.write_bytes(b"x")
-        assert not (tmp_path / "a.png").exists()
-    assert (tmp_path / "a.png").read_bytes() == b"x"
+        assert not (tmp_path / name).exists()
+    assert (tmp_path / name).read_bytes() == b"x"
+    assert os.listdir(tmp_path) == [name]
 
 
 def test_full_disk_is_told(run, monkeypatch):
@@ -136,14 +140,128 @@ def test_folders_that_are_no_runs_are_told(run, tmp_path):
         load_model(run)
 
 
-def test_run_folder_is_never_one_that_holds_something(tmp_path):
-    (tmp_path / "used").mkdir()
-    (tmp_path / "used" / "thesis.txt").write_text("mine")
-    with pytest.raises(UserError, match="not empty and is not overwritten"):
-        create_run(str(tmp_path / "used"), "x")
-    with pytest.raises(UserError, match="is a file"):
-        create_run(str(tmp_path / "used" / "thesis.txt"), "x")
-    with pytest.raises(UserError, match="cannot be made"):
-        create_run(str(tmp_path / "used" / "thesis.txt" / "run"), "x")
-    (tmp_path / "empty").mkdir()
-    assert create_run(str(tmp_path / "empty"), "x") == tmp_path / "empty"
+def nest(run, depth: int = 200_000) -> None:
+    """Put nested lists in the place of the word NESTED; pickle itself cannot write that many."""
+    path, word = run / "checkpoint.pt", b"X\x06\x00\x00\x00NESTED"
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content.replace(word, b"]" * depth + b"a" * (depth - 1)))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda state: state.update(step=-1), "its step is negative"),
+        (lambda state: state.update(step="3"), "step must be int, got str"),
+        (lambda state: state.update(step=True), "step must be int, got bool"),
+        (lambda state: state.update(step=2), "optimizer must have done 2 steps"),
+        (lambda state: state.update(variance=torch.zeros(2)), "variance must be float, got Tensor"),
+        (lambda state: state.update(random=[]), "has no random states"),
+        (lambda state: state.update(random=[{}]), "states of torch's generators"),
+        (lambda state: state.update(random=[{"cpu": torch.zeros(3)}]), "torch's generators"),
+        (lambda state: state.update(window={}), "window must hold sums"),
+        (lambda state: state["window"].update(steps=-1), "window must hold sums"),
+        (lambda state: state["window"].update(sums=torch.zeros(1)), "window must hold sums"),
+        (lambda state: state.update(optimizer={}), "averages of 22 parameters"),
+        (lambda state: state["optimizer"].update(state={}), "averages of 22 parameters"),
+        (lambda state: state["optimizer"]["state"].pop(3), "averages of 22 parameters"),
+        (lambda state: state["optimizer"]["state"][3].pop("exp_avg"), "hold step, exp_avg"),
+        (
+            lambda state: state["optimizer"]["state"][3].update(exp_avg=torch.zeros(1)),
+            "exp_avg of parameter 3 must be a tensor",
+        ),
+        (lambda state: state["optimizer"]["state"][3].update(step=None), "step of parameter 3"),
+        (lambda state: state["optimizer"].update(state="NESTED"), "averages of 22 parameters"),
+        (lambda state: state.update(optimizer="NESTED"), "optimizer must be dict, got list"),
+        (lambda state: state.update(random=["NESTED"]), "states of torch's generators"),
+        (lambda state: state["window"].update(sums="NESTED"), "window must hold sums"),
+        (lambda state: state.update(model={5: torch.zeros(1)}), "must be strings, got 5"),
+        (lambda state: state["model"].update(x="NESTED"), "x must be a dense tensor"),
+        (lambda state: state["model"].popitem(), "weights are of another model"),
+        (
+            lambda state: state["model"]["pre_quantization_conv.weight"].fill_(float("nan")),
+            "a weight or a code is NaN or Inf",
+        ),
+    ],
+)
+def test_odd_values_in_a_checkpoint_are_told(run, change, sentence):
+    state = load_checkpoint(run)
+    change(state)
+    save_checkpoint(run, state)
+    nest(run)
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    with pytest.raises(UserError, match=sentence):
+        resume(run, steps=6)
+    assert {path: path.read_bytes() for path in run.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"n_embeddings": 10**12}, r"would be \[1000000000000, 4\]"),
+        ({"n_res_layers": 10**9}, "n_res_layers must be at most 1000"),
+        ({"downsampling": 10**9}, "downsampling must be at most 16"),
+        ({"downsampling": "2"}, "does not fit the model"),
+        ({"quantizer": "NESTED"}, "does not fit the model"),
+        ({5: 5}, "does not fit the model"),
+    ],
+)
+def test_odd_sizes_of_the_model_are_told_without_memory_for_it(run, change, sentence):
+    state = load_checkpoint(run)
+    state["model_config"].update(change)
+    save_checkpoint(run, state)
+    nest(run)
+    with pytest.raises(UserError, match=sentence):
+        load_model(run)
+
+
+def test_optimizer_settings_are_the_configs(run):
+    """A file cannot bring others, or values that Adam does not expect."""
+    state = load_checkpoint(run)
+    state["optimizer"]["param_groups"] = [{"betas": "odd"}]
+    save_checkpoint(run, state)
+    assert resume(run, steps=6).step == 6
+
+
+def test_a_compressed_checkpoint_is_refused(run):
+    """A small one could ask for any amount of memory."""
+    path = run / "checkpoint.pt"
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    with pytest.raises(UserError, match="it is compressed"):
+        load_model(run)
+
+
+def test_brackets_without_end_in_config_and_metrics_are_told(run):
+    for name in ("config.json", "metrics.jsonl"):
+        content = (run / name).read_bytes()
+        (run / name).write_bytes(b"[" * 200_000 + b"\n")
+        before = {path: path.read_bytes() for path in run.iterdir()}
+        with pytest.raises(UserError, match=rf"{name} .*nested too deeply"):
+            resume(run, steps=6)
+        assert {path: path.read_bytes() for path in run.iterdir()} == before
+        (run / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("odd", [None, True, -1, 0.5, 1e300, "", "x", [], [1], {}, {"a": 1}])
+def test_a_setting_of_any_type_is_taken_or_told_in_a_sentence(run, odd):
+    config = json.loads((run / "config.json").read_text())
+    for name in config:
+        (run / "config.json").write_text(json.dumps(config | {name: odd}))
+        with contextlib.suppress(UserError):
+            assert getattr(read_config(run), name) in (odd, ())
+
+
+def test_pipes_in_a_run_folder_are_not_opened(run):
+    for name in ("checkpoint.pt", "config.json", "metrics.jsonl"):
+        (run / name).rename(run / "kept")
+        os.mkfifo(run / name)
+        with pytest.raises(UserError):
+            resume(run, steps=6)
+        assert (run / name).is_fifo()
+        (run / "kept").rename(run / name)

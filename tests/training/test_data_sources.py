@@ -161,10 +161,12 @@ def test_array_file_errors(tmp_path):
     with pytest.raises(UserError, match=r"one array.*a \[2, 8, 8, 3\], b"):
         open_data(str(tmp_path / "two.npz"))
     (tmp_path / "x.npz").write_bytes(b"PK nonsense")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read as a NumPy file: File is not a zip file"):
         open_data(str(tmp_path / "x.npz"))
-    with pytest.raises(UserError, match=r"it is not one, or holds Python objects$"):
-        open_data(str(tmp_path / "x.npz"))
+    for name, save in (("x.npy", np.save), ("x.npz", np.savez)):
+        save(tmp_path / name, np.full((2, 8, 8, 3), None))
+        with pytest.raises(UserError, match=r"it is not one, or holds Python objects$"):
+            open_data(str(tmp_path / name))
     (tmp_path / "x.csv").write_text("1,2")
     with pytest.raises(UserError, match=r"a \.npy or a \.npz"):
         open_data(str(tmp_path / "x.csv"))

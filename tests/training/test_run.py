@@ -38,6 +38,7 @@ def elsewhere(config: TrainConfig, name: str, **changes: object) -> TrainConfig:
 def test_run_folder_holds_what_is_promised(tiny):
     result = train(tiny)
     assert sorted(path.name for path in result.run.iterdir()) == [
+        ".lock",
         "checkpoint.pt",
         "config.json",
         "metrics.jsonl",

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from vqvae_fast.training import load_model
+from vqvae_fast.training.runlock import locked
 
 # The loss has no part that is drawn at random with "gradient".
 OPTIONS = {
@@ -207,6 +208,20 @@ def test_what_the_first_process_alone_finds_ends_all(options, tmp_path):
     assert done.returncode != 0
     assert "vqvae-fast: " in done.stderr
     assert "gloo" not in done.stderr.lower()  # nobody waited in a collective for who had gone
+
+
+def test_a_run_that_is_being_written_is_refused_by_all(options, tmp_path):
+    run = tmp_path / "run"
+    train(1, *options, "--steps", 2, "--out", run)
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    with locked(run):
+        done = subprocess.run(
+            command(2, "--resume", run, "--steps", 4), capture_output=True, text=True, timeout=120
+        )
+    assert done.returncode != 0
+    assert f"another process is writing to the run folder {run}" in done.stderr
+    assert "gloo" not in done.stderr.lower()
+    assert {path: path.read_bytes() for path in run.iterdir()} == before
 
 
 def test_a_large_codebook_s_run_is_that_of_one_process(options, tmp_path):

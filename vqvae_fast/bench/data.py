@@ -1,12 +1,13 @@
 """The shapes, and the vectors: Gaussian, or latents and codebook of a trained model."""
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from vqvae_fast.regular_files import check_regular
 
 
 class Shape(NamedTuple):
@@ -150,8 +151,9 @@ def from_npz(path: Path, dtype: torch.dtype = torch.float32) -> Vectors:
     """z [N, D] and codebook [K, D] of a trained model, from a .npz with these two arrays.
 
     Raises:
-        ValueError: the file has other arrays or shapes that do not fit.
+        ValueError: the file has other arrays or shapes that do not fit, or is a pipe or a device.
     """
+    check_regular(path)
     with path.open("rb") as file, np.load(file) as arrays:  # numpy leaves damaged files open
         missing = {"z", "codebook"} - set(arrays.files)
         if missing:
@@ -176,10 +178,10 @@ def from_run(run: Path, rows: int = 16384, dtype: torch.dtype = torch.float32) -
     Raises:
         UserError: not a run folder, or its data is not there any more.
     """
-    from vqvae_fast.training import TrainConfig, load_model, open_data
+    from vqvae_fast.training import load_model, open_data
+    from vqvae_fast.training.runfolder import read_config
 
-    model = load_model(run)
-    config = TrainConfig.from_dict(json.loads((run / "config.json").read_text(encoding="utf-8")))
+    model, config = load_model(run), read_config(run)
     images = open_data(
         config.data, photographs=config.photographs, crop=config.crop, held_out=config.held_out
     )

@@ -7,6 +7,17 @@ from typing import Any
 
 import torch
 
+from vqvae_fast.bench.environment import cores
+
+
+def check_threads(number: int) -> None:
+    """Raise ValueError if there are more threads than cores: they would wait for each other."""
+    if number > cores():
+        raise ValueError(
+            f"threads must be at most the number of cores that this process may use, {cores()}, "
+            f"got {number}"
+        )
+
 
 @contextmanager
 def all_threads(number: int) -> Iterator[None]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vqvae_fast.models.reference_checkpoint import NUMPY_CONSTRUCTORS
+from vqvae_fast.regular_files import check_regular
 
 # Where training scripts keep the weights; those averaged for use come first.
 _WRAPPERS = ("ema", "best_state", "model", "state_dict", "model_state_dict", "module")
@@ -30,12 +31,14 @@ def read_file(path: str | PathLike[str]) -> Mapping[str, Any]:
         FileNotFoundError: there is no such file.
         IsADirectoryError: it is a folder.
         ModuleNotFoundError: a .safetensors file, and the package for it is not installed.
-        ValueError: the file cannot be read, or holds more than tensors and plain values.
+        ValueError: it is a pipe, a socket or a device, it cannot be read, or it holds more than
+            tensors and plain values.
     """
     if stat.S_ISDIR(os.stat(path).st_mode):
         raise IsADirectoryError(
             errno.EISDIR, "a checkpoint must be a file, this is a folder", os.fspath(path)
         )
+    check_regular(path)
     if os.fspath(path).endswith(".safetensors"):
         content: Any = _read_safetensors(path)
     else:

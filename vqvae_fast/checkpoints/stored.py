@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae_fast import nn as quantizers
-from vqvae_fast.checkpoints.tensors import check_finite
+from vqvae_fast.checkpoints.tensors import check_finite, check_sizes
 
 FORMAT = "vqvae_fast quantizer 1"
 
@@ -27,9 +27,6 @@ _CLASSES: dict[str, type[nn.Module]] = {
 
 # Arguments that say how many modules there are.
 _COUNTS = ("num_quantizers", "groups", "depth")
-# Where sizes differ by no more, 1 GiB in float32, the module is made, and torch tells what differs.
-_MUCH = 2**28
-_NOTHING = torch.empty(0)
 
 
 class StoredQuantizer(NamedTuple):
@@ -75,13 +72,10 @@ class StoredQuantizer(NamedTuple):
         """Arguments may ask for more than any machine has: look first, without memory."""
         with torch.device("meta"):
             sketch = self._construct()
-        for name, tensor in sketch.state_dict().items():
-            given = self.state.get(name, _NOTHING)
-            if tensor.numel() - given.numel() > _MUCH:
-                raise ValueError(
-                    f"the weights do not fit {self}: {name} would be {list(tensor.shape)}, "
-                    f"got {list(given.shape)}"
-                )
+        try:
+            check_sizes(sketch, self.state)
+        except ValueError as error:
+            raise ValueError(f"the weights do not fit {self}: {error}") from error
 
     def _check_counts(self) -> None:
         """Each stage has weights: a number of stages beyond theirs would only cost time."""

@@ -4,12 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 IN_WORDS = "float64, float32, float16 or bfloat16"
 # A file of some bytes can hold a tensor of any shape, all of whose elements are one.
 _EXPANDED = 2**30
+# Where sizes differ by no more, 1 GiB in float32, the module is made, and torch tells what differs.
+_MUCH = 2**28
+_NOTHING = torch.empty(0)
 # The names, in our state dicts, of codes and of maps that lead to them. Averages may be anything.
 _WEIGHTS = ("embed", "weight", "frozen_codebook")
 
@@ -45,6 +48,19 @@ def _kind(value: object) -> str | None:
     if value.dtype not in FLOATS and (value.is_floating_point() or value.is_complex()):
         return str(value.dtype)
     return None
+
+
+def check_sizes(sketch: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError if a module would be far larger than the weights that are there for it.
+
+    Args:
+        sketch: the module on the device meta, where it takes no memory.
+        state: its state dict, out of a file, whose arguments may ask for more than any machine has.
+    """
+    for name, tensor in sketch.state_dict().items():
+        given = state.get(name, _NOTHING)
+        if tensor.numel() - given.numel() > _MUCH:
+            raise ValueError(f"{name} would be {list(tensor.shape)}, got {list(given.shape)}")
 
 
 def check_finite(state: Mapping[str, Tensor]) -> None:

@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import click
@@ -11,7 +10,9 @@ import torch
 
 from vqvae_fast.bench import environment, layer, search, tables
 from vqvae_fast.bench.data import Shape, gaussian
-from vqvae_fast.cli.output import check_file, overwrite_option
+from vqvae_fast.bench.threads import check_threads
+from vqvae_fast.cli.output import FILE_NAME, check_file, overwrite_option
+from vqvae_fast.training.atomic import atomic_file
 from vqvae_fast.training.errors import UserError
 
 # The reference VQ-VAE on CIFAR-10, DAC's short codes, GCP-VQVAE's codebook, a large one.
@@ -64,15 +65,22 @@ def bench(
     round; figures are medians with their quartiles. Peers that are not installed are named
     (pip install vqvae_fast[bench]).
     """
-    if out and out != "-":
-        check_file(Path(out), overwrite)
-    record = measure(shapes, rounds, threads or torch.get_num_threads())
+    file = None if out in (None, "-") else FILE_NAME.convert(out, None, None)
+    if file:
+        check_file(file, overwrite)
+    threads = threads or torch.get_num_threads()
+    try:
+        check_threads(threads)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    record = measure(shapes, rounds, threads)
     if out == "-":
         click.echo(json.dumps(record, indent=1))
         return
     click.echo("\n".join(report(record)))
-    if out:
-        Path(out).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    if file:
+        with atomic_file(file) as temporary:
+            temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def measure(shapes: Sequence[Shape], rounds: int, threads: int) -> dict[str, Any]:

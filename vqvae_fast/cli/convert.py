@@ -5,14 +5,14 @@ from pathlib import Path
 import click
 
 from vqvae_fast.checkpoints import read_quantizer
-from vqvae_fast.cli.output import check_file, overwrite_option
+from vqvae_fast.cli.output import FILE_NAME, check_file, overwrite_option
+from vqvae_fast.training.atomic import atomic_file
 from vqvae_fast.training.errors import UserError
-from vqvae_fast.training.runfolder import atomic_file
 
 
 @click.command(short_help="Take the quantizer out of a checkpoint.")
-@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
-@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("source", metavar="IN", type=FILE_NAME)
+@click.argument("out", metavar="OUT", type=FILE_NAME)
 @click.option("--prefix", metavar="NAME", help="Which one, where IN holds several.")
 @overwrite_option
 def convert(source: Path, out: Path, prefix: str | None, overwrite: bool) -> None:

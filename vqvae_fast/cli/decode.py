@@ -4,9 +4,9 @@ from pathlib import Path
 
 import click
 
-from vqvae_fast.cli.output import check_file, device_option, overwrite_option, run_option
+from vqvae_fast.cli.output import FILE_NAME, check_file, device_option, overwrite_option, run_option
 from vqvae_fast.training.checkpoint import load_model
-from vqvae_fast.training.codes import read_codes
+from vqvae_fast.training.codes import decoded_name, read_codes
 from vqvae_fast.training.config import pick_device
 from vqvae_fast.training.errors import UserError
 from vqvae_fast.training.files import write_image
@@ -14,13 +14,13 @@ from vqvae_fast.training.reconstruct import decode_image
 
 
 @click.command(short_help="Turn codes into images.", context_settings={"show_default": True})
-@click.argument("codes", type=click.Path(path_type=Path))
+@click.argument("codes", type=FILE_NAME)
 @run_option
 @click.option(
     "-o",
     "--out",
     required=True,
-    type=click.Path(path_type=Path),
+    type=FILE_NAME,
     metavar="FOLDER",
     help="Folder to write the images to, made if there is none.",
 )
@@ -37,9 +37,9 @@ def decode(codes: Path, run: str, out: Path, overwrite: bool, device: str) -> No
         raise UserError(f"there is no folder {out.parent} to make {out.name} in")
     model = load_model(run, pick_device(device))
     images = read_codes(codes, model)
-    files = [out / f"{Path(image.name).stem}.png" for image in images]
+    files = [out / decoded_name(image.name) for image in images]
     if len(set(files)) < len(files):
-        raise UserError(f"{codes} is damaged: two of its images have the same name")
+        raise UserError(f"{codes} is damaged: two of its images have the same name as a PNG file")
     # Nothing is half done: all files are looked at before the first is written.
     for file in files if out.is_dir() else ():
         check_file(file, overwrite)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import click
 
-from vqvae_fast.cli.output import check_file, device_option, overwrite_option, run_option
+from vqvae_fast.cli.output import FILE_NAME, check_file, device_option, overwrite_option, run_option
 from vqvae_fast.training.checkpoint import load_model
-from vqvae_fast.training.codes import ImageCodes, write_codes
+from vqvae_fast.training.codes import ImageCodes, decoded_name, write_codes
 from vqvae_fast.training.config import pick_device
 from vqvae_fast.training.errors import UserError
 from vqvae_fast.training.files import read_image
@@ -14,13 +14,13 @@ from vqvae_fast.training.reconstruct import encode_image
 
 
 @click.command(short_help="Turn images into codes.", context_settings={"show_default": True})
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=FILE_NAME)
 @run_option
 @click.option(
     "-o",
     "--out",
     required=True,
-    type=click.Path(path_type=Path),
+    type=FILE_NAME,
     metavar="FILE.npz",
     help="File of codes to write.",
 )
@@ -48,12 +48,13 @@ def encode(images: tuple[Path, ...], run: str, out: Path, overwrite: bool, devic
 
 
 def _check_names(images: tuple[Path, ...]) -> None:
-    """Decoded images are called as the originals: two of a name would fall together."""
+    """Decoded images are called as the originals, so these names must be possible and differ."""
     seen: dict[str, Path] = {}
     for path in images:
-        if path.stem in seen:
+        decoded = decoded_name(path.name)
+        if decoded in seen:
             raise UserError(
-                f"{seen[path.stem]} and {path} would both be decoded to {path.stem}.png; "
+                f"{seen[decoded]} and {path} would both be decoded to {decoded}; "
                 "encode them into separate files"
             )
-        seen[path.stem] = path
+        seen[decoded] = path

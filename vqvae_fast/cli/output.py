@@ -1,11 +1,25 @@
-"""What all commands that write a file agree on."""
+"""What all commands agree on that name files."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import click
 
 from vqvae_fast.training.errors import UserError
+
+
+class _FileName(click.Path):
+    """A path that is not empty: the empty one would be the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        if not str(value):
+            self.fail("the name of a file or folder must not be empty", param, ctx)
+        return Path(os.fsdecode(super().convert(value, param, ctx)))
+
+
+FILE_NAME = _FileName()
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace files that exist.")
 device_option = click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")

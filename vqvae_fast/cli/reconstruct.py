@@ -4,35 +4,40 @@ from pathlib import Path
 
 import click
 
-from vqvae_fast.cli.output import device_option, run_option
+from vqvae_fast.cli.output import (
+    FILE_NAME,
+    check_file,
+    device_option,
+    overwrite_option,
+    run_option,
+)
 from vqvae_fast.training.checkpoint import load_model
 from vqvae_fast.training.config import pick_device
-from vqvae_fast.training.errors import UserError
 from vqvae_fast.training.evaluate import psnr
-from vqvae_fast.training.files import check_output, read_image, write_image
+from vqvae_fast.training.files import check_format, read_image, write_image
 from vqvae_fast.training.reconstruct import reconstruct_image
 
 
 @click.command(short_help="Encode and decode an image.", context_settings={"show_default": True})
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("image", type=FILE_NAME)
 @run_option
 @click.option(
     "-o",
     "--out",
     required=True,
-    type=click.Path(path_type=Path),
+    type=FILE_NAME,
     metavar="FILE",
     help="Image file to write.",
 )
+@overwrite_option
 @device_option
-def reconstruct(image: Path, run: str, out: Path, device: str) -> None:
+def reconstruct(image: Path, run: str, out: Path, overwrite: bool, device: str) -> None:
     """Encode IMAGE into codes, decode them again, and save what comes back.
 
     The image may have any size.
     """
-    check_output(out)
-    if out.exists() and image.exists() and out.samefile(image):
-        raise UserError(f"--out {out} is the image itself, which is not overwritten")
+    check_file(out, overwrite, [image])
+    check_format(out)
     model = load_model(run, pick_device(device))
     pixels = read_image(image, model.config["in_channels"])
     result = reconstruct_image(model, pixels)

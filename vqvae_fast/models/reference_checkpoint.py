@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vqvae_fast.regular_files import check_regular
+
 _RESIDUAL = re.compile(r"(encoder|decoder)\.\w+\.\d+\.stack\.(\d+)\.(.+)")
 
 # The reference's training script stores its loss curves as numpy arrays, which torch's restricted
@@ -42,11 +44,10 @@ def read_reference_checkpoint(
         ValueError: the file is not such a checkpoint, or holds more than tensors and numbers.
     """
     problem = f"{path} is not a reference VQ-VAE checkpoint"
+    check_regular(path)
     try:
         with torch.serialization.safe_globals(NUMPY_CONSTRUCTORS):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{problem}: it holds more than tensors and numbers, or is damaged ({error})"

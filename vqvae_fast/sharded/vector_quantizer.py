@@ -17,6 +17,7 @@ from vqvae_fast.distributed import (
     summed,
     summed_segments,
 )
+from vqvae_fast.dtypes import common_float
 from vqvae_fast.functional import segment_sum
 from vqvae_fast.nn.checks import check_feature_map, check_index_map, check_learning, positive
 from vqvae_fast.nn.ema import put

@@ -1,6 +1,6 @@
 """Checkpoints: written whole or not at all, read without running any code in them."""
 
-import pickle
+import textwrap
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -8,12 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vqvae_fast.checkpoints.tensors import check_sizes, check_tensors
 from vqvae_fast.models import VQVAE
-from vqvae_fast.training.errors import UserError
-from vqvae_fast.training.runfolder import CHECKPOINT, atomic_file, open_run
+from vqvae_fast.training.atomic import atomic_file
+from vqvae_fast.training.config import MOST
+from vqvae_fast.training.errors import UserError, check_input
+from vqvae_fast.training.recipe import is_finite
+from vqvae_fast.training.runfolder import CHECKPOINT, open_run
 
 _FORMAT = 1
-_KEYS = ("model_config", "model", "optimizer", "step", "random", "window", "variance")
+_LONGEST_MESSAGE = 250
+_TYPES: dict[str, type] = {
+    "model_config": dict,
+    "model": dict,
+    "optimizer": dict,
+    "step": int,
+    "random": list,
+    "window": dict,
+    "variance": float,
+}
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
@@ -29,10 +42,16 @@ def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
 
     A run that continues on another kind of device cannot repeat the numbers of the first one;
     there the generator stays as it was seeded.
+
+    Raises:
+        ValueError: it is not such a state.
     """
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
+    try:
+        torch.set_rng_state(state["cpu"])
+        if device.type == "cuda" and "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"], device)
+    except (RuntimeError, TypeError, AttributeError, KeyError) as error:
+        raise ValueError("random must hold the states of torch's generators") from error
 
 
 def save_checkpoint(run: Path, state: dict[str, Any]) -> None:
@@ -51,21 +70,39 @@ def load_checkpoint(run: Path, device: torch.device | str = "cpu") -> dict[str, 
         UserError: the file is truncated, damaged, or not a checkpoint of this program.
     """
     path = run / CHECKPOINT
+    check_input(path, "checkpoint")
+    state = _read(path, device)
+    if not isinstance(state, dict) or state.get("format") != _FORMAT:
+        raise UserError(f"{path} is not a checkpoint of vqvae-fast train")
+    missing = [key for key in _TYPES if key not in state]
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}")
+    for key, kind in _TYPES.items():
+        if type(state[key]) is not kind and not (kind is dict and isinstance(state[key], dict)):
+            given = type(state[key]).__name__
+            raise UserError(f"{path} is damaged: {key} must be {kind.__name__}, got {given}")
+    if state["step"] < 0 or not state["random"]:
+        raise UserError(f"{path} is damaged: its step is negative, or it has no random states")
+    return state
+
+
+def _read(path: Path, device: torch.device | str) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                # A small file could then ask for any amount of memory.
+                raise UserError(f"{path} is not a checkpoint of vqvae-fast train: it is compressed")
             # torch does not compare checksums when it reads.
             damaged = archive.testzip()
         if damaged is not None:
             raise UserError(f"{path} is damaged: the checksum of {damaged} is wrong")
-        state = torch.load(path, map_location=device, weights_only=True)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        return torch.load(path, map_location=device, weights_only=True)
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except MemoryError as error:
+        raise UserError(f"{path} asks for more memory than there is") from error
+    except Exception as error:  # bytes that are no pickle end in whatever they happen to ask for
         raise UserError(f"{path} is truncated or not a checkpoint at all") from error
-    if not isinstance(state, dict) or state.get("format") != _FORMAT:
-        raise UserError(f"{path} is not a checkpoint of vqvae-fast train")
-    missing = [key for key in _KEYS if key not in state]
-    if missing:
-        raise UserError(f"{path} lacks {', '.join(missing)}")
-    return state
 
 
 def load_model(run: str | Path, device: torch.device | str = "cpu") -> VQVAE:
@@ -84,9 +121,34 @@ def load_model(run: str | Path, device: torch.device | str = "cpu") -> VQVAE:
 
 def model_from(state: dict[str, Any], run: Path) -> VQVAE:
     """Rebuild the model of a checkpoint, on the CPU."""
+    path, config, weights = run / CHECKPOINT, state["model_config"], state["model"]
     try:
-        model = VQVAE(**state["model_config"])
-        model.load_state_dict(state["model"])
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{run / CHECKPOINT} does not fit the model: {error}") from error
+        for name, most in MOST.items():
+            if config[name] > most:
+                raise ValueError(f"{name} must be at most {most}, got {config[name]}")
+        check_tensors(weights)
+        with torch.device("meta"):
+            check_sizes(VQVAE(**config), weights)
+        model = VQVAE(**config)
+        load_weights(model, weights)
+    except (RuntimeError, TypeError, ValueError, KeyError, OverflowError) as error:
+        raise UserError(f"{path} does not fit the model: {error}") from error
     return model
+
+
+def load_weights(model: VQVAE, weights: dict[str, Tensor]) -> None:
+    """``model.load_state_dict`` for weights out of a file.
+
+    Raises:
+        ValueError: they are not finite weights of such a model.
+    """
+    if strange := [name for name in weights if not isinstance(name, str)]:
+        raise ValueError(f"the names of weights must be strings, got {strange[0]!r}")
+    check_tensors(weights)
+    try:
+        model.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        what = textwrap.shorten(str(error), _LONGEST_MESSAGE)  # torch tells all that differs
+        raise ValueError(f"the weights are of another model: {what}") from error
+    if not is_finite(model):
+        raise ValueError("a weight or a code is NaN or Inf")

@@ -14,24 +14,32 @@ An .npz of plain arrays, one entry each:
 
 import hashlib
 import json
+import os
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 from torch import Tensor
 
 from vqvae_fast.models import VQVAE
-from vqvae_fast.training.errors import UserError
+from vqvae_fast.training.atomic import atomic_file
+from vqvae_fast.training.errors import UserError, check_input
+from vqvae_fast.training.files import MOST_PIXELS
+from vqvae_fast.training.npz import UNREADABLE, Header, read_blocks, read_headers
 from vqvae_fast.training.reconstruct import grid_of
-from vqvae_fast.training.runfolder import atomic_file
 
 _FORMAT = "vqvae_fast codes 1"
-_ENTRIES = ("n_embeddings", "stride", "channels", "fingerprint", "names", "sizes", "indices")
+_PER_IMAGE = ("names", "sizes", "indices")
+# The longest single entry is the fingerprint, 64 characters of four bytes.
+_SINGLE_BYTES = 1024
+_NO_HEADER = Header((), np.dtype(np.void))
+# Of the file systems of Linux.
+_LONGEST_NAME = 255
 # What an image decodes to does not depend on how the codebook was learned.
 _LEARNING = ("beta", "legacy", "quantizer")
 
@@ -88,35 +96,102 @@ def read_codes(path: Path, model: VQVAE) -> list[ImageCodes]:
     Raises:
         UserError: no such file, damaged or of another kind, or written with another model.
     """
-    arrays = _arrays(path)
+    check_input(path, "codes")
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is not a file of vqvae-fast encode")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return _read(path, archive, read_headers(path), model)
+    except UserError:
+        raise
+    except MemoryError as error:
+        raise UserError(f"{path} asks for more memory than there is") from error
+    except UNREADABLE as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+
+
+def _read(
+    path: Path, archive: NpzFile, headers: dict[str, Header], model: VQVAE
+) -> list[ImageCodes]:
+    """Each array is read when the headers and the arrays before it say that it can be right."""
+    single = [name for name in ("format", *_identity(model)) if _is_single(headers.get(name))]
+    if "format" not in single or str(archive["format"]) != _FORMAT:
+        raise UserError(f"{path} is not a file of vqvae-fast encode")
     for name, of_model in _identity(model).items():
-        of_file = arrays[name].item() if arrays[name].ndim == 0 else None
+        of_file = archive[name].item() if name in single else None
         if of_file != of_model:
             raise UserError(
                 f"{path} does not fit the model: {name} is {_short(of_file)} in the file, "
                 f"{_short(of_model)} in the model"
             )
-    names, sizes, indices = arrays["names"], arrays["sizes"], arrays["indices"]
-    if (
-        names.ndim != 1
-        or names.dtype.kind != "U"
-        or sizes.shape != (len(names), 2)
-        or sizes.dtype.kind not in "iu"
-        or (sizes < 1).any()
-        or indices.ndim != 1
-        or indices.dtype.kind != "u"
-    ):
-        raise UserError(f"{path} is damaged: names, sizes or indices are not as encode writes them")
-    grids = [grid_of(model, int(height), int(width)) for height, width in sizes]
-    expected = sum(rows * columns for rows, columns in grids)
-    if len(indices) != expected:
+    _check_headers(path, headers)
+    names = _read_names(path)
+    sizes = [(int(height), int(width)) for height, width in archive["sizes"]]
+    for name, (height, width) in zip(names, sizes, strict=True):
+        if min(height, width) < 1 or height * width > MOST_PIXELS:
+            raise UserError(f"{path} is damaged: {name} cannot be of {height}x{width} pixels")
+    grids = [grid_of(model, height, width) for height, width in sizes]
+    expected, (given,) = sum(rows * columns for rows, columns in grids), headers["indices"].shape
+    if given != expected:
         raise UserError(
-            f"{path} is damaged: images of these sizes have {expected} codes, it has {len(indices)}"
+            f"{path} is damaged: images of these sizes have {expected} codes, it has {given}"
         )
+    indices = archive["indices"]
     largest, codes = int(indices.max(initial=0)), model.config["n_embeddings"]
     if largest >= codes:
         raise UserError(f"{path} is damaged: indices must be below {codes}, got {largest}")
-    return list(_split(path, names, sizes, grids, indices))
+    return list(_split(names, sizes, grids, indices))
+
+
+def _is_single(header: Header | None) -> bool:
+    """Whether it is that of one number or short text."""
+    return header is not None and header.shape == () and header.nbytes <= _SINGLE_BYTES
+
+
+def _check_headers(path: Path, headers: dict[str, Header]) -> None:
+    names, sizes, indices = (headers.get(name, _NO_HEADER) for name in _PER_IMAGE)
+    if (
+        len(names.shape) != 1
+        or names.dtype.kind != "U"
+        or sizes.shape != (*names.shape, 2)
+        or sizes.dtype.kind not in "iu"
+        or len(indices.shape) != 1
+        or indices.dtype.kind != "u"
+    ):
+        raise UserError(f"{path} is damaged: names, sizes or indices are not as encode writes them")
+
+
+def _read_names(path: Path) -> list[str]:
+    """Valid names, all different; a small file with any number of equal ones is read no further."""
+    names: dict[str, None] = {}
+    for block in read_blocks(path, "names"):
+        for name in map(str, block):
+            # Images are written under these names: a folder in one would lead out of the user's.
+            if name in ("", ".", "..") or any(char in name for char in "/\\\0"):
+                raise UserError(f"{path} is damaged: {name!r} is not the name of an image")
+            if name in names:
+                raise UserError(f"{path} is damaged: two of its images have the same name, {name}")
+            names[name] = None
+    return list(names)
+
+
+def decoded_name(name: str) -> str:
+    """The name of the file that an image is decoded to.
+
+    Raises:
+        UserError: it would be too long for a file system, or cannot be written in its encoding.
+    """
+    decoded = f"{Path(name).stem}.png"
+    try:
+        length = len(os.fsencode(decoded))
+    except UnicodeEncodeError as error:
+        raise UserError(f"{name!r} cannot be the name of a file") from error
+    if length > _LONGEST_NAME:
+        raise UserError(
+            f"{name} would be decoded to a file with a name of {length} bytes, at most "
+            f"{_LONGEST_NAME} are possible; encode it under a shorter name"
+        )
+    return decoded
 
 
 def _identity(model: VQVAE) -> dict[str, int | str]:
@@ -129,41 +204,16 @@ def _identity(model: VQVAE) -> dict[str, int | str]:
     }
 
 
-def _arrays(path: Path) -> dict[str, NDArray[Any]]:
-    if not path.exists():
-        raise UserError(f"codes not found: {path}")
-    foreign = UserError(f"{path} is not a file of vqvae-fast encode")
-    if path.is_dir() or not zipfile.is_zipfile(path):
-        raise foreign
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if "format" not in archive or str(archive["format"]) != _FORMAT:
-                raise foreign
-            return {name: archive[name] for name in _ENTRIES}
-    except UserError:
-        raise
-    except MemoryError as error:
-        raise UserError(f"{path} is damaged: it asks for more memory than there is") from error
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
-
-
 def _split(
-    path: Path,
-    names: NDArray[np.str_],
-    sizes: NDArray[np.int64],
+    names: list[str],
+    sizes: list[tuple[int, int]],
     grids: list[tuple[int, int]],
     indices: NDArray[np.unsignedinteger[Any]],
 ) -> Iterator[ImageCodes]:
     begin = 0
     for name, (height, width), (rows, columns) in zip(names, sizes, grids, strict=True):
-        # Images are written under these names: a folder in one would lead out of the user's.
-        if not name or name in (".", "..") or any(char in name for char in "/\\\0"):
-            raise UserError(f"{path} is damaged: {str(name)!r} is not the name of an image")
         part = indices[begin : begin + rows * columns].astype(np.int64)
-        yield ImageCodes(
-            str(name), int(height), int(width), torch.from_numpy(part.reshape(rows, columns))
-        )
+        yield ImageCodes(name, height, width, torch.from_numpy(part.reshape(rows, columns)))
         begin += rows * columns
 
 

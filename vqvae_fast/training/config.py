@@ -1,6 +1,7 @@
 """Everything that decides a run, checked before anything is made."""
 
 import dataclasses
+import reprlib
 import sys
 from dataclasses import dataclass
 from types import NoneType
@@ -26,8 +27,11 @@ _COUNTS = (
     "checkpoint_every",
 )
 
-
 _LARGEST = sys.float_info.max
+# Each halving takes half of the image, and residual layers may share the weights of one.
+MOST = {"downsampling": 16, "n_res_layers": 1000}
+# Adam's first step is ten times as large, and must be a float32.
+_LARGEST_LR = 3e37
 
 
 @dataclass(frozen=True)
@@ -96,33 +100,38 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Raise UserError on values that cannot be."""
         counts = [name for name in _COUNTS if name != "dim" or self.dim is not None]
-        for name in (*counts, "seed"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise UserError(f"{name} must be an integer, got {value!r}")
+        for names, kinds, what in (
+            ((*counts, "seed"), int, "an integer"),
+            (("crop",), (int, NoneType), "an integer or None"),
+            (("lr", "beta", "held_out"), (int, float), "a number"),
+            (("data", "device", "quantizer", "dtype"), str, "a string"),
+            (("out",), (str, NoneType), "a string or None"),
+            (("compile",), bool, "True or False"),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+                    raise UserError(f"{name} must be {what}, got {reprlib.repr(value)}")
         for name in counts:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
             if getattr(self, name) >= 2**63:
                 raise UserError(f"{name} must be below 2^63, got {getattr(self, name)}")
+        for name, most in MOST.items():
+            if getattr(self, name) > most:
+                raise UserError(f"{name} must be at most {most}, got {getattr(self, name)}")
         for name in ("lr", "beta", "held_out"):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or isinstance(value, bool):
-                raise UserError(f"{name} must be a number, got {value!r}")
             if not -_LARGEST <= value <= _LARGEST:  # a NaN compares false
                 raise UserError(f"{name} must be a finite number, got {str(value)[:12]}")
-        for name in ("data", "device"):
-            if not isinstance(getattr(self, name), str):
-                raise UserError(f"{name} must be a string, got {getattr(self, name)!r}")
-        if not isinstance(self.out, (str, NoneType)):
-            raise UserError(f"out must be a string or None, got {self.out!r}")
-        if not isinstance(self.crop, (int, NoneType)):
-            raise UserError(f"crop must be an integer or None, got {self.crop!r}")
-        photographs: Any = self.photographs  # a string would be read letter by letter
-        if isinstance(photographs, str):
-            raise UserError(f"photographs must be a tuple of names, got {self.photographs!r}")
+        photographs: Any = self.photographs
+        if not isinstance(photographs, tuple) or not all(isinstance(n, str) for n in photographs):
+            given = reprlib.repr(photographs)
+            raise UserError(f"photographs must be a tuple of names, got {given}")
         if not self.lr > 0:
             raise UserError(f"lr must be above 0, got {self.lr:g}")
+        if self.lr > _LARGEST_LR:
+            raise UserError(f"lr must be at most {_LARGEST_LR:g}, got {self.lr:g}")
         if not self.beta >= 0:
             raise UserError(f"beta must not be below 0, got {self.beta:g}")
         if not 0 <= self.seed < 2**63:
@@ -144,11 +153,25 @@ class TrainConfig:
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
-            raise UserError(f"unknown settings: {', '.join(unknown)}")
-        try:
-            return cls(**values | {"photographs": tuple(values["photographs"])})
-        except (KeyError, TypeError) as error:
-            raise UserError(f"settings are missing or of a wrong type: {error}") from error
+            raise UserError(f"unknown settings: {reprlib.repr(unknown)}")
+        missing = sorted(known - set(values))
+        if missing:
+            raise UserError(f"settings are missing: {', '.join(missing)}")
+        photographs = values["photographs"]
+        if isinstance(photographs, list):  # JSON has no tuples
+            photographs = tuple(photographs)
+        return cls(**values | {"photographs": photographs})
+
+
+def is_number(value: object) -> bool:
+    """Whether a value out of a file is a number that a float can hold; True and False are not."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        float(value)
+    except OverflowError:
+        return False
+    return True
 
 
 def pick_device(name: str) -> torch.device:

@@ -10,12 +10,15 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import ImageOps, UnidentifiedImageError
 
-from vqvae_fast.training.errors import UserError
-from vqvae_fast.training.runfolder import atomic_file
+from vqvae_fast.training.atomic import atomic_file
+from vqvae_fast.training.errors import UserError, check_input
 
 # In these EXIF orientations width and height change places.
 _TURNED = (5, 6, 7, 8)
 _ORIENTATION = 0x0112
+# Larger images are not read: a small file can hold any number of equal pixels. Pillow's own limit,
+# which depends on its version and on the program around it, is not higher by default.
+MOST_PIXELS = 178_956_970
 
 
 def read_image(path: Path, channels: int = 3) -> NDArray[np.uint8]:
@@ -51,16 +54,15 @@ def image_size(path: Path) -> tuple[int, int]:
 @contextmanager
 def _open(path: Path) -> Iterator[Pillow.Image]:
     """Open an image, with every way of failing told in one sentence."""
-    if not path.exists():
-        raise UserError(f"image not found: {path}")
-    if path.is_dir():
-        raise UserError(f"{path} is a folder, an image file was expected")
+    check_input(path, "image")
     try:
         with warnings.catch_warnings():
             # Pillow warns of large images; whoever names one means it.
             warnings.simplefilter("ignore", Pillow.DecompressionBombWarning)
             with Pillow.open(path) as image:
                 yield image
+    except UserError:
+        raise
     except Pillow.DecompressionBombError as error:
         raise UserError(f"{path} is too large to decode: {error}") from error
     except UnidentifiedImageError as error:
@@ -70,15 +72,11 @@ def _open(path: Path) -> Iterator[Pillow.Image]:
         raise UserError(f"{path} cannot be read as an image: {error}") from error
 
 
-def check_output(path: Path) -> None:
-    """Raise UserError where an image could not be written, before any work is done for it."""
-    if path.is_dir():
-        raise UserError(f"{path} is a folder, the name of an image file was expected")
+def check_format(path: Path) -> None:
+    """Raise UserError where a name is not that of an image that can be written."""
     # Pillow also knows formats that it can only read.
     if Pillow.registered_extensions().get(path.suffix.lower()) not in Pillow.SAVE:
         raise UserError(f"{path} must end like an image file, for instance .png")
-    if not path.parent.is_dir():
-        raise UserError(f"there is no folder {path.parent} to write {path.name} to")
 
 
 def write_image(path: Path, pixels: NDArray[np.uint8]) -> None:

@@ -1,5 +1,6 @@
 """The training loop: a run from its first step, or on from a checkpoint."""
 
+import math
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from torch import Tensor
 from vqvae_fast.distributed import is_distributed, world_size
 from vqvae_fast.models import VQVAEOutput
 from vqvae_fast.nn import KMeansInit
-from vqvae_fast.training import checkpoint
+from vqvae_fast.training import checkpoint, recipe
 from vqvae_fast.training.config import TrainConfig, pick_device
 from vqvae_fast.training.data import ImageData
 from vqvae_fast.training.errors import UserError
@@ -25,7 +26,6 @@ from vqvae_fast.training.processes import (
     share,
 )
 from vqvae_fast.training.progress import Progress
-from vqvae_fast.training.recipe import build_model, build_optimizer, learning_rate
 from vqvae_fast.training.runfolder import Metrics
 from vqvae_fast.training.window import Window
 
@@ -63,8 +63,8 @@ class Trainer:
                 f"batch_size must be at least the number of processes, {world_size()}, "
                 f"got {config.batch_size}"
             )
-        self.model = build_model(config, data).to(self.device)
-        self.optimizer = build_optimizer(config, self.model)
+        self.model = recipe.build_model(config, data).to(self.device)
+        self.optimizer = recipe.build_optimizer(config, self.model)
         self.window = Window(config.codebook_size, self.device)
         self.held_out = data.validation(config.eval_crops).to(self.device)
         self.step = 0
@@ -85,7 +85,7 @@ class Trainer:
         part = share(config.batch_size)
         x = self.data.batch(config.seed, self.step, config.batch_size, part).to(self.device)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config, self.data, self.step)
+            group["lr"] = recipe.learning_rate(config, self.data, self.step)
         self.optimizer.zero_grad()
         try:
             result = self._forward(x)
@@ -97,16 +97,12 @@ class Trainer:
             raise UserError(f"torch.compile does not work here: {_essence(error)}") from error
         self.optimizer.step()
         self.step += 1
-        self.window.add(*result)
+        self.window.add(*result, recipe.is_finite(self.model))
         measured = self.step % config.eval_every == 0
         if not measured and self.step % config.log_every:
             return None
+        self.check_finite()
         row = {"step": self.step, **self.window.read()}
-        if not row["loss"] < float("inf"):  # a NaN compares false
-            raise UserError(
-                f"training diverged: the loss at step {self.step} is {row['loss']}; "
-                "choose a smaller lr"
-            )
         if measured:
             held_out = self.evaluate(self.held_out)
             row |= {
@@ -116,15 +112,31 @@ class Trainer:
             }
         return row
 
+    def check_finite(self) -> None:
+        """Raise UserError if a step has diverged, in all processes alike; waits for the device.
+
+        The flags of the steps stay on the device until something else has to be fetched from it:
+        a row of metrics, or a checkpoint, which must not hold what has diverged.
+        """
+        late = self.window.steps_since_divergence()
+        if late:
+            first = self.step - late + 1
+            raise UserError(_diverged(first, "the loss or a weight became NaN or Inf"))
+        if not recipe.moments_are_finite(self.optimizer):
+            raise UserError(_diverged(self.step, "Adam's averages have become NaN or Inf"))
+
     def evaluate(self, images: Tensor) -> Evaluation:
-        """Measure the model as it is now."""
-        return evaluate(
+        """Measure the model as it is now; raises UserError if its weights have exploded."""
+        found = evaluate(
             self.model,
             images,
             batch_size=self.config.batch_size,
             autocast=self.autocast,
             divided=True,
         )
+        if not math.isfinite(found.mse):
+            raise UserError(_diverged(self.step, f"the reconstruction error became {found.mse}"))
+        return found
 
     def recent_batches(self) -> Tensor:
         """The training crops of the last steps, [n, C, crop, crop]."""
@@ -147,31 +159,44 @@ class Trainer:
         }
 
     def load(self, state: dict[str, Any], run: Path) -> None:
-        """Continue from :meth:`state`, torch's generators included."""
+        """Continue from :meth:`state`, torch's generators included.
+
+        Raises:
+            UserError: the state is not one of this config and data.
+        """
         if state["variance"] != self.variance:
             raise UserError(
                 f"the data is not what {run} was trained on: its variance was "
                 f"{state['variance']:.6g}, now it is {self.variance:.6g}"
             )
         try:
-            self.model.load_state_dict(state["model"])
+            checkpoint.load_weights(self.model, state["model"])
             samples = state.get("samples", {})
             for name, part in self._collectors().items():
                 part.samples = samples.get(name, part.samples)
-            self.optimizer.load_state_dict(state["optimizer"])
+            recipe.load_moments(self.optimizer, state["optimizer"], state["step"])
             self.window.load(state["window"])
-            self.step = int(state["step"])
+            self.step = state["step"]
             states = state["random"]
             # A run that goes on with other processes than it had cannot repeat their numbers.
             own = states[rank() if len(states) == world_size() else 0]
             checkpoint.set_random_state(own, self.device)
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"the checkpoint of {run} does not fit its config.json") from error
+        except ValueError as error:
+            raise UserError(
+                f"the checkpoint of {run} does not fit its config.json: {error}"
+            ) from error
 
     def _collectors(self) -> dict[str, KMeansInit]:
         """The parts that collect samples for k-means, which a state dict does not hold."""
         parts = self.model.named_modules()
         return {name: part for name, part in parts if isinstance(part, KMeansInit)}
+
+
+def _diverged(step: int, what: str) -> str:
+    return (
+        f"training diverged: at step {step} {what}; choose a smaller lr. The checkpoint of the run "
+        "is of an earlier step"
+    )
 
 
 def _from_compiler(error: RuntimeError) -> bool:
@@ -212,7 +237,14 @@ def run_steps(trainer: Trainer, run: Path, progress: bool | None) -> tuple[bool,
 
 
 def save(run: Path, trainer: Trainer) -> None:
-    """Replace the run's checkpoint; all processes call it, the first one writes."""
+    """Replace the run's checkpoint; all processes call it, the first one writes.
+
+    Raises:
+        UserError: training has diverged; the checkpoint stays as it was.
+    """
+    trainer.check_finite()
+    # Weights that the last step has exploded are finite, but what they compute is not.
+    trainer.evaluate(trainer.held_out[: trainer.config.batch_size])
     state = trainer.state()
     if is_first():
         checkpoint.save_checkpoint(run, state)

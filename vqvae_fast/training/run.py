@@ -1,8 +1,8 @@
 """train() and resume(): a whole run, from the config to the pictures."""
 
 import dataclasses
-import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,21 +12,23 @@ from torch.utils.data import Dataset
 from vqvae_fast.distributed import world_size
 from vqvae_fast.models import VQVAE
 from vqvae_fast.training import pictures
-from vqvae_fast.training.checkpoint import load_checkpoint
+from vqvae_fast.training.checkpoint import load_checkpoint, save_checkpoint
 from vqvae_fast.training.config import TrainConfig, pick_device
 from vqvae_fast.training.data import ImageData, absolute_source, open_data, source_label
 from vqvae_fast.training.errors import UserError
 from vqvae_fast.training.evaluate import Evaluation
-from vqvae_fast.training.loop import Trainer, run_steps, save
+from vqvae_fast.training.loop import Trainer, run_steps
 from vqvae_fast.training.processes import from_first, in_all, is_first
 from vqvae_fast.training.runfolder import (
     CONFIG,
     RESULT,
-    create_run,
+    new_run,
     open_run,
+    read_config,
     read_metrics,
     write_json,
 )
+from vqvae_fast.training.runlock import locked
 
 _PREVIEW_IMAGES = 8
 
@@ -64,7 +66,8 @@ def train(
     """Train a VQ-VAE and leave a run folder.
 
     The folder gets config.json, metrics.jsonl, checkpoint.pt, and at the end result.json,
-    reconstructions.png, curves.png and usage.png. SIGINT (Ctrl-C) and SIGTERM end the run after
+    reconstructions.png, curves.png and usage.png. While it is written it is locked (.lock): a
+    second process is refused. SIGINT (Ctrl-C) and SIGTERM end the run after
     the step in progress, with a checkpoint. The caller's random state is left as it was.
 
     Args:
@@ -87,9 +90,16 @@ def train(
         # What cannot be drawn, or is beyond all memory, fails here, before there is a folder.
         images.batch(config.seed, 0, config.batch_size)
         label = "dataset" if data is not None else source_label(config.data)
-        run = from_first(lambda: _new_run(config, f"{label}-{config.quantizer}"))
-        save(run, trainer)  # whatever ends the run, it can be resumed
-        return _finish(trainer, run, progress, say)
+        state = trainer.state()
+
+        def fill(folder: Path) -> None:
+            save_checkpoint(folder, state)  # whatever ends the run, it can be resumed
+            write_json(folder / CONFIG, config.to_dict())  # last: it makes the folder a run
+
+        new = new_run(config.out, f"{label}-{config.quantizer}", fill)
+        with ExitStack() as lock:
+            run = from_first(lambda: lock.enter_context(new))
+            return _finish(trainer, run, progress, say)
 
 
 def resume(
@@ -115,10 +125,26 @@ def resume(
         say: as in :func:`train`.
 
     Raises:
-        UserError: not a run folder, a damaged checkpoint, other data, or nothing left to do.
+        UserError: not a run folder, one that another process writes to, a damaged file in it,
+            other data, nothing left to do, or training diverged.
     """
     path = open_run(run)
-    config = _read_config(path)
+    with ExitStack() as lock:
+        from_first(lambda: lock.enter_context(locked(path)))
+        return _resume(path, data, validation, steps, device, progress, say)
+
+
+def _resume(
+    path: Path,
+    data: "Dataset[Any] | ImageData | None",
+    validation: "Dataset[Any] | None",
+    steps: int | None,
+    device: str | None,
+    progress: bool | None,
+    say: Callable[[str], None],
+) -> TrainResult:
+    """:func:`resume`, for whoever holds the lock: nothing in the folder changes meanwhile."""
+    config = read_config(path)
     changes: dict[str, Any] = {"steps": steps, "device": device}
     config = dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})
     config = dataclasses.replace(config, device=str(pick_device(config.device)))
@@ -133,9 +159,9 @@ def resume(
         torch.manual_seed(config.seed)
         trainer = Trainer(config, images, images.variance())
         trainer.load(state, path)
+        read_metrics(path)  # what cannot be read fails before anything is written
         if is_first():
             write_json(path / CONFIG, config.to_dict())
-        if is_first():
             say(f"resuming at step {trainer.step}")
         return _finish(trainer, path, progress, say)
 
@@ -184,12 +210,6 @@ def _finish(
     return result
 
 
-def _new_run(config: TrainConfig, label: str) -> Path:
-    run = create_run(config.out, label)
-    write_json(run / CONFIG, config.to_dict())
-    return run
-
-
 def _say_nothing(line: str) -> None:
     """For all processes but the first."""
 
@@ -219,17 +239,6 @@ def _open(
             validation=validation,
         )
     )
-
-
-def _read_config(run: Path) -> TrainConfig:
-    path = run / CONFIG
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise UserError("settings must be a JSON object")
-        return TrainConfig.from_dict(values)
-    except (OSError, ValueError) as error:  # JSON errors and UserError are ValueErrors
-        raise UserError(f"{path} cannot be used: {error}") from error
 
 
 def _gpus(config: TrainConfig) -> list[int]:

@@ -1,32 +1,22 @@
-"""A run folder: config.json, metrics.jsonl, result.json, checkpoint.pt and the pictures."""
+"""A run folder: config.json, metrics.jsonl, result.json, checkpoint.pt, the pictures, the lock."""
 
+import errno
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from vqvae_fast.training.errors import UserError, user_path
+from vqvae_fast.training.atomic import atomic_file, hidden_folder
+from vqvae_fast.training.config import TrainConfig, is_number
+from vqvae_fast.training.errors import UserError, check_input, user_path
+from vqvae_fast.training.runlock import LOCK, locked
 
 CONFIG, METRICS, RESULT, CHECKPOINT = "config.json", "metrics.jsonl", "result.json", "checkpoint.pt"
 
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """Write a file whole or not at all: the caller fills the path given, which then replaces it.
-
-    A process that is killed leaves the old file; the new one is on the disk before it is named.
-    """
-    # The suffix stays the last part of the name: picture formats are chosen by it.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+# What renaming a folder to a name that is taken ends in.
+_TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
@@ -35,33 +25,75 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def create_run(out: str | None, label: str) -> Path:
-    """Make a new run folder: ``out``, or the first free of runs/label-1, runs/label-2, ...
+@contextmanager
+def new_run(out: str | None, label: str, fill: Callable[[Path], None]) -> Iterator[Path]:
+    """Make a run folder and hold its lock: ``out``, or the first free of runs/label-1, -2, ...
+
+    A folder that does not exist yet gets its name after ``fill`` has written into it: other
+    programs never find half of one, and of two starts at once only one gets the name. A folder
+    that exists and is empty is filled where it is, since it may be a mount or the current folder.
+
+    Args:
+        out: the folder; None chooses one.
+        label: what a chosen name begins with.
+        fill: writes the first files into the folder that it is given.
 
     Raises:
         UserError: ``out`` holds something already, or cannot be written.
     """
-    if out is not None:
-        path = user_path(out)
-        if path.exists() and not path.is_dir():
-            raise UserError(f"{path} is a file, a run folder was expected")
-        if path.is_dir() and any(path.iterdir()):
-            raise UserError(
-                f"{path} is not empty and is not overwritten; choose another --out, "
-                "or continue a run with --resume"
-            )
-        _make(path, exist_ok=True)
-        return path
-    number = 1
-    while True:
-        path = Path("runs", f"{label}-{number}")
+    with ExitStack() as lock:
+        path = None if out is None else user_path(out)
         try:
-            # Making the folder is also what claims the name, should two runs start at once.
-            _make(path, exist_ok=False)
-        except FileExistsError:
-            number += 1
-        else:
-            return path
+            if path is None:
+                names = (f"{label}-{number}" for number in count(1))
+                path = _build(Path("runs"), names, fill, lock)
+            elif path.is_dir():
+                _fill(path, fill, lock)
+            elif path.exists():
+                raise UserError(f"{path} is a file, a run folder was expected")
+            else:
+                path = _build(path.parent, [path.name], fill, lock)
+        except OSError as error:
+            what = f"{path or 'runs'} cannot be made: {error.strerror or error}"
+            raise UserError(f"the run folder {what}") from error
+        yield path
+
+
+def _build(
+    parent: Path, names: Iterable[str], fill: Callable[[Path], None], lock: ExitStack
+) -> Path:
+    """Build a run folder under a hidden name, then give it the first name that is free."""
+    parent.mkdir(parents=True, exist_ok=True)
+    with hidden_folder(parent) as folder:
+        lock.enter_context(locked(folder))
+        fill(folder)
+        for name in names:
+            try:
+                return folder.rename(parent / name)
+            except OSError as error:
+                if error.errno not in _TAKEN:
+                    raise
+    raise UserError(_not_empty(parent / name))
+
+
+def _fill(path: Path, fill: Callable[[Path], None], lock: ExitStack) -> None:
+    """Make a run of a folder that exists."""
+    _check_empty(path)  # first without the lock, whose file must not get into a foreign folder
+    lock.enter_context(locked(path))
+    _check_empty(path)  # another process may have held the lock before
+    fill(path)
+
+
+def _check_empty(path: Path) -> None:
+    if any(entry.name != LOCK for entry in path.iterdir()):
+        raise UserError(_not_empty(path))
+
+
+def _not_empty(path: Path) -> str:
+    return (
+        f"{path} is not empty and is not overwritten; choose another --out, "
+        "or continue a run with --resume"
+    )
 
 
 def open_run(run: str | Path) -> Path:
@@ -74,6 +106,23 @@ def open_run(run: str | Path) -> Path:
     if not (path / CHECKPOINT).is_file():
         raise UserError(f"{path} has no {CHECKPOINT}: the run ended before its first one")
     return path
+
+
+def read_config(run: Path) -> TrainConfig:
+    """The settings in a run's config.json.
+
+    Raises:
+        UserError: it is not a JSON object of settings that can be.
+    """
+    path = run / CONFIG
+    check_input(path, "settings")
+    try:
+        values = read_json(path.read_bytes())
+        if not isinstance(values, dict):
+            raise UserError("settings must be a JSON object")
+        return TrainConfig.from_dict(values)
+    except ValueError as error:  # JSON errors and UserError are ValueErrors
+        raise UserError(f"{path} cannot be used: {error}") from error
 
 
 class Metrics:
@@ -97,30 +146,50 @@ class Metrics:
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
-    """The rows of a run's metrics.jsonl; a line cut off by a crash is left out."""
+    """The rows of a run's metrics.jsonl; a last line that a crash has cut off is left out.
+
+    Raises:
+        UserError: another line is not a row of figures with its step.
+    """
     path = run / METRICS
+    if not path.exists():
+        return []
+    check_input(path, "metrics")
+    *lines, rest = path.read_bytes().split(b"\n")
     rows = []
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
+    for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            break
-        rows.append(row)
+            rows.append(_row(line))
+        except ValueError as error:
+            raise UserError(
+                f"line {number} of {path} must be a JSON object of figures with their step: "
+                f"{error}; mend the file or move it away"
+            ) from error
+    with suppress(ValueError):
+        rows.append(_row(rest))
     return rows
+
+
+def read_json(text: bytes) -> Any:
+    """``json.loads`` of UTF-8, whose every failure is a ValueError."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _row(line: bytes) -> dict[str, float]:
+    row = read_json(line)
+    if not isinstance(row, dict):
+        raise ValueError(f"got a value of type {type(row).__name__}")
+    for name, value in row.items():
+        if not is_number(value):
+            raise ValueError(f"{name[:40]} is not a number")
+    step = row.get("step")
+    if not isinstance(step, int) or step < 1:
+        raise ValueError("step is not a whole number of at least 1")
+    return row
 
 
 def _line(row: dict[str, float]) -> str:
     return json.dumps(row) + "\n"
-
-
-def _make(path: Path, *, exist_ok: bool) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=exist_ok)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        raise UserError(f"the run folder {path} cannot be made: {error.strerror}") from error
-    if not os.access(path, os.W_OK):
-        raise UserError(f"the run folder {path} cannot be written to")

@@ -10,18 +10,26 @@ from vqvae_fast.training.processes import total
 
 
 class Window:
-    """Sums of a step's figures; reading them is the only time the loop waits for the device."""
+    """Sums of a step's figures; the loop waits for the device only when it reads them or saves."""
 
     def __init__(self, num_codes: int, device: torch.device) -> None:
         # loss, mse and perplexity.
         self._sums = torch.zeros(3, dtype=torch.float64, device=device)
         self._counts = torch.zeros(num_codes, dtype=torch.int64, device=device)
         self._steps = 0
+        # Whether all steps were finite, and how many were before the first that was not.
+        self._finite = torch.ones((), dtype=torch.bool, device=device)
+        self._finite_steps = torch.zeros((), dtype=torch.int64, device=device)
 
-    def add(self, loss: Tensor, mse: Tensor, output: VQVAEOutput) -> None:
-        """Count one step in; mse is on the model's scale [-1, 1].
+    def add(self, loss: Tensor, mse: Tensor, output: VQVAEOutput, finite: Tensor) -> None:
+        """Count one step in.
 
-        Of several processes loss and mse are parts: those of all add up to the batch's.
+        Args:
+            loss: of the step. Of several processes loss and mse are parts: those of all add up to
+                the batch's.
+            mse: on the model's scale [-1, 1].
+            output: of the model.
+            finite: a flag, whether the step has left the model finite.
         """
         counts = code_counts(output.indices, len(self._counts))
         batch_perplexity = output.perplexity
@@ -34,6 +42,12 @@ class Window:
         self._sums += figures.detach().to(self._sums.dtype)
         self._counts += counts
         self._steps += 1
+        self._finite &= finite & loss.isfinite()
+        self._finite_steps += self._finite
+
+    def steps_since_divergence(self) -> int:
+        """How many steps, the last ones, are not finite any more; waits for the device."""
+        return self._steps - int(self._finite_steps)
 
     def read(self) -> dict[str, float]:
         """The means since the last call: mse of pixel values in [0, 1]; and start anew."""
@@ -41,6 +55,7 @@ class Window:
         used = int((self._counts > 0).sum())
         self._sums.zero_()
         self._counts.zero_()
+        self._finite_steps.zero_()
         self._steps = 0
         return {"loss": loss, "mse": mse / 4, "perplexity": perplexity, "codes_used": used}
 
@@ -49,7 +64,22 @@ class Window:
         return {"sums": self._sums, "counts": self._counts, "steps": self._steps}
 
     def load(self, state: dict[str, Tensor | int]) -> None:
-        """Continue from :meth:`state`."""
-        self._sums.copy_(torch.as_tensor(state["sums"]))
-        self._counts.copy_(torch.as_tensor(state["counts"]))
-        self._steps = int(state["steps"])
+        """Continue from :meth:`state`.
+
+        Raises:
+            ValueError: it is not the state of a window over as many codes.
+        """
+        sums, counts, steps = state.get("sums"), state.get("counts"), state.get("steps")
+        if not (
+            isinstance(sums, Tensor)
+            and isinstance(counts, Tensor)
+            and sums.shape == self._sums.shape
+            and counts.shape == self._counts.shape
+            and isinstance(steps, int)
+            and steps >= 0
+        ):
+            raise ValueError(f"window must hold sums [3], counts [{len(self._counts)}] and steps")
+        self._sums.copy_(sums)
+        self._counts.copy_(counts)
+        self._steps = steps
+        self._finite_steps.fill_(steps)

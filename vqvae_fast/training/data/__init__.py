@@ -16,6 +16,8 @@ from vqvae_fast.training.errors import UserError, user_path
 # Crops of images that differ in size.
 _CROP = 32
 _PHOTOS, _CIFAR10 = "photos", "cifar10:"
+# File names end at 255 bytes and a character has at most four: what a run adds to it has room.
+_LONGEST_LABEL = 50
 
 __all__ = [
     "DEFAULT_PHOTOGRAPHS",
@@ -59,9 +61,9 @@ def open_data(
         return open_photos(photographs, crop=crop or _CROP, held_out=held_out)
     if data.startswith(_CIFAR10):
         return open_cifar10(user_path(data.removeprefix(_CIFAR10)), crop=crop)
-    path = user_path(data)
     if not data:
         raise UserError("data must be named: photos, a folder, cifar10:FOLDER, a .npy or .npz file")
+    path = user_path(data)
     if path.is_dir():
         return open_folder(path, crop=crop or _CROP, held_out=held_out)
     if not path.exists():
@@ -84,4 +86,4 @@ def source_label(data: str) -> str:
     if data == _PHOTOS or data.startswith(_CIFAR10):
         return data.split(":")[0]
     path = user_path(data).resolve()
-    return path.name if path.is_dir() else path.stem
+    return (path.name if path.is_dir() else path.stem)[:_LONGEST_LABEL]

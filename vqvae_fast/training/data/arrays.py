@@ -1,7 +1,5 @@
 """Images in a NumPy file, [N, H, W, C] or [N, C, H, W]."""
 
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqvae_fast.training.data.crops import ImageData, crop_of, split_data
-from vqvae_fast.training.errors import UserError
+from vqvae_fast.training.errors import UserError, check_input
+from vqvae_fast.training.npz import UNREADABLE, read_headers
 
 _CHANNELS = (1, 3)
 
@@ -48,19 +47,21 @@ def as_images(array: NDArray[Any], name: str) -> NDArray[Any]:
 
 
 def _load(path: Path) -> NDArray[Any]:
+    check_input(path, "data")
     try:
         if path.suffix.lower() == ".npy":
             array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
             return array
-        with np.load(path, allow_pickle=False) as archive:
-            shapes = {name: archive[name].shape for name in archive.files}
-            names = [name for name, shape in shapes.items() if len(shape) == 4]
-            if len(names) == 1:
+        shapes = {name: header.shape for name, header in read_headers(path).items()}
+        names = [name for name, shape in shapes.items() if len(shape) == 4]
+        if len(names) == 1:
+            with np.load(path, allow_pickle=False) as archive:
                 chosen: NDArray[Any] = archive[names[0]]
                 return chosen
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         # NumPy takes what it does not know for a pickle, and advises to run the code in it.
-        why = "it is not one, or holds Python objects" if "pickle" in str(error) else error
+        objects = "pickle" in str(error) or "object arrays" in str(error).lower()
+        why = "it is not one, or holds Python objects" if objects else error
         raise UserError(f"{path} cannot be read as a NumPy file: {why}") from error
     listing = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items()) or "none"
     raise UserError(

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqvae_fast.training.data.crops import ImageData, Regions, crop_of, whole_boxes
-from vqvae_fast.training.errors import UserError
+from vqvae_fast.training.errors import UserError, check_input
 
 # A record is a label, then 1024 red, 1024 green and 1024 blue values of a 32x32 image.
 _RECORD = 1 + 3 * 32 * 32
@@ -34,11 +34,12 @@ def _read(folder: Path, names: tuple[str, ...]) -> NDArray[np.uint8]:
     batches = []
     for name in names:
         path = folder / name
-        if not path.is_file():
+        if not path.exists():
             raise UserError(
                 f"{path} is missing: cifar10:FOLDER wants the binary version "
                 f"({_TRAIN[0]} to {_TRAIN[-1]}, {_TEST[0]})"
             )
+        check_input(path, "images")
         values = np.fromfile(path, dtype=np.uint8)
         if values.size == 0 or values.size % _RECORD:
             raise UserError(
