@@ -210,6 +210,8 @@ void count_settled(const Case<In>& c, int64_t threads, Tally& tally) {
     const InstructionSet& set = *available_instruction_sets().front();
     if (set.filters == nullptr || !filter_serves(c.rows, c.codes, pool(threads))) return;
     const Int8Filter<In>& filter = *set.filters->filter(static_cast<const In*>(nullptr));
+    const ListedCodes<In> codes{c.codes.data, c.codes.count, c.codes.dim, c.codes.row_stride,
+                                c.codes.element_stride, nullptr};
     std::vector<int64_t> indices(c.rows.count), unsettled;
     std::vector<float> distances(c.rows.count);
     if (!filter_rows(filter, c.rows, c.codes, indices.data(), distances.data(), Rows<In>{},

@@ -1,0 +1,23 @@
+// The codes that a search chooses among: all of a codebook, or the listed ones.
+#pragma once
+
+#include <stdint.h>
+
+#include "../rows.h"
+
+namespace vqvae_fast {
+
+template <class In>
+struct ListedCodes {
+  const In* data;
+  int64_t count;
+  int64_t dim;
+  int64_t row_stride;
+  int64_t element_stride;
+  const int64_t* listed;  // [count]: their places in the codebook, ascending; null for all
+
+  VQVAE_FAST_INLINE int64_t place(int64_t k) const { return listed == nullptr ? k : listed[k]; }
+  VQVAE_FAST_INLINE const In* row(int64_t k) const { return data + place(k) * row_stride; }
+};
+
+}  // namespace vqvae_fast
