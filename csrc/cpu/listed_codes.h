@@ -20,4 +20,9 @@ struct ListedCodes {
   VQVAE_FAST_INLINE const In* row(int64_t k) const { return data + place(k) * row_stride; }
 };
 
+template <class In>
+VQVAE_FAST_INLINE ListedCodes<In> list_all(const Codes<In>& codes) {
+  return {codes.data, codes.count, codes.dim, codes.row_stride, codes.element_stride, nullptr};
+}
+
 }  // namespace vqvae_fast

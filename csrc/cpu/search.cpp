@@ -31,11 +31,6 @@ struct Answers {
   Rows<In> quantized;
 };
 
-template <class In>
-ListedCodes<In> list_all(const Codes<In>& codes) {
-  return {codes.data, codes.count, codes.dim, codes.row_stride, codes.element_stride, nullptr};
-}
-
 // Rows are divided first: that repeats no work. Where they are fewer than the threads can share,
 // the codes are divided too, and each part of them has an answer of its own to merge.
 struct Division {
