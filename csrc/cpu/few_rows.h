@@ -103,7 +103,7 @@ inline typename Simd::T smallest_of(const typename Simd::T* distances, int64_t c
   return smallest;
 }
 
-// Measures the codes within reach; a copy of the nearest so far only if it is not known for one.
+// Measures the codes within reach; but not copies of the nearest so far: they come later, and lose.
 template <class Simd, class In>
 inline Best measure_within(typename Simd::T reach, const typename Simd::T* distances,
                            const Codes<In>& codes, const typename Simd::T* raw, int64_t first_code,

@@ -125,9 +125,9 @@ bool filter_serves(const Rows<const In>& z, const ListedCodes<In>& codes, const 
 }
 
 template <class In>
-bool filter_rows(const Int8Filter<In>& filter, const Rows<const In>& z, const ListedCodes<In>& codes,
-                 int64_t* indices, float* distances, const Rows<In>& quantized,
-                 const ThreadPool& pool, std::vector<int64_t>& left) {
+bool filter_rows(const Int8Filter<In>& filter, const Rows<const In>& z,
+                 const ListedCodes<In>& codes, int64_t* indices, float* distances,
+                 const Rows<In>& quantized, const ThreadPool& pool, std::vector<int64_t>& left) {
   OwnedInt8Book<In> owned;
   if (!pack_book(filter, codes, z.count, pool, owned)) return false;
   const int64_t parts = std::min(pool.num_threads, num_tiles(z.count));
@@ -159,10 +159,10 @@ bool filter_rows(const Int8Filter<In>& filter, const Rows<const In>& z, const Li
   return true;
 }
 
-#define VQVAE_FAST_INSTANTIATE(In)                                                          \
+#define VQVAE_FAST_INSTANTIATE(In)                                                                \
   template bool filter_serves(const Rows<const In>&, const ListedCodes<In>&, const ThreadPool&);  \
   template bool filter_rows(const Int8Filter<In>&, const Rows<const In>&, const ListedCodes<In>&, \
-                            int64_t*, float*, const Rows<In>&, const ThreadPool&,           \
+                            int64_t*, float*, const Rows<In>&, const ThreadPool&,                 \
                             std::vector<int64_t>&)
 VQVAE_FAST_INSTANTIATE(float);
 VQVAE_FAST_INSTANTIATE(BFloat16);
