@@ -49,8 +49,9 @@ class Best {
   int64_t index_;
 };
 
-template <class Simd, class In>
-inline void measure_code(const Codes<In>& codes, const Compute<In>* raw, int64_t k, Best& best) {
+// codes: Codes or ListedCodes.
+template <class Simd, template <class> class List, class In>
+inline void measure_code(const List<In>& codes, const Compute<In>* raw, int64_t k, Best& best) {
   const In* const code[] = {codes.row(k)};
   double distance;
   measure<typename Simd::Doubles>(raw, code, codes.element_stride, codes.dim, &distance);

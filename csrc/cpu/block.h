@@ -51,10 +51,11 @@ struct Block {
   int64_t* unsettled;   // [num_unsettled]: rows that the first look at a pass cannot settle
   int64_t rows;
   int64_t num_unsettled;
+  int64_t spent;     // codes measured beside the expected few, and what second looks cost in such
   bool any_unusual;  // whether any row is not ordinary
 
   Block(int64_t dim, int64_t num_panels, void* scratch)
-      : rows(block_rows<Simd>(dim)), num_unsettled(0), any_unusual(false) {
+      : rows(block_rows<Simd>(dim)), num_unsettled(0), spent(0), any_unusual(false) {
     // Whole groups of the eight lanes that centre_row() writes. A line between long rows keeps
     // those of a power of two out of each other's cache sets.
     row_stride = (dim + 7) / 8 * 8;

@@ -10,6 +10,7 @@
 
 #include "../rows.h"
 #include "int8_book.h"
+#include "listed_codes.h"
 
 // Loops over a tile must be unrolled before the compiler decides what lives in registers: left to
 // itself, GCC unrolls them too late and sends every accumulator through the stack.
@@ -30,7 +31,7 @@ namespace vqvae_fast {
 template <class In>
 struct PackedBook {
   using T = Compute<In>;
-  Codes<In> codes;  // the codebook itself, which candidates are measured against
+  ListedCodes<In> codes;  // as they are: what candidates are measured against
   int64_t width;
   int64_t num_panels;
   T* panels;             // [num_panels][D][width]
@@ -73,16 +74,17 @@ struct Engine {
   int64_t panel_width;
   int64_t tile_rows;
   // Of the elements of codes [first, last), NaN and infinities left out.
-  Compute<In> (*largest_magnitude)(const Codes<In>& codes, int64_t first, int64_t last);
+  Compute<In> (*largest_magnitude)(const ListedCodes<In>& codes, int64_t first, int64_t last);
   // Fills panels [first, last) of `book`. All but max_norm and first_usable must be set.
   PackedRange (*pack)(const PackedBook<In>& book, int64_t first, int64_t last);
   // Bytes of scratch that `search` needs for rows of length `dim` and that many panels.
   int64_t (*scratch_bytes)(int64_t dim, int64_t num_panels);
   // Nearest code among panels [first_panel, last_panel) for rows [first_row, last_row). Writes
-  // at [row - first_row].
-  void (*search)(const PackedBook<In>& book, const Rows<const In>& z, int64_t first_row,
-                 int64_t last_row, int64_t first_panel, int64_t last_panel, void* scratch,
-                 Nearest out);
+  // at [row - first_row]. Stops where the codes measured beside the expected few exceed `patience`
+  // for each row so far; returns the row before which all are done.
+  int64_t (*search)(const PackedBook<In>& book, const Rows<const In>& z, int64_t first_row,
+                    int64_t last_row, int64_t first_panel, int64_t last_panel, double patience,
+                    void* scratch, Nearest out);
   // The same of a few rows without a packed book, for codes whose elements are neighbours; the
   // scratch is for that many codes. False where `search` must serve.
   int64_t (*few_rows_scratch_bytes)(int64_t dim, int64_t num_codes);

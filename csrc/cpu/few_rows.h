@@ -2,6 +2,7 @@
 #pragma once
 
 #include <stdint.h>
+#include <string.h>
 
 #include "../elements.h"
 #include "../score_bound.h"
@@ -102,22 +103,29 @@ inline typename Simd::T smallest_of(const typename Simd::T* distances, int64_t c
   return smallest;
 }
 
-// Measures the codes within reach.
+// Measures the codes within reach; but not copies of the nearest so far: they come later, and lose.
 template <class Simd, class In>
 inline Best measure_within(typename Simd::T reach, const typename Simd::T* distances,
                            const Codes<In>& codes, const typename Simd::T* raw, int64_t first_code,
                            int64_t count) {
   Best best{kInfinity, kNoCode};
+  const In* nearest = nullptr;
+  const auto consider = [&](int64_t k) {
+    const In* code = codes.row(k);
+    if (nearest != nullptr && memcmp(code, nearest, codes.dim * sizeof(In)) == 0) return;
+    measure_code<Simd>(codes, raw, k, best);
+    if (best.index() == k) nearest = code;
+  };
   const auto bound = Simd::broadcast(reach);
   int64_t i = 0;
   for (; i + Simd::kWidth <= count; i += Simd::kWidth) {
     uint32_t lanes = Simd::at_least(bound, Simd::load(distances + i));
     for (; lanes != 0; lanes &= lanes - 1) {
-      measure_code<Simd>(codes, raw, first_code + i + lowest_bit(lanes), best);
+      consider(first_code + i + lowest_bit(lanes));
     }
   }
   for (; i < count; ++i) {
-    if (distances[i] <= reach) measure_code<Simd>(codes, raw, first_code + i, best);
+    if (distances[i] <= reach) consider(first_code + i);
   }
   return best;
 }

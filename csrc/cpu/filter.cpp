@@ -32,7 +32,7 @@ int64_t num_tiles(int64_t rows) { return (rows + kInt8TileRows - 1) / kInt8TileR
 // A centre for the codebook: the mean of some codes spread over it. Any centre is correct. A good
 // one makes the numbers small and the bound tight.
 template <class In>
-std::vector<float> mean_code(const Codes<In>& codes) {
+std::vector<float> mean_code(const ListedCodes<In>& codes) {
   constexpr int64_t kSamples = 64;
   const int64_t samples = std::min(codes.count, kSamples);
   std::vector<float> mean(padded_dim(codes.dim)), sample(codes.dim);
@@ -62,7 +62,7 @@ struct OwnedInt8Book {
 
 // A centre, and where it may pay the directions that get 16 bits.
 template <class In>
-void choose_directions(const Int8Filter<In>& filter, const Codes<In>& codes, int64_t rows,
+void choose_directions(const Int8Filter<In>& filter, const ListedCodes<In>& codes, int64_t rows,
                        OwnedInt8Book<In>& owned) {
   owned.centre = mean_code(codes);
   owned.book.centre = owned.centre.data();
@@ -77,7 +77,7 @@ void choose_directions(const Int8Filter<In>& filter, const Codes<In>& codes, int
 
 // False where the codebook's values do not suit integers.
 template <class In>
-bool pack_book(const Int8Filter<In>& filter, const Codes<In>& codes, int64_t rows,
+bool pack_book(const Int8Filter<In>& filter, const ListedCodes<In>& codes, int64_t rows,
                const ThreadPool& pool, OwnedInt8Book<In>& owned) {
   Int8Book<In>& book = owned.book;
   book.codes = codes;
@@ -117,7 +117,7 @@ bool pack_book(const Int8Filter<In>& filter, const Codes<In>& codes, int64_t row
 }  // namespace
 
 template <class In>
-bool filter_serves(const Rows<const In>& z, const Codes<In>& codes, const ThreadPool& pool) {
+bool filter_serves(const Rows<const In>& z, const ListedCodes<In>& codes, const ThreadPool& pool) {
   // float32 divides the codes too where there are fewer tiles than threads.
   return z.count > kFewRows && 2 * num_tiles(z.count) >= pool.num_threads &&
          codes.count >= kFewestCodes && codes.count * codes.dim >= kFewestElements &&
@@ -125,9 +125,9 @@ bool filter_serves(const Rows<const In>& z, const Codes<In>& codes, const Thread
 }
 
 template <class In>
-bool filter_rows(const Int8Filter<In>& filter, const Rows<const In>& z, const Codes<In>& codes,
-                 int64_t* indices, float* distances, const Rows<In>& quantized,
-                 const ThreadPool& pool, std::vector<int64_t>& left) {
+bool filter_rows(const Int8Filter<In>& filter, const Rows<const In>& z,
+                 const ListedCodes<In>& codes, int64_t* indices, float* distances,
+                 const Rows<In>& quantized, const ThreadPool& pool, std::vector<int64_t>& left) {
   OwnedInt8Book<In> owned;
   if (!pack_book(filter, codes, z.count, pool, owned)) return false;
   const int64_t parts = std::min(pool.num_threads, num_tiles(z.count));
@@ -151,6 +151,7 @@ bool filter_rows(const Int8Filter<In>& filter, const Rows<const In>& z, const Co
       for (int64_t r = row; r < last; ++r) distances[r] = float(exact[r - row]);
       for (int64_t i = 0; i < count; ++i) indices[unsettled[i]] = 0;  // until it is known
       gather(codes, indices, quantized, row, last);
+      for (int64_t r = row; r < last; ++r) indices[r] = codes.place(indices[r]);
       mine.insert(mine.end(), unsettled, unsettled + count);
     }
   });
@@ -158,10 +159,10 @@ bool filter_rows(const Int8Filter<In>& filter, const Rows<const In>& z, const Co
   return true;
 }
 
-#define VQVAE_FAST_INSTANTIATE(In)                                                          \
-  template bool filter_serves(const Rows<const In>&, const Codes<In>&, const ThreadPool&);  \
-  template bool filter_rows(const Int8Filter<In>&, const Rows<const In>&, const Codes<In>&, \
-                            int64_t*, float*, const Rows<In>&, const ThreadPool&,           \
+#define VQVAE_FAST_INSTANTIATE(In)                                                                \
+  template bool filter_serves(const Rows<const In>&, const ListedCodes<In>&, const ThreadPool&);  \
+  template bool filter_rows(const Int8Filter<In>&, const Rows<const In>&, const ListedCodes<In>&, \
+                            int64_t*, float*, const Rows<In>&, const ThreadPool&,                 \
                             std::vector<int64_t>&)
 VQVAE_FAST_INSTANTIATE(float);
 VQVAE_FAST_INSTANTIATE(BFloat16);

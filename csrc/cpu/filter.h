@@ -15,13 +15,13 @@ constexpr bool has_filter = !std::is_same_v<In, double>;
 
 // Whether the filter may be quicker than float32.
 template <class In>
-bool filter_serves(const Rows<const In>& z, const Codes<In>& codes, const ThreadPool& pool);
+bool filter_serves(const Rows<const In>& z, const ListedCodes<In>& codes, const ThreadPool& pool);
 
 // Writes the answers of the rows that it settles and lists the others in `left`. Returns false,
 // and writes nothing, where the codebook's values do not suit it.
 template <class In>
-bool filter_rows(const Int8Filter<In>& filter, const Rows<const In>& z, const Codes<In>& codes,
-                 int64_t* indices, float* distances, const Rows<In>& quantized,
-                 const ThreadPool& pool, std::vector<int64_t>& left);
+bool filter_rows(const Int8Filter<In>& filter, const Rows<const In>& z,
+                 const ListedCodes<In>& codes, int64_t* indices, float* distances,
+                 const Rows<In>& quantized, const ThreadPool& pool, std::vector<int64_t>& left);
 
 }  // namespace vqvae_fast

@@ -9,8 +9,9 @@
 
 namespace vqvae_fast {
 
-template <class In>
-void gather(const Codes<In>& codes, const int64_t* indices, const Rows<In>& out, int64_t first,
+// codes: Codes or ListedCodes.
+template <class In, class Book>
+void gather(const Book& codes, const int64_t* indices, const Rows<In>& out, int64_t first,
             int64_t last) {
   if (out.data == nullptr) return;  // the caller wants none
   // Feature maps are written along their rows.

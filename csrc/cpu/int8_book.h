@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include "../rows.h"
+#include "listed_codes.h"
 
 namespace vqvae_fast {
 
@@ -67,7 +68,7 @@ struct Int8Extent {
 // in [-32767, 32767] for the first num_wide dimensions, in [-127, 127] for the others.
 template <class In>
 struct Int8Book {
-  Codes<In> codes;
+  ListedCodes<In> codes;
   int64_t num_groups;
   // [num_groups][2][words][32][4]: words of two wide dimensions (q), then of four others (q + 128).
   uint8_t* panels;
@@ -90,7 +91,7 @@ struct Int8Filter {
   int64_t (*pack_scratch_bytes)(int64_t dim);
   int64_t (*wide_scratch_bytes)(int64_t dim);
   // The directions that deserve 16 bits, as reflections: their number, 0 or kWideDims.
-  int64_t (*find_wide)(const Codes<In>& codes, const float* centre, void* scratch,
+  int64_t (*find_wide)(const ListedCodes<In>& codes, const float* centre, void* scratch,
                        float* reflections);
   // Of groups [first, last), codes left out that are not finite.
   Int8Extent (*extent)(const Int8Book<In>& book, int64_t first, int64_t last, void* scratch);

@@ -15,7 +15,7 @@ namespace vqvae_fast {
 namespace {
 
 template <class In>
-VQVAE_FAST_ALONE bool is_finite(const Codes<In>& codes, int64_t k) {
+VQVAE_FAST_ALONE bool is_finite(const ListedCodes<In>& codes, int64_t k) {
   bool finite = true;
   for (int64_t d = 0; d < codes.dim; ++d) {
     finite &= fabsf(widen(codes.row(k)[d * codes.element_stride])) < float(kInfinity);
@@ -27,7 +27,7 @@ VQVAE_FAST_ALONE bool is_finite(const Codes<In>& codes, int64_t k) {
 // range.
 template <class In>
 inline Centred reflected_codes(const Int8Book<In>& book, int64_t first, float* x) {
-  const Codes<In> codes = book.codes;
+  const ListedCodes<In> codes = book.codes;
   const In* sixteen[kAbreast];
   for (int64_t l = 0; l < kAbreast; ++l)
     sixteen[l] = codes.row(smaller(first + l, codes.count - 1));
@@ -42,7 +42,7 @@ inline Centred reflected_codes(const Int8Book<In>& book, int64_t first, float* x
 template <class In>
 Int8Extent extent_int8(const Int8Book<In>& book, int64_t first, int64_t last, void* scratch) {
   float* x = static_cast<float*>(scratch);
-  const Codes<In> codes = book.codes;
+  const ListedCodes<In> codes = book.codes;
   const int64_t end = smaller(last * kInt8GroupCodes, codes.count);
   Int8Extent all{0, 0};
   for (int64_t k = first * kInt8GroupCodes; k < end; k += kAbreast) {

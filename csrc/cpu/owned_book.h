@@ -22,7 +22,7 @@ constexpr int64_t kPackWork = 1 << 13;
 // is correct. A good one makes the numbers small and the error bound with them; the median stays
 // among the codes even when a few of them are far away.
 template <class In>
-std::vector<Compute<In>> find_centre(const Codes<In>& codes) {
+std::vector<Compute<In>> find_centre(const ListedCodes<In>& codes) {
   using T = Compute<In>;
   constexpr int64_t kSamples = 9;
   const int64_t dim = codes.dim;
@@ -74,7 +74,7 @@ struct OwnedBook {
 };
 
 template <class In>
-OwnedBook<In> pack_codebook(const Engine<In>& engine, const Codes<In>& codes,
+OwnedBook<In> pack_codebook(const Engine<In>& engine, const ListedCodes<In>& codes,
                             const ThreadPool& pool) {
   using T = Compute<In>;
   OwnedBook<In> owned{{}, find_centre(codes), nullptr};

@@ -14,7 +14,7 @@ namespace {
 // The largest magnitude of codes [first, last), NaN and infinities left out: such a code is never
 // chosen and must not set the scale. Magnitudes order as their bits do, and integers vectorise.
 template <class In>
-Compute<In> largest_magnitude(const Codes<In>& codes, int64_t first, int64_t last) {
+Compute<In> largest_magnitude(const ListedCodes<In>& codes, int64_t first, int64_t last) {
   using T = Compute<In>;
   using Bits = decltype(to_bits(T()));
   constexpr Bits all_but_sign = ~Bits{0} >> 1;
@@ -26,7 +26,7 @@ Compute<In> largest_magnitude(const Codes<In>& codes, int64_t first, int64_t las
     const Bits finite = magnitude & (Bits{0} - Bits{magnitude < infinity});
     largest = finite > largest ? finite : largest;
   };
-  if (codes.element_stride == 1 && codes.row_stride == codes.dim) {
+  if (codes.listed == nullptr && codes.element_stride == 1 && codes.row_stride == codes.dim) {
     const In* elements = codes.row(first);
     for (int64_t i = 0; i < (last - first) * codes.dim; ++i) include(elements[i]);
   } else {
@@ -62,7 +62,7 @@ template <class Simd, class In>
 PackedRange pack(const PackedBook<In>& book, int64_t first, int64_t last) {
   using T = Compute<In>;
   constexpr int64_t width = Simd::kTileCodes;
-  const Codes<In>& codes = book.codes;
+  const ListedCodes<In>& codes = book.codes;
   const int64_t dim = codes.dim;
   PackedRange range{0.0, -1};
   for (int64_t panel = first; panel < last; ++panel) {

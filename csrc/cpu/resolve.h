@@ -22,7 +22,7 @@ inline int64_t lane_code(int64_t first, int j, int64_t last_code) {
 
 // Measures the codes of a panel that share a lane with code `first`, side by side.
 template <class Simd, class In>
-inline void measure_lane(const Codes<In>& codes, const typename Simd::T* raw, int64_t first,
+inline void measure_lane(const ListedCodes<In>& codes, const typename Simd::T* raw, int64_t first,
                          double* distances) {
   const In* code[Simd::kTileVecs];
   VQVAE_FAST_UNROLL
@@ -86,9 +86,10 @@ void find_panels(const Block<Simd>& block, int64_t count, int64_t num_panels) {
 // Measures the codes there. All rows are measured before any is decided: a loop that does both
 // takes twice as long at D = 8.
 template <class Simd, class In>
-VQVAE_FAST_ALONE void measure_tops(const Block<Simd>& block, const Codes<In>& codes, int64_t count,
-                                   int64_t first_panel) {
-  const Codes<In> local = codes;  // in registers: the compiler cannot know that nobody writes to it
+VQVAE_FAST_ALONE void measure_tops(const Block<Simd>& block, const ListedCodes<In>& codes,
+                                   int64_t count, int64_t first_panel) {
+  const ListedCodes<In> local =
+      codes;  // in registers: the compiler cannot know that nobody writes to it
   const typename Simd::T* const* raw = block.raw;
   const typename Simd::Mask* lane = block.top_lane;
   const uint16_t* panel = block.top_panel;
@@ -136,6 +137,7 @@ void measure_others(Block<Simd>& block, const PackedBook<In>& book,
       double distances[Simd::kTileVecs];
       const int64_t first = (first_panel + panel) * Simd::kTileCodes + lane;
       measure_lane<Simd, In>(book.codes, block.raw[r], first, distances);
+      block.spent += Simd::kTileVecs;
       Best best{out.distances[r], out.indices[r]};
       offer_lane<Simd, In>(book, first, distances, best);
       best.write(out, r);
@@ -149,8 +151,8 @@ void measure_others(Block<Simd>& block, const PackedBook<In>& book,
 // Second look at one panel, for a tile of unsettled rows: measures every code whose score reaches
 // the bound.
 template <class Simd, class In>
-void measure_candidates(const Block<Simd>& block, const PackedBook<In>& book, int64_t tile,
-                        int64_t panel, Nearest out) {
+void measure_candidates(Block<Simd>& block, const PackedBook<In>& book, int64_t tile, int64_t panel,
+                        Nearest out) {
   using T = typename Simd::T;
   const int64_t dim = book.codes.dim;
   const int64_t first = tile * Simd::kTileRows;
@@ -169,6 +171,7 @@ void measure_candidates(const Block<Simd>& block, const PackedBook<In>& book, in
            lanes &= lanes - 1) {
         const int64_t k = panel * Simd::kTileCodes + j * Simd::kWidth + lowest_bit(lanes);
         measure_code<Simd>(book.codes, block.raw[row], k, best);
+        ++block.spent;
       }
     }
     best.write(out, row);

@@ -1,12 +1,14 @@
 #include "search.h"
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "../elements.h"
 #include "../score_bound.h"
 #include "aligned_buffer.h"
 #include "dispatch.h"
+#include "distinct.h"
 #include "filter.h"
 #include "gather.h"
 #include "owned_book.h"
@@ -16,6 +18,18 @@ namespace {
 
 // Multiply-adds that a search must have before waking a second thread pays.
 constexpr double kSearchWork = 1 << 16;
+
+// Copies of codes are looked for where the filter leaves one row in so many; they are left out of
+// the search where one code in so many is one.
+constexpr int64_t kCommon = 4, kWorthwhile = 32;
+
+// Where the answers go. quantized.data may be null.
+template <class In>
+struct Answers {
+  int64_t* indices;
+  Compute<In>* distances;
+  Rows<In> quantized;
+};
 
 // Rows are divided first: that repeats no work. Where they are fewer than the threads can share,
 // the codes are divided too, and each part of them has an answer of its own to merge.
@@ -51,8 +65,8 @@ void merge(const std::vector<Nearest>& parts, int64_t rows, int64_t* indices, T*
 
 // The contract where no code is finite: index 0, and whatever distance that is.
 template <class In>
-void choose_first_code(const Rows<const In>& z, const Codes<In>& codes, int64_t* indices,
-                       Compute<In>* distances) {
+void choose_first_code(const Rows<const In>& z, const ListedCodes<In>& codes,
+                       const Answers<In>& out) {
   for (int64_t n = 0; n < z.count; ++n) {
     double sum = 0;
     for (int64_t d = 0; d < z.dim; ++d) {
@@ -60,52 +74,78 @@ void choose_first_code(const Rows<const In>& z, const Codes<In>& codes, int64_t*
                                 double(widen(codes.row(0)[d * codes.element_stride]));
       sum += difference * difference;
     }
-    indices[n] = 0;
-    distances[n] = Compute<In>(sum);
+    out.indices[n] = 0;
+    out.distances[n] = Compute<In>(sum);
   }
+  gather(codes, out.indices, out.quantized, 0, z.count);
 }
 
+// Whether rows that need many measurements are left, because the codes may be copies, or measured.
+enum class Effort { kLimited, kUnlimited };
+
+// Measurements that a row may need beside the expected few. They take about as long as half of its
+// scores.
+double patience_for(Effort effort, int64_t num_codes) {
+  return effort == Effort::kLimited ? double(num_codes) / 64 + 8 : HUGE_VAL;
+}
+
+// Writes the answers of the rows that the first look settles, and appends the others to `left`.
 template <class In>
 void search_rows(const Engine<In>& engine, const PackedBook<In>& book, const Rows<const In>& z,
-                 int64_t* indices, Compute<In>* distances, const Rows<In>& quantized,
-                 const ThreadPool& pool) {
+                 Effort effort, const Answers<In>& out, const ThreadPool& pool,
+                 std::vector<int64_t>& left) {
   const int64_t scratch_bytes = engine.scratch_bytes(z.dim, book.num_panels);
   const Division by = divide(z.count, book.num_panels, engine.tile_rows, pool.num_threads);
+  const double patience = patience_for(effort, book.codes.count / by.code_parts);
+  const auto begin_of = [&](int64_t part) { return part_begin(z.count, by.row_parts, part); };
+  const auto finish = [&](const std::vector<Nearest>& parts, int64_t first, int64_t last) {
+    merge(parts, last - first, out.indices + first, out.distances + first);
+    gather(book.codes, out.indices, out.quantized, first, last);
+    for (int64_t n = first; n < last; ++n) out.indices[n] = book.codes.place(out.indices[n]);
+  };
+  std::vector<int64_t> done(by.row_parts * by.code_parts);  // the row that each part ended before
 
   if (by.code_parts == 1) {
     pool.run(by.row_parts, [&](int64_t part) {
       constexpr int64_t kChunk = 1024;  // rows whose float64 distances are held at a time
       const Buffer scratch = allocate(scratch_bytes);
       std::vector<double> exact(kChunk);
-      const int64_t end = part_begin(z.count, by.row_parts, part + 1);
-      for (int64_t row = part_begin(z.count, by.row_parts, part); row < end; row += kChunk) {
-        const int64_t rows = std::min(kChunk, end - row);
-        const Nearest found{indices + row, exact.data()};
-        engine.search(book, z, row, row + rows, 0, book.num_panels, scratch.get(), found);
-        merge({found}, rows, indices + row, distances + row);
-        gather(book.codes, indices, quantized, row, row + rows);
+      const int64_t end = begin_of(part + 1);
+      int64_t row = begin_of(part), last = row;
+      for (; row < end && row == last; row = done[part]) {
+        last = std::min(row + kChunk, end);
+        const Nearest found{out.indices + row, exact.data()};
+        done[part] =
+            engine.search(book, z, row, last, 0, book.num_panels, patience, scratch.get(), found);
+        finish({found}, row, done[part]);
       }
     });
-    return;
+  } else {
+    std::vector<int64_t> all_indices(by.code_parts * z.count);
+    std::vector<double> all_distances(by.code_parts * z.count);
+    const auto found = [&](int64_t c, int64_t row) {
+      return Nearest{all_indices.data() + c * z.count + row,
+                     all_distances.data() + c * z.count + row};
+    };
+    pool.run(by.row_parts * by.code_parts, [&](int64_t task) {
+      const Buffer scratch = allocate(scratch_bytes);
+      const int64_t r = task / by.code_parts, c = task % by.code_parts;
+      done[task] = engine.search(book, z, begin_of(r), begin_of(r + 1),
+                                 part_begin(book.num_panels, by.code_parts, c),
+                                 part_begin(book.num_panels, by.code_parts, c + 1), patience,
+                                 scratch.get(), found(c, begin_of(r)));
+    });
+    for (int64_t r = 0; r < by.row_parts; ++r) {
+      const auto of_row_part = done.begin() + r * by.code_parts;
+      done[r] = *std::min_element(of_row_part, of_row_part + by.code_parts);
+      std::vector<Nearest> parts;
+      for (int64_t c = 0; c < by.code_parts; ++c) parts.push_back(found(c, begin_of(r)));
+      finish(parts, begin_of(r), done[r]);
+    }
   }
-
-  std::vector<int64_t> all_indices(by.code_parts * z.count);
-  std::vector<double> all_distances(by.code_parts * z.count);
-  std::vector<Nearest> found(by.code_parts);
-  for (int64_t c = 0; c < by.code_parts; ++c) {
-    found[c] = {all_indices.data() + c * z.count, all_distances.data() + c * z.count};
+  for (int64_t r = 0; r < by.row_parts; ++r) {
+    for (int64_t n = done[r]; n < begin_of(r + 1); ++n) left.push_back(n);
   }
-  pool.run(by.row_parts * by.code_parts, [&](int64_t task) {
-    const Buffer scratch = allocate(scratch_bytes);
-    const int64_t r = task / by.code_parts, c = task % by.code_parts;
-    const int64_t row = part_begin(z.count, by.row_parts, r);
-    engine.search(book, z, row, part_begin(z.count, by.row_parts, r + 1),
-                  part_begin(book.num_panels, by.code_parts, c),
-                  part_begin(book.num_panels, by.code_parts, c + 1), scratch.get(),
-                  {found[c].indices + row, found[c].distances + row});
-  });
-  merge(found, z.count, indices, distances);
-  gather(book.codes, indices, quantized, 0, z.count);
 }
 
 template <class In>
@@ -116,7 +156,7 @@ bool few_rows_serve(const Rows<const In>& z, const Codes<In>& codes) {
 // False where the values need a packed codebook.
 template <class In>
 bool search_few_rows(const Engine<In>& engine, const Rows<const In>& z, const Codes<In>& codes,
-                     int64_t* indices, Compute<In>* distances, const ThreadPool& pool) {
+                     const Answers<In>& out, const ThreadPool& pool) {
   const int64_t parts = std::min(pool.num_threads, codes.count);
   std::vector<int64_t> all_indices(parts * z.count);
   std::vector<double> all_distances(parts * z.count);
@@ -134,38 +174,49 @@ bool search_few_rows(const Engine<In>& engine, const Rows<const In>& z, const Co
   for (char part_served : served) {
     if (!part_served) return false;
   }
-  merge(found, z.count, indices, distances);
+  merge(found, z.count, out.indices, out.distances);
+  gather(codes, out.indices, out.quantized, 0, z.count);
   return true;
 }
 
 // The search in z's own arithmetic, float32 or float64.
 template <class In>
-void search_unfiltered(const Engine<In>& engine, const Rows<const In>& z, const Codes<In>& codes,
-                       int64_t* indices, Compute<In>* distances, const Rows<In>& quantized,
-                       const ThreadPool& pool) {
-  if (few_rows_serve(z, codes) && search_few_rows(engine, z, codes, indices, distances, pool)) {
-    gather(codes, indices, quantized, 0, z.count);
-    return;
-  }
+void search_unfiltered(const Engine<In>& engine, const Rows<const In>& z,
+                       const ListedCodes<In>& codes, Effort effort, const Answers<In>& out,
+                       const ThreadPool& pool, std::vector<int64_t>& left) {
   const OwnedBook<In> owned = pack_codebook(engine, codes, pool);
   if (owned.book.first_usable < 0) {
-    choose_first_code(z, codes, indices, distances);
-    gather(codes, indices, quantized, 0, z.count);
+    choose_first_code(z, codes, out);
   } else {
-    search_rows(engine, owned.book, z, indices, distances, quantized, pool);
+    search_rows(engine, owned.book, z, effort, out, pool, left);
   }
 }
 
-// The same of listed rows: side by side, because a search takes rows that lie regularly.
+// Whether the filter served; it appends the rows that it leaves to `left`.
 template <class In>
-void search_listed(const Engine<In>& engine, const Rows<const In>& z, const Codes<In>& codes,
-                   const std::vector<int64_t>& listed, int64_t* indices, Compute<In>* distances,
-                   const Rows<In>& quantized, const ThreadPool& pool) {
+bool search_filtered(const InstructionSet& set, const Rows<const In>& z,
+                     const ListedCodes<In>& codes, const Answers<In>& out, const ThreadPool& pool,
+                     std::vector<int64_t>& left) {
+  if constexpr (has_filter<In>) {
+    return set.filters != nullptr && filter_serves(z, codes, pool) &&
+           filter_rows(*set.filters->filter(static_cast<const In*>(nullptr)), z, codes, out.indices,
+                       out.distances, out.quantized, pool, left);
+  } else {
+    return false;
+  }
+}
+
+// Searches the listed rows, side by side, because a search takes rows that lie regularly.
+// search(rows, answers, left) does it for some at a time. Returns the rows that it left.
+template <class In, class Search>
+std::vector<int64_t> search_listed(const Rows<const In>& z, const Codes<In>& codes,
+                                   const std::vector<int64_t>& listed, const Answers<In>& out,
+                                   Search search) {
   constexpr int64_t kElements = 1 << 20;  // copied at a time
   const int64_t total = listed.size();
   const int64_t chunk = std::min(std::max<int64_t>(kElements / z.dim, 256), total);
   std::vector<In> copies(chunk * z.dim);
-  std::vector<int64_t> found(chunk);
+  std::vector<int64_t> found(chunk), left_of_chunk, left;
   std::vector<Compute<In>> found_distances(chunk);
   for (int64_t first = 0; first < total; first += chunk) {
     const int64_t count = std::min(chunk, total - first);
@@ -173,15 +224,21 @@ void search_listed(const Engine<In>& engine, const Rows<const In>& z, const Code
       const In* row = z.row(listed[first + i]);
       for (int64_t d = 0; d < z.dim; ++d) copies[i * z.dim + d] = row[d * z.element_stride];
     }
+    left_of_chunk.clear();
     const Rows<const In> rows{copies.data(), count, z.dim, count, 0, z.dim, 1};
-    search_unfiltered(engine, rows, codes, found.data(), found_distances.data(), Rows<In>{}, pool);
+    search(rows, Answers<In>{found.data(), found_distances.data(), Rows<In>{}}, left_of_chunk);
+    for (const int64_t i : left_of_chunk) {
+      left.push_back(listed[first + i]);
+      found[i] = 0;  // a place to gather from, until it is known
+    }
     for (int64_t i = 0; i < count; ++i) {
       const int64_t row = listed[first + i];
-      indices[row] = found[i];
-      distances[row] = found_distances[i];
-      gather(codes, indices, quantized, row, row + 1);
+      out.indices[row] = found[i];
+      out.distances[row] = found_distances[i];
+      gather(codes, out.indices, out.quantized, row, row + 1);
     }
   }
+  return left;
 }
 
 }  // namespace
@@ -195,16 +252,39 @@ void search_codebook(const Rows<const In>& z, const Codes<In>& codes, int64_t* i
   // One instruction set for the whole call, whatever another thread selects meanwhile.
   const InstructionSet& set = instruction_set();
   const Engine<In>& engine = set.engine(static_cast<const In*>(nullptr));
-  if constexpr (has_filter<In>) {
-    std::vector<int64_t> unsettled;
-    if (set.filters != nullptr && filter_serves(z, codes, workers) &&
-        filter_rows(*set.filters->filter(static_cast<const In*>(nullptr)), z, codes, indices,
-                    distances, quantized, workers, unsettled)) {
-      search_listed(engine, z, codes, unsettled, indices, distances, quantized, workers);
-      return;
-    }
+  const Answers<In> out{indices, distances, quantized};
+  if (few_rows_serve(z, codes) && search_few_rows(engine, z, codes, out, workers)) return;
+
+  ListedCodes<In> list = list_all(codes);
+  const auto unfiltered = [&](Effort effort) {
+    return [&, effort](const Rows<const In>& rows, const Answers<In>& answers,
+                       std::vector<int64_t>& left) {
+      search_unfiltered(engine, rows, list, effort, answers, workers, left);
+    };
+  };
+  std::vector<int64_t> left;
+  if (!search_filtered(set, z, list, out, workers, left)) {
+    unfiltered(Effort::kLimited)(z, out, left);
+  } else if (int64_t(left.size()) * kCommon < z.count) {
+    left = search_listed(z, codes, left, out, unfiltered(Effort::kLimited));
   }
-  search_unfiltered(engine, z, codes, indices, distances, quantized, workers);
+  if (left.empty()) return;
+
+  const std::vector<int64_t> distinct = distinct_codes(codes, workers);
+  const int64_t count = distinct.size();
+  if ((codes.count - count) * kWorthwhile >= codes.count) {
+    list.count = count;
+    list.listed = distinct.data();
+    left = search_listed(z, codes, left, out,
+                         [&](const Rows<const In>& rows, const Answers<In>& answers,
+                             std::vector<int64_t>& left_of_rows) {
+                           if (search_filtered(set, rows, list, answers, workers, left_of_rows)) {
+                             return;
+                           }
+                           unfiltered(Effort::kUnlimited)(rows, answers, left_of_rows);
+                         });
+  }
+  search_listed(z, codes, left, out, unfiltered(Effort::kUnlimited));
 }
 
 #define VQVAE_FAST_INSTANTIATE(In)                                                               \

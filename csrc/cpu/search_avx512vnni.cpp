@@ -134,9 +134,10 @@ inline int64_t code_of(int64_t first, int j, int64_t last_code) {
 // Measures the listed lanes of groups. All are measured before any is decided: the latencies of
 // one overlap with the next.
 template <class In>
-VQVAE_FAST_ALONE void measure_listed(const Int8Block& block, const Codes<In>& codes,
+VQVAE_FAST_ALONE void measure_listed(const Int8Block& block, const ListedCodes<In>& codes,
                                      int64_t first_group, int64_t num_listed) {
-  const Codes<In> local = codes;  // in registers: the compiler cannot know that nobody writes to it
+  // A copy stays in registers: the compiler cannot know that nothing writes to `codes`.
+  const ListedCodes<In> local = codes;
   for (int64_t i = 0; i < num_listed; ++i) {
     const Int8Candidate listed = block.listed[i];
     const int64_t first = listed.first_code(first_group);

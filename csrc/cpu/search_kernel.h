@@ -53,10 +53,16 @@ void search_pass(Block<Simd>& block, const PackedBook<In>& book, int64_t count, 
   measure_others<Simd, In>(block, book, score_bound, count, first_panel, last_panel, out);
 }
 
-// The second look, at the rows that the first left open. It needs their places in `centred`.
+// What a second look at a code costs: this part of measuring one.
+constexpr int64_t kLooksPerMeasure = 16;
+
+// The second look, at the rows that the first left open. It needs their places in `centred`. False
+// where it spends more than `budget`.
 template <class Simd, class In>
-void settle(Block<Simd>& block, const PackedBook<In>& book, int64_t first_panel, int64_t last_panel,
-            Nearest out) {
+bool settle(Block<Simd>& block, const PackedBook<In>& book, int64_t first_panel, int64_t last_panel,
+            double budget, Nearest out) {
+  block.spent +=
+      block.num_unsettled * (last_panel - first_panel) * Simd::kTileCodes / kLooksPerMeasure;
   const int64_t tiles = whole_tiles<Simd>(block.num_unsettled);
   for (int64_t i = 0; i < tiles * Simd::kTileRows; ++i) {
     if (i < block.num_unsettled) {
@@ -67,14 +73,17 @@ void settle(Block<Simd>& block, const PackedBook<In>& book, int64_t first_panel,
   }
   for (int64_t panel = first_panel; panel < last_panel; ++panel) {
     for (int64_t tile = 0; tile < tiles; ++tile) {
+      if (double(block.spent) > budget) return false;
       measure_candidates<Simd, In>(block, book, tile, panel, out);
     }
   }
+  return true;
 }
 
+// False where it spends more than `budget`.
 template <class Simd, class In>
-void search_block(Block<Simd>& block, const PackedBook<In>& book, int64_t count,
-                  int64_t first_panel, int64_t last_panel, Nearest out) {
+bool search_block(Block<Simd>& block, const PackedBook<In>& book, int64_t count,
+                  int64_t first_panel, int64_t last_panel, double budget, Nearest out) {
   classify<Simd, In>(block, book, count);
   for (int64_t r = count; r < whole_tiles<Simd>(count) * Simd::kTileRows; ++r) {
     zero_row(block, book.codes.dim, r);
@@ -89,21 +98,27 @@ void search_block(Block<Simd>& block, const PackedBook<In>& book, int64_t count,
     const int64_t end = smaller(panel + kPassPanels, last_panel);
     search_pass<Simd, In>(block, book, count, panel, end, out);
     if (block.num_unsettled == 0) continue;
-    settle<Simd, In>(block, book, panel, end, out);
+    if (!settle<Simd, In>(block, book, panel, end, budget, out)) return false;
     if (end < last_panel) classify<Simd, In>(block, book, count);  // its rows back in their places
   }
+  return double(block.spent) <= budget;
 }
 
 template <class Simd, class In>
-void search(const PackedBook<In>& book, const Rows<const In>& z, int64_t first_row,
-            int64_t last_row, int64_t first_panel, int64_t last_panel, void* scratch, Nearest out) {
+int64_t search(const PackedBook<In>& book, const Rows<const In>& z, int64_t first_row,
+               int64_t last_row, int64_t first_panel, int64_t last_panel, double patience,
+               void* scratch, Nearest out) {
   Block<Simd> block(z.dim, last_panel - first_panel, scratch);
   for (int64_t row = first_row; row < last_row; row += block.rows) {
     const int64_t count = smaller(block.rows, last_row - row);
     read_rows(z, row, count, block.copies, block.raw);
-    search_block<Simd, In>(block, book, count, first_panel, last_panel,
-                           {out.indices + (row - first_row), out.distances + (row - first_row)});
+    const Nearest of_block{out.indices + (row - first_row), out.distances + (row - first_row)};
+    const double budget = patience * double(row + count - first_row);
+    if (!search_block<Simd, In>(block, book, count, first_panel, last_panel, budget, of_block)) {
+      return row;
+    }
   }
+  return last_row;
 }
 
 template <class Simd, class In>

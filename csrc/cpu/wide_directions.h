@@ -136,7 +136,8 @@ inline float squares_from(const WideScratch& scratch, int64_t dim, int64_t first
 }
 
 template <class In>
-int64_t find_wide(const Codes<In>& codes, const float* centre, void* memory, float* reflections) {
+int64_t find_wide(const ListedCodes<In>& codes, const float* centre, void* memory,
+                  float* reflections) {
   const int64_t dim = codes.dim;
   if (dim < kSmallestDimWithWide) return 0;
   const WideScratch scratch(dim, memory);

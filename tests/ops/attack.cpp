@@ -132,6 +132,20 @@ Case<In> make_case(Random& random) {
     const int64_t different = uniform(random, 1, std::min<int64_t>(s.codes, 20));
     for (size_t i = different * s.dim; i < e.size(); ++i) e[i] = e[i - different * s.dim];
   }
+  if (one_in(random, 4)) {  // copies of a few, at any places; their zeros may change sign
+    const int64_t different = uniform(random, 1, std::min<int64_t>(s.codes, 4));
+    const int64_t of_ten = uniform(random, 1, 10);
+    const bool zero = one_in(random, 3);
+    for (int64_t k = different; k < s.codes; ++k) {
+      if (uniform(random, 1, 10) > of_ten) continue;
+      const int64_t from = uniform(random, 0, different - 1);
+      for (int64_t d = 0; d < s.dim; ++d) {
+        double& v = e[k * s.dim + d];
+        v = zero ? 0 : e[from * s.dim + d];
+        if (v == 0 && one_in(random, 2)) v = -v;
+      }
+    }
+  }
   const double offsets[] = {0, 0, 0, 1000, -1e5};
   const double offset = offsets[uniform(random, 0, 4)];
   const bool wide = sizeof(In) > 2 && one_in(random, 3);
@@ -208,11 +222,12 @@ template <class In>
 void count_settled(const Case<In>& c, int64_t threads, Tally& tally) {
   if constexpr (has_filter<In>) {
     const InstructionSet& set = *available_instruction_sets().front();
-    if (set.filters == nullptr || !filter_serves(c.rows, c.codes, pool(threads))) return;
+    const ListedCodes<In> codes = list_all(c.codes);
+    if (set.filters == nullptr || !filter_serves(c.rows, codes, pool(threads))) return;
     const Int8Filter<In>& filter = *set.filters->filter(static_cast<const In*>(nullptr));
     std::vector<int64_t> indices(c.rows.count), unsettled;
     std::vector<float> distances(c.rows.count);
-    if (!filter_rows(filter, c.rows, c.codes, indices.data(), distances.data(), Rows<In>{},
+    if (!filter_rows(filter, c.rows, codes, indices.data(), distances.data(), Rows<In>{},
                      pool(threads), unsettled)) {
       return;
     }
@@ -225,7 +240,7 @@ void count_settled(const Case<In>& c, int64_t threads, Tally& tally) {
     }
     std::vector<float> reflections(reflections_size(c.codes.dim));
     std::vector<double> scratch(filter.wide_scratch_bytes(c.codes.dim) / sizeof(double));
-    if (filter.find_wide(c.codes, centre.data(), scratch.data(), reflections.data()) > 0) {
+    if (filter.find_wide(codes, centre.data(), scratch.data(), reflections.data()) > 0) {
       tally.settled_wide += settled;
     }
   }
