@@ -1,12 +1,11 @@
 """The drop-in quantizers beside vector-quantize-pytorch's: the same state, draws and calls.
 
-    python tests/fuzz/against_the_peer.py --seconds 600
+python tests/fuzz/against_the_peer.py --seconds 600
 """
 
 import contextlib
 import copy
 import random
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,7 +60,11 @@ class Step:
 def _short(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"tensor{list(value.shape)}"
-    return getattr(value, "func", value).__name__ if callable(value) and not isinstance(value, nn.Module) else repr(value)
+    return (
+        getattr(value, "func", value).__name__
+        if callable(value) and not isinstance(value, nn.Module)
+        else repr(value)
+    )
 
 
 @dataclass
@@ -91,14 +94,15 @@ class Comparison:
     def run(self) -> str:
         made = [self._made(getattr(library, self.name)) for library in (peer, vqvae_fast)]
         if any(isinstance(one, Exception) for one in made):
-            return self._one_refuses("construct", made)
+            if isinstance(made[1], Exception) and isinstance(made[0], nn.Module):
+                made[0] = self._fails(made[0]) or made[0]
+            return self._one_refuses(0, made)
         theirs, ours = made
         assert isinstance(theirs, nn.Module)
         assert isinstance(ours, nn.Module)
         ours.load_state_dict(theirs.state_dict())
         optimizers = [_optimizer(module) for module in (theirs, ours)]
         for number, step in enumerate(self.steps):
-            self._number = number
             if step.round_trip:
                 ours = self._reloaded(ours)
                 optimizers[1] = _optimizer(ours)
@@ -109,12 +113,18 @@ class Comparison:
                     right = _taken(theirs, step, x, optimizers[0])
             got = _taken(ours, step, x, optimizers[1])
             if right.error is not None or got.error is not None:
-                if isinstance(got.error, (ValueError, TypeError)) and not self._untouched(ours, before):
-                    raise AssertionError(f"step {number} was refused, but changed the state: {got.error}")
-                return self._one_refuses(f"step {number}", [right.error, got.error])
+                if isinstance(got.error, (ValueError, TypeError)) and not self._untouched(
+                    ours, before
+                ):
+                    raise AssertionError(
+                        f"step {number} was refused, but changed the state: {got.error}"
+                    )
+                return self._one_refuses(number, [right.error, got.error])
             different = self._differences(right, got)
             if different:
-                if self.dtype == torch.float32 and known.near_tie(searched, right.tensors, got.tensors):
+                if self.dtype == torch.float32 and known.near_tie(
+                    searched, right.tensors, got.tensors
+                ):
                     return "a near tie in float32"
                 return self._judged(different, number)
         return "agrees"
@@ -125,6 +135,15 @@ class Comparison:
             return which(**copy.deepcopy(self.options)).to(self.dtype)
         except Exception as error:
             return error
+
+    def _fails(self, module: nn.Module) -> Exception | None:
+        """What the peer raises at a call, where the arguments contradict each other already."""
+        optimizer = _optimizer(module)
+        for step in self.steps:
+            taken = _taken(module, step, self._input(step), optimizer)
+            if taken.error is not None:
+                return taken.error
+        return None
 
     def _reloaded(self, module: nn.Module) -> nn.Module:
         """Another module of this kind, in the same state."""
@@ -149,13 +168,13 @@ class Comparison:
         after = module.state_dict()
         return all(_equal(after[key], value) for key, value in before.items())
 
-    def _one_refuses(self, when: str, outcomes: list[Any]) -> str:
-        errors = [one if isinstance(one, Exception) else None for one in outcomes]
-        if all(errors):
+    def _one_refuses(self, number: int, outcomes: list[Any]) -> str:
+        theirs, ours = (one if isinstance(one, Exception) else None for one in outcomes)
+        if theirs and ours:
             return "both refuse"
-        theirs, ours = errors
+        error = theirs or ours
         part = "peer raises" if theirs else "we raise"
-        return self._judged({part: f"{when}: {type(theirs or ours).__name__}: {theirs or ours}"}, 0)
+        return self._judged({part: f"{type(error).__name__}: {error}"}, number)
 
     def _differences(self, right: Side, got: Side) -> dict[str, str]:
         different: dict[str, str] = {}

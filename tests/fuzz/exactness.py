@@ -183,7 +183,7 @@ class Exactness:
             lambda: vqvae_fast.nearest_code(z, codebook, metric=metric)  # type: ignore[arg-type]
         )
         several = codebook.dim() == 3
-        for z, codebook, indices, distances in (  # noqa: B020, PLW2901
+        for z, codebook, indices, distances in (
             zip(z, codebook, indices, distances, strict=True)
             if several
             else [(z, codebook, indices, distances)]

@@ -109,8 +109,7 @@ def vector_quantize(choices: random.Random) -> Options:
         ]
     )
     options |= choices.choice(
-        [{}] * 5
-        + [{"channel_last": False}, {"accept_image_fmap": True}, {"accept_3d_fmap": True}]
+        [{}] * 5 + [{"channel_last": False}, {"accept_image_fmap": True}, {"accept_3d_fmap": True}]
     )
     if choices.random() < _SELDOM:
         options["vq_bridge"] = Shift(options.get("codebook_dim", options["dim"]))
