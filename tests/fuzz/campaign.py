@@ -1,4 +1,4 @@
-"""Runs random cases, each from an integer seed of its own, for some time or some number of cases."""
+"""Runs random cases, each from a seed of its own, for some time or some number of cases."""
 
 import argparse
 import collections

@@ -7,7 +7,6 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import campaign
 import oracle
@@ -182,13 +181,9 @@ class Exactness:
         indices, distances = self.ways.same_bits(
             lambda: vqvae_fast.nearest_code(z, codebook, metric=metric)  # type: ignore[arg-type]
         )
-        several = codebook.dim() == 3
-        for z, codebook, indices, distances in (
-            zip(z, codebook, indices, distances, strict=True)
-            if several
-            else [(z, codebook, indices, distances)]
-        ):
-            _check_similarity(z, codebook, indices, distances, metric)
+        one = (z, codebook, indices, distances)
+        for of_a_book in zip(*one, strict=True) if codebook.dim() == 3 else [one]:
+            _check_similarity(*of_a_book, metric)
 
     def _gradient(self, z: Tensor, codebook: Tensor, draw: Draw) -> None:
         weights = draw.choices.choice([0.0, 0.25, 1.0]), draw.choices.choice([0.0, 0.5, 1.0])

@@ -146,7 +146,7 @@ DELIBERATE: list[Known] = [
     ),
     Known(
         "Gradients and statistics: a frozen codebook still gets a gradient",
-        "^gradient of .*embed|^state .*embed|^result of get_",
+        "^(gradient of|state) .*(embed|vq_bridge)|^result of get_",
         lambda name, o, steps: _frozen(o, steps),
     ),
     Known(
@@ -173,6 +173,20 @@ DELIBERATE: list[Known] = [
         lambda name, o, steps: (
             bool(o.get("commitment_use_cross_entropy_loss"))
             and bool(o.get("accept_image_fmap") or o.get("accept_3d_fmap"))
+        ),
+    ),
+    Known(
+        "Gradients and statistics: the rotation of a vector shorter than 1e-6 is not its code",
+        _ANY,  # only in one dimension do random residuals come that near to zero
+        lambda name, o, steps: (
+            name != "VectorQuantize" and o["dim"] == 1 and o.get("rotation_trick", True)
+        ),
+    ),
+    Known(
+        "Gradients and statistics: topk with straight_through mixes vectors, or fails",
+        _ANY,
+        lambda name, o, steps: (
+            bool(o.get("straight_through")) and (_given(steps, "topk") or _beam(o, steps))
         ),
     ),
     Known(
@@ -268,6 +282,19 @@ BEING_MENDED: list[Known] = [
         lambda name, o, steps: _given(steps, "ema_update"),
     ),
     Known(
+        "orthogonal_reg_weight gives codes no gradient of the result for an x without a gradient",
+        "^(gradient of|state) .*embed:",
+        lambda name, o, steps: (
+            "orthogonal_reg_weight" in o
+            and any(step.training and not step.needs_gradient for step in steps)
+        ),
+    ),
+    Known(
+        "the MLPs of frozen implicit codebooks learn from the commitment loss",
+        "^(gradient of|state) (x:|.*mlps|.*embed:|.*project)",
+        lambda name, o, steps: bool(o.get("implicit_neural_codebook")) and _frozen(o, steps),
+    ),
+    Known(
         "beam_size=1 with eval_beam_size > 1 and a cross-entropy commitment loss",
         "^we raise: .*beam search does not go with commitment_use_cross",
         lambda name, o, steps: "eval_beam_size" in o,
@@ -293,6 +320,7 @@ def tells_near_ties(name: str, options: Options, steps: Sequence[Any]) -> bool:
     """Whether the peer's own distances say which choices of codes are a toss-up in float32."""
     by_search = name in ("VectorQuantize", "ResidualVQ")
     drawn = {"stochastic_sample_codes", "kmeans_init", "beam_size", "implicit_neural_codebook"}
+    drawn |= {"in_place_codebook_optimizer"}  # it searches twice
     return (
         by_search
         and not drawn & options.keys()

@@ -1,4 +1,4 @@
-"""Random classes, constructor arguments and calls of the quantizers that stand in for the peer's."""
+"""Random classes, constructor arguments and calls of the drop-in quantizers."""
 
 import functools
 import random
@@ -245,6 +245,8 @@ def call(name: str, options: Options, x: tuple[int, ...], choices: random.Random
         "ema_update_weight": (_SELDOM, [0.5, torch.linspace(0, 1, size)]),
     }
     arguments = _some(choices, drawn)
+    if options.get("heads", 1) > 1:  # the peer wants weights for each book, and will not have [K]
+        arguments.pop("ema_update_weight", None)
     if tokens is not None and "mask" not in arguments and choices.random() < _SELDOM:
         arguments["lens"] = torch.randint(1, tokens + 1, (batch,), generator=numbers)
     if choices.random() < _SELDOM and tokens is not None:
