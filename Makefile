@@ -3,6 +3,8 @@
 # make test    set up .venv if needed, then lint, types, tests, and of the GPU kernels what needs no GPU:
 #              make test-interpret (Triton's interpreter) and make gpu-check (compiled, read, asserted)
 # make test-sanitizers   the C++ kernels, attacked at random among the sanitizers, for some minutes
+# make fuzz    random cases against the oracle and against the peer, with a new seed each time;
+#              make fuzz ARGS="--seconds 600 --keep-going" (tests/fuzz/README.md)
 # make bench   the whole benchmark of a CPU, with charts; make bench-compare BASE=rev: what became slower
 # make test-gpu, make bench-gpu   on a machine with a CUDA device: tests and figures of its kernels
 
@@ -16,7 +18,7 @@ BIN := $(VENV)/bin
 CXX_FILES := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'vqvae_fast/*.cpp' 'tests/*.cpp' \
   'tests/*.h' 'tests/*.cuh'
 
-.PHONY: train test test-interpret test-sanitizers test-gpu gpu-check lint format bench bench-compare bench-gpu clean prerequisites
+.PHONY: train test test-interpret test-sanitizers fuzz test-gpu gpu-check lint format bench bench-compare bench-gpu clean prerequisites
 
 train: $(VENV)/.built
 ifdef ARGS
@@ -52,6 +54,10 @@ test-interpret: $(VENV)/.built
 # The CPU kernels among the sanitizers for longer than make test does it.
 test-sanitizers: $(VENV)/.built
 	VQVAE_FAST_ATTACK_ROUNDS=3000 $(BIN)/python -m pytest tests/ops/test_attack.py tests/cuda/test_sanitizers.py $(ARGS)
+
+fuzz: $(VENV)/.built
+	$(BIN)/python tests/fuzz/exactness.py $(ARGS)
+	$(BIN)/python tests/fuzz/against_the_peer.py $(ARGS)
 
 # Says that there is no CUDA device, and fails, rather than skip.
 test-gpu: $(VENV)/.built

@@ -23,9 +23,8 @@ def as_euclidean(z: Tensor, codebook: Tensor, metric: str) -> tuple[Tensor, Tens
     dtype = distance_dtype(z.dtype)
     if metric == "cosine":
         return _directions(z).to(dtype), _directions(codebook).to(dtype)
-    largest = torch.linalg.vector_norm(codebook, dim=-1, dtype=torch.float64)
-    largest = largest.nan_to_num(0.0, posinf=0.0).amax(dim=-1)
-    return _near_a_sphere(z, largest).to(dtype), _on_a_sphere(codebook, largest).to(dtype)
+    codes, radius = _in_a_unit_ball(codebook)
+    return _near_a_sphere(z, radius).to(dtype), _on_a_sphere(codes, radius, dtype).to(dtype)
 
 
 def dissimilarity(
@@ -49,27 +48,48 @@ def _directions(x: Tensor) -> Tensor:
     return directions
 
 
+def _in_a_unit_ball(codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """codebook [..., K, D] by a power of two, so that elements are below 1; its largest norm [...].
+
+    Near the end of the dtype's range, norms and the columns that _on_a_sphere adds would overflow
+    or lose their digits. The factor rounds nothing but elements that are nothing beside others.
+    """
+    usable = codebook.isfinite().all(dim=-1, keepdim=True)
+    largest = torch.where(usable, codebook.abs(), 0).amax(dim=(-2, -1), keepdim=True)
+    codes = _without_exponent(codebook, largest)
+    norms = torch.linalg.vector_norm(torch.where(usable, codes, 0), dim=-1)
+    return codes, norms.amax(dim=-1)
+
+
 def _near_a_sphere(z: Tensor, radius: Tensor) -> Tensor:
     """z [..., D], scaled by a power of two to a norm just below the radius; two columns of zeros.
 
     Where a vector's product with a code is about as large as both squares, the distance is as
     telling as the product. The scale does not change which code wins, and rounds nothing.
     """
-    norm = torch.linalg.vector_norm(z, dim=-1, dtype=torch.float64)
+    z = _without_exponent(z, z.abs().amax(dim=-1, keepdim=True))
+    norm = torch.linalg.vector_norm(z, dim=-1)
     radius = radius.view(radius.shape + (1,) * (norm.dim() - radius.dim()))
     exponent = torch.frexp(radius).exponent - torch.frexp(norm).exponent
-    return torch.nn.functional.pad(torch.ldexp(z.double(), exponent[..., None]), (0, 2))
+    return torch.nn.functional.pad(torch.ldexp(z, exponent[..., None]), (0, 2))
 
 
-def _on_a_sphere(codebook: Tensor, radius: Tensor) -> Tensor:
-    """codebook [..., K, D] with two columns that bring every code's norm to the radius.
+def _without_exponent(x: Tensor, largest: Tensor) -> Tensor:
+    """x in float64, divided by the power of two that takes `largest` into [0.5, 1)."""
+    exponent = torch.frexp(largest.double()).exponent
+    half = exponent // 2  # 2^1074, for a subnormal, is no float64
+    return torch.ldexp(torch.ldexp(x.double(), -half), half - exponent)
 
-    |z - e|^2 = |z|^2 + radius^2 - 2 z.e then falls as the product rises. One float32 column would
-    miss the radius by its rounding; the second takes up what the first has left.
+
+def _on_a_sphere(codes: Tensor, radius: Tensor, dtype: torch.dtype) -> Tensor:
+    """codes [..., K, D] with two columns that bring every code's norm to the radius.
+
+    |z - e|^2 = |z|^2 + radius^2 - 2 z.e then falls as the product rises. One column in `dtype`
+    would miss the radius by its rounding; the second takes up what the first has left.
     """
-    rest = radius[..., None] ** 2 - codebook.double().square().sum(dim=-1)
+    rest = radius[..., None] ** 2 - codes.square().sum(dim=-1)
     rest = rest.clamp(min=0)
-    first = rest.sqrt().to(distance_dtype(codebook.dtype))
+    first = rest.sqrt().to(dtype)
     first = torch.nextafter(first, torch.zeros_like(first))  # its square must not pass the rest
     second = (rest - first.double().square()).clamp(min=0).sqrt()
-    return torch.cat([codebook.double(), first.double()[..., None], second[..., None]], dim=-1)
+    return torch.cat([codes, first.double()[..., None], second[..., None]], dim=-1)

@@ -152,3 +152,22 @@ def test_compiled_as_eager(metric):
     compiled = torch.compile(search, fullgraph=True, backend="aot_eager")(z, codebook)
     assert torch.equal(compiled.indices, search(z, codebook).indices)
     torch.testing.assert_close(compiled.distances, search(z, codebook).distances)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "z_scale", "code_scale"),
+    [
+        (torch.float32, 1.0, 1e-43),
+        (torch.float32, 1e-43, 5e-45),
+        (torch.float64, 1e-320, 1e300),
+        (torch.float64, 1e300, 1e-310),
+        (torch.float64, 1.0, 1e200),
+        (torch.float64, 1.0, 1e-170),
+    ],
+    ids=str,
+)
+def test_dot_at_the_ends_of_the_range(dtype, z_scale, code_scale):
+    """The columns that make all codes equally long have digits, and squares do not overflow."""
+    z = (torch.randn(50, 69, dtype=torch.float64) * z_scale).to(dtype)
+    codebook = (torch.randn(300, 69, dtype=torch.float64) * code_scale).to(dtype)
+    check(z, codebook, "dot")
