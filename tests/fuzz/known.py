@@ -1,4 +1,4 @@
-"""The differences from the peer that are meant, and defects that are being mended. All are here."""
+"""The differences from the peer that are meant. All are here."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -269,44 +269,13 @@ DELIBERATE: list[Known] = [
         ),
     ),
 ]
-# Defects of issue lists that others mend; an entry goes when its mend arrives.
-BEING_MENDED: list[Known] = [
-    Known(
-        "a loss breakdown of feature maps with topk has another shape",
-        "^result more",
-        lambda name, o, steps: _given(steps, "topk") and _given(steps, "return_loss_breakdown"),
-    ),
-    Known(
-        "ema_update=True in a call of a module whose codes are a parameter",
-        "^we raise: .*modified by an inplace operation",
-        lambda name, o, steps: _given(steps, "ema_update"),
-    ),
-    Known(
-        "orthogonal_reg_weight gives codes no gradient of the result for an x without a gradient",
-        "^(gradient of|state) .*embed:",
-        lambda name, o, steps: (
-            "orthogonal_reg_weight" in o
-            and any(step.training and not step.needs_gradient for step in steps)
-        ),
-    ),
-    Known(
-        "the MLPs of frozen implicit codebooks learn from the commitment loss",
-        "^(gradient of|state) (x:|.*mlps|.*embed:|.*project)",
-        lambda name, o, steps: bool(o.get("implicit_neural_codebook")) and _frozen(o, steps),
-    ),
-    Known(
-        "beam_size=1 with eval_beam_size > 1 and a cross-entropy commitment loss",
-        "^we raise: .*beam search does not go with commitment_use_cross",
-        lambda name, o, steps: "eval_beam_size" in o,
-    ),
-]
 
 
 def reason(
     name: str, options: Options, steps: Sequence[Any], different: dict[str, str]
 ) -> str | None:
     """Why these differences are known; None unless every one of them is."""
-    entries = [k for k in (*DELIBERATE, *BEING_MENDED) if k.applies(name, options, steps)]
+    entries = [k for k in DELIBERATE if k.applies(name, options, steps)]
     reasons = []
     for part, what in different.items():
         fitting = [k.why for k in entries if re.search(k.parts, f"{part}: {what}")]

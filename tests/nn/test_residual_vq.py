@@ -67,6 +67,11 @@ def test_training(options):
     check(ResidualVQ, BASE | options, TOKENS, {})
 
 
+def test_frozen_implicit_codes_learn_from_no_loss():
+    options = {"implicit_neural_codebook": True}
+    check(ResidualVQ, BASE | options, TOKENS, {"freeze_codebook": True})
+
+
 def test_expiry():
     """One step: once codes are vectors of the batch, the peer's distances are rounding errors.
 

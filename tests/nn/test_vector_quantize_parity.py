@@ -237,3 +237,14 @@ def test_decoding_of_indices(options):
     for method in ("get_codes_from_indices", "get_output_from_indices"):
         torch.testing.assert_close(getattr(ours, method)(indices), getattr(theirs, method)(indices))
     torch.testing.assert_close(ours.codebook, theirs.codebook)
+
+
+def test_codes_learn_from_the_result_where_vectors_have_no_gradient():
+    """With a loss on the codes they are a parameter, and a frozen encoder has no gradient."""
+    modules = pair(VectorQuantize, BASE | {"orthogonal_reg_weight": 0.5})
+    x, gradients = torch.randn(TOKENS), []
+    for module in modules:
+        quantized, _, _ = module(x)
+        gradients.append(torch.autograd.grad(quantized.square().sum(), module._codebook.embed)[0])
+    assert gradients[0].any()
+    torch.testing.assert_close(*gradients)

@@ -388,7 +388,7 @@ class VectorQuantize(nn.Module):
                 chosen = choice.choose(rows, self._codes(rows, freeze, keep, ema_update))
             quantized = chosen.quantized
             if commitment is None:
-                commitment = self._commitment(rows, chosen, counted, topk)
+                commitment = self._commitment(rows, chosen, counted, topk, freeze)
                 if commitment.dim() > 0:
                     commitment = to_places(commitment, places)
                 quantized = self._with_gradient(rows, quantized, topk)
@@ -491,7 +491,7 @@ class VectorQuantize(nn.Module):
             and self.in_place_codebook_optimizer is None
             and self.route_gradients_to_input
             # Without a gradient to the vectors the codes get that of the result.
-            and (rows.requires_grad or not self.learnable_codebook)
+            and (rows.requires_grad or not self._codebook.learnable_codebook)
         )
 
     def as_plain_stage(self, rows: Tensor, freeze: bool) -> Stage | None:
@@ -611,12 +611,17 @@ class VectorQuantize(nn.Module):
         return loss, (commitment, diversity, orthogonality)
 
     def _commitment(
-        self, rows: Tensor, chosen: Chosen, counted: Tensor | None, topk: int | None
+        self,
+        rows: Tensor,
+        chosen: Chosen,
+        counted: Tensor | None,
+        topk: int | None,
+        freeze: bool,
     ) -> Tensor:
         """0-d, 0 in eval; with topk [B, N, k] also in eval, 0 where masked."""
         if (not self.training and topk is None) or (self.training and not self.has_commitment_loss):
             return rows.new_zeros(())
         if self.commitment_use_cross_entropy_loss and topk is None:
             return cross_entropy_loss(rows, chosen, counted, cosine=self.use_cosine_sim)
-        learn = self.learnable_codebook or not self.training
+        learn = (self.learnable_codebook and not freeze) or not self.training
         return commitment_loss(rows, chosen, counted, topk=topk is not None, codes_learn=learn)
