@@ -79,20 +79,25 @@ def from_first(tensor: Tensor, group: "dist.ProcessGroup | None" = None) -> Tens
 
 
 def each_from_its_turn(
-    rows: Tensor, available: Tensor, group: "dist.ProcessGroup | None" = None
+    rows: Tensor,
+    available: Tensor,
+    group: "dist.ProcessGroup | None" = None,
+    *,
+    turns: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Row i from process i modulo their number: the same rows everywhere.
+    """Every row from one of the processes, which take turns: the same rows everywhere.
 
     Args:
         rows: [n, D], what this process proposes.
         available: 0-d bool, whether it has anything to propose.
         group: these processes instead of all.
+        turns: int64 [n], the number of each row's turn; 0, 1, ... unless given.
 
     Returns:
         [n, D], and bool [n]: whether there was a proposal for the row.
     """
-    turns = torch.arange(len(rows), device=rows.device) % dist.get_world_size(group)
-    mine = (turns == dist.get_rank(group)) & available
+    turns = torch.arange(len(rows), device=rows.device) if turns is None else turns
+    mine = (turns % dist.get_world_size(group) == dist.get_rank(group)) & available
     proposed = torch.where(mine[:, None], rows, 0)
     ours, found = summed(proposed, mine.to(rows.dtype), group=group)
     return ours, found > 0

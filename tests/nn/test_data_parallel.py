@@ -25,6 +25,13 @@ CASES = {
 }
 # Nothing is drawn at random: several processes give what one gives with the whole batch.
 REPEATABLE = ["gradient", "averages"]
+# What the processes tell each other is part of the graph.
+COMPILED = ["averages, expiry", "gradient, expiry", "k-means"]
+
+
+def compiled(model):
+    torch.compiler.reset()
+    return torch.compile(model, fullgraph=True, backend="aot_eager")
 
 
 class Model(nn.Module):
@@ -78,6 +85,10 @@ def work(rank, world, folder):
         if rank == 1:  # one process has nothing in one step, and less in another
             parts[1], parts[3] = parts[1][:0], parts[3][:1]
         states[name, "uneven"] = trained(options, parts, DistributedDataParallel)
+    for name in COMPILED:
+        parts = list(batches().chunk(world, dim=1)[rank])
+        states[name, "eager"] = trained(CASES[name], parts)
+        states[name, "compiled"] = trained(CASES[name], parts, compiled)
     torch.save(states, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -106,6 +117,12 @@ def test_they_are_those_of_one_process_with_the_whole_batch(states, case):
     for key, value in trained(CASES[case], batches()).items():
         for wrapped in (case, (case, "fully_shard")):
             torch.testing.assert_close(states[0][wrapped][key], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", COMPILED)
+def test_compiled_steps_learn_the_same(states, case):
+    for state in states:
+        torch.testing.assert_close(state[case, "compiled"], state[case, "eager"])
 
 
 def test_expiry_draws_from_all_and_k_means_takes_all(states):

@@ -133,7 +133,7 @@ def test_a_library_of_another_version_leaves_the_calls_to_the_reference(tmp_path
 # Every op, called on tensors that suit it, and what it raises.
 EVERY_OP = """
 import torch, vqvae_fast
-from vqvae_fast.nn.take_codes import copy_of_codes, take_codes
+from vqvae_fast.gather import copy_of_codes, take_codes
 
 ops = torch.ops.vqvae_fast
 z, one = torch.eye(3), torch.tensor(1.0)
@@ -153,7 +153,8 @@ calls = {
 }
 defined = {name.partition("::")[2] for name in torch._C._dispatch_get_all_op_names()
            if name.startswith("vqvae_fast::")}
-assert set(calls) == defined - {"nearest_code.on"}, defined
+of_modules = {"start_by_kmeans_", "last_stage"}  # no backend has kernels of these
+assert set(calls) == defined - of_modules - {"nearest_code.on"}, defined
 for name, call in calls.items():
     try:
         call()

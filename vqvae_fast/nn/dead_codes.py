@@ -30,7 +30,8 @@ def replace_dead_codes(
     count = z.shape[:-1].numel()
     dead = usage.cluster_size < threshold
     draws = torch.rand(dead.shape, device=z.device)  # as many however it goes on
-    if synced or not (z.is_cuda or torch.compiler.is_compiling()):
+    compiling = torch.compiler.is_compiling()
+    if not compiling and (synced or not z.is_cuda):
         which = dead.nonzero()[:, 0]
         rank, strata = torch.arange(len(which), device=z.device), which.new_tensor(len(which))
         draws = draws[which]
@@ -46,7 +47,11 @@ def replace_dead_codes(
         codes = z.new_zeros(len(which), z.shape[-1])
     codes = codes.to(codebook.dtype)
     if synced:
-        codes, found = each_from_its_turn(codes, torch.tensor(count > 0, device=z.device))
-        which, codes = which[found], codes[found]
+        available = torch.full((), count > 0, device=z.device)
+        codes, found = each_from_its_turn(codes, available, turns=rank)
+        if compiling:
+            which = which & found
+        else:
+            which, codes = which[found], codes[found]
     usage.reset(which, codes, threshold)
     put(codebook, which, codes)
