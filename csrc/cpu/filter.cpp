@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "../elements.h"
 #include "aligned_buffer.h"
@@ -129,7 +130,14 @@ bool filter_rows(const Int8Filter<In>& filter, const Rows<const In>& z,
                  const ListedCodes<In>& codes, int64_t* indices, float* distances,
                  const Rows<In>& quantized, const ThreadPool& pool, std::vector<int64_t>& left) {
   OwnedInt8Book<In> owned;
-  if (!pack_book(filter, codes, z.count, pool, owned)) return false;
+  if (!pack_book(filter, codes, z.count, pool, owned)) {
+    if (owned.book.unit > 0) return false;
+    // No usable code differs from the mean by more than a subnormal: most likely all are copies of
+    // one. float32 would measure them before the caller looks for copies, so every row is left now.
+    left.resize(z.count);
+    std::iota(left.begin(), left.end(), 0);
+    return true;
+  }
   const int64_t parts = std::min(pool.num_threads, num_tiles(z.count));
   std::vector<std::vector<int64_t>> left_of(parts);
   pool.run(parts, [&](int64_t part) {
