@@ -113,7 +113,11 @@ DELIBERATE: list[Known] = [
         lambda name, o, steps: (
             _residual(name)
             and _beam(o, steps)
-            and (any(step.training for step in steps) or o["codebook_size"] == 1)
+            and (
+                any(step.training for step in steps)
+                or o["codebook_size"] == 1
+                or bool(o.get("implicit_neural_codebook"))
+            )
         ),
     ),
     Known(
@@ -139,8 +143,9 @@ DELIBERATE: list[Known] = [
         lambda name, o, steps: (
             _averages(o, steps)
             and (
-                any(option in o for option in _CROSS_ENTROPIES)
+                any(option in o for option in (*_CROSS_ENTROPIES, "vq_bridge"))
                 or any("indices" in step.arguments for step in steps)
+                or bool(o.get("shared_codebook") and o.get("orthogonal_reg_weight"))
             )
         ),
     ),
@@ -163,17 +168,25 @@ DELIBERATE: list[Known] = [
         ),
     ),
     Known(
-        "Gradients and statistics: an in-place optimizer counts a batch twice in affine statistics",
+        "Gradients and statistics: an in-place optimizer counts a batch twice",
         _ANY,
-        lambda name, o, steps: bool(o.get("affine_param")) and "in_place_codebook_optimizer" in o,
+        lambda name, o, steps: (
+            "in_place_codebook_optimizer" in o
+            and (bool(o.get("affine_param")) or _averages(o, steps))
+        ),
     ),
     Known(
-        "Gradients and statistics: a cross-entropy commitment loss of feature maps fails",
+        "Gradients and statistics: a cross-entropy commitment loss of feature maps or [B, D] fails",
         "^peer raises: .*target",
         lambda name, o, steps: (
             bool(o.get("commitment_use_cross_entropy_loss"))
-            and bool(o.get("accept_image_fmap") or o.get("accept_3d_fmap"))
+            and not all(_tokens(name, step) for step in steps)
         ),
+    ),
+    Known(
+        "Gradients and statistics: the parts of a loss of several codes lie flat",
+        "^result more",
+        lambda name, o, steps: _given(steps, "topk") and _given(steps, "return_loss_breakdown"),
     ),
     Known(
         "Gradients and statistics: the rotation of a vector shorter than 1e-6 is not its code",
@@ -203,7 +216,9 @@ DELIBERATE: list[Known] = [
         "Gradients and statistics: an unused cosine code shrinks to nothing",
         _ANY,
         lambda name, o, steps: (
-            bool(o.get("use_cosine_sim")) and _averages(o, steps) and o.get("decay", 0.8) < 0.1
+            bool(o.get("use_cosine_sim"))
+            and _averages(o, steps)
+            and (o.get("decay", 0.8) < 0.1 or o.get("codebook_dim", o["dim"]) == 1)
         ),
     ),
     Known(

@@ -239,9 +239,14 @@ def test_decoding_of_indices(options):
     torch.testing.assert_close(ours.codebook, theirs.codebook)
 
 
-def test_codes_learn_from_the_result_where_vectors_have_no_gradient():
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"straight_through": True, "rotation_trick": False, "ema_update": False}],
+    ids=name,
+)
+def test_codes_learn_from_the_result_where_vectors_have_no_gradient(options):
     """With a loss on the codes they are a parameter, and a frozen encoder has no gradient."""
-    modules = pair(VectorQuantize, BASE | {"orthogonal_reg_weight": 0.5})
+    modules = pair(VectorQuantize, BASE | {"orthogonal_reg_weight": 0.5} | options)
     x, gradients = torch.randn(TOKENS), []
     for module in modules:
         quantized, _, _ = module(x)

@@ -61,11 +61,15 @@ def choose(
 
 
 def soft_codes(x: Tensor, codes: Tensor, cosine: bool, temperature: float) -> Tensor:
-    """The mean of all codes by softmax(logits / temperature), [C, ..., d]."""
+    """The mean of all codes by softmax(logits / temperature), [C, ..., d].
+
+    It has the gradient of the shares alone: the codes that are mixed count as constants.
+    """
 
     def mix(rows: Tensor, book: Tensor) -> Tensor:
         share = (logits(rows, book, cosine) / temperature).softmax(dim=-1)
-        return share @ book if book.dim() == 2 else (share[:, None] @ book)[:, 0]
+        mixed = book.detach()
+        return share @ mixed if book.dim() == 2 else (share[:, None] @ mixed)[:, 0]
 
     return _of_rows(x, codes, lambda rows, book: _again(mix, rows, book))
 
