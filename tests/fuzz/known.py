@@ -26,7 +26,7 @@ class Known(NamedTuple):
 
 
 _ANY = "."
-_LOSS = "loss|gradient|more|state .*(project|weight|embed:)"
+_LOSS = "loss|gradient|more|state .*(project|weight|bias|embed:)"
 _CROSS_ENTROPIES = (
     "commitment_use_cross_entropy_loss",
     "codebook_diversity_loss_weight",
