@@ -40,6 +40,7 @@ class StraightThroughQuantize(torch.autograd.Function):
         error: tuple[Tensor, ...] = ()
         if ctx.needs_input_grad[1]:
             ctx.save_for_backward(z, codebook, indices)
+            indices = torch.ops.vqvae_fast.copy_of_codes(indices)  # the caller may write to them
         elif ctx.needs_input_grad[0]:
             # The commitment gradient wants the chosen codes as they were in this search. Without
             # a gradient of its own a codebook is often rewritten before the backward pass (EMA):

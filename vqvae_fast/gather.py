@@ -61,7 +61,9 @@ class _CopyOfCodes(torch.autograd.Function):
 class _TakeCodes(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, codebook: Tensor, indices: Tensor) -> Tensor:
-        ctx.save_for_backward(indices)
+        if ctx.needs_input_grad[0]:
+            # A copy: a module returns these indices, and the caller may write to them.
+            ctx.save_for_backward(torch.ops.vqvae_fast.copy_of_codes(indices))
         ctx.like = _shape_of(codebook)
         codes: Tensor = torch.ops.vqvae_fast.take_codes(codebook, indices)
         return codes

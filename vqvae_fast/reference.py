@@ -242,8 +242,10 @@ def quantize_backward(
 def take_codes(codebook: Tensor, indices: Tensor) -> Tensor:
     """codebook[indices]: [K, D] and [...], or [H, K, D] and [H, ...] -> [..., D] or [H, ..., D]."""
     rows = flat_indices(indices, codebook).reshape(-1)
-    codes = codebook.reshape(-1, codebook.shape[-1]).index_select(0, rows)
-    return codes.view(*indices.shape, codebook.shape[-1])
+    dim = codebook.shape[-1]
+    codes = codebook.new_empty((*indices.shape, dim))  # no view: the caller may write to it
+    torch.index_select(codebook.reshape(-1, dim), 0, rows, out=codes.view(len(rows), dim))
+    return codes
 
 
 @torch.no_grad()

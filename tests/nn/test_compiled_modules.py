@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from vqvae_fast.models import VQVAE
-from vqvae_fast.nn import VectorQuantize, VectorQuantizer
+from vqvae_fast.nn import SimVQ, VectorQuantize, VectorQuantizer
 
 OPTIONS = [
     {},
@@ -134,6 +134,80 @@ def test_k_means_in_compiled_steps(options, backend):
         compiled_module.zero_grad()
     assert not torch.equal(compiled_module.codebook, start)
     assert graphs.frame_count == 2, "one graph collects, another has codes"
+
+
+@pytest.mark.parametrize("kind", ["drop-in", "reference"])
+def test_a_compiled_module_starts_from_what_the_buffer_says(kind):
+    """When its graph is made: after a functional_call, and after a state that was copied in."""
+
+    def make(**options):
+        if kind == "drop-in":
+            return VectorQuantize(4, 16, accept_image_fmap=True, **options)
+        return VectorQuantizer(16, 4, kmeans_samples=20, learning="ema", **options)
+
+    z = torch.randn(2, 4, 5, 5)
+    untouched = make(kmeans_init=True)
+    own = {name: tensor.clone() for name, tensor in untouched.state_dict().items()}
+    torch.func.functional_call(untouched, own, (z,))
+    torch.compile(untouched, fullgraph=True, backend="aot_eager")(50 + z)
+    assert untouched.codebook.mean() > 40
+
+    copied, source = make(kmeans_init=True), make(kmeans_init=True)
+    source(z)
+    states = source.state_dict(), copied.state_dict()
+    for name, value in states[0].items():
+        states[1][name].copy_(value)
+    torch.compile(copied, fullgraph=True, backend="aot_eager")(50 + z)
+    assert copied.codebook.mean() < 40
+
+
+def test_a_graph_that_collects_is_left_when_codes_are_copied_in():
+    module, source = (VectorQuantizer(16, 4, kmeans_init=True) for _ in range(2))
+    source.set_codebook(torch.randn(16, 4))
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    compiled(torch.randn(2, 4, 2, 2))
+    states = source.state_dict(), module.state_dict()
+    for name, value in states[0].items():
+        states[1][name].copy_(value)
+    for _ in range(20):
+        compiled(torch.randn(2, 4, 5, 5))
+    assert torch.equal(module.codebook, source.codebook)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: VectorQuantize(8, 16, learnable_codebook=True, ema_update=False),
+        lambda: VectorQuantize(8, 16, commitment_use_cross_entropy_loss=True, ema_update=False),
+        lambda: SimVQ(8, 16),
+        lambda: Reference(16, 8),
+    ],
+    ids=["learnable", "cross entropy", "SimVQ", "VectorQuantizer"],
+)
+def test_the_indices_may_be_written_to(make, backend):
+    """As padding is marked; the backward pass wants them as they were found."""
+    module = make()
+    x = torch.randn(2, 40, 8)
+    results = []
+    for function in (module, module, torch.compile(module, fullgraph=True, backend=backend)):
+        leaf = x.clone().requires_grad_()
+        quantized, indices, loss = function(leaf)
+        if results:
+            indices.fill_(3)
+        module.zero_grad()
+        (quantized.square().sum() + loss).backward()
+        results.append([leaf.grad, *(parameter.grad.clone() for parameter in module.parameters())])
+    torch.testing.assert_close(results[1], results[0])
+    torch.testing.assert_close(results[2], results[0])
+
+
+class Reference(VectorQuantizer):
+    """The reference's class with the results, and on the vectors, of the others."""
+
+    def forward(self, x):
+        loss, quantized, _, _, indices = super().forward(x.movedim(-1, 1)[..., None])
+        return quantized, indices, loss
 
 
 def test_a_cleared_flag_reaches_a_compiled_module_by_train():

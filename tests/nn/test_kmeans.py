@@ -3,6 +3,7 @@ import pickle
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from vqvae_fast.nn import KMeansInit, VectorQuantizer, kmeans, replace_dead_codes
 from vqvae_fast.nn.kmeans import _fill_empty
@@ -290,6 +291,60 @@ def test_a_copy_collects_for_itself():
         assert other.kmeans.done
         assert not quantizer.kmeans.done
         assert len(quantizer.kmeans.samples) == 32
+
+
+def test_made_on_the_meta_device_it_collects():
+    options = {"kmeans_init": True, "kmeans_samples": 32}
+    with torch.device("meta"):
+        quantizer = VectorQuantizer(6, 3, **options)
+    quantizer.to_empty(device="cpu")
+    quantizer.load_state_dict(VectorQuantizer(6, 3, **options).state_dict())
+    quantizer(torch.randn(2, 3, 4, 4))
+    assert quantizer.kmeans.done
+
+
+def test_loading_other_parts_of_a_model_keeps_the_samples():
+    model = torch.nn.Sequential(torch.nn.Linear(1, 1), VectorQuantizer(6, 3, kmeans_init=True))
+    model[1](torch.randn(1, 3, 2, 4))
+    model.load_state_dict(torch.nn.Sequential(torch.nn.Linear(1, 1)).state_dict(), strict=False)
+    assert len(model[1].kmeans.samples) == 8
+
+
+@pytest.mark.parametrize("learning", ["gradient", "ema"])
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_a_checkpointed_step_collects_its_batch_once(learning, use_reentrant):
+    whole = VectorQuantizer(6, 3, learning=learning, kmeans_init=True, kmeans_samples=80)
+    again = copy.deepcopy(whole)
+    for step in range(4):
+        x = torch.randn(2, 3, 4, 4)
+        sides = []
+        for quantizer in (whole, again):
+            torch.manual_seed(step)
+            leaf = x.clone().requires_grad_()
+
+            def call(x, quantizer=quantizer):
+                return quantizer(x)[:2]
+
+            if quantizer is again:
+                result = checkpoint(call, leaf, use_reentrant=use_reentrant)
+            else:
+                result = call(leaf)
+            samples = len(quantizer.kmeans.samples)
+            (result[0] + result[1].square().sum()).backward()
+            assert len(quantizer.kmeans.samples) == samples
+            sides.append((result, leaf.grad))
+        if learning == "gradient":  # averages take in a batch that is computed twice twice
+            torch.testing.assert_close(*sides)
+    assert whole.kmeans.done
+    assert again.kmeans.done
+
+
+def test_one_backward_pass_after_the_step_that_ends_the_collection():
+    quantizer = VectorQuantizer(6, 3, kmeans_init=True, kmeans_samples=40)
+    losses = [quantizer(torch.randn(2, 3, 4, 4, requires_grad=True))[0] for _ in range(3)]
+    assert quantizer.kmeans.done
+    sum(losses).backward()
+    assert quantizer.codebook.grad.any()
 
 
 def test_a_cleared_buffer_starts_the_collection_again():

@@ -531,6 +531,18 @@ def test_k_means_again(kmeans_init, by_name):
     assert module.codebook.mean() > 40
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("options", "shape"),
+    [(GRADIENT, (2, 12, 8)), (GRADIENT | {"accept_image_fmap": True}, (2, 8, 3, 4))],
+    ids=["tokens", "feature map"],
+)
+def test_the_result_may_be_written_to(options, shape, training):
+    quantized, _, _ = quantizer(**options).train(training)(torch.randn(shape, requires_grad=True))
+    torch.nn.functional.relu(quantized, inplace=True)
+    assert (quantized >= 0).all()
+
+
 def test_a_functional_call_starts_its_own_tensors():
     module = quantizer(kmeans_init=True)
     own = {name: tensor.clone() for name, tensor in module.state_dict().items()}

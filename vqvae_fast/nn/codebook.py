@@ -1,5 +1,6 @@
 """The codebook of the drop-in quantizers: its codes, and all state that they learn by."""
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from vqvae_fast.dtypes import common_float
 from vqvae_fast.gather import copy_of_codes
 from vqvae_fast.nn.host_flag import HostFlag
 from vqvae_fast.nn.lloyd import lloyd
+from vqvae_fast.nn.quantize_dropout import undone_unless
 from vqvae_fast.nn.sampling import shuffled
 from vqvae_fast.nn.wide_buffers import WideBuffers
 from vqvae_fast.reference import smoothed_size
@@ -186,8 +188,14 @@ class Codebook(WideBuffers):
 
     def init_once(self, data: Tensor, mask: Tensor | None = None) -> None:
         """:meth:`init_embed_`, until it has been done; nothing waits for the device then."""
+        if torch.compiler.is_compiling():
+            self._read_initted()
         if not self._initted.of(self.initted):
             self.init_embed_(data, mask)
+
+    @torch.compiler.assume_constant_result  # the compiler reads it while it makes a graph
+    def _read_initted(self) -> None:
+        self._initted.read(self.initted)
 
     @torch.no_grad()
     def init_embed_(self, data: Tensor, mask: Tensor | None = None) -> None:
@@ -211,6 +219,17 @@ class Codebook(WideBuffers):
             cosine=self.use_cosine_sim,
             synced=self.sync_kmeans,
         )
+        start = functools.partial(self._start_from, codes, counts)
+        if torch.compiler.is_compiling():
+            # The compiler may use this graph for another module, which has its codes.
+            state = [self.cluster_size, self.embed_avg, self.embed]
+            undone_unless(~self.initted, lambda: state, start)
+        else:
+            start()
+        self._finish_init()
+
+    def _start_from(self, codes: Tensor, counts: Tensor) -> None:
+        """Write codes [C, K, d] that k-means has found, each for counts [C, K] vectors."""
         self.cluster_size.copy_(counts)
         smoothed = self._smoothed()[..., None]
         # A code that got no vector stays where k-means has left it.
@@ -218,7 +237,6 @@ class Codebook(WideBuffers):
         self.embed_avg.copy_(codes * torch.where(used, counts[..., None], smoothed))
         self.embed.copy_(codes)
         self.update_ema()
-        self._finish_init()
 
     @torch.no_grad()
     def update_ema(self) -> None:
@@ -410,7 +428,8 @@ class Codebook(WideBuffers):
 
     def train(self, mode: bool = True) -> "Self":
         """Switch between training and eval; a compiled module then notices a changed initted."""
-        self._initted.read(self.initted)
+        if not torch.compiler.is_compiling():
+            self._initted.read(self.initted)
         return super().train(mode)
 
     def _load_from_state_dict(

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from vqvae_fast.distributed import is_distributed
 
@@ -16,7 +17,7 @@ class HostFlag:
     so it is read again only if torch shows a change: another tensor, as after ``.to()`` or in
     ``torch.func.functional_call``, or a new version, as after ``fill_``. torch.compile guards on
     :attr:`value`, which cannot follow the buffer inside a compiled function; a module reads its
-    flag in ``train()`` and ``load_state_dict()`` for that.
+    flag when a graph is made, in ``train()`` and in ``load_state_dict()`` for that.
 
     Attributes:
         value: what was read or written last.
@@ -29,15 +30,15 @@ class HostFlag:
 
     def of(self, buffer: Tensor) -> bool:
         """What the buffer holds; under torch.compile what was known before."""
-        if _is_readable(buffer) and (
+        if not torch.compiler.is_compiling() and (
             buffer.device.type in _READ_AT_ONCE or self._may_differ(buffer)
         ):
             self.read(buffer)
         return self.value
 
     def read(self, buffer: Tensor) -> None:
-        """Read the buffer now, if it can be read."""
-        if _is_readable(buffer):
+        """Read the buffer now. One on the meta device, or a fake one, holds nothing to read."""
+        if not buffer.is_meta and not isinstance(buffer, FakeTensor):
             self.value = bool(buffer)
             self._remember(buffer)
 
@@ -57,8 +58,3 @@ class HostFlag:
             return True
         # DistributedDataParallel writes every buffer in every step: there a version says nothing.
         return not is_distributed() and buffer._version != self._version
-
-
-def _is_readable(buffer: Tensor) -> bool:
-    """A traced tensor has no value yet, one on the meta device none at all."""
-    return not torch.compiler.is_compiling() and not buffer.is_meta

@@ -124,7 +124,13 @@ class KMeansInit(nn.Module):
     @property
     def done(self) -> bool:
         """Whether the codebook has its codes."""
+        if torch.compiler.is_compiling():
+            self._read_initted()
         return self._initted.of(self.initted)
+
+    @torch.compiler.assume_constant_result  # the compiler reads it while it makes a graph
+    def _read_initted(self) -> None:
+        self._initted.read(self.initted)
 
     def start_(
         self,
@@ -153,8 +159,7 @@ class KMeansInit(nn.Module):
     @torch.no_grad()
     def collect(self, z: Tensor, *, synced: bool = False) -> KMeans | None:
         """Take in a batch's vectors [..., D]; the codes once there are enough, else None."""
-        samples = self.samples.to(z.device)
-        wanted = self.num_samples - len(samples)
+        wanted = self.num_samples - len(self.samples)
         if synced:
             wanted = -(-wanted // world_size())
         count = z.shape[:-1].numel()
@@ -166,7 +171,8 @@ class KMeansInit(nn.Module):
         rows = rows[rows.isfinite().all(dim=1)]
         if synced:  # at once, so that all processes hold the same samples
             rows = rows_of_all(rows)
-        self.samples = torch.cat([samples.to(rows.dtype), rows])
+        # Samples of the meta device, as a model is made on, are none; they cannot be moved.
+        self.samples = torch.cat([self.samples.to(rows), rows]) if len(self.samples) else rows
         if len(self.samples) < self.num_samples:
             return None
         result = kmeans(self.samples, self.num_codes, self.iterations)
@@ -180,7 +186,8 @@ class KMeansInit(nn.Module):
 
     def train(self, mode: bool = True) -> "Self":
         """Switch between training and eval; a compiled module then notices a changed initted."""
-        self._initted.read(self.initted)
+        if not torch.compiler.is_compiling():
+            self._initted.read(self.initted)
         return super().train(mode)
 
     def _end(self, initted: Tensor) -> None:
@@ -201,8 +208,9 @@ class KMeansInit(nn.Module):
     ) -> None:
         # Older checkpoints hold the samples; others begin the collection, or end it.
         stored = state_dict.pop(prefix + "samples", self.samples[:0])
+        if any(name.startswith(prefix) for name in state_dict):
+            self.samples = stored.clone()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self.samples = stored.clone()
         self._initted.read(self.initted)
 
 
@@ -227,6 +235,11 @@ def _start_by_kmeans_(
 ) -> None:
     """Writes to the tensors that it is given: of a compiled module's they may be copies."""
     init = _by_key[key]
+    if initted:  # something else has brought the codes: a compiled graph of collecting ends
+        init._read_initted()
+        return
+    if torch._C._current_graph_task_id() != -1:
+        return  # a backward pass computes a checkpointed step again, whose batch is collected
     result = init.collect(z, synced=synced)
     if result is None:
         return

@@ -47,7 +47,10 @@ def cross_entropy_loss(
     rows: Tensor, chosen: Chosen, counted: Tensor | None, *, cosine: bool
 ) -> Tensor:
     """-log softmax(-distances)[code], in the place of the commitment loss; 0-d."""
-    targets = chosen.indices if counted is None else torch.where(counted, chosen.indices, -1)
+    if counted is None:  # a copy: the caller gets the indices, and may write to them
+        targets = torch.ops.vqvae_fast.copy_of_codes(chosen.indices)
+    else:
+        targets = torch.where(counted, chosen.indices, -1)
     return distances.cross_entropy(rows, chosen.codes, cosine, targets)
 
 

@@ -54,10 +54,10 @@ class _NearestWithLoss(torch.autograd.Function):
         quantized, indices, distances = torch.ops.vqvae_fast.quantize(rows, codes)
         commitment = distances.sum() / max(rows.numel(), 1)
         ctx.rotates, ctx.codes_learn = rotates, ctx.needs_input_grad[1]
-        ctx.mark_non_differentiable(indices)
         leave_missing_gradients_out(ctx)
         if ctx.codes_learn:  # they stay as they are, and give what was chosen once more
             ctx.save_for_backward(rows, codes, indices)
+            indices = torch.ops.vqvae_fast.copy_of_codes(indices)  # the caller may write to them
         elif rotates and ctx.needs_input_grad[0]:  # the caller may write to the result
             ctx.save_for_backward(rows, quantized)
             quantized = torch.ops.vqvae_fast.copy_of_codes(quantized)
@@ -65,7 +65,9 @@ class _NearestWithLoss(torch.autograd.Function):
             # An output, since of a saved output autograd knows the derivative.
             error = rows - quantized
             ctx.save_for_backward(error)
+            ctx.mark_non_differentiable(indices)
             return quantized, indices, commitment, error
+        ctx.mark_non_differentiable(indices)
         return quantized, indices, commitment
 
     @staticmethod

@@ -158,7 +158,7 @@ class VectorQuantizer(nn.Module):
         if learns:
             self._prepare(rows, synced)
         codebook = self.codebook
-        if learns and self.dead_code_threshold > 0 and codebook.requires_grad:
+        if learns and (self.dead_code_threshold > 0 or collects) and codebook.requires_grad:
             # The backward pass needs the codes of this search, and the next forward pass, which
             # may come first, writes to them.
             codebook = copy_of_codes(codebook)
@@ -170,8 +170,13 @@ class VectorQuantizer(nn.Module):
             channel_first=True,
             sparse=self.embedding.sparse,
         )
-        if collects and self.kmeans is not None:  # a copy, which the caller may write to
-            z_q = torch.where(self.kmeans.initted, z_q, wide)
+        if collects and self.kmeans is not None:  # copies, which the caller may write to
+            if (
+                torch.compiler.is_compiling()
+            ):  # whether this batch ended the collection is not known
+                z_q = torch.where(self.kmeans.initted, z_q, wide)
+            elif not self.kmeans.done:
+                z_q = wide.clone()
         if learns and self.ema is not None:
             # A vector that is not finite says nothing about its code; one would destroy it.
             counted = torch.where(distances.isfinite(), indices, -1)
