@@ -60,7 +60,7 @@ def _load(path: Path) -> NDArray[Any]:
                 return chosen
     except UNREADABLE as error:
         # NumPy takes what it does not know for a pickle, and advises to run the code in it.
-        objects = "pickle" in str(error) or "object arrays" in str(error).lower()
+        objects = any(word in str(error).lower() for word in ("pickle", "object"))
         why = "it is not one, or holds Python objects" if objects else error
         raise UserError(f"{path} cannot be read as a NumPy file: {why}") from error
     listing = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items()) or "none"
