@@ -20,8 +20,8 @@ namespace {
 constexpr double kSearchWork = 1 << 16;
 
 // Copies of codes are looked for where the filter leaves one row in so many; they are left out of
-// the search where one code in so many is one.
-constexpr int64_t kCommon = 4, kWorthwhile = 32;
+// the search where there are so many. A row may have to measure each of them.
+constexpr int64_t kCommon = 4, kWorthwhile = 8;
 
 // Where the answers go. quantized.data may be null.
 template <class In>
@@ -272,7 +272,7 @@ void search_codebook(const Rows<const In>& z, const Codes<In>& codes, int64_t* i
 
   const std::vector<int64_t> distinct = distinct_codes(codes, workers);
   const int64_t count = distinct.size();
-  if ((codes.count - count) * kWorthwhile >= codes.count) {
+  if (codes.count - count >= kWorthwhile) {
     list.count = count;
     list.listed = distinct.data();
     left = search_listed(z, codes, left, out,

@@ -14,7 +14,7 @@ import torch
 import vqvae_fast
 from vqvae_fast.functional import NearestCode
 
-SECONDS = float(os.environ.get("VQVAE_FAST_FUZZ_SECONDS", "20"))
+SECONDS = float(os.environ.get("VQVAE_FAST_FUZZ_SECONDS", "30"))
 SEED = int(os.environ.get("VQVAE_FAST_FUZZ_SEED", "20250101"))
 
 

@@ -140,6 +140,9 @@ def test_folders_that_are_no_runs_are_told(run, tmp_path):
         load_model(run)
 
 
+COLLECTOR = "vector_quantization.kmeans"
+
+
 def nest(run, depth: int = 200_000) -> None:
     """Put nested lists in the place of the word NESTED; pickle itself cannot write that many."""
     path, word = run / "checkpoint.pt", b"X\x06\x00\x00\x00NESTED"
@@ -164,6 +167,18 @@ def nest(run, depth: int = 200_000) -> None:
         (lambda state: state.update(window={}), "window must hold sums"),
         (lambda state: state["window"].update(steps=-1), "window must hold sums"),
         (lambda state: state["window"].update(sums=torch.zeros(1)), "window must hold sums"),
+        (lambda state: state["window"].update(steps=10**30), "window must hold sums"),
+        (lambda state: state["window"].update(sums=torch.zeros(3).to_sparse()), "dense tensor"),
+        (lambda state: state["window"].update(sums=torch.full((3,), torch.nan)), "be finite"),
+        (lambda state: state.update(random=[torch.zeros(3)]), "states of torch's generators"),
+        (lambda state: state.update(samples=[1]), "samples must be a dict, got list"),
+        (lambda state: state["samples"].update({COLLECTOR: "x"}), "kmeans must be a dense tensor"),
+        (lambda state: state["samples"].update({COLLECTOR: torch.zeros(2)}), "must be floats"),
+        (lambda state: state["samples"].update({COLLECTOR: torch.zeros(2, 1)}), "samples must be"),
+        (
+            lambda state: state["optimizer"]["state"][3]["exp_avg_sq"].fill_(-1),
+            "exp_avg_sq of parameter 3 must not be negative",
+        ),
         (lambda state: state.update(optimizer={}), "averages of 22 parameters"),
         (lambda state: state["optimizer"].update(state={}), "averages of 22 parameters"),
         (lambda state: state["optimizer"]["state"].pop(3), "averages of 22 parameters"),
@@ -258,7 +273,7 @@ def test_a_setting_of_any_type_is_taken_or_told_in_a_sentence(run, odd):
 
 
 def test_pipes_in_a_run_folder_are_not_opened(run):
-    for name in ("checkpoint.pt", "config.json", "metrics.jsonl"):
+    for name in ("checkpoint.pt", "config.json", "metrics.jsonl", ".lock"):
         (run / name).rename(run / "kept")
         os.mkfifo(run / name)
         with pytest.raises(UserError):

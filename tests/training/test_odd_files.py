@@ -69,6 +69,16 @@ def test_headers_that_promise_more_than_the_file_has_are_told(tmp_path):
         open_data(str(tmp_path / "x.npz"))
 
 
+@pytest.mark.parametrize("hidden", ["images", "other"])
+def test_an_array_that_another_would_hide_is_refused(tmp_path, hidden):
+    """NumPy prefers the entry without the ending, whose header nothing has compared."""
+    np.savez(tmp_path / "x.npz", images=np.random.rand(9, 8, 8, 3))
+    with zipfile.ZipFile(tmp_path / "x.npz", "a") as archive:
+        archive.writestr(hidden, b"")
+    with pytest.raises(UserError, match="is not the only array of its name"):
+        open_data(str(tmp_path / "x.npz"))
+
+
 def test_only_the_array_that_is_used_is_read(tmp_path, monkeypatch):
     np.savez(tmp_path / "x.npz", images=np.random.rand(9, 8, 8, 3), other=np.zeros(10**6))
     read = []

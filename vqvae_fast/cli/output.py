@@ -40,8 +40,10 @@ def check_file(path: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None
         raise UserError(f"{path} is a folder, the name of a file was expected")
     if not path.parent.is_dir():
         raise UserError(f"there is no folder {path.parent} to write {path.name} to")
-    if not path.exists():
+    if not os.path.lexists(path):
         return
+    if not path.exists():
+        raise UserError(f"{path} is a link to what is not there, the name of a file was expected")
     if not path.is_file():
         # Replacing /dev/null, as root can, would harm the whole machine.
         raise UserError(f"{path} is a device or a pipe, the name of a file was expected")

@@ -180,6 +180,19 @@ class KMeansInit(nn.Module):
             result = KMeans(*(from_first(part) for part in result))
         return result
 
+    def load_samples(self, samples: Tensor) -> None:
+        """Go on with the samples [n, D] that a checkpoint has kept.
+
+        Raises:
+            ValueError: they are not vectors of this codebook, or are more than it collects.
+        """
+        if not samples.is_floating_point() or samples.dim() != 2:
+            raise ValueError(f"samples must be floats [n, D], got {list(samples.shape)}")
+        if samples.shape[1] != self.samples.shape[1] or len(samples) >= self.num_samples:
+            wanted = f"[n < {self.num_samples}, D={self.samples.shape[1]}]"
+            raise ValueError(f"samples must be {wanted}, got {list(samples.shape)}")
+        self.samples = samples
+
     def finish(self) -> None:
         """Collect no more: the codebook has its codes."""
         self._end(self.initted)

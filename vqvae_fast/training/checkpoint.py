@@ -50,7 +50,7 @@ def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
         torch.set_rng_state(state["cpu"])
         if device.type == "cuda" and "cuda" in state:
             torch.cuda.set_rng_state(state["cuda"], device)
-    except (RuntimeError, TypeError, AttributeError, KeyError) as error:
+    except (RuntimeError, TypeError, AttributeError, LookupError) as error:
         raise ValueError("random must hold the states of torch's generators") from error
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vqvae_fast.checkpoints.tensors import check_tensors
 from vqvae_fast.distributed import is_distributed, world_size
 from vqvae_fast.models import VQVAEOutput
 from vqvae_fast.nn import KMeansInit
@@ -171,9 +172,7 @@ class Trainer:
             )
         try:
             checkpoint.load_weights(self.model, state["model"])
-            samples = state.get("samples", {})
-            for name, part in self._collectors().items():
-                part.samples = samples.get(name, part.samples)
+            self._load_samples(state.get("samples", {}))
             recipe.load_moments(self.optimizer, state["optimizer"], state["step"])
             self.window.load(state["window"])
             self.step = state["step"]
@@ -185,6 +184,14 @@ class Trainer:
             raise UserError(
                 f"the checkpoint of {run} does not fit its config.json: {error}"
             ) from error
+
+    def _load_samples(self, samples: object) -> None:
+        if not isinstance(samples, dict):
+            raise ValueError(f"samples must be a dict, got {type(samples).__name__}")
+        check_tensors(samples)
+        for name, part in self._collectors().items():
+            if name in samples:
+                part.load_samples(samples[name])
 
     def _collectors(self) -> dict[str, KMeansInit]:
         """The parts that collect samples for k-means, which a state dict does not hold."""

@@ -49,6 +49,10 @@ def read_headers(path: Path) -> dict[str, Header]:
     headers = {}
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
+            name = entry.filename.removesuffix(".npy")
+            if name in headers or name == entry.filename:
+                # NumPy would read another array by this name than the one that is checked.
+                raise ValueError(f"{entry.filename!r} is not the only array of its name, NAME.npy")
             with archive.open(entry) as file:
                 header, length = _read_header(file)
             # Of Python objects the size is not known; numpy refuses them later.
@@ -57,7 +61,7 @@ def read_headers(path: Path) -> dict[str, Header]:
                     f"{entry.filename} must have {header.nbytes} bytes for {list(header.shape)}, "
                     f"got {entry.file_size - length}"
                 )
-            headers[entry.filename.removesuffix(".npy")] = header
+            headers[name] = header
     return headers
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vqvae_fast.checkpoints.tensors import check_tensors
 from vqvae_fast.models import VQVAE
 from vqvae_fast.training.config import TrainConfig
 from vqvae_fast.training.data import ImageData
@@ -118,6 +119,11 @@ def load_moments(optimizer: torch.optim.Optimizer, state: dict[str, Any], step: 
             shape = parameter.shape if name in _MOMENTS else torch.Size()
             if not isinstance(tensor, Tensor) or tensor.shape != shape:
                 raise ValueError(f"{name} of parameter {number} must be a tensor {list(shape)}")
+        check_tensors({f"{name} of parameter {number}": averages[name] for name in averages})
+        if not all(averages[name].is_floating_point() for name in _MOMENTS):
+            raise ValueError(f"the averages of parameter {number} must be floats")
+        if (averages["exp_avg_sq"] < 0).any():
+            raise ValueError(f"exp_avg_sq of parameter {number} must not be negative")
         if averages["step"] != step:
             raise ValueError(f"optimizer must have done {step} steps")
     optimizer.load_state_dict({"state": stored, "param_groups": groups})

@@ -21,6 +21,8 @@ def locked(run: Path) -> Iterator[None]:
         UserError: another process holds the lock, or the folder cannot be written or locked.
     """
     try:
+        if (run / LOCK).is_symlink() or ((run / LOCK).exists() and not (run / LOCK).is_file()):
+            raise UserError(f"{run / LOCK} must be a file of this run, not a link or a pipe")
         file = (run / LOCK).open("ab")
     except OSError as error:
         raise UserError(f"the run folder {run} cannot be written to: {error.strerror}") from error

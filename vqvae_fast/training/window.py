@@ -3,10 +3,14 @@
 import torch
 from torch import Tensor
 
+from vqvae_fast.checkpoints.tensors import check_tensors
 from vqvae_fast.distributed import is_distributed
 from vqvae_fast.models import VQVAEOutput
 from vqvae_fast.nn.metrics import code_counts, perplexity
 from vqvae_fast.training.processes import total
+
+# int64, as which the device counts them, holds more.
+_MOST_STEPS = 2**62
 
 
 class Window:
@@ -75,10 +79,13 @@ class Window:
             and isinstance(counts, Tensor)
             and sums.shape == self._sums.shape
             and counts.shape == self._counts.shape
-            and isinstance(steps, int)
-            and steps >= 0
+            and type(steps) is int
+            and 0 <= steps <= _MOST_STEPS
         ):
             raise ValueError(f"window must hold sums [3], counts [{len(self._counts)}] and steps")
+        check_tensors({"sums of window": sums, "counts of window": counts})
+        if not sums.isfinite().all():
+            raise ValueError("the sums of window must be finite")
         self._sums.copy_(sums)
         self._counts.copy_(counts)
         self._steps = steps
