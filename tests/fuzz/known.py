@@ -1,5 +1,6 @@
 """The differences from the peer that are meant. All are here."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -165,6 +166,13 @@ DELIBERATE: list[Known] = [
                 or any(step.round_trip for step in steps)
                 or _residual(name)
             )
+        ),
+    ),
+    Known(
+        "Gradients and statistics: affine codes of a batch of one vector, whose variance is rounding",
+        _ANY,
+        lambda name, o, steps: (
+            bool(o.get("affine_param")) and any(math.prod(step.shape) == o["dim"] for step in steps)
         ),
     ),
     Known(
