@@ -169,7 +169,7 @@ DELIBERATE: list[Known] = [
         ),
     ),
     Known(
-        "Gradients and statistics: affine codes of a batch of one vector, whose variance is rounding",
+        "Gradients and statistics: affine codes of one vector, whose variance is rounding",
         _ANY,
         lambda name, o, steps: (
             bool(o.get("affine_param")) and any(math.prod(step.shape) == o["dim"] for step in steps)
