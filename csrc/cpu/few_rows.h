@@ -65,7 +65,7 @@ template <class Simd, int kRows, int kCodes, class In>
 VQVAE_FAST_ALONE void approximate_distances(const typename Simd::T* const* rows,
                                             const Codes<In>& codes, int64_t first_code,
                                             int64_t last_code, typename Simd::T* distances) {
-  const Codes<In> local = codes;  // in registers: the compiler cannot know that nobody writes to it
+  const Codes<In> local = codes;  // a copy stays in registers: no write can alias it
   const int64_t stride = last_code - first_code;
   int64_t k = first_code;
   for (; k + kCodes <= last_code; k += kCodes) {

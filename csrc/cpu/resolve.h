@@ -88,8 +88,7 @@ void find_panels(const Block<Simd>& block, int64_t count, int64_t num_panels) {
 template <class Simd, class In>
 VQVAE_FAST_ALONE void measure_tops(const Block<Simd>& block, const ListedCodes<In>& codes,
                                    int64_t count, int64_t first_panel) {
-  const ListedCodes<In> local =
-      codes;  // in registers: the compiler cannot know that nobody writes to it
+  const ListedCodes<In> local = codes;  // a copy stays in registers: no write can alias it
   const typename Simd::T* const* raw = block.raw;
   const typename Simd::Mask* lane = block.top_lane;
   const uint16_t* panel = block.top_panel;

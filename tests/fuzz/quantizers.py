@@ -198,7 +198,7 @@ WEIGHTS = (10, 7, 3, 1, 1, 1)
 
 
 def shape(options: Options, choices: random.Random) -> tuple[int, ...]:
-    """Of an input: x's dimensions follow from how vectors lie."""
+    """Draws the shape of x, whose dimensions follow from how vectors lie."""
     batch, dim = choices.choice([1, 2, 3]), options["dim"]
     spatial: tuple[int, ...] = (choices.choice([1, 5, 12]),)
     if options.get("accept_image_fmap"):

@@ -123,7 +123,7 @@ def _sphere(d: Draw) -> tuple[Tensor, Tensor]:
     return 10.0 ** d.choices.randint(-9, 0) * d.normal(d.rows), codes
 
 
-# Of each family: how it draws, and whether float64 distances of its data have no rounding.
+# Each family says how it draws, and whether float64 distances of its data have no rounding.
 FAMILIES: dict[str, tuple[Family, bool]] = {
     "Gaussian": (_gaussian, False),
     "offset": (_offset, False),

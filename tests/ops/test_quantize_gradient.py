@@ -271,7 +271,7 @@ def test_a_codebook_rewritten_before_backward_is_noticed():
 
 
 def second_gradients(quantized, loss, z, codebook):
-    """Of a penalty on the gradients of a scalar that is not linear in what quantize gives."""
+    """Differentiates a penalty on the gradients of a scalar that is not linear in the result."""
     scalar = quantized.pow(3).sum() + loss.square()
     wanted = [t for t in (z, codebook) if t.requires_grad]
     first = torch.autograd.grad(scalar, wanted, create_graph=True, allow_unused=True)

@@ -21,7 +21,7 @@ def some(codebook: Tensor, share: float, value: Tensor | float) -> Tensor:
     return codebook
 
 
-# Of a codebook [K, D] of different codes.
+# Each entry makes a book with copies from a codebook [K, D] of different codes.
 BOOKS: dict[str, Callable[[Tensor], Tensor]] = {
     "all equal": lambda e: e[:1].repeat(len(e), 1),
     "all zero": lambda e: torch.zeros_like(e),

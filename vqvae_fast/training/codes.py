@@ -38,7 +38,7 @@ _PER_IMAGE = ("names", "sizes", "indices")
 # The longest single entry is the fingerprint, 64 characters of four bytes.
 _SINGLE_BYTES = 1024
 _NO_HEADER = Header((), np.dtype(np.void))
-# Of the file systems of Linux.
+# Linux file systems allow names of this many bytes.
 _LONGEST_NAME = 255
 # What an image decodes to does not depend on how the codebook was learned.
 _LEARNING = ("beta", "legacy", "quantizer")

@@ -16,7 +16,7 @@ def user_path(name: str | Path) -> Path:
     """The path that a user has named, ``~`` replaced.
 
     Raises:
-        UserError: the name is empty, or ``~`` is nobody's.
+        UserError: the name is empty, or no user has the home folder that ``~`` names.
     """
     if not str(name):
         raise UserError("the name of a file or folder must not be empty")

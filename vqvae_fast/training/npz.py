@@ -55,7 +55,7 @@ def read_headers(path: Path) -> dict[str, Header]:
                 raise ValueError(f"{entry.filename!r} is not the only array of its name, NAME.npy")
             with archive.open(entry) as file:
                 header, length = _read_header(file)
-            # Of Python objects the size is not known; numpy refuses them later.
+            # The size of Python objects is unknown; numpy refuses them later.
             if not header.dtype.hasobject and length + header.nbytes != entry.file_size:
                 raise ValueError(
                     f"{entry.filename} must have {header.nbytes} bytes for {list(header.shape)}, "
