@@ -21,10 +21,21 @@ from vqvae_fast.triton.rows import (
     row_offsets,
 )
 
-# What packing costs in relative and in absolute error, and from where on it is impossible.
+# What packing costs in relative and in absolute error, the smallest normal number, and from where
+# on packing is impossible.
 ROUNDING = {
-    torch.float16: {"EPSILON": 2.0**-11 * 1.001, "SUBNORMAL": 2.0**-25, "LARGEST": 65504.0},
-    torch.float32: {"EPSILON": 2.0**-23, "SUBNORMAL": 2.0**-149, "LARGEST": 1e13},
+    torch.float16: {
+        "EPSILON": 2.0**-11 * 1.001,
+        "SUBNORMAL": 2.0**-25,
+        "NORMAL": 2.0**-14,
+        "LARGEST": 65504.0,
+    },
+    torch.float32: {
+        "EPSILON": 2.0**-23,
+        "SUBNORMAL": 2.0**-149,
+        "NORMAL": 2.0**-126,
+        "LARGEST": 1e13,
+    },
 }
 # Below every score that two packed vectors can have, and far from float32's limit.
 NEVER_CHOSEN = tl.constexpr(-1e30)

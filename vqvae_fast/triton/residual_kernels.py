@@ -89,6 +89,7 @@ def residual_kernel(
     CHUNK: tl.constexpr,
     EPSILON: tl.constexpr,
     SUBNORMAL: tl.constexpr,
+    NORMAL: tl.constexpr,
     LARGEST: tl.constexpr,
 ):  # fmt: skip
     """Searches, measures and subtracts, book after book; lists the rows that stay in doubt.
@@ -159,7 +160,7 @@ def residual_kernel(
             )  # fmt: skip
             bound = lowest_score(
                 nearest, to_centre, scale, longest, worst, outliers, rounding, row_norm, dim,
-                EPSILON, SUBNORMAL, LARGEST,
+                EPSILON, SUBNORMAL, NORMAL, LARGEST,
             )  # fmt: skip
             lowest = tl.where(nearest_code != NO_CODE, bound, UNSEEN)
             taken = slots[None, :] == slot[:, None]

@@ -12,7 +12,7 @@ from vqvae_fast.triton.write import NO_CODE, is_nearer, list_rows, write_quantiz
 @triton.jit
 def lowest_score(
     distance, to_centre, scale, max_norm, max_rounding, has_outliers, rounding, row_norm, dim,
-    EPSILON: tl.constexpr, SUBNORMAL: tl.constexpr, LARGEST: tl.constexpr,
+    EPSILON: tl.constexpr, SUBNORMAL: tl.constexpr, NORMAL: tl.constexpr, LARGEST: tl.constexpr,
 ):  # fmt: skip
     """What the packed score of a code must reach to be as near as `distance`, float32 [R].
 
@@ -28,12 +28,11 @@ def lowest_score(
     code_rounding = tl.minimum(code_rounding, EPSILON * radius + SUBNORMAL * tl.sqrt(dims))
     z_rounding = rounding.to(tl.float64) + 1.2e-7 * reach + 1e-17
     z_norm = row_norm.to(tl.float64)
-    addition = (dims + 16) * 2.4e-7
-    error = (
-        z_rounding * radius
-        + z_norm * code_rounding
-        + addition * (z_norm * (radius + code_rounding) + 0.5 * radius * radius)
-    )
+    # The matrix unit aligns a step's products to the largest exponent that they may have, and there
+    # it takes a subnormal number for the smallest normal one.
+    aligned_to = (z_norm + NORMAL) * (radius + code_rounding + NORMAL) + 0.5 * radius * radius
+    addition = (dims + 16) * 2.4e-7 * aligned_to
+    error = z_rounding * radius + z_norm * code_rounding + addition
     square = (to_centre + distance) * scale * scale
     lowest = 0.5 * (to_centre - distance) * scale * scale - 1.02 * error
     lowest -= (dims + 16) * 2.3e-16 * square + 1e-30
@@ -111,6 +110,7 @@ def settle_kernel(
     CHUNK: tl.constexpr,
     EPSILON: tl.constexpr,
     SUBNORMAL: tl.constexpr,
+    NORMAL: tl.constexpr,
     LARGEST: tl.constexpr,
 ):  # fmt: skip
     """Writes the results of the rows that the bound settles, and lists the others."""
@@ -163,7 +163,7 @@ def settle_kernel(
             )  # fmt: skip
             bound = lowest_score(
                 nearest, to_centre, scale, longest, worst, outliers, z_rounding, z_norm, dim,
-                EPSILON, SUBNORMAL, LARGEST,
+                EPSILON, SUBNORMAL, NORMAL, LARGEST,
             )  # fmt: skip
             lowest = tl.where(nearest_code != NO_CODE, bound, UNSEEN)
 
