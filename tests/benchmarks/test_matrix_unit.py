@@ -159,3 +159,24 @@ def test_wrong_arguments_end_in_a_sentence():
         matrix_product(single, half, single, UNITS["hopper"])
     with pytest.raises(ValueError, match=r"got \[2, 2\], \[1, 2\], \[2, 2\]"):
         matrix_product(half, half[:1], single, UNITS["hopper"])
+
+
+# What docs/exactness.md says that 16 products may lose, in units of 2^-24 of the magnitude to which
+# their steps align, and what its bound allows.
+MOST_LOST = {"volta": 48, "ampere": 22, "hopper": 10.5}
+ALLOWED = 64
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_what_16_products_lose(name):
+    """Beside an accumulator of 1 all products are cut off but one, which the sum rounds off."""
+    unit = UNITS[name]
+    row, column = np.full((2, 16), 2.0**-12 * (1 - 2.0**-10), np.float16)
+    row *= np.float16(2.0 ** (24 - unit.fraction_bits))
+    row[:: unit.products] = 2.0**-11 * (1 - 2.0**-10)
+    accumulator = np.float32(1)
+    exact = 1 + float(row.astype(np.float64) @ column.astype(np.float64))
+    lost = exact - product(row, column, accumulator, unit)
+    scale = magnitude(row[None], column[:, None], np.array([[accumulator]])).item()
+    units = lost / (2.0**-24 * scale)
+    assert 0.66 * MOST_LOST[name] < units <= MOST_LOST[name] <= ALLOWED

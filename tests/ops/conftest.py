@@ -6,6 +6,7 @@ import torch
 from kernels import DTYPES, INSTRUCTION_SETS, KERNELS, Implementation
 
 import vqvae_fast
+from benchmarks.matrix_unit import UNITS, matrix_product
 from vqvae_fast import _native, reference, settings
 
 REFERENCE = Implementation(
@@ -25,6 +26,32 @@ HOST_CUDA = Implementation(
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+# The modules whose tests run under the rule of each of these matrix units when Triton interprets;
+# elsewhere its interpreter multiplies as numpy does.
+MATRIX_UNITS = ("ampere", "hopper")
+UNDER_EACH_UNIT = ("test_search_adversarial", "test_residual", "test_matrix_unit")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if settings.current.triton_interprets and metafunc.module.__name__ in UNDER_EACH_UNIT:
+        metafunc.parametrize("matrix_unit", MATRIX_UNITS, indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def matrix_unit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str | None:
+    """Lets the interpreter's float16 products be those of the unit that the test runs under."""
+    name: str | None = getattr(request, "param", None)
+    if name is not None:
+        from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+        def create_dot(self, a, b, accumulator, *precision):
+            total = matrix_product(a.data, b.data, accumulator.data, UNITS[name])
+            return TensorHandle(total, accumulator.dtype.scalar)
+
+        monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
+    return name
 
 
 @pytest.fixture

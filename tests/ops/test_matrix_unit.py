@@ -1,0 +1,155 @@
+"""The Triton search and residual VQ under the rules by which real matrix units add, with data made
+to hurt them: where products are far below the exponent to which a step aligns them, they vanish.
+
+All numbers here are multiples of 2^-24 that float16 holds, and the nine codes from which the search
+takes its centre and its scale are zeros. So both leave the numbers alone, which reach the matrix
+unit as they are written here.
+"""
+
+import pytest
+import torch
+from search_oracle import check, smallest
+from test_residual import check_all
+from torch import Tensor
+
+from vqvae_fast import settings
+
+if not settings.current.triton_interprets:
+    pytest.skip("needs a process of Triton's interpreter", allow_module_level=True)
+
+from vqvae_fast.triton import search
+
+ROWS, CODES = 64, 300
+SMALLEST = 2.0**-24  # of float16's subnormal numbers
+DIMS = [8, 16, 64, 130, 512]
+
+
+def float16(t: Tensor) -> Tensor:
+    """t in numbers that float16 holds."""
+    return t.half().float()
+
+
+def book(codes: Tensor) -> Tensor:
+    """codes [K, D] with zeros where the search takes its centre and its scale from."""
+    codes = codes.clone()
+    codes[(len(codes) - 1) * torch.arange(9) // 8] = 0
+    return codes
+
+
+def integers(most: int, *shape: int) -> Tensor:
+    return torch.randint(-most, most + 1, shape).float()
+
+
+def powers(low: float, high: float, *shape: int) -> Tensor:
+    """Of either sign, 2^low to 2^high, evenly over the exponents."""
+    signs = 2.0 * torch.randint(2, shape) - 1
+    return signs * 2.0 ** (low + (high - low) * torch.rand(shape))
+
+
+def subnormal_codes(dim: int) -> tuple[Tensor, Tensor]:
+    """Codes of {0, 1} 2^-24. One element of a row aligns a step far above its other products.
+
+    The nearer code wins by products that a unit cuts off, all of them within 16 elements; the
+    farther ones are in other groups, so that the scan names one of them.
+    """
+    ones = min(dim, 16)
+    near, far = torch.zeros(dim), torch.zeros(dim)
+    near[:ones], far[: ones * 5 // 8] = SMALLEST, SMALLEST
+    codes = torch.zeros(512, dim)
+    places = torch.arange(1, 4)[:, None] * 128 + torch.tensor([3, 5, 7, 9])
+    codes[places.flatten()] = far
+    codes[11] = near
+    z = torch.zeros(ROWS, dim)
+    z[::2] = 3000 * torch.sign(torch.randn(ROWS // 2, dim))
+    many = torch.tensor([127, 255]).repeat_interleave(ROWS // 4)
+    z[1::2, :ones] = many[:, None] * SMALLEST
+    z[1::2, :ones:8] = 0.25  # one in each step, also of units that add eight products
+    return z, codes
+
+
+def subnormals_on_both_sides(dim: int) -> tuple[Tensor, Tensor]:
+    z, codes = integers(1023, ROWS, dim) * SMALLEST, integers(1023, CODES, dim) * SMALLEST
+    z[::3, 0] = 0.25
+    z[1::3, dim // 2] = 2.0**-14
+    return z, book(codes)
+
+
+def around_the_smallest_normal_number(dim: int) -> tuple[Tensor, Tensor]:
+    z, codes = integers(40, ROWS, dim), integers(40, CODES, dim)
+    return (1024 + z) * SMALLEST, book((1024 + codes) * SMALLEST)
+
+
+def wide_ranges_in_one_row(dim: int) -> tuple[Tensor, Tensor]:
+    z, codes = powers(-24, 10, ROWS, dim), powers(-24, 10, CODES, dim)
+    return float16(z), book(float16(codes))
+
+
+def cancellation(dim: int) -> tuple[Tensor, Tensor]:
+    """z.e is a sum of large products that cancel, and of one that decides."""
+    z, codes = torch.zeros(ROWS, dim), torch.zeros(CODES, dim)
+    half = dim // 2
+    z[:, :half], codes[:, :half] = powers(-2, 6, ROWS, half), powers(-2, 2, CODES, 1)
+    z[:, half : 2 * half] = -z[:, :half]
+    codes[:, half : 2 * half] = codes[:, :half]
+    codes += integers(64, CODES, dim) * SMALLEST
+    z[:, -1] += powers(-12, 0, ROWS)
+    return float16(z), book(float16(codes))
+
+
+def sizes_far_apart(dim: int) -> tuple[Tensor, Tensor]:
+    sizes = 2.0 ** torch.linspace(-24, 6, CODES)
+    codes = book(float16(torch.randn(CODES, dim) * sizes[torch.randperm(CODES), None]))
+    near = codes[torch.randint(CODES, (ROWS,))]
+    return float16(near * (1 + 0.1 * torch.randn(ROWS, dim))), codes
+
+
+def large_rows_and_tiny_codes(dim: int) -> tuple[Tensor, Tensor]:
+    return float16(powers(8, 11, ROWS, dim)), book(integers(3, CODES, dim) * SMALLEST)
+
+
+CASES = {
+    case.__name__: case
+    for case in (
+        subnormal_codes,
+        subnormals_on_both_sides,
+        around_the_smallest_normal_number,
+        wide_ranges_in_one_row,
+        cancellation,
+        sizes_far_apart,
+        large_rows_and_tiny_codes,
+    )
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    return CASES[request.param]
+
+
+@pytest.mark.parametrize("dim", DIMS)
+def test_the_nearest_code_is_found(case, dim):
+    z, codebook = case(dim)
+    check(search.nearest_code(z, codebook), z, codebook)
+
+
+@pytest.mark.parametrize("dim", [8, 16, 128])
+def test_every_residual_stage_finds_the_nearest_code(case, dim):
+    z, codebook = case(dim)
+    books = torch.stack([codebook, codebook.roll(dim // 3, dims=1)])
+    check_all(z[: ROWS // 2], books)
+
+
+@pytest.mark.parametrize("dim", [16, 64])
+def test_the_data_finds_a_bound_that_forgets_the_subnormals(dim, monkeypatch):
+    """Rows come back wrong where the bound takes magnitudes for what the unit aligns to."""
+    z, codebook = subnormal_codes(dim)
+    assert not wrong_rows(z, codebook)
+    monkeypatch.setitem(search.ROUNDING[torch.float16], "NORMAL", 0.0)
+    assert wrong_rows(z, codebook) > ROWS // 8
+
+
+def wrong_rows(z: Tensor, codebook: Tensor) -> int:
+    """How many rows got a code that is not the nearest."""
+    indices, _ = search.nearest_code(z, codebook)
+    _, least, of_chosen = smallest(z, codebook, indices)
+    return int((of_chosen > least).sum())
