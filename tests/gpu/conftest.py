@@ -14,7 +14,9 @@ from kernels import DTYPES, KERNELS, Implementation
 from vqvae_fast import backends, settings
 
 _REHEARSED = os.environ.get("VQVAE_FAST_GPU_TESTS") == "cpu"
-_BACKENDS = [backends.chosen("cpu").name] if _REHEARSED else ["triton", "triton in one launch", "cuda"]
+_BACKENDS = (
+    [backends.chosen("cpu").name] if _REHEARSED else ["triton", "triton in one launch", "cuda"]
+)
 
 
 @pytest.fixture(scope="session")

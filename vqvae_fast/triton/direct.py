@@ -79,12 +79,14 @@ def direct_kernel(
     quantized, q_inner, q_outer_stride, q_inner_stride, q_stride, q_head,
     part_codes, arrivals, distances_of_parts, codes_of_parts,
     ALIGNED: tl.constexpr,
+    BOOK_ALIGNED: tl.constexpr,
     QUANTIZE: tl.constexpr,
     SHARED: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CODES: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
     CHUNK: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
     EPSILON: tl.constexpr,
     SUBNORMAL: tl.constexpr,
     NORMAL: tl.constexpr,
@@ -105,11 +107,12 @@ def direct_kernel(
     is_row = row < num_rows
     first_row = z + head * aligned(z_head, ALIGNED)
     z_rows = first_row + row_offsets(row, z_inner, z_outer_stride, z_inner_stride, ALIGNED)
-    book = codebook + head * aligned(book_stride, ALIGNED)
-    code_stride = aligned(code_stride, ALIGNED)
+    book = codebook + head * aligned(book_stride, BOOK_ALIGNED)
+    code_stride = aligned(code_stride, BOOK_ALIGNED)
     num_codes = num_codes.to(tl.int64)
 
-    column = tl.arange(0, BLOCK_DIM)
+    LONGEST: tl.constexpr = 0.995 * LARGEST
+    column = tl.arange(0, BLOCK_DIM)  # behind dim rows, codes and their centre are 0
     is_column = (column < dim)[None, :]
     middle = centre_of(book, code_stride, code_element, num_codes, column, dim)
     samples = row_offsets(sampled_rows(num_rows), z_inner, z_outer_stride, z_inner_stride, ALIGNED)
@@ -121,10 +124,10 @@ def direct_kernel(
     z_ptrs = z_rows[:, None] + (element * z_stride)[None, :]
     value = tl.load(z_ptrs, is_row[:, None] & is_column, other=0.0).to(tl.float32)
     is_nan = tl.max((value != value).to(tl.int32), axis=1) > 0
-    to_centre = tl.where(is_column, value.to(tl.float64) - middle.to(tl.float64)[None, :], 0.0)
+    to_centre = value.to(tl.float64) - middle.to(tl.float64)[None, :]
     to_centre = tl.sum(to_centre * to_centre, axis=1)
     # First scaled, which is exact: the difference of the largest numbers overflows.
-    value = tl.where(is_column, value * scale - (middle * scale)[None, :], 0.0)
+    value = value * scale - (middle * scale)[None, :]
     packed_row, fits = round_rows(value, tl.float16)
     back = packed_row.to(tl.float32)
     rounding = tl.sqrt(tl.sum((value - back) * (value - back), axis=1))
@@ -139,21 +142,20 @@ def direct_kernel(
     longest = tl.zeros((BLOCK_CODES,), tl.float32)
     outlier = tl.zeros((BLOCK_CODES,), tl.int32)
     tiles = tl.cdiv(last_code - first_code, BLOCK_CODES).to(tl.int32)
-    for tile in range(tiles):
+    for tile in tl.range(tiles, num_stages=NUM_STAGES):
         code = first_code + tile * BLOCK_CODES + lane
         is_code = code < last_code
         e_ptrs = book + (code * code_stride)[:, None] + (element * code_element)[None, :]
         e = tl.load(e_ptrs, is_code[:, None] & is_column, other=0.0).to(tl.float32)
-        finite = tl.min((tl.abs(e) < float("inf")).to(tl.int32), axis=1) > 0
-        e = tl.where(is_column, e * scale - (middle * scale)[None, :], 0.0)
-        packed_code, packable = round_rows(e, tl.float16)
+        e = e * scale - (middle * scale)[None, :]
         norm = tl.sum(e * e, axis=1)
-        outlier |= (is_code & finite & (packable == 0)).to(tl.int32)
-        packable &= is_code
+        # By its length, which is less work than by its elements; false for NaN and infinity, too.
+        packable = is_code & (norm < LONGEST * LONGEST)
+        outlier |= (is_code & (packable == 0)).to(tl.int32)
         longest = tl.maximum(longest, tl.where(packable, norm, 0.0))
-        start = tl.where(packable, -0.5 * norm, NEVER_CHOSEN)
-        score = tl.broadcast_to(start[None, :], (BLOCK_ROWS, BLOCK_CODES))
-        score = tl.dot(packed_row, tl.trans(packed_code), score)
+        score = tl.broadcast_to((-0.5 * norm)[None, :], (BLOCK_ROWS, BLOCK_CODES))
+        score = tl.dot(packed_row, tl.trans(e.to(tl.float16)), score)
+        score = tl.where(packable[None, :], score, NEVER_CHOSEN)
         bits = (score.to(tl.int32, bitcast=True) & -DIRECT_TILES) | tile
         score = bits.to(tl.float32, bitcast=True)
         worse = tl.minimum(best, score)
@@ -172,8 +174,8 @@ def direct_kernel(
     wanted = fits & is_row & (score > 0.5 * NEVER_CHOSEN)
     while tl.max(wanted.to(tl.int32), axis=0) > 0:
         chosen = tl.argmax(best, axis=1)
-        tile = score.to(tl.int32, bitcast=True) & (DIRECT_TILES - 1)
-        code = first_code + tile * BLOCK_CODES + chosen
+        its_tile = score.to(tl.int32, bitcast=True) & (DIRECT_TILES - 1)
+        code = first_code + its_tile * BLOCK_CODES + chosen
         distance = measured(
             z_rows, z_stride, book + code * code_stride, code_element, wanted, dim, CHUNK
         )

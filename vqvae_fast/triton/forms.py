@@ -44,6 +44,8 @@ class DirectForm(NamedTuple):
         row_blocks: blocks of rows.
         parts: parts of the codes.
         part_codes: codes of each part, a multiple of block_codes.
+        chunk: elements of a candidate that are measured at a time.
+        num_stages: tiles of the codebook on their way from memory.
         num_warps: warps of a program.
     """
 
@@ -53,6 +55,8 @@ class DirectForm(NamedTuple):
     row_blocks: int
     parts: int
     part_codes: int
+    chunk: int
+    num_stages: int
     num_warps: int
 
 
@@ -61,18 +65,27 @@ def direct_form(
     num_codes: int,
     dim: int,
     heads: int,
+    aligned: bool,
     multiprocessors: int,
     form: Form | None,
 ) -> DirectForm | None:
     """How a search is done in one launch, None where it takes four kernels.
 
-    num_rows, num_codes: of each of ``heads`` books. form: "filter" or "direct" whatever the model
-    says; rows of more than 256 elements are filtered all the same.
+    Args:
+        num_rows: of each book.
+        num_codes: of each book.
+        dim: D.
+        heads: the number of books.
+        aligned: codes can be read several elements at a time.
+        multiprocessors: those of the device.
+        form: "filter" or "direct" whatever the model says; rows of more than 256 elements are
+            filtered all the same.
     """
     block_dim = next((block for block in _CODES if dim <= block), None)
     if block_dim is None or form == "filter":
         return None
-    block_codes = _CODES[block_dim]
+    # Elements that are read one at a time: a quarter of them leaves registers for their addresses.
+    block_codes = max(16, _CODES[block_dim] // (1 if aligned else 4))
     tiles = triton.cdiv(num_codes, block_codes)
     row_blocks = triton.cdiv(num_rows, _ROWS)
     blocks = row_blocks * heads
@@ -96,6 +109,8 @@ def direct_form(
         row_blocks,
         triton.cdiv(tiles, part_tiles),  # no part is empty
         part_tiles * block_codes,
+        min(block_dim, 64 if block_dim <= 128 else 32),
+        2 if aligned and block_dim <= 128 else 1,
         _WARPS,
     )
 

@@ -52,6 +52,8 @@ _EXACT_PROGRAMS_PER_SM = 4
 # Of an SM's 65536, a thread: what these programs leave each other, and six of `settle`'s.
 _EXACT_REGISTERS = 128
 _SETTLE_REGISTERS = 80
+# All that a thread of one program a multiprocessor can have.
+_DIRECT_REGISTERS = 255
 # Rows up to this length that lie together are packed in registers; others in memory, of so many
 # elements at most, where the matrix unit's tiles are read without strides and masks.
 _LONGEST_DIRECT = 128
@@ -228,7 +230,8 @@ def planned(
     processors = multiprocessors(device)
     direct = None
     if can_be_direct(dtype, packed_dtype):
-        direct = direct_form(z.num_rows, num_codes, dim, heads, processors, form)
+        aligned = _book_alignment(codebook) > 1
+        direct = direct_form(z.num_rows, num_codes, dim, heads, aligned, processors, form)
     if direct is not None:
         _plan_direct(plan, search, direct)
     else:
@@ -238,7 +241,7 @@ def planned(
 
 def _plan_direct(plan: Plan, search: _Search, form: DirectForm) -> None:
     """The search in one launch; with a fill of counters where programs share the codes."""
-    heads = search.codebook.shape[0]
+    heads, _, dim = search.codebook.shape
     shared = form.parts > 1
     blocks = (heads, form.row_blocks) if shared else (0,)
     parts = (*blocks, form.parts, form.block_rows)
@@ -251,15 +254,18 @@ def _plan_direct(plan: Plan, search: _Search, form: DirectForm) -> None:
         plan.zeros(blocks, torch.int32),
         plan.empty(parts, torch.float64),
         plan.empty(parts, torch.int64),
-        ALIGNED=search.alignment,
+        ALIGNED=alignment(VECTOR, dim, search.rows, search.z_head, search.target, search.q_head),
+        BOOK_ALIGNED=_book_alignment(search.codebook),
         QUANTIZE=search.quantizes,
         SHARED=shared,
         BLOCK_ROWS=form.block_rows,
         BLOCK_CODES=form.block_codes,
         BLOCK_DIM=form.block_dim,
-        CHUNK=min(form.block_dim, 64),
+        CHUNK=form.chunk,
+        NUM_STAGES=form.num_stages,
         **ROUNDING[torch.float16],
         num_warps=form.num_warps,
+        **registers(_DIRECT_REGISTERS),
     )
 
 
@@ -426,6 +432,10 @@ def _plan_exact(
         num_warps=4,
         **registers(_EXACT_REGISTERS),
     )
+
+
+def _book_alignment(codebook: Books) -> int:
+    return alignment(VECTOR, codebook.shape[2], *codebook.strides[:2])
 
 
 def _rows_of_books(
