@@ -46,14 +46,6 @@ ALL = (
 )
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Tests of the search meet both of its forms in Triton."""
-    is_search = metafunc.module.__name__.startswith("test_search")
-    if "triton" in ALL and is_search and "implementation" in metafunc.fixturenames:
-        forms = ["triton", "triton in one launch"]
-        metafunc.parametrize("implementation", forms, indirect=True)
-
-
 @pytest.fixture(autouse=settings.current.triton_interprets)
 def fresh_plans() -> Iterator[None]:
     """Triton's plans of before are forgotten: a test may have replaced what they launch."""
@@ -64,7 +56,15 @@ def fresh_plans() -> Iterator[None]:
     forget_plans()
 
 
-@pytest.fixture(params=ALL)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests of the search meet both of its forms in Triton."""
+    if "implementation" in metafunc.fixturenames:
+        is_search = metafunc.module.__name__.startswith("test_search")
+        one_launch = ["triton in one launch"] if "triton" in ALL and is_search else []
+        metafunc.parametrize("implementation", [*ALL, *one_launch], indirect=True)
+
+
+@pytest.fixture
 def implementation(
     request: pytest.FixtureRequest, restore: None, monkeypatch: pytest.MonkeyPatch
 ) -> Implementation:

@@ -3,11 +3,11 @@
 The choice is that of a model of an H100; no GPU has confirmed its numbers yet. In microseconds:
 
     four kernels   35 at least: a fill and four launches of some 3 each, and what each must load
-                   before it begins. Then 3.4e-7 a score at D <= 64, more for longer rows.
+                   before it begins. Then 3.4e-7 a score at D <= 64, twice that at D = 128.
     one launch     3 to launch; then for each wave of programs, one on each multiprocessor, 3 until
-                   the rows and the scale are known, 1.2 for each tile of 8192 elements of the
-                   codebook (0.8 until it has come from L2, 0.4 to pack and multiply it), and 4 to
-                   measure and write.
+                   the rows and the scale are known, 1.2 for each tile of at most 8192 elements of
+                   the codebook (0.5 until it has come from L2, 0.7 to pack and multiply it: 587
+                   instructions of 8 warps), and 4 to measure and write.
     codes shared   5 more: the counters are filled with zeros in a launch of their own, and the
                    last program of a block of rows merges the results of all.
 
@@ -26,8 +26,10 @@ Form = Literal["filter", "direct"]
 
 _ROWS = 16
 _WARPS = 8
-# Codes of a tile by D, padded. A thread holds as many of their elements whatever D is.
-_CODES = {16: 128, 32: 128, 64: 128, 128: 64, 256: 32}
+_CHUNK = 64
+# Codes of a tile by D, padded: at 128 half as many, so that a thread has as many elements. At 256
+# every choice spills.
+_CODES = {16: 128, 32: 128, 64: 128, 128: 64}
 
 # The model, microseconds.
 _LAUNCH, _START, _TILE, _END, _SHARE = 3.0, 3.0, 1.2, 4.0, 5.0
@@ -78,7 +80,7 @@ def direct_form(
         heads: the number of books.
         aligned: codes can be read several elements at a time.
         multiprocessors: those of the device.
-        form: "filter" or "direct" whatever the model says; rows of more than 256 elements are
+        form: "filter" or "direct" whatever the model says; rows of more than 128 elements are
             filtered all the same.
     """
     block_dim = next((block for block in _CODES if dim <= block), None)
@@ -109,8 +111,8 @@ def direct_form(
         row_blocks,
         triton.cdiv(tiles, part_tiles),  # no part is empty
         part_tiles * block_codes,
-        min(block_dim, 64 if block_dim <= 128 else 32),
-        2 if aligned and block_dim <= 128 else 1,
+        min(block_dim, _CHUNK),
+        2 if aligned else 1,
         _WARPS,
     )
 
