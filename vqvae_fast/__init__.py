@@ -2,7 +2,8 @@
 
 Three ways in:
 
-* call the search: :func:`nearest_code`, :func:`quantize`, :func:`segment_sum`;
+* call the search: :func:`nearest_code`, :func:`quantize`, :func:`segment_sum`; on a GPU
+  :func:`warm_up` compiles ahead what they launch;
 * swap a module: :class:`VectorQuantize`, :class:`ResidualVQ` and their like for
   vector-quantize-pytorch's, :class:`VectorQuantizer` for the reference VQ-VAE's, :class:`VQVAE` for
   a whole model; with its weights: :func:`load_quantizer`;
@@ -32,6 +33,7 @@ from vqvae_fast.nn import (
     VectorQuantize,
     VectorQuantizer,
 )
+from vqvae_fast.warming import warm_up
 
 __all__ = [
     "VQVAE",
@@ -52,4 +54,5 @@ __all__ = [
     "quantize",
     "residual_nearest_code",
     "segment_sum",
+    "warm_up",
 ]

@@ -8,6 +8,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+from vqvae_fast.triton.launch import forget_plans
+
 # Shared memory of one program, bytes: the largest that a launch may ask for.
 TARGETS = {
     "sm_80": (GPUTarget("cuda", 80, 32), 163 * 1024),
@@ -50,20 +52,22 @@ def compiled_for(target: GPUTarget) -> Iterator[list[Launch]]:
     launches: dict[int, Launch] = {}
     run = JITFunction.run
 
-    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         compiled = run(self, *args, grid=grid, warmup=True, **kwargs)
         constants = {p.name: kwargs.get(p.name) for p in self.params if p.is_constexpr}
         name = self.fn.__name__.strip("_").removesuffix("_kernel")
         launches[id(compiled)] = Launch(name, constants, compiled.metadata.num_warps, compiled)
         collected[:] = launches.values()
-        return compiled
+        # Nothing is returned, so nothing is kept to be launched directly.
 
     collected: list[Launch] = []
     before = triton.runtime.driver._active
     triton.runtime.driver.set_active(_Driver(target))
     JITFunction.run = compile_only
+    forget_plans()
     try:
         yield collected
     finally:
         JITFunction.run = run
         triton.runtime.driver._active = before
+        forget_plans()

@@ -14,7 +14,9 @@ from kernels import DTYPES, KERNELS, Implementation
 from vqvae_fast import backends, settings
 
 _REHEARSED = os.environ.get("VQVAE_FAST_GPU_TESTS") == "cpu"
-_BACKENDS = [backends.chosen("cpu").name] if _REHEARSED else ["triton", "cuda"]
+_BACKENDS = (
+    [backends.chosen("cpu").name] if _REHEARSED else ["triton", "triton in one launch", "cuda"]
+)
 
 
 @pytest.fixture(scope="session")
@@ -41,14 +43,18 @@ def served_by(
 ) -> Iterator[str]:
     """The ops on the device are served by this one, and new tensors lie there."""
     if not _REHEARSED:
-        found = next(b for b in backends.backends(device) if b.name == request.param)
+        name, _, one_launch = request.param.partition(" ")
+        found = next(b for b in backends.backends(device) if b.name == name)
         if not found.available:
             pytest.skip(f"{found.title}: {found.reason}")
-        monkeypatch.setattr(settings, "current", settings.Settings(backend=request.param))
+        monkeypatch.setattr(settings, "current", settings.Settings(backend=name))
+        if name == "triton":
+            form = "direct" if one_launch else "filter"
+            monkeypatch.setattr("vqvae_fast.triton.search.forced_form", form)
     backends.kernels.cache_clear()
     torch.set_default_device(device)
     torch.manual_seed(0)
-    yield request.param
+    yield request.param.partition(" ")[0]
     torch.set_default_device(None)
     backends.kernels.cache_clear()
 

@@ -73,9 +73,34 @@ ALL = (
 )
 
 
-@pytest.fixture(params=ALL)
-def implementation(request: pytest.FixtureRequest, restore: None) -> Implementation:
-    """The reference, every instruction set's kernels and CUDA's stand-in; or Triton's."""
+@pytest.fixture(autouse=settings.current.triton_interprets)
+def fresh_plans() -> Iterator[None]:
+    """Triton's plans of before are forgotten: a test may have replaced what they launch."""
+    from vqvae_fast.triton.launch import forget_plans
+
+    forget_plans()
+    yield
+    forget_plans()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests of the search meet both of its forms in Triton."""
+    if "implementation" in metafunc.fixturenames:
+        is_search = metafunc.module.__name__.startswith("test_search")
+        one_launch = ["triton in one launch"] if "triton" in ALL and is_search else []
+        metafunc.parametrize("implementation", [*ALL, *one_launch], indirect=True)
+
+
+@pytest.fixture
+def implementation(
+    request: pytest.FixtureRequest, restore: None, monkeypatch: pytest.MonkeyPatch
+) -> Implementation:
+    """The reference, every instruction set's kernels and CUDA's stand-in; or Triton's forms."""
+    if request.param.startswith("triton"):
+        from vqvae_fast.triton import search
+
+        form = "direct" if request.param == "triton in one launch" else "filter"
+        monkeypatch.setattr(search, "forced_form", form)
     if request.param == "reference":
         return REFERENCE
     if request.param == "cuda on the host":

@@ -10,14 +10,14 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
+from vqvae_fast.triton.launch import Plan, Pointer
 from vqvae_fast.triton.rows import (
     VECTOR,
+    Books,
     Rows,
     aligned,
     alignment,
-    head_stride,
     row_offsets,
 )
 
@@ -53,65 +53,78 @@ class Prepared(NamedTuple):
         max_norm: [H] int32, the bits of the largest packed code's norm as a float32.
         max_rounding: [H] int32, likewise of the largest distance from a code to its packed form.
         has_outliers: [H] int32, not 0 if a finite code is too large to be packed.
+        rows: K, padded.
+        columns: D, padded.
     """
 
-    codes: Tensor
-    bias: Tensor
-    centre: Tensor
-    scale: Tensor
-    max_norm: Tensor
-    max_rounding: Tensor
-    has_outliers: Tensor
+    codes: Pointer
+    bias: Pointer
+    centre: Pointer
+    scale: Pointer
+    max_norm: Pointer
+    max_rounding: Pointer
+    has_outliers: Pointer
+    rows: int
+    columns: int
+
+    @property
+    def pointers(self) -> tuple[Pointer, ...]:
+        """What a kernel takes."""
+        return self[:7]
 
 
 def prepare(
-    codebook: Tensor,
+    plan: Plan,
+    codebook: Books,
     z: Rows,
     z_head: int,
-    zeros: Tensor,
+    limits: tuple[Pointer, Pointer, Pointer],
     *,
     dtype: torch.dtype,
     block_codes: int,
     block_dim: int,
     codes_at_once: int,
 ) -> Prepared:
-    """Pack the books for the search.
+    """Plans the packing of all books into one allocation, which is then the search's to read.
 
     Args:
-        codebook: [H, K, D], any strides; float32, bfloat16 or float16.
-        z: the rows of the first book, which the scale makes room for.
-        z_head: from there to the rows of the next.
-        zeros: [3, H] int32 zeros, which become the last three fields of Prepared.
-        dtype: of the packed codes.
-        block_codes: the packed codes are a multiple of it.
-        block_dim: the packed dimension is a multiple of it, a power of two.
+        plan: gets the launch.
+        codebook: [H, K, D], any strides.
+        z: the rows of the first book.
+        z_head: from there to the rows of the next book.
+        limits: int32 [H] each, zeros: the last three of :class:`Prepared`.
+        dtype: float16 for the matrix unit, float32 without it.
+        block_codes: K is padded to a multiple of it, a power of two.
+        block_dim: D is padded to a multiple of it, a power of two.
         codes_at_once: codes that a program packs.
     """
     heads, num_codes, dim = codebook.shape
     rows = triton.cdiv(num_codes, block_codes) * block_codes
     columns = triton.cdiv(dim, block_dim) * block_dim
-    strides = (head_stride(codebook), *codebook.stride()[1:])
-    new = codebook.new_empty
     prepared = Prepared(
-        new((heads, rows, columns), dtype=dtype),
-        new((heads, rows), dtype=torch.float32),
-        new((heads, columns), dtype=torch.float32),
-        new((heads,), dtype=torch.float32),
-        *zeros,
+        plan.empty((heads, rows, columns), dtype),
+        plan.empty((heads, rows), torch.float32),
+        plan.empty((heads, columns), torch.float32),
+        plan.empty((heads,), torch.float32),
+        *limits,
+        rows,
+        columns,
     )
-    aligned_codes = alignment(VECTOR, dim, *strides[:2])
+    aligned_codes = alignment(VECTOR, dim, *codebook.strides[:2])
     aligned_rows = alignment(VECTOR, dim, z, z_head)
     if block_dim > 128 and min(aligned_codes, aligned_rows) == 1:  # addresses need registers
         codes_at_once //= 2
-    prepare_kernel[(triton.cdiv(rows, codes_at_once), heads)](
-        codebook,
-        *strides,
+    plan.launch(
+        prepare_kernel,
+        (triton.cdiv(rows, codes_at_once), heads),
+        codebook.start,
+        *codebook.strides,
         num_codes,
         dim,
         *z.arguments,
         z_head,
         z.num_rows,
-        *prepared,
+        *prepared.pointers,
         rows,
         columns // block_dim,
         ALIGNED=aligned_codes,
@@ -175,6 +188,43 @@ def ranked(values, rank, is_value):
     return tl.max(tl.where(chosen, values, 0.0), axis=0)
 
 
+@triton.jit
+def sampled_rows(num_rows):
+    """16 evenly spaced rows."""
+    return (num_rows - 1).to(tl.int64) * tl.arange(0, 16) // 15
+
+
+@triton.jit
+def scale_for(
+    book, stride_code, stride_dim, num_codes, z_rows, z_stride, dim, chunks,
+    BLOCK_DIM: tl.constexpr,
+):  # fmt: skip
+    """The power of two for a book, and for rows of which those at z_rows [16] are a sample."""
+    # The spread of the book: the median of nine distances to the centre, the largest if that is 0.
+    spread = tl.zeros((16,), tl.float32)
+    which = tl.arange(0, 16)
+    # The reach of the rows: what a quarter of them exceeds.
+    reach_of_rows = tl.zeros((16,), tl.float32)
+    for chunk in range(chunks):
+        d = chunk * BLOCK_DIM + tl.arange(0, BLOCK_DIM)
+        middle = centre_of(book, stride_code, stride_dim, num_codes, d, dim)
+        for i in tl.static_range(9):
+            value = sample(book, stride_code, stride_dim, num_codes, i, d, dim)
+            reach = tl.max(tl.abs(value - middle), axis=0)
+            spread = tl.where(which == i, tl.maximum(spread, reach), spread)
+        at = z_rows[:, None] + (d.to(tl.int64) * z_stride)[None, :]
+        reaches = tl.load(at, mask=(d < dim)[None, :], other=0.0).to(tl.float32)
+        reaches = tl.abs(reaches - middle[None, :])
+        reaches = tl.where((reaches < float("inf")) & (d < dim)[None, :], reaches, 0.0)
+        reach_of_rows = tl.maximum(reach_of_rows, tl.max(reaches, axis=1))
+    median = ranked(spread, 4, which < 9)
+    median = tl.where(median > 0, median, tl.max(spread, axis=0))
+    # So low that latents may be far larger than codes before float16 ends at 65504; and still lower
+    # where they are as large as beside a large codebook that was just initialised.
+    power = tl.where(median > 0, scale_of(median, -4), 1.0)
+    return tl.minimum(power, scale_of(ranked(reach_of_rows, 11, which < 16), 11))
+
+
 @triton.jit(
     do_not_specialize=[
         "stride_head",
@@ -222,32 +272,13 @@ def prepare_kernel(
     book = codebook + head * aligned(stride_head, ALIGNED)
     num_codes = num_codes.to(tl.int64)
 
-    # The spread of the book: the median of nine distances to the centre, the largest if that is 0.
-    spread = tl.zeros((16,), tl.float32)
-    which = tl.arange(0, 16)
-    # The reach of the rows: of 16 evenly spaced ones, what a quarter of them exceeds.
-    row = (num_rows - 1).to(tl.int64) * which // 15
     z_rows = z + head * aligned(z_head, Z_ALIGNED)
-    z_rows += row_offsets(row, z_inner, z_outer_stride, z_inner_stride, Z_ALIGNED)
-    reach_of_rows = tl.zeros((16,), tl.float32)
-    for chunk in range(chunks):
-        d = chunk * BLOCK_DIM + tl.arange(0, BLOCK_DIM)
-        middle = centre_of(book, stride_code, stride_dim, num_codes, d, dim)
-        for i in tl.static_range(9):
-            value = sample(book, stride_code, stride_dim, num_codes, i, d, dim)
-            reach = tl.max(tl.abs(value - middle), axis=0)
-            spread = tl.where(which == i, tl.maximum(spread, reach), spread)
-        at = z_rows[:, None] + (d.to(tl.int64) * z_stride)[None, :]
-        reaches = tl.load(at, mask=(d < dim)[None, :], other=0.0).to(tl.float32)
-        reaches = tl.abs(reaches - middle[None, :])
-        reaches = tl.where((reaches < float("inf")) & (d < dim)[None, :], reaches, 0.0)
-        reach_of_rows = tl.maximum(reach_of_rows, tl.max(reaches, axis=1))
-    median = ranked(spread, 4, which < 9)
-    median = tl.where(median > 0, median, tl.max(spread, axis=0))
-    # So low that latents may be far larger than codes before float16 ends at 65504; and still lower
-    # where they are as large as beside a large codebook that was just initialised.
-    power = tl.where(median > 0, scale_of(median, -4), 1.0)
-    power = tl.minimum(power, scale_of(ranked(reach_of_rows, 11, which < 16), 11))
+    z_rows += row_offsets(
+        sampled_rows(num_rows), z_inner, z_outer_stride, z_inner_stride, Z_ALIGNED
+    )
+    power = scale_for(
+        book, stride_code, stride_dim, num_codes, z_rows, z_stride, dim, chunks, BLOCK_DIM
+    )
 
     code = tl.program_id(0).to(tl.int64) * BLOCK_CODES + tl.arange(0, BLOCK_CODES)
     columns = chunks * BLOCK_DIM

@@ -40,9 +40,10 @@ from vqvae_fast.triton.configurations import (
     residual_configuration,
     support_configuration,
 )
+from vqvae_fast.triton.launch import Plan, Pointer, kept
 from vqvae_fast.triton.prepare import ROUNDING, prepare
 from vqvae_fast.triton.residual_kernels import residual_exact_kernel, residual_kernel
-from vqvae_fast.triton.rows import as_rows, end_to_end, padded
+from vqvae_fast.triton.rows import books_at, end_to_end, rows_at
 from vqvae_fast.triton.scan import TILES_PER_PART
 from vqvae_fast.triton.search import nearest_code
 
@@ -97,33 +98,53 @@ def _all_stages(
     z: Tensor, indices: Tensor, quantized: Tensor, codebooks: Tensor, config: Configuration
 ) -> None:
     """Of rows and codes that lie end to end, D = block_dim."""
-    rows = as_rows(z)
-    stages, num_codes, dim = codebooks.shape
+    num_rows = z.numel() // z.shape[-1]
+    plan = planned(num_rows, z.dtype, codebooks.shape, config, z.device)
+    plan.run(z, codebooks, indices, quantized)
+
+
+@kept
+def planned(
+    num_rows: int,
+    dtype: torch.dtype,
+    book_shape: torch.Size,
+    config: Configuration,
+    device: torch.device,
+) -> Plan:
+    """The launches for rows [N, D] and books [Q, K, D] that lie end to end."""
+    stages, num_codes, dim = book_shape
+    z, codebooks, indices, quantized = (
+        Pointer(operand, torch.int64 if operand == 3 else dtype) for operand in (1, 2, 3, 4)
+    )
+    plan = Plan()
     support = support_configuration(True)
     chunk = min(support.chunk, dim)  # which divides D, so no load along it needs a mask
-    zeros = torch.zeros((4, padded(stages)), dtype=torch.int32, device=z.device)
-    limits, num_listed = zeros[:3, :stages], zeros[3, :1]
-    listed = z.new_empty(rows.num_rows, dtype=torch.int64)
+    max_norm, max_rounding, has_outliers = (plan.zeros((stages,), torch.int32) for _ in range(3))
+    num_listed = plan.zeros((1,), torch.int32)
+    listed = plan.empty((num_rows,), torch.int64)
     packed = prepare(
-        codebooks,
-        rows,
+        plan,
+        books_at(codebooks, book_shape, (num_codes * dim, dim, 1)),
+        rows_at(z, (num_rows, dim), (dim, 1)),
         0,
-        limits,
+        (max_norm, max_rounding, has_outliers),
         dtype=_PACKED,
         block_codes=config.block_codes,
         block_dim=dim,
         codes_at_once=support.prepare_codes,
     )
     outputs = (indices, quantized, listed, num_listed)
-    residual_kernel[(triton.cdiv(rows.num_rows, config.block_rows),)](
+    plan.launch(
+        residual_kernel,
+        (triton.cdiv(num_rows, config.block_rows),),
         z,
-        rows.num_rows,
+        num_rows,
         codebooks,
         num_codes,
         dim,
         stages,
-        *packed,
-        packed.codes.shape[1] // config.block_codes,
+        *packed.pointers,
+        packed.rows // config.block_codes,
         *outputs,
         BLOCK_ROWS=config.block_rows,
         BLOCK_CODES=config.block_codes,
@@ -135,8 +156,10 @@ def _all_stages(
         **ROUNDING[_PACKED],
         num_warps=config.num_warps,
     )
-    programs = min(_EXACT_PROGRAMS_PER_SM * multiprocessors(z.device), rows.num_rows)
-    residual_exact_kernel[(programs,)](
+    programs = min(_EXACT_PROGRAMS_PER_SM * multiprocessors(device), num_rows)
+    plan.launch(
+        residual_exact_kernel,
+        (programs,),
         z,
         codebooks,
         num_codes,
@@ -149,3 +172,4 @@ def _all_stages(
         num_warps=4,
         **registers(128),  # so few programs could have twice as many
     )
+    return plan

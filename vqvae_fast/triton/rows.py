@@ -1,5 +1,6 @@
 """How the kernels read a [..., D] tensor of any strides as rows."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import triton
@@ -15,7 +16,7 @@ class Rows(NamedTuple):
     it takes to read [B, D, H, W] feature maps in place. Strides are counted in elements.
     """
 
-    tensor: Tensor
+    tensor: Any  # or, in a plan, its Pointer
     num_rows: int
     inner: int
     outer_stride: int
@@ -28,14 +29,37 @@ class Rows(NamedTuple):
         return (self.tensor, *self[2:])
 
 
+class Books(NamedTuple):
+    """Codebooks [H, K, D] at a pointer, with the strides that kernels take."""
+
+    start: Any
+    shape: tuple[int, int, int]
+    strides: tuple[int, int, int]
+
+
+def books_at(start: Any, shape: Sequence[int], strides: Sequence[int]) -> Books:
+    """[K, D], or [H, K, D], as books."""
+    heads = (1, 0) if len(shape) == 2 else (shape[0], head_stride(shape, strides))
+    return Books(start, (heads[0], shape[-2], shape[-1]), (heads[1], strides[-2], strides[-1]))
+
+
 def as_rows(t: Tensor) -> Rows:
     """t: [..., D] as rows of D. The rare layout that has more than two levels is copied."""
-    levels = _levels(t)
-    if len(levels) > 2:
+    if not are_rows(t.shape, t.stride()):
         t = t.contiguous()
-        levels = _levels(t)
+    return rows_at(t, t.shape, t.stride())
+
+
+def are_rows(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether a [..., D] tensor that lies in this way can be read as rows in place."""
+    return len(_levels(shape, strides)) <= 2
+
+
+def rows_at(start: Any, shape: Sequence[int], strides: Sequence[int]) -> Rows:
+    """The rows of a [..., D] tensor at `start`, a tensor or a pointer, that lie as rows."""
+    levels = _levels(shape, strides)
     (outer, outer_stride), (inner, inner_stride) = [(1, 0)] * (2 - len(levels)) + levels
-    return Rows(t, outer * inner, max(inner, 1), outer_stride, inner_stride, t.stride(-1))
+    return Rows(start, outer * inner, max(inner, 1), outer_stride, inner_stride, strides[-1])
 
 
 def end_to_end(t: Tensor, columns: int) -> Tensor:
@@ -66,15 +90,15 @@ def padded(count: int) -> int:
     return (count + 3) // 4 * 4
 
 
-def head_stride(t: Tensor) -> int:
-    """From one book of t [H, ...] to the next; 0 where there is but one, whatever torch says."""
-    return t.stride(0) if len(t) > 1 else 0
+def head_stride(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """From one book of [H, ...] to the next; 0 where there is but one, whatever torch says."""
+    return strides[0] if shape[0] > 1 else 0
 
 
-def _levels(t: Tensor) -> list[tuple[int, int]]:
+def _levels(shape: Sequence[int], strides: Sequence[int]) -> list[tuple[int, int]]:
     """(size, stride) of the leading dimensions, those that lie end to end made one."""
     levels: list[tuple[int, int]] = []
-    for size, stride in zip(t.shape[:-1], t.stride()[:-1], strict=True):
+    for size, stride in zip(shape[:-1], strides[:-1], strict=True):
         if size == 1:
             continue
         if levels and levels[-1][1] == size * stride:

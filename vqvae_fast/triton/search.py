@@ -3,8 +3,12 @@
 Four kernels: `prepare` packs the codebook, `scan` finds each row's best groups of codes, `settle`
 measures them and knows by a bound (docs/exactness.md) whether any other code can be nearer, and
 `exact` measures every code for the few rows where one can. The host waits for none of them, so
-CUDA graphs capture a search.
+CUDA graphs capture a search. Which launches a search takes, with which numbers, follows from its
+shapes, strides and types: that is worked out once (`planned`) and launched again.
 """
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton
@@ -13,14 +17,27 @@ from torch import Tensor
 from vqvae_fast.reference import distance_dtype
 from vqvae_fast.triton.configurations import (
     FEWER_WARPS,
+    SupportConfiguration,
     configuration,
     multiprocessors,
     registers,
     support_configuration,
 )
+from vqvae_fast.triton.direct import direct_kernel
 from vqvae_fast.triton.exact import exact_kernel
+from vqvae_fast.triton.forms import DirectForm, Form, can_be_direct, direct_form
+from vqvae_fast.triton.launch import Plan, Pointer, kept
 from vqvae_fast.triton.prepare import ROUNDING, prepare
-from vqvae_fast.triton.rows import VECTOR, Rows, alignment, as_rows, head_stride, padded
+from vqvae_fast.triton.rows import (
+    VECTOR,
+    Books,
+    Rows,
+    alignment,
+    are_rows,
+    books_at,
+    head_stride,
+    rows_at,
+)
 from vqvae_fast.triton.scan import TILES_PER_PART, scan_kernel
 from vqvae_fast.triton.settle import settle_kernel
 
@@ -35,6 +52,8 @@ _EXACT_PROGRAMS_PER_SM = 4
 # Of an SM's 65536, a thread: what these programs leave each other, and six of `settle`'s.
 _EXACT_REGISTERS = 128
 _SETTLE_REGISTERS = 80
+# All that a thread of one program a multiprocessor can have.
+_DIRECT_REGISTERS = 255
 # Rows up to this length that lie together are packed in registers; others in memory, of so many
 # elements at most, where the matrix unit's tiles are read without strides and masks.
 _LONGEST_DIRECT = 128
@@ -43,6 +62,12 @@ _PACKED_ELEMENTS = 1 << 25
 _MOST_BOOKS = 65535
 # Of a slab of rows and the parts of the codes, 28 bytes each: what a search keeps stays O(N + K).
 _ENTRIES = 1 << 21
+
+
+# The form of all searches; None leaves it to the model. For tests and measurements.
+forced_form: Form | None = None
+# The tensors of a search, in the order in which its plan counts them.
+_Z, _CODEBOOK, _INDICES, _DISTANCES, _TARGET = range(1, 6)
 
 
 def nearest_code(
@@ -65,10 +90,10 @@ def quantize(
 
 
 def _results(z: Tensor) -> tuple[Tensor, Tensor]:
-    shape = z.shape[:-1]
+    shape, device = z.shape[:-1], z.device
     return (
-        z.new_empty(shape, dtype=torch.int64),
-        z.new_empty(shape, dtype=distance_dtype(z.dtype)),
+        torch.empty(shape, dtype=torch.int64, device=device),
+        torch.empty(shape, dtype=distance_dtype(z.dtype), device=device),
     )
 
 
@@ -88,133 +113,318 @@ def _search(
             out = None if quantized is None else quantized[some]
             _search(z[some], codebook[some], indices[some], distances[some], out, packed_dtype)
         return
-    if codebook.dim() == 2:
-        z, codebook = z[None], codebook[None]
-        quantized = quantized if quantized is None else quantized[None]
-    rows, target = _rows_of_books(z), _rows_of_books(z if quantized is None else quantized)
+    target_strides = None if quantized is None else quantized.stride()
+    plan, copies_z, copies_target = planned(
+        z.shape,
+        z.stride(),
+        z.dtype,
+        codebook.shape,
+        codebook.stride(),
+        target_strides,
+        packed_dtype,
+        z.device,
+        forced_form,
+    )
+    if copies_z:
+        z = z.contiguous()
+    if quantized is None:
+        plan.run(z, codebook, indices, distances)
+    elif copies_target:
+        target = torch.empty_like(quantized, memory_format=torch.contiguous_format)
+        plan.run(z, codebook, indices, distances, target)
+        quantized.copy_(target)
+    else:
+        plan.run(z, codebook, indices, distances, quantized)
+
+
+class _Search(NamedTuple):
+    """A search as its launches see it.
+
+    Attributes:
+        rows: those of the first book.
+        z_head: from there to the rows of the next book.
+        codebook: all books.
+        target: where the rows get their codes; z where they get none.
+        q_head: as z_head.
+        quantizes: whether they get them.
+        indices: int64 [H, N].
+        distances: float32 or float64 [H, N].
+        packed_dtype: in which scores are multiplied.
+    """
+
+    rows: Rows
+    z_head: int
+    codebook: Books
+    target: Rows
+    q_head: int
+    quantizes: bool
+    indices: Pointer
+    distances: Pointer
+    packed_dtype: torch.dtype
+
+    @property
+    def z_arguments(self) -> tuple[object, ...]:
+        return (*self.rows.arguments, self.z_head, self.rows.num_rows)
+
+    @property
+    def result_arguments(self) -> tuple[object, ...]:
+        """The books, and where the results go."""
+        _, num_codes, dim = self.codebook.shape
+        return (
+            self.codebook.start,
+            *self.codebook.strides,
+            num_codes,
+            dim,
+            self.indices,
+            self.distances,
+            *self.target.arguments,
+            self.q_head,
+        )
+
+    @property
+    def alignment(self) -> int:
+        """Of all rows and codes."""
+        dim = self.codebook.shape[2]
+        book_strides = self.codebook.strides[:2]
+        return alignment(
+            VECTOR, dim, self.rows, self.z_head, self.target, self.q_head, *book_strides
+        )
+
+
+@kept
+def planned(
+    z_shape: torch.Size,
+    z_strides: tuple[int, ...],
+    dtype: torch.dtype,
+    book_shape: torch.Size,
+    book_strides: tuple[int, ...],
+    target_strides: tuple[int, ...] | None,
+    packed_dtype: torch.dtype,
+    device: torch.device,
+    form: Form | None,
+) -> tuple[Plan, bool, bool]:
+    """The launches of a search, and whether z and the target are copied for them.
+
+    target_strides: those of the tensor, of z's shape, that gets the chosen codes; None: none does.
+    """
+    plan = Plan()
+    z, z_head, copies_z = _rows_of_books(_Z, dtype, z_shape, z_strides, len(book_shape) == 3)
+    target, q_head, copies_target = z, z_head, False
+    if target_strides is not None:
+        target, q_head, copies_target = _rows_of_books(
+            _TARGET, dtype, z_shape, target_strides, len(book_shape) == 3
+        )
+    codebook = books_at(Pointer(_CODEBOOK, dtype), book_shape, book_strides)
     heads, num_codes, dim = codebook.shape
-    num_rows = indices.numel() // heads
-    programs = _PROGRAMS_PER_SM * multiprocessors(z.device)
-    filtered = z.dtype != torch.float64 and dim <= _LONGEST_ROW
-    # Only where there are fewer blocks of rows than programs are codes shared out, and merged.
-    exact_programs = max(1, _EXACT_PROGRAMS_PER_SM * multiprocessors(z.device) // heads)
+    search = _Search(
+        z,
+        z_head,
+        codebook,
+        target,
+        q_head,
+        target_strides is not None,
+        Pointer(_INDICES, torch.int64),
+        Pointer(_DISTANCES, distance_dtype(dtype)),
+        packed_dtype,
+    )
+    processors = multiprocessors(device)
+    direct = None
+    if can_be_direct(dtype, packed_dtype):
+        aligned = _book_alignment(codebook) > 1
+        direct = direct_form(z.num_rows, num_codes, dim, heads, aligned, processors, form)
+    if direct is not None:
+        _plan_direct(plan, search, direct)
+    else:
+        _plan_kernels(plan, search, processors, filtered=dtype != torch.float64)
+    return plan, copies_z, copies_target
 
-    # Counters, which start at 0: one fill for all of them.
-    sizes = [3 * padded(heads), padded(heads), heads * exact_programs]
-    zeros = torch.zeros(sum(sizes), dtype=torch.int32, device=z.device)
-    limits, num_listed, arrivals = zeros.split(sizes)
-    listed = z.new_empty((heads, num_rows) if filtered else 0, dtype=torch.int64)
 
-    z_head, q_head = head_stride(rows.tensor), head_stride(target.tensor)
-    book_strides = (head_stride(codebook), *codebook.stride()[1:])
-    z_arguments = (*rows.arguments, z_head, num_rows)
-    book_arguments = (codebook, *book_strides, num_codes, dim)
-    outputs = (indices, distances, *target.arguments, q_head)
-    all_aligned = alignment(VECTOR, dim, rows, z_head, target, q_head, *book_strides[:2])
-    support = support_configuration(all_aligned > 1)
-    if filtered:
-        config = configuration(dim, packed_dtype)
-        packed = prepare(
-            codebook,
-            rows,
-            z_head,
-            limits.view(3, -1)[:, :heads],
-            dtype=packed_dtype,
-            block_codes=config.block_codes,
-            block_dim=config.block_dim,
-            codes_at_once=support.prepare_codes,
-        )
-        packed_codes, columns = packed.codes.shape[1:]
-        tiles = packed_codes // config.block_codes
-        row_blocks = triton.cdiv(num_rows, config.block_rows)
-        parts = max(1, min(programs // (row_blocks * heads), tiles // _LEAST_TILES))
-        parts = max(parts, triton.cdiv(tiles, TILES_PER_PART.value))
-        slab_rows = min(num_rows, max(_ENTRIES // (parts * heads), config.block_rows))
-        z_aligned = alignment(VECTOR, dim, rows, z_head)
-        store_rows = z_aligned == 1 or columns > min(_LONGEST_DIRECT, config.block_dim)
-        if store_rows:
-            slab_rows = min(
-                slab_rows, max(_PACKED_ELEMENTS // (columns * heads), config.block_rows)
-            )
-        padded_rows = triton.cdiv(slab_rows, config.block_rows) * config.block_rows
-        packed_rows = z.new_empty(
-            (heads, padded_rows, columns) if store_rows else 1, dtype=packed_dtype
-        )
-        scores = z.new_empty((3, heads, parts, slab_rows), dtype=torch.float32)
-        groups = torch.empty_like(scores, dtype=torch.int32)
-        rest = torch.empty_like(scores[0])
-        rounding = z.new_empty((heads, slab_rows), dtype=torch.float32)
-        row_norm = torch.empty_like(rounding)
-        for first_row in range(0, num_rows, slab_rows):
-            slab = (*z_arguments, first_row, slab_rows)
-            scan_kernel[(triton.cdiv(slab_rows, config.block_rows), parts, heads)](
-                *slab,
-                dim,
-                packed.codes,
-                packed.bias,
-                packed.centre,
-                packed.scale,
-                packed_codes,
-                columns // config.block_dim,
-                scores,
-                groups,
-                rest,
-                rounding,
-                row_norm,
-                packed_rows,
-                ALIGNED=z_aligned,
-                STORE_ROWS=store_rows,
-                ONE_CHUNK=columns == config.block_dim,
-                BLOCK_ROWS=config.block_rows,
-                BLOCK_CODES=config.block_codes,
-                BLOCK_DIM=config.block_dim,
-                CHECK_DIM=16,
-                GROUP=config.group,
-                NUM_STAGES=config.num_stages,
-                num_warps=config.num_warps,
-            )
-            settle_kernel[(triton.cdiv(slab_rows, support.settle_rows), heads)](
-                *slab,
-                *book_arguments,
-                *outputs,
-                packed.centre,
-                packed.scale,
-                packed.max_norm,
-                packed.max_rounding,
-                packed.has_outliers,
-                columns,
-                scores,
-                groups,
-                rest,
-                rounding,
-                row_norm,
-                parts,
-                listed,
-                num_listed,
-                ALIGNED=all_aligned,
-                QUANTIZE=quantized is not None,
-                BLOCK_ROWS=support.settle_rows,
-                GROUP=config.group,
-                SLOTS=config.block_codes // config.group,
-                CHUNK=support.chunk,
-                **ROUNDING[packed_dtype],
-                num_warps=4,
-                **registers(_SETTLE_REGISTERS, FEWER_WARPS),
-            )
-    shape = (heads, exact_programs, support.exact_rows)
-    exact_kernel[(exact_programs, heads)](
-        *z_arguments,
-        *book_arguments,
-        *outputs,
-        listed,
+def _plan_direct(plan: Plan, search: _Search, form: DirectForm) -> None:
+    """The search in one launch; with a fill of counters where programs share the codes."""
+    heads, _, dim = search.codebook.shape
+    shared = form.parts > 1
+    blocks = (heads, form.row_blocks) if shared else (0,)
+    parts = (*blocks, form.parts, form.block_rows)
+    plan.launch(
+        direct_kernel,
+        (form.row_blocks, form.parts, heads),
+        *search.z_arguments,
+        *search.result_arguments,
+        form.part_codes,
+        plan.zeros(blocks, torch.int32),
+        plan.empty(parts, torch.float64),
+        plan.empty(parts, torch.int64),
+        ALIGNED=alignment(VECTOR, dim, search.rows, search.z_head, search.target, search.q_head),
+        BOOK_ALIGNED=_book_alignment(search.codebook),
+        QUANTIZE=search.quantizes,
+        SHARED=shared,
+        BLOCK_ROWS=form.block_rows,
+        BLOCK_CODES=form.block_codes,
+        BLOCK_DIM=form.block_dim,
+        CHUNK=form.chunk,
+        NUM_STAGES=form.num_stages,
+        **ROUNDING[torch.float16],
+        num_warps=form.num_warps,
+        **registers(_DIRECT_REGISTERS),
+    )
+
+
+def _plan_kernels(plan: Plan, search: _Search, processors: int, *, filtered: bool) -> None:
+    """The search in four kernels, or in `exact` alone."""
+    heads, _, dim = search.codebook.shape
+    filtered = filtered and dim <= _LONGEST_ROW
+    exact_programs = max(1, _EXACT_PROGRAMS_PER_SM * processors // heads)
+    limits = (
+        plan.zeros((heads,), torch.int32),
+        plan.zeros((heads,), torch.int32),
+        plan.zeros((heads,), torch.int32),
+    )
+    num_listed = plan.zeros((heads,), torch.int32)
+    arrivals = plan.zeros((heads, exact_programs), torch.int32)
+    rows_left = (
+        plan.empty((heads, search.rows.num_rows if filtered else 0), torch.int64),
         num_listed,
+    )
+    support = support_configuration(search.alignment > 1)
+    if filtered:
+        _plan_filter(plan, search, support, limits, rows_left, processors)
+    _plan_exact(plan, search, support, rows_left, arrivals, exact_programs, all_rows=not filtered)
+
+
+def _plan_filter(
+    plan: Plan,
+    search: _Search,
+    support: SupportConfiguration,
+    limits: tuple[Pointer, Pointer, Pointer],
+    rows_left: tuple[Pointer, Pointer],
+    processors: int,
+) -> None:
+    """Packs the books, scans them, and settles what the bound settles, a slab of rows at a time.
+
+    rows_left: int64 [H, N] and int32 [H], zeros: the rows that are left to `exact`, and how many.
+    """
+    heads, _, dim = search.codebook.shape
+    num_rows = search.rows.num_rows
+    config = configuration(dim, search.packed_dtype)
+    packed = prepare(
+        plan,
+        search.codebook,
+        search.rows,
+        search.z_head,
+        limits,
+        dtype=search.packed_dtype,
+        block_codes=config.block_codes,
+        block_dim=config.block_dim,
+        codes_at_once=support.prepare_codes,
+    )
+    columns = packed.columns
+    # Only where there are fewer blocks of rows than programs are codes shared out, and merged.
+    programs = _PROGRAMS_PER_SM * processors
+    tiles = packed.rows // config.block_codes
+    row_blocks = triton.cdiv(num_rows, config.block_rows)
+    parts = max(1, min(programs // (row_blocks * heads), tiles // _LEAST_TILES))
+    parts = max(parts, triton.cdiv(tiles, TILES_PER_PART.value))
+    slab_rows = min(num_rows, max(_ENTRIES // (parts * heads), config.block_rows))
+    z_aligned = alignment(VECTOR, dim, search.rows, search.z_head)
+    store_rows = z_aligned == 1 or columns > min(_LONGEST_DIRECT, config.block_dim)
+    if store_rows:
+        most = max(_PACKED_ELEMENTS // (columns * heads), config.block_rows)
+        slab_rows = min(slab_rows, most)
+    padded_rows = triton.cdiv(slab_rows, config.block_rows) * config.block_rows
+    packed_rows = plan.empty(
+        (heads, padded_rows if store_rows else 0, columns), search.packed_dtype
+    )
+    scores = plan.empty((3, heads, parts, slab_rows), torch.float32)
+    groups = plan.empty((3, heads, parts, slab_rows), torch.int32)
+    rest = plan.empty((heads, parts, slab_rows), torch.float32)
+    rounding = plan.empty((heads, slab_rows), torch.float32)
+    row_norm = plan.empty((heads, slab_rows), torch.float32)
+    for first_row in range(0, num_rows, slab_rows):
+        slab = (*search.z_arguments, first_row, slab_rows)
+        plan.launch(
+            scan_kernel,
+            (triton.cdiv(slab_rows, config.block_rows), parts, heads),
+            *slab,
+            dim,
+            packed.codes,
+            packed.bias,
+            packed.centre,
+            packed.scale,
+            packed.rows,
+            columns // config.block_dim,
+            scores,
+            groups,
+            rest,
+            rounding,
+            row_norm,
+            packed_rows,
+            ALIGNED=z_aligned,
+            STORE_ROWS=store_rows,
+            ONE_CHUNK=columns == config.block_dim,
+            BLOCK_ROWS=config.block_rows,
+            BLOCK_CODES=config.block_codes,
+            BLOCK_DIM=config.block_dim,
+            CHECK_DIM=16,
+            GROUP=config.group,
+            NUM_STAGES=config.num_stages,
+            num_warps=config.num_warps,
+        )
+        plan.launch(
+            settle_kernel,
+            (triton.cdiv(slab_rows, support.settle_rows), heads),
+            *slab,
+            *search.result_arguments,
+            packed.centre,
+            packed.scale,
+            packed.max_norm,
+            packed.max_rounding,
+            packed.has_outliers,
+            columns,
+            scores,
+            groups,
+            rest,
+            rounding,
+            row_norm,
+            parts,
+            *rows_left,
+            ALIGNED=search.alignment,
+            QUANTIZE=search.quantizes,
+            BLOCK_ROWS=support.settle_rows,
+            GROUP=config.group,
+            SLOTS=config.block_codes // config.group,
+            CHUNK=support.chunk,
+            **ROUNDING[search.packed_dtype],
+            num_warps=4,
+            **registers(_SETTLE_REGISTERS, FEWER_WARPS),
+        )
+
+
+def _plan_exact(
+    plan: Plan,
+    search: _Search,
+    support: SupportConfiguration,
+    rows_left: tuple[Pointer, Pointer],
+    arrivals: Pointer,
+    programs: int,
+    *,
+    all_rows: bool,
+) -> None:
+    """Measures every code in float64, for the listed rows or for all."""
+    heads = search.codebook.shape[0]
+    shape = (heads, programs, support.exact_rows)
+    plan.launch(
+        exact_kernel,
+        (programs, heads),
+        *search.z_arguments,
+        *search.result_arguments,
+        *rows_left,
         arrivals,
-        z.new_empty(shape, dtype=torch.float64),
-        z.new_empty(shape, dtype=torch.int64),
-        exact_programs,
-        ALIGNED=all_aligned,
-        ALL_ROWS=not filtered,
-        QUANTIZE=quantized is not None,
+        plan.empty(shape, torch.float64),
+        plan.empty(shape, torch.int64),
+        programs,
+        ALIGNED=search.alignment,
+        ALL_ROWS=all_rows,
+        QUANTIZE=search.quantizes,
         BLOCK_ROWS=support.exact_rows,
         BLOCK_CODES=support.exact_codes,
         STEP=support.exact_step,
@@ -222,14 +432,29 @@ def _search(
         num_warps=4,
         **registers(_EXACT_REGISTERS),
     )
-    if quantized is not None and target.tensor.data_ptr() != quantized.data_ptr():
-        quantized.copy_(target.tensor)
 
 
-def _rows_of_books(t: Tensor) -> Rows:
-    """t: [H, ..., D] as the rows of one book, in a tensor with all books."""
-    rows = as_rows(t[0])
-    if rows.tensor.data_ptr() != t.data_ptr():
-        t = t.contiguous()
-        rows = as_rows(t[0])
-    return rows._replace(tensor=t)
+def _book_alignment(codebook: Books) -> int:
+    return alignment(VECTOR, codebook.shape[2], *codebook.strides[:2])
+
+
+def _rows_of_books(
+    operand: int,
+    dtype: torch.dtype,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    has_heads: bool,
+) -> tuple[Rows, int, bool]:
+    """How a tensor [H, ..., D], or without H, is read.
+
+    Returns:
+        The first book's rows, the stride to the next book's, and whether that is said of a
+        contiguous copy, because the tensor itself cannot be read as rows.
+    """
+    if not has_heads:
+        shape, strides = (1, *shape), (0, *strides)
+    copies = not are_rows(shape[1:], strides[1:])
+    if copies:
+        strides = torch.empty(shape, device="meta").stride()
+    rows = rows_at(Pointer(operand, dtype), shape[1:], strides[1:])
+    return rows, head_stride(shape, strides), copies
