@@ -132,6 +132,7 @@ def _all_stages(
         GROUP=config.group,
         NUM_STAGES=config.num_stages,
         CHUNK=chunk,
+        GROUP_CHUNK=4,
         **ROUNDING[_PACKED],
         num_warps=config.num_warps,
     )

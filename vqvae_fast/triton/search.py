@@ -1,9 +1,10 @@
 """The search: scores on the matrix unit, a proven bound, and exact distances for what is left.
 
-Four kernels: `prepare` packs the codebook, `scan` finds each row's best groups of codes, `settle`
-measures them and knows by a bound (docs/exactness.md) whether any other code can be nearer, and
-`exact` measures every code for the few rows where one can. The host waits for none of them, so
-CUDA graphs capture a search.
+Five kernels: `prepare` packs the codebook; `scan` finds each row's best group of codes; `settle`
+measures it and knows by a bound (docs/exactness.md) whether any other code can be nearer; `rescan`
+takes the scores of the rows where one can once more and measures what reaches the bound; `exact`
+measures every code for the few rows that have no bound. The host waits for none of them, so CUDA
+graphs capture a search.
 """
 
 import torch
@@ -20,6 +21,7 @@ from vqvae_fast.triton.configurations import (
 )
 from vqvae_fast.triton.exact import exact_kernel
 from vqvae_fast.triton.prepare import ROUNDING, prepare
+from vqvae_fast.triton.rescan import rescan_kernel
 from vqvae_fast.triton.rows import VECTOR, Rows, alignment, as_rows, head_stride, padded
 from vqvae_fast.triton.scan import TILES_PER_PART, scan_kernel
 from vqvae_fast.triton.settle import settle_kernel
@@ -30,10 +32,10 @@ _LONGEST_ROW = 1 << 16
 # smaller than a few tiles, which its beginning and end would outweigh.
 _PROGRAMS_PER_SM = 2
 _LEAST_TILES = 4
-# Programs an SM of all books together that measure the rows in doubt.
-_EXACT_PROGRAMS_PER_SM = 4
+# Programs an SM of all books together that share out the listed rows.
+_LISTED_PROGRAMS_PER_SM = 4
 # Of an SM's 65536, a thread: what these programs leave each other, and six of `settle`'s.
-_EXACT_REGISTERS = 128
+_LISTED_REGISTERS = 128
 _SETTLE_REGISTERS = 80
 # Rows up to this length that lie together are packed in registers; others in memory, of so many
 # elements at most, where the matrix unit's tiles are read without strides and masks.
@@ -41,7 +43,7 @@ _LONGEST_DIRECT = 128
 _PACKED_ELEMENTS = 1 << 25
 # What the second and the third dimension of a grid may be.
 _MOST_BOOKS = 65535
-# Of a slab of rows and the parts of the codes, 28 bytes each: what a search keeps stays O(N + K).
+# Of a slab of rows and the parts of the codes, 12 bytes each: what a search keeps stays O(N + K).
 _ENTRIES = 1 << 21
 
 
@@ -97,13 +99,14 @@ def _search(
     programs = _PROGRAMS_PER_SM * multiprocessors(z.device)
     filtered = z.dtype != torch.float64 and dim <= _LONGEST_ROW
     # Only where there are fewer blocks of rows than programs are codes shared out, and merged.
-    exact_programs = max(1, _EXACT_PROGRAMS_PER_SM * multiprocessors(z.device) // heads)
+    listed_programs = max(1, _LISTED_PROGRAMS_PER_SM * multiprocessors(z.device) // heads)
 
     # Counters, which start at 0: one fill for all of them.
-    sizes = [3 * padded(heads), padded(heads), heads * exact_programs]
+    sizes = [3 * padded(heads), padded(2 * heads), *[padded(heads * listed_programs)] * 2]
     zeros = torch.zeros(sum(sizes), dtype=torch.int32, device=z.device)
-    limits, num_listed, arrivals = zeros.split(sizes)
+    limits, num_listed, rescan_arrivals, exact_arrivals = zeros.split(sizes)
     listed = z.new_empty((heads, num_rows) if filtered else 0, dtype=torch.int64)
+    bounds = z.new_empty((2, heads, num_rows) if filtered else 0, dtype=torch.float32)
 
     z_head, q_head = head_stride(rows.tensor), head_stride(target.tensor)
     book_strides = (head_stride(codebook), *codebook.stride()[1:])
@@ -112,6 +115,12 @@ def _search(
     outputs = (indices, distances, *target.arguments, q_head)
     all_aligned = alignment(VECTOR, dim, rows, z_head, target, q_head, *book_strides[:2])
     support = support_configuration(all_aligned > 1)
+    shape = (heads, listed_programs, max(support.exact_rows, support.rescan_rows))
+    shared = (
+        z.new_empty(shape, dtype=torch.float64),
+        z.new_empty(shape, dtype=torch.int64),
+        listed_programs,
+    )
     if filtered:
         config = configuration(dim, packed_dtype)
         packed = prepare(
@@ -140,9 +149,9 @@ def _search(
         packed_rows = z.new_empty(
             (heads, padded_rows, columns) if store_rows else 1, dtype=packed_dtype
         )
-        scores = z.new_empty((3, heads, parts, slab_rows), dtype=torch.float32)
+        scores = z.new_empty((heads, parts, slab_rows), dtype=torch.float32)
         groups = torch.empty_like(scores, dtype=torch.int32)
-        rest = torch.empty_like(scores[0])
+        rest = torch.empty_like(scores)
         rounding = z.new_empty((heads, slab_rows), dtype=torch.float32)
         row_norm = torch.empty_like(rounding)
         for first_row in range(0, num_rows, slab_rows):
@@ -191,36 +200,63 @@ def _search(
                 parts,
                 listed,
                 num_listed,
+                bounds,
                 ALIGNED=all_aligned,
                 QUANTIZE=quantized is not None,
                 BLOCK_ROWS=support.settle_rows,
                 GROUP=config.group,
                 SLOTS=config.block_codes // config.group,
+                PARTS=support.parts,
                 CHUNK=support.chunk,
+                GROUP_CHUNK=support.group_chunk,
                 **ROUNDING[packed_dtype],
                 num_warps=4,
-                **registers(_SETTLE_REGISTERS, FEWER_WARPS),
+                **registers(_SETTLE_REGISTERS),
             )
-    shape = (heads, exact_programs, support.exact_rows)
-    exact_kernel[(exact_programs, heads)](
+        rescan_kernel[(listed_programs, heads)](
+            *z_arguments,
+            *book_arguments,
+            *outputs,
+            packed.codes,
+            packed.bias,
+            packed.centre,
+            packed.scale,
+            packed_codes,
+            columns // config.block_dim,
+            listed,
+            num_listed,
+            bounds,
+            rescan_arrivals,
+            *shared,
+            ALIGNED=all_aligned,
+            QUANTIZE=quantized is not None,
+            ONE_CHUNK=columns == config.block_dim,
+            BLOCK_ROWS=support.rescan_rows,
+            BLOCK_CODES=config.block_codes,
+            BLOCK_DIM=config.block_dim,
+            GROUP=config.group,
+            NUM_STAGES=config.num_stages,
+            CHUNK=support.chunk,
+            GROUP_CHUNK=support.group_chunk,
+            num_warps=8,
+            **registers(_LISTED_REGISTERS),
+        )
+    exact_kernel[(listed_programs, heads)](
         *z_arguments,
         *book_arguments,
         *outputs,
         listed,
         num_listed,
-        arrivals,
-        z.new_empty(shape, dtype=torch.float64),
-        z.new_empty(shape, dtype=torch.int64),
-        exact_programs,
+        exact_arrivals,
+        *shared,
         ALIGNED=all_aligned,
         ALL_ROWS=not filtered,
         QUANTIZE=quantized is not None,
         BLOCK_ROWS=support.exact_rows,
         BLOCK_CODES=support.exact_codes,
-        STEP=support.exact_step,
         CHUNK=support.chunk,
         num_warps=4,
-        **registers(_EXACT_REGISTERS),
+        **registers(_LISTED_REGISTERS),
     )
     if quantized is not None and target.tensor.data_ptr() != quantized.data_ptr():
         quantized.copy_(target.tensor)
