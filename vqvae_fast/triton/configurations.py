@@ -34,23 +34,27 @@ class SupportConfiguration(NamedTuple):
         settle_rows: rows that a program settles.
         exact_rows: listed rows that a program measures together.
         exact_codes: codes that they are measured against at a time.
-        exact_step: elements at a time.
-        chunk: elements at a time of a candidate.
+        chunk: elements at a time of a row and one code.
+        group_chunk: elements at a time of a row and all codes of a group.
+        rescan_rows: listed rows whose scores a program takes together.
+        parts: parts of the codes that `settle` compares at a time.
     """
 
     prepare_codes: int
     settle_rows: int
     exact_rows: int
     exact_codes: int
-    exact_step: int
     chunk: int
+    group_chunk: int
+    rescan_rows: int
+    parts: int
 
 
-_SUPPORT = SupportConfiguration(16, 16, 16, 32, 2, 16)
+_SUPPORT = SupportConfiguration(16, 16, 16, 32, 16, 16, 32, 16)
 # Elements that cannot be read several at a time: fewer on their way leave registers for addresses.
-_SUPPORT_ODD = _SUPPORT._replace(exact_step=1, chunk=8)
+_SUPPORT_ODD = _SUPPORT._replace(chunk=8, group_chunk=8)
 # The interpreter takes as long for a small block as for a large one.
-_SUPPORT_INTERPRETED = SupportConfiguration(2048, 128, 16, 256, 32, 32)
+_SUPPORT_INTERPRETED = SupportConfiguration(2048, 128, 16, 256, 32, 32, 64, 16)
 
 
 def support_configuration(aligned: bool) -> SupportConfiguration:

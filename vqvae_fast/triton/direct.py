@@ -9,11 +9,12 @@ multiply them, but four launches fewer. The bound is that of the other kernels
 import triton
 import triton.language as tl
 
-from vqvae_fast.triton.exact import arrives_last, load_elements
+from vqvae_fast.triton.bound import lowest_score
+from vqvae_fast.triton.exact import load_elements
 from vqvae_fast.triton.prepare import NEVER_CHOSEN, centre_of, sampled_rows, scale_for
 from vqvae_fast.triton.rows import aligned, row_offsets
 from vqvae_fast.triton.scan import UNSEEN, round_rows
-from vqvae_fast.triton.settle import lowest_score
+from vqvae_fast.triton.sharing import arrives_last, merge_parts
 from vqvae_fast.triton.write import NO_CODE, is_nearer, take_nearer, write_quantized
 
 # The low bits of a score make room for the number of its tile, counted from the part's first.
@@ -182,9 +183,12 @@ def direct_kernel(
         nearer = wanted & is_nearer(distance, code, nearest, nearest_code)
         nearest = tl.where(nearer, distance, nearest)
         nearest_code = tl.where(nearer, code, nearest_code)
+        # Less what the float64 sums may be off.
+        nearest_score = 0.5 * (to_centre - nearest) - (dim + 16) * 2.3e-16 * to_centre
+        nearest_score = (nearest_score * scale * scale).to(tl.float32)
         bound = lowest_score(
-            nearest, to_centre, scale, max_norm, max_norm, has_outliers, rounding, row_norm, dim,
-            EPSILON, SUBNORMAL, NORMAL, LARGEST,
+            nearest_score, nearest, scale, max_norm, max_norm, has_outliers, rounding, row_norm,
+            dim, EPSILON, SUBNORMAL, NORMAL, LARGEST,
         )  # fmt: skip
         lowest = tl.where(nearest_code != NO_CODE, bound, UNSEEN)
         taken = lane[None, :] == chosen[:, None]
@@ -217,14 +221,10 @@ def direct_kernel(
         tl.store(codes_of_parts + entry, nearest_code)
         finishes = arrives_last(arrivals + block, parts)
         if finishes:
-            for other in range(parts):
-                entry = (block * parts + other) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-                # From L2, where the others' results are: never from this SM's own cache.
-                distance = tl.load(distances_of_parts + entry, cache_modifier=".cg")
-                code = tl.load(codes_of_parts + entry, cache_modifier=".cg")
-                nearer = is_nearer(distance, code, nearest, nearest_code)
-                nearest = tl.where(nearer, distance, nearest)
-                nearest_code = tl.where(nearer, code, nearest_code)
+            entry = block * parts * BLOCK_ROWS
+            nearest, nearest_code = merge_parts(
+                distances_of_parts + entry, codes_of_parts + entry, parts, BLOCK_ROWS
+            )
     if finishes:
         nowhere = is_row & (nearest_code == NO_CODE)
         if tl.max(nowhere.to(tl.int32), axis=0) > 0:

@@ -1,20 +1,19 @@
 """The search without a filter: every code is measured in float64.
 
-For the rows that the bound could not settle, and for float64 input.
+For the rows that have no bound, and for float64 input.
 """
 
 import triton
 import triton.language as tl
 
 from vqvae_fast.triton.rows import aligned, row_offsets
-from vqvae_fast.triton.write import NO_CODE, is_nearer, take_nearer, write_quantized
-
-
-@triton.jit
-def arrives_last(counter, expected):
-    """Whether this program is the last of `expected` here; it sees what all others wrote."""
-    tl.debug_barrier()  # every thread's writes before the one thread's release
-    return tl.atomic_add(counter, 1, sem="acq_rel") == expected - 1
+from vqvae_fast.triton.sharing import (
+    arrives_last,
+    blocks_and_parts,
+    merge_parts,
+    nearest_of_lanes,
+)
+from vqvae_fast.triton.write import NO_CODE, take_nearer, write_quantized
 
 
 @triton.jit
@@ -46,14 +45,11 @@ def exact_kernel(
     QUANTIZE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CODES: tl.constexpr,
-    STEP: tl.constexpr,
     CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """A fixed number of programs share out what there is, without the host knowing how much.
+    """Measures the rows at the back of the list, or all of them, against every code.
 
-    Where there are fewer blocks of rows than programs, several share the codes of a block; the
-    last of them to finish merges.
-
+    num_listed: [2, H], of which the second part counts.
     arrivals: [H, most_items] zeros; part_distances, part_codes: [H, most_items, BLOCK_ROWS]. They
         serve shared blocks alone, and those come to no more items than programs.
     """
@@ -61,10 +57,8 @@ def exact_kernel(
     book = codebook + head * aligned(book_stride, ALIGNED)
     num_codes = num_codes.to(tl.int64)
     programs = tl.num_programs(0)
-    count = num_rows if ALL_ROWS else tl.load(num_listed + head)
-    blocks = tl.cdiv(count, BLOCK_ROWS)
-    parts = tl.maximum(programs // tl.maximum(blocks, 1), 1)
-    parts = tl.minimum(parts, tl.cdiv(num_codes, BLOCK_CODES).to(tl.int32))
+    count = num_rows if ALL_ROWS else tl.load(num_listed + tl.num_programs(1) + head)
+    blocks, parts = blocks_and_parts(count, tl.cdiv(num_codes, BLOCK_CODES), BLOCK_ROWS)
     part_size = tl.cdiv(num_codes, parts)
     for item in range(tl.program_id(0), blocks * parts, programs):
         block, part = item // parts, item % parts
@@ -72,7 +66,7 @@ def exact_kernel(
         is_row = entry < count
         row = entry
         if not ALL_ROWS:
-            row = tl.load(listed + head * num_rows + entry, is_row, other=0)
+            row = tl.load(listed + (head + 1) * num_rows - 1 - entry, is_row, other=0)
         z_rows = z + head * aligned(z_head, ALIGNED)
         z_rows += row_offsets(row, z_inner, z_outer_stride, z_inner_stride, ALIGNED)
 
@@ -80,25 +74,22 @@ def exact_kernel(
         lane_code = tl.full((BLOCK_ROWS, BLOCK_CODES), NO_CODE, tl.int64)
         last = tl.minimum(num_codes, (part + 1) * part_size)
         for first in range(part * part_size, last, BLOCK_CODES):
-            code = first + tl.arange(0, BLOCK_CODES)
-            is_code = code < last
-            usable = is_code
+            code = (first + tl.arange(0, BLOCK_CODES))[None, :]
+            usable = code < last
             distance = tl.zeros((BLOCK_ROWS, BLOCK_CODES), tl.float64)
-            for start in range(0, dim, STEP):
-                d = start + tl.arange(0, STEP)
-                valid = is_code[:, None] & (d < dim)[None, :]
-                a = load_elements(z_rows, z_stride, d, is_row, dim)
-                e_ptrs = (book + code * code_stride)[:, None]
-                e_ptrs += (d.to(tl.int64) * code_element)[None, :]
-                e = tl.load(e_ptrs, valid, other=0.0).to(tl.float64)
-                usable &= tl.min((tl.abs(e) < float("inf")).to(tl.int32), axis=1) > 0
-                difference = a[:, None, :] - e[None, :, :]
-                distance += tl.sum(difference * difference, axis=2)
+            a_ptrs, e_ptrs = z_rows[:, None], book + code * code_stride
+            # One element at a time: a thread's sums need no other thread.
+            for _ in range(dim):
+                a = tl.load(a_ptrs, is_row[:, None], other=0.0).to(tl.float64)
+                e = tl.load(e_ptrs, code < last, other=0.0).to(tl.float64)
+                usable &= tl.abs(e) < float("inf")
+                distance += (a - e) * (a - e)
+                a_ptrs += z_stride
+                e_ptrs += code_element
             lane_distance, lane_code = take_nearer(
-                distance, code[None, :], usable[None, :], lane_distance, lane_code
+                distance, code, usable, lane_distance, lane_code
             )
-        distance = tl.min(lane_distance, axis=1)
-        code = tl.min(tl.where(lane_distance == distance[:, None], lane_code, NO_CODE), axis=1)
+        distance, code = nearest_of_lanes(lane_distance, lane_code)
 
         finishes = parts == 1
         if parts > 1:
@@ -109,14 +100,9 @@ def exact_kernel(
         if finishes:
             if parts > 1:
                 all_parts = (head * most_items + block * parts) * BLOCK_ROWS
-                for i in range(parts):
-                    # From L2, where the others' results are: never from this SM's own cache.
-                    at = all_parts + i * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-                    d = tl.load(part_distances + at, cache_modifier=".cg")
-                    k = tl.load(part_codes + at, cache_modifier=".cg")
-                    nearer = is_nearer(d, k, distance, code)
-                    distance = tl.where(nearer, d, distance)
-                    code = tl.where(nearer, k, code)
+                distance, code = merge_parts(
+                    part_distances + all_parts, part_codes + all_parts, parts, BLOCK_ROWS
+                )
             is_nan = tl.zeros((BLOCK_ROWS,), tl.int32)
             to_first = tl.zeros((BLOCK_ROWS,), tl.float64)
             for start in range(0, dim, CHUNK):

@@ -153,6 +153,7 @@ def planned(
         GROUP=config.group,
         NUM_STAGES=config.num_stages,
         CHUNK=chunk,
+        GROUP_CHUNK=4,
         **ROUNDING[_PACKED],
         num_warps=config.num_warps,
     )

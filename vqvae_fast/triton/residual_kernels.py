@@ -10,7 +10,9 @@ all phases, of which there are none left.
 import triton
 import triton.language as tl
 
+from vqvae_fast.triton.bound import lowest_score
 from vqvae_fast.triton.exact import load_elements
+from vqvae_fast.triton.measure import measure_group
 from vqvae_fast.triton.scan import (
     UNSEEN,
     group_scores,
@@ -19,7 +21,6 @@ from vqvae_fast.triton.scan import (
     round_rows,
     tile_of,
 )
-from vqvae_fast.triton.settle import lowest_score, measure_group
 from vqvae_fast.triton.write import NO_CODE, list_rows, take_nearer
 
 
@@ -87,6 +88,7 @@ def residual_kernel(
     GROUP: tl.constexpr,
     NUM_STAGES: tl.constexpr,
     CHUNK: tl.constexpr,
+    GROUP_CHUNK: tl.constexpr,
     EPSILON: tl.constexpr,
     SUBNORMAL: tl.constexpr,
     NORMAL: tl.constexpr,
@@ -145,21 +147,22 @@ def residual_kernel(
         longest = tl.load(max_norm + q).to(tl.float32, bitcast=True)
         worst = tl.load(max_rounding + q).to(tl.float32, bitcast=True)
         outliers = tl.load(has_outliers + q)
+        limit = tl.full((BLOCK_ROWS,), float("inf"), tl.float32)
         nearest = tl.full((BLOCK_ROWS,), float("inf"), tl.float64)
         nearest_code = tl.full((BLOCK_ROWS,), NO_CODE, tl.int64)
-        to_centre = tl.zeros((BLOCK_ROWS,), tl.float64)
+        nearest_score = tl.full((BLOCK_ROWS,), UNSEEN, tl.float32)
         lowest = tl.full((BLOCK_ROWS,), UNSEEN, tl.float32)
         score = tl.max(best, axis=1)
         wanted = fits & (score > UNSEEN)
         while tl.max(wanted.to(tl.int32), axis=0) > 0:
             slot = tl.argmax(best, axis=1)
-            group = tile_of(score) * SLOTS + slot
-            nearest, nearest_code, to_centre = measure_group(
-                rows, 1, book, dim, 1, num_codes, dim, middle, scale,
-                group, wanted, nearest, nearest_code, to_centre, GROUP, SLOTS, CHUNK,
+            first_code = tile_of(score).to(tl.int64) * BLOCK_CODES + slot
+            limit, nearest, nearest_code, nearest_score = measure_group(
+                rows, 1, book, dim, 1, num_codes, dim, middle, scale, first_code, wanted,
+                limit, nearest, nearest_code, nearest_score, GROUP, SLOTS, CHUNK, GROUP_CHUNK,
             )  # fmt: skip
             bound = lowest_score(
-                nearest, to_centre, scale, longest, worst, outliers, rounding, row_norm, dim,
+                nearest_score, nearest, scale, longest, worst, outliers, rounding, row_norm, dim,
                 EPSILON, SUBNORMAL, NORMAL, LARGEST,
             )  # fmt: skip
             lowest = tl.where(nearest_code != NO_CODE, bound, UNSEEN)
@@ -180,7 +183,7 @@ def residual_kernel(
         rows, indices + row * stages, codebooks, num_codes * dim, stages, settled,
         dim, CHUNK,
     )  # fmt: skip
-    list_rows(listed, num_listed, row, is_row & (settled == 0))
+    list_rows(listed, 1, num_listed, row, is_row & (settled == 0))
 
 
 @triton.jit(do_not_specialize=["num_codes", "stages"])

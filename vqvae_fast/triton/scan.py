@@ -1,4 +1,4 @@
-"""The scan: every score on the matrix unit, the best few groups of codes kept for each row."""
+"""The scan: every score on the matrix unit, the best group of codes kept for each row."""
 
 import triton
 import triton.language as tl
@@ -94,10 +94,10 @@ def scan_kernel(
 
     Codes c, c + SLOTS, c + 2 SLOTS, ... of a tile form a group, which is known by its best score
     alone. A slot is a group's place in every tile. For each row and slot the loop keeps the best
-    and the second best group; of those, the three best groups of each row are written:
+    and the second best group; of those, the best group of each row is written:
 
-        scores, groups: [3, H, parts, slab], by falling score; group g holds the codes of tile
-            g // SLOTS that lie at g % SLOTS + i * SLOTS.
+        scores, groups: [H, parts, slab]; group g holds the codes of tile g // SLOTS that lie at
+            g % SLOTS + i * SLOTS.
         rest: [H, parts, slab], no other group has a higher score; infinite for a row that does not
             fit the matrix unit's type.
         rounding, row_norm: [H, slab], |Z - Z'| and |Z'|.
@@ -167,16 +167,11 @@ def scan_kernel(
         codes_ptrs += BLOCK_CODES * columns
         bias_ptrs += BLOCK_CODES
 
-    slots = tl.arange(0, SLOTS)
+    top = tl.max(best, axis=1)
+    slot = tl.argmax(best, axis=1)
+    others = tl.where(tl.arange(0, SLOTS)[None, :] == slot[:, None], UNSEEN, best)
+    others = tl.max(tl.maximum(others, second), axis=1)
     entry = (head * parts + part) * slab_rows + in_slab
-    entries = tl.num_programs(2).to(tl.int64) * parts * slab_rows
-    others = tl.max(second, axis=1)
-    for rank in tl.static_range(3):
-        score = tl.max(best, axis=1)
-        slot = tl.argmax(best, axis=1)
-        best = tl.where(slots[None, :] == slot[:, None], UNSEEN, best)
-        tile = first_tile + tile_of(score)
-        tl.store(scores + rank * entries + entry, score, is_row)
-        tl.store(groups + rank * entries + entry, tile * SLOTS + slot, is_row)
-    others = tl.maximum(others, tl.max(best, axis=1))
+    tl.store(scores + entry, top, is_row)
+    tl.store(groups + entry, (first_tile + tile_of(top)) * SLOTS + slot, is_row)
     tl.store(rest + entry, tl.where(fits, others, float("inf")), is_row)

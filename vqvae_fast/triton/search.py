@@ -1,9 +1,10 @@
 """The search: scores on the matrix unit, a proven bound, and exact distances for what is left.
 
-Four kernels: `prepare` packs the codebook, `scan` finds each row's best groups of codes, `settle`
-measures them and knows by a bound (docs/exactness.md) whether any other code can be nearer, and
-`exact` measures every code for the few rows where one can. The host waits for none of them, so
-CUDA graphs capture a search. Which launches a search takes, with which numbers, follows from its
+Five kernels: `prepare` packs the codebook; `scan` finds each row's best group of codes; `settle`
+measures it and knows by a bound (docs/exactness.md) whether any other code can be nearer; `rescan`
+takes the scores of the rows where one can once more and measures what reaches the bound; `exact`
+measures every code for the few rows that have no bound. The host waits for none of them, so CUDA
+graphs capture a search. Which launches a search takes, with which numbers, follows from its
 shapes, strides and types: that is worked out once (`planned`) and launched again.
 """
 
@@ -16,7 +17,6 @@ from torch import Tensor
 
 from vqvae_fast.reference import distance_dtype
 from vqvae_fast.triton.configurations import (
-    FEWER_WARPS,
     SupportConfiguration,
     configuration,
     multiprocessors,
@@ -28,6 +28,7 @@ from vqvae_fast.triton.exact import exact_kernel
 from vqvae_fast.triton.forms import DirectForm, Form, can_be_direct, direct_form
 from vqvae_fast.triton.launch import Plan, Pointer, kept
 from vqvae_fast.triton.prepare import ROUNDING, prepare
+from vqvae_fast.triton.rescan import rescan_kernel
 from vqvae_fast.triton.rows import (
     VECTOR,
     Books,
@@ -47,10 +48,10 @@ _LONGEST_ROW = 1 << 16
 # smaller than a few tiles, which its beginning and end would outweigh.
 _PROGRAMS_PER_SM = 2
 _LEAST_TILES = 4
-# Programs an SM of all books together that measure the rows in doubt.
-_EXACT_PROGRAMS_PER_SM = 4
+# Programs an SM of all books together that share out the listed rows.
+_LISTED_PROGRAMS_PER_SM = 4
 # Of an SM's 65536, a thread: what these programs leave each other, and six of `settle`'s.
-_EXACT_REGISTERS = 128
+_LISTED_REGISTERS = 128
 _SETTLE_REGISTERS = 80
 # All that a thread of one program a multiprocessor can have.
 _DIRECT_REGISTERS = 255
@@ -60,7 +61,7 @@ _LONGEST_DIRECT = 128
 _PACKED_ELEMENTS = 1 << 25
 # What the second and the third dimension of a grid may be.
 _MOST_BOOKS = 65535
-# Of a slab of rows and the parts of the codes, 28 bytes each: what a search keeps stays O(N + K).
+# Of a slab of rows and the parts of the codes, 12 bytes each: what a search keeps stays O(N + K).
 _ENTRIES = 1 << 21
 
 
@@ -269,26 +270,49 @@ def _plan_direct(plan: Plan, search: _Search, form: DirectForm) -> None:
     )
 
 
+class _Listed(NamedTuple):
+    """The rows that `settle` leaves to `rescan` and to `exact`.
+
+    Attributes:
+        rows: int64 [H, N], those for `rescan` from the front, those for `exact` from the back.
+        counts: int32 [2, H], zeros; how many there are of each.
+        programs: those that share out the rows of a book.
+        part_distances: float64 [H, programs, rows of a program], for either kernel in turn.
+        part_codes: int64, likewise.
+    """
+
+    rows: Pointer
+    counts: Pointer
+    programs: int
+    part_distances: Pointer
+    part_codes: Pointer
+
+
 def _plan_kernels(plan: Plan, search: _Search, processors: int, *, filtered: bool) -> None:
-    """The search in four kernels, or in `exact` alone."""
+    """The search in five kernels, or in `exact` alone."""
     heads, _, dim = search.codebook.shape
     filtered = filtered and dim <= _LONGEST_ROW
-    exact_programs = max(1, _EXACT_PROGRAMS_PER_SM * processors // heads)
+    programs = max(1, _LISTED_PROGRAMS_PER_SM * processors // heads)
+    support = support_configuration(search.alignment > 1)
     limits = (
         plan.zeros((heads,), torch.int32),
         plan.zeros((heads,), torch.int32),
         plan.zeros((heads,), torch.int32),
     )
-    num_listed = plan.zeros((heads,), torch.int32)
-    arrivals = plan.zeros((heads, exact_programs), torch.int32)
-    rows_left = (
+    counts = plan.zeros((2, heads), torch.int32)
+    rescan_arrivals = plan.zeros((heads, programs), torch.int32)
+    exact_arrivals = plan.zeros((heads, programs), torch.int32)
+    shared = (heads, programs, max(support.exact_rows, support.rescan_rows))
+    listed = _Listed(
         plan.empty((heads, search.rows.num_rows if filtered else 0), torch.int64),
-        num_listed,
+        counts,
+        programs,
+        plan.empty(shared, torch.float64),
+        plan.empty(shared, torch.int64),
     )
-    support = support_configuration(search.alignment > 1)
     if filtered:
-        _plan_filter(plan, search, support, limits, rows_left, processors)
-    _plan_exact(plan, search, support, rows_left, arrivals, exact_programs, all_rows=not filtered)
+        _plan_filter(plan, search, support, limits, listed, rescan_arrivals, processors)
+    _plan_exact(plan, search, support, listed, exact_arrivals, all_rows=not filtered)
 
 
 def _plan_filter(
@@ -296,13 +320,11 @@ def _plan_filter(
     search: _Search,
     support: SupportConfiguration,
     limits: tuple[Pointer, Pointer, Pointer],
-    rows_left: tuple[Pointer, Pointer],
+    listed: _Listed,
+    arrivals: Pointer,
     processors: int,
 ) -> None:
-    """Packs the books, scans them, and settles what the bound settles, a slab of rows at a time.
-
-    rows_left: int64 [H, N] and int32 [H], zeros: the rows that are left to `exact`, and how many.
-    """
+    """Packs the books, scans them, settles a slab of rows at a time, and rescans what is listed."""
     heads, _, dim = search.codebook.shape
     num_rows = search.rows.num_rows
     config = configuration(dim, search.packed_dtype)
@@ -334,11 +356,12 @@ def _plan_filter(
     packed_rows = plan.empty(
         (heads, padded_rows if store_rows else 0, columns), search.packed_dtype
     )
-    scores = plan.empty((3, heads, parts, slab_rows), torch.float32)
-    groups = plan.empty((3, heads, parts, slab_rows), torch.int32)
+    scores = plan.empty((heads, parts, slab_rows), torch.float32)
+    groups = plan.empty((heads, parts, slab_rows), torch.int32)
     rest = plan.empty((heads, parts, slab_rows), torch.float32)
     rounding = plan.empty((heads, slab_rows), torch.float32)
     row_norm = plan.empty((heads, slab_rows), torch.float32)
+    bounds = plan.empty((2, heads, num_rows), torch.float32)
     for first_row in range(0, num_rows, slab_rows):
         slab = (*search.z_arguments, first_row, slab_rows)
         plan.launch(
@@ -386,51 +409,83 @@ def _plan_filter(
             rounding,
             row_norm,
             parts,
-            *rows_left,
+            listed.rows,
+            listed.counts,
+            bounds,
             ALIGNED=search.alignment,
             QUANTIZE=search.quantizes,
             BLOCK_ROWS=support.settle_rows,
             GROUP=config.group,
             SLOTS=config.block_codes // config.group,
+            PARTS=support.parts,
             CHUNK=support.chunk,
+            GROUP_CHUNK=support.group_chunk,
             **ROUNDING[search.packed_dtype],
             num_warps=4,
-            **registers(_SETTLE_REGISTERS, FEWER_WARPS),
+            **registers(_SETTLE_REGISTERS),
         )
+    plan.launch(
+        rescan_kernel,
+        (listed.programs, heads),
+        *search.z_arguments,
+        *search.result_arguments,
+        packed.codes,
+        packed.bias,
+        packed.centre,
+        packed.scale,
+        packed.rows,
+        columns // config.block_dim,
+        listed.rows,
+        listed.counts,
+        bounds,
+        arrivals,
+        listed.part_distances,
+        listed.part_codes,
+        listed.programs,
+        ALIGNED=search.alignment,
+        QUANTIZE=search.quantizes,
+        ONE_CHUNK=columns == config.block_dim,
+        BLOCK_ROWS=support.rescan_rows,
+        BLOCK_CODES=config.block_codes,
+        BLOCK_DIM=config.block_dim,
+        GROUP=config.group,
+        NUM_STAGES=config.num_stages,
+        CHUNK=support.chunk,
+        GROUP_CHUNK=support.group_chunk,
+        num_warps=8,
+        **registers(_LISTED_REGISTERS),
+    )
 
 
 def _plan_exact(
     plan: Plan,
     search: _Search,
     support: SupportConfiguration,
-    rows_left: tuple[Pointer, Pointer],
+    listed: _Listed,
     arrivals: Pointer,
-    programs: int,
     *,
     all_rows: bool,
 ) -> None:
-    """Measures every code in float64, for the listed rows or for all."""
-    heads = search.codebook.shape[0]
-    shape = (heads, programs, support.exact_rows)
+    """Measures every code in float64, for the rows listed without a bound or for all."""
     plan.launch(
         exact_kernel,
-        (programs, heads),
+        (listed.programs, search.codebook.shape[0]),
         *search.z_arguments,
         *search.result_arguments,
-        *rows_left,
+        listed.rows,
+        listed.counts,
         arrivals,
-        plan.empty(shape, torch.float64),
-        plan.empty(shape, torch.int64),
-        programs,
+        listed.part_distances,
+        listed.part_codes,
+        listed.programs,
         ALIGNED=search.alignment,
         ALL_ROWS=all_rows,
         QUANTIZE=search.quantizes,
         BLOCK_ROWS=support.exact_rows,
         BLOCK_CODES=support.exact_codes,
-        STEP=support.exact_step,
         CHUNK=support.chunk,
         num_warps=4,
-        **registers(_EXACT_REGISTERS),
+        **registers(_LISTED_REGISTERS),
     )
 
 

@@ -25,13 +25,16 @@ def take_nearer(distance, code, usable, lane_distance, lane_code):
 
 
 @triton.jit
-def list_rows(listed, num_listed, row, doubtful):
-    """Appends the doubtful rows to a list, in no particular order of blocks."""
+def list_rows(listed, step, num_listed, row, doubtful):
+    """Appends the doubtful rows to a list, in no particular order of blocks.
+
+    step: 1, or -1 for a list that grows downwards.
+    """
     count = tl.sum(doubtful.to(tl.int32), axis=0)
     if count > 0:
         place = tl.atomic_add(num_listed, count, sem="relaxed")
         place += tl.cumsum(doubtful.to(tl.int32), axis=0) - 1
-        tl.store(listed + place, row, doubtful)
+        tl.store(listed + place * step, row, doubtful)
 
 
 @triton.jit

@@ -1,0 +1,57 @@
+"""How a fixed number of programs shares out listed rows, without the host knowing how many.
+
+An item of work is a block of rows and a part of the codes. Where there are fewer blocks than
+programs, several programs share the codes of a block, and the last of them to finish merges.
+"""
+
+import triton
+import triton.language as tl
+
+from vqvae_fast.triton.write import NO_CODE
+
+# Parts whose results a program reads at a time.
+_MERGED = tl.constexpr(32)
+
+
+@triton.jit
+def blocks_and_parts(count, tiles, BLOCK_ROWS: tl.constexpr):
+    """How many blocks of rows there are, and into how many parts the tiles of codes are divided."""
+    blocks = tl.cdiv(count, BLOCK_ROWS)
+    parts = tl.maximum(tl.num_programs(0) // tl.maximum(blocks, 1), 1)
+    return blocks, tl.minimum(parts, tiles.to(tl.int32))
+
+
+@triton.jit
+def arrives_last(counter, expected):
+    """Whether this program is the last of `expected` here; it sees what all others wrote."""
+    tl.debug_barrier()  # every thread's writes before the one thread's release
+    return tl.atomic_add(counter, 1, sem="acq_rel") == expected - 1
+
+
+@triton.jit
+def merge_parts(distances, codes, parts, BLOCK_ROWS: tl.constexpr):
+    """The nearest code of all parts, and its distance, [R] each; of equals the lowest index.
+
+    distances, codes: [parts, BLOCK_ROWS], what each part found. They are read from L2, where other
+    programs' results are, never from the cache of this multiprocessor.
+    """
+    lane_distance = tl.full((BLOCK_ROWS, _MERGED), float("inf"), tl.float64)
+    lane_code = tl.full((BLOCK_ROWS, _MERGED), NO_CODE, tl.int64)
+    rows = tl.arange(0, BLOCK_ROWS)[:, None]
+    for first in range(0, parts, _MERGED):
+        part = (first + tl.arange(0, _MERGED))[None, :]
+        at, mask = part * BLOCK_ROWS + rows, (rows >= 0) & (part < parts)
+        distance = tl.load(distances + at, mask, other=float("inf"), cache_modifier=".cg")
+        code = tl.load(codes + at, mask, other=NO_CODE, cache_modifier=".cg")
+        nearer = (distance < lane_distance) | ((distance == lane_distance) & (code < lane_code))
+        lane_distance = tl.where(nearer, distance, lane_distance)
+        lane_code = tl.where(nearer, code, lane_code)
+    return nearest_of_lanes(lane_distance, lane_code)
+
+
+@triton.jit
+def nearest_of_lanes(lane_distance, lane_code):
+    """Of each row's lanes [R, L] the nearest code, the lowest index of equals, and its distance."""
+    distance = tl.min(lane_distance, axis=1)
+    code = tl.min(tl.where(lane_distance == distance[:, None], lane_code, NO_CODE), axis=1)
+    return distance, code
