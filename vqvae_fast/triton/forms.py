@@ -117,6 +117,11 @@ def direct_form(
     )
 
 
+def direct_dims() -> list[int]:
+    """The largest D of each width of rows that one launch searches."""
+    return list(_CODES)
+
+
 def can_be_direct(dtype: torch.dtype, packed_dtype: torch.dtype) -> bool:
     """Whether the one launch serves these types: it multiplies in float16 alone."""
     return dtype != torch.float64 and packed_dtype == torch.float16
