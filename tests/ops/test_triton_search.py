@@ -123,7 +123,7 @@ def test_more_codes_than_the_tile_numbers_of_one_part(monkeypatch):
 
 def test_the_model_takes_one_launch_for_little_work():
     def launches_of(rows, codes, dim):
-        form = direct_form(rows, codes, dim, 1, True, 132, None)
+        form = direct_form(rows, codes, dim, 1, (True, True), 132, None)
         return None if form is None else form.parts
 
     assert launches_of(2048, 1024, 64) == 1
