@@ -7,7 +7,14 @@ from concurrent.futures import ProcessPoolExecutor
 import click
 import torch
 
-from benchmarks.gpu_check.cases import cases, peer_cases, residual_cases, shape_cases, sum_cases
+from benchmarks.gpu_check.cases import (
+    cases,
+    direct_cases,
+    peer_cases,
+    residual_cases,
+    shape_cases,
+    sum_cases,
+)
 from benchmarks.gpu_check.offline import TARGETS
 from benchmarks.gpu_check.table import SMALLER_GPUS, Row, defects, markdown, missing, rows
 
@@ -20,7 +27,7 @@ def check(target: str, peer: bool, plain: bool, full: bool) -> tuple[list[Row], 
     """All rows of a target, and what is wrong with them."""
     warnings.simplefilter("ignore")  # Triton's, of its own next version
     full = full or target == FULL_TARGET
-    chosen = [*cases(), *residual_cases(), *shape_cases(), *sum_cases(full)]
+    chosen = [*cases(), *direct_cases(), *residual_cases(), *shape_cases(), *sum_cases(full)]
     if plain and full:
         chosen += cases(torch.float32)
     ours = list(rows(chosen, target))

@@ -4,13 +4,16 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 from benchmarks.gpu_check.offline import Launch, compiled_for
 from vqvae_fast import triton as kernels
+from vqvae_fast.triton import search
 from vqvae_fast.triton.configurations import block_dims, residual_dims
+from vqvae_fast.triton.forms import Form, direct_dims
 from vqvae_fast.triton.scan import TILES_PER_PART
 
 ROWS, CODES, STAGES = 500, 1024, 8
@@ -109,8 +112,30 @@ def _residual(z: Tensor, codebooks: Tensor) -> Callable[[], object]:
     return lambda: kernels.residual_nearest_code(z, codebooks)
 
 
-def _search(z: Tensor, codebook: Tensor, packed: torch.dtype) -> Callable[[], object]:
-    return lambda: kernels.quantize(z, codebook, packed_dtype=packed)
+def _search(
+    z: Tensor, codebook: Tensor, packed: torch.dtype, form: Form = "filter"
+) -> Callable[[], object]:
+    def call() -> None:
+        with mock.patch.object(search, "forced_form", form):
+            kernels.quantize(z, codebook, packed_dtype=packed)
+
+    return call
+
+
+def direct_cases() -> Iterator[Case]:
+    """The search in one launch: types, widths, rows off the blocks' sizes, maps, shared codes."""
+    for dim in (*direct_dims(), 17, 100):
+        dtypes = [torch.float32] if dim != 64 else [torch.float32, torch.bfloat16, torch.float16]
+        for dtype in dtypes:
+            z, codebook = torch.zeros(ROWS, dim, dtype=dtype), torch.zeros(CODES, dim, dtype=dtype)
+            yield Case("direct", dim, dtype, _search(z, codebook, torch.float16, "direct"))
+    for dim in (64, 128):
+        call = _search(_maps(dim), torch.zeros(CODES, dim), torch.float16, "direct")
+        yield Case("direct, maps", dim, torch.float32, call)
+        call = _search(
+            torch.zeros(2, dim), torch.zeros(1, dim).expand(SPANS, dim), torch.float16, "direct"
+        )
+        yield Case("direct, shared", dim, torch.float32, call)
 
 
 def peer_cases() -> Iterator[Case]:

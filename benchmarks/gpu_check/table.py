@@ -94,7 +94,7 @@ def defects(row: Row) -> list[str]:
     if row.shared > most_shared:
         found.append(f"asks for {row.shared} bytes of shared memory, of {most_shared}")
     is_plain = row.case.startswith("plain")
-    if row.kernel in ("scan", "residual") and not is_plain and not row.matrix:
+    if row.kernel in ("scan", "direct", "residual") and not is_plain and not row.matrix:
         found.append("does not use the matrix unit")
     if sets_the_bar(row) and (row.arithmetic is None or row.arithmetic > MOST_ARITHMETIC):
         found.append(f"spends {row.arithmetic} arithmetic instructions a score")

@@ -72,6 +72,7 @@ def test_a_sound_kernel_has_no_defect():
         ({"kernel": "residual", "spilled": 8, "shared": 0, "target": "gfx942"}, "spills 8"),
         ({"shared": 300_000}, "asks for 300000 bytes of shared memory"),
         ({"matrix": ""}, "does not use the matrix unit"),
+        ({"matrix": "", "case": "direct", "kernel": "direct"}, "does not use the matrix unit"),
         ({"arithmetic": 2.1}, "spends 2.1 arithmetic instructions a score"),
         ({"arithmetic": None}, "spends None arithmetic instructions a score"),
     ],

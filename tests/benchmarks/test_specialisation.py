@@ -1,6 +1,7 @@
 """No compilation per shape: of every kernel one, whatever N and K, for a D and a layout."""
 
 from collections import Counter
+from unittest import mock
 
 import pytest
 
@@ -37,7 +38,13 @@ def one_book(n, k, dim):
 
 
 def search(z, codebook):
-    kernels.nearest_code(z, codebook)
+    with mock.patch("vqvae_fast.triton.search.forced_form", "filter"):
+        kernels.nearest_code(z, codebook)
+
+
+def direct(z, codebook):
+    with mock.patch("vqvae_fast.triton.search.forced_form", "direct"):
+        kernels.quantize(z, codebook)
 
 
 def exact(z, codebook):
@@ -45,7 +52,8 @@ def exact(z, codebook):
 
 
 def quantize(z, codebook):
-    kernels.quantize(z, codebook)
+    with mock.patch("vqvae_fast.triton.search.forced_form", "filter"):
+        kernels.quantize(z, codebook)
 
 
 def residual(z, codebook):
@@ -67,6 +75,8 @@ def sums(z, codebook):
         (search, [books], 6),
         (search, [maps], 32),
         (search, [transposed], 16),
+        (direct, [rows, one_book], 3),
+        (direct, [rows, books], 64),
         (exact, [rows], 3),
         (residual, [rows], 6),
         (residual, [maps], 16),

@@ -26,7 +26,7 @@ Form = Literal["filter", "direct"]
 
 _ROWS = 16
 _WARPS = 8
-_CHUNK = 64
+_CHUNK = 32
 # Codes of a tile by D, padded: at 128 half as many, so that a thread has as many elements. At 256
 # every choice spills.
 _CODES = {16: 128, 32: 128, 64: 128, 128: 64}
@@ -67,7 +67,7 @@ def direct_form(
     num_codes: int,
     dim: int,
     heads: int,
-    aligned: bool,
+    aligned: tuple[bool, bool],
     multiprocessors: int,
     form: Form | None,
 ) -> DirectForm | None:
@@ -78,7 +78,7 @@ def direct_form(
         num_codes: of each book.
         dim: D.
         heads: the number of books.
-        aligned: codes can be read several elements at a time.
+        aligned: whether codes, and whether rows, can be read several elements at a time.
         multiprocessors: those of the device.
         form: "filter" or "direct" whatever the model says; rows of more than 128 elements are
             filtered all the same.
@@ -86,8 +86,11 @@ def direct_form(
     block_dim = next((block for block in _CODES if dim <= block), None)
     if block_dim is None or form == "filter":
         return None
-    # Elements that are read one at a time: a quarter of them leaves registers for their addresses.
-    block_codes = max(16, _CODES[block_dim] // (1 if aligned else 4))
+    # What is read one element at a time takes registers for its addresses: fewer codes leave them.
+    codes_aligned, rows_aligned = aligned
+    rows_crowd = not rows_aligned and block_dim == 128
+    block_codes = _CODES[block_dim] // (2 if rows_crowd else 1) // (1 if codes_aligned else 4)
+    block_codes = max(16, block_codes)
     tiles = triton.cdiv(num_codes, block_codes)
     row_blocks = triton.cdiv(num_rows, _ROWS)
     blocks = row_blocks * heads
@@ -112,9 +115,14 @@ def direct_form(
         triton.cdiv(tiles, part_tiles),  # no part is empty
         part_tiles * block_codes,
         min(block_dim, _CHUNK),
-        2 if aligned else 1,
+        2 if codes_aligned and not rows_crowd else 1,
         _WARPS,
     )
+
+
+def direct_dims() -> list[int]:
+    """The largest D of each width of rows that one launch searches."""
+    return list(_CODES)
 
 
 def can_be_direct(dtype: torch.dtype, packed_dtype: torch.dtype) -> bool:

@@ -133,14 +133,19 @@ class Plan:
         """Appends a launch."""
         self.launches.append(Launch(kernel, grid, arguments, constants))
 
+    def arena(self, device: torch.device) -> Tensor:
+        """The memory of one call; its beginning is 0."""
+        arena = torch.empty(self.arena_bytes, dtype=torch.uint8, device=device)
+        if self.zeroed_bytes:
+            arena[: self.zeroed_bytes].zero_()
+        return arena
+
     def run(self, *tensors: Tensor) -> Tensor:
         """Launches all on the current stream of the tensors' device, which must be the current one.
 
         tensors: those that operands 1, 2, ... stand for. Returns the arena.
         """
-        arena = torch.empty(self.arena_bytes, dtype=torch.uint8, device=tensors[0].device)
-        if self.zeroed_bytes:
-            arena[: self.zeroed_bytes].zero_()
+        arena = self.arena(tensors[0].device)
         operands = (arena, *tensors)
         addresses = [t.data_ptr() for t in operands]
         key = tuple([address % _ALIGNMENT for address in addresses])

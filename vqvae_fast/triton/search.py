@@ -183,13 +183,15 @@ class _Search(NamedTuple):
         )
 
     @property
+    def row_alignment(self) -> int:
+        """Of the rows that are read and written."""
+        dim = self.codebook.shape[2]
+        return alignment(VECTOR, dim, self.rows, self.z_head, self.target, self.q_head)
+
+    @property
     def alignment(self) -> int:
         """Of all rows and codes."""
-        dim = self.codebook.shape[2]
-        book_strides = self.codebook.strides[:2]
-        return alignment(
-            VECTOR, dim, self.rows, self.z_head, self.target, self.q_head, *book_strides
-        )
+        return min(self.row_alignment, _book_alignment(self.codebook))
 
 
 @kept
@@ -231,7 +233,7 @@ def planned(
     processors = multiprocessors(device)
     direct = None
     if can_be_direct(dtype, packed_dtype):
-        aligned = _book_alignment(codebook) > 1
+        aligned = (_book_alignment(codebook) > 1, search.row_alignment > 1)
         direct = direct_form(z.num_rows, num_codes, dim, heads, aligned, processors, form)
     if direct is not None:
         _plan_direct(plan, search, direct)
@@ -242,7 +244,7 @@ def planned(
 
 def _plan_direct(plan: Plan, search: _Search, form: DirectForm) -> None:
     """The search in one launch; with a fill of counters where programs share the codes."""
-    heads, _, dim = search.codebook.shape
+    heads = search.codebook.shape[0]
     shared = form.parts > 1
     blocks = (heads, form.row_blocks) if shared else (0,)
     parts = (*blocks, form.parts, form.block_rows)
@@ -255,7 +257,7 @@ def _plan_direct(plan: Plan, search: _Search, form: DirectForm) -> None:
         plan.zeros(blocks, torch.int32),
         plan.empty(parts, torch.float64),
         plan.empty(parts, torch.int64),
-        ALIGNED=alignment(VECTOR, dim, search.rows, search.z_head, search.target, search.q_head),
+        ALIGNED=search.row_alignment,
         BOOK_ALIGNED=_book_alignment(search.codebook),
         QUANTIZE=search.quantizes,
         SHARED=shared,
