@@ -132,7 +132,7 @@ def _all_stages(
         GROUP=config.group,
         NUM_STAGES=config.num_stages,
         CHUNK=chunk,
-        GROUP_CHUNK=4,
+        MEASURE_CHUNK=4,  # more elements of 64 rows at a time would spill
         **ROUNDING[_PACKED],
         num_warps=config.num_warps,
     )

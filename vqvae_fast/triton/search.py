@@ -13,7 +13,6 @@ from torch import Tensor
 
 from vqvae_fast.reference import distance_dtype
 from vqvae_fast.triton.configurations import (
-    FEWER_WARPS,
     configuration,
     multiprocessors,
     registers,
@@ -34,8 +33,9 @@ _PROGRAMS_PER_SM = 2
 _LEAST_TILES = 4
 # Programs an SM of all books together that share out the listed rows.
 _LISTED_PROGRAMS_PER_SM = 4
-# Of an SM's 65536, a thread: what these programs leave each other, and six of `settle`'s.
-_LISTED_REGISTERS = 128
+# Of an SM's 65536, a thread: for two programs of `rescan`, four of `exact` and six of `settle`.
+_RESCAN_REGISTERS = 255
+_EXACT_REGISTERS = 128
 _SETTLE_REGISTERS = 80
 # Rows up to this length that lie together are packed in registers; others in memory, of so many
 # elements at most, where the matrix unit's tiles are read without strides and masks.
@@ -238,8 +238,8 @@ def _search(
             NUM_STAGES=config.num_stages,
             CHUNK=support.chunk,
             GROUP_CHUNK=support.group_chunk,
-            num_warps=8,
-            **registers(_LISTED_REGISTERS),
+            num_warps=4,
+            **registers(_RESCAN_REGISTERS),
         )
     exact_kernel[(listed_programs, heads)](
         *z_arguments,
@@ -256,7 +256,7 @@ def _search(
         BLOCK_CODES=support.exact_codes,
         CHUNK=support.chunk,
         num_warps=4,
-        **registers(_LISTED_REGISTERS),
+        **registers(_EXACT_REGISTERS),
     )
     if quantized is not None and target.tensor.data_ptr() != quantized.data_ptr():
         quantized.copy_(target.tensor)
