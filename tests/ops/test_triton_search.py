@@ -1,4 +1,4 @@
-"""How the Triton search is launched."""
+"""The Triton search in five kernels: how it is launched, and what each of them is left with."""
 
 import pytest
 import torch
@@ -9,8 +9,12 @@ from vqvae_fast import reference, settings
 if not settings.current.triton_interprets:
     pytest.skip("needs a process of Triton's interpreter", allow_module_level=True)
 
-from vqvae_fast.triton import search
-from vqvae_fast.triton.forms import direct_form
+from vqvae_fast.triton import measure, search, settle
+
+
+@pytest.fixture(autouse=True)
+def _five_kernels(monkeypatch):
+    monkeypatch.setattr(search, "forced_form", "filter")
 
 
 @pytest.fixture
@@ -27,8 +31,14 @@ def launches(monkeypatch):
             return launch
 
     monkeypatch.setattr(search, "exact_kernel", Recorded())
-    monkeypatch.setattr(search, "forced_form", "filter")
     return found
+
+
+def listed(arguments):
+    """Of the exact kernel's arguments, one book: rows with a bound in doubt, rows without one."""
+    num_listed = arguments[-5]
+    assert num_listed.dtype == torch.int32
+    return int(num_listed[0]), int(num_listed[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -66,9 +76,7 @@ def test_latents_fit_float16_beside_a_codebook_just_initialised(launches, codes,
     finite = z.isfinite().all(-1)
     check((indices[finite], distances[finite]), z[finite], codebook)
     _, arguments = launches[0]
-    num_listed = arguments[-5]
-    assert num_listed.dtype == torch.int32
-    assert num_listed.sum() <= few
+    assert listed(arguments)[1] <= few
 
 
 def test_more_books_than_a_grid_can_have(launches, monkeypatch):
@@ -81,54 +89,89 @@ def test_more_books_than_a_grid_can_have(launches, monkeypatch):
         assert torch.equal(quantized[book], codebook[book][indices[book]])
 
 
-def direct_launch(z, codebook):
-    """The grid of a search in one launch, and its constants."""
-    shapes = (z.shape, z.stride(), z.dtype, codebook.shape, codebook.stride(), None)
-    plan, *_ = search.planned(*shapes, torch.float16, z.device, "direct")
-    (launch,) = plan.launches
-    return launch.grid, launch.constants
+def collapsed(rows, codes):
+    return torch.randn(rows, 8), torch.randn(1, 8).repeat(codes, 1)
 
 
-@pytest.mark.parametrize("heads", [1, 3])
-@pytest.mark.parametrize(("rows", "codes"), [(3, 5000), (40, 1000), (16, 1300)])
-def test_programs_share_the_codes_of_few_rows(monkeypatch, rows, codes, heads):
-    """Each copy of a code lies in another part: the first of all copies must win."""
-    monkeypatch.setattr(search, "forced_form", "direct")
-    monkeypatch.setattr(search, "multiprocessors", lambda device: 24)
-    z, codebook = torch.randn(heads, rows, 24), torch.randn(heads, codes, 24)
-    codebook[:, codes // 2 :] = codebook[:, : codes - codes // 2].clone()
-    z[:, -1] = codebook[:, codes // 2 + 1]
-    z[:, 1] = float("nan")
-    (_, parts, books), constants = direct_launch(z, codebook)
-    assert constants["SHARED"]
-    assert parts > 1
-    assert books == heads
+def each_16_times(rows, codes):
+    return torch.randn(rows, 32), torch.randn(codes // 16, 32).repeat(16, 1)
+
+
+def dead_codes_near(rows, codes):
+    """Half of the codes at one point, which is near the rows."""
+    codebook = torch.randn(codes, 32)
+    codebook[::2] = 0.01 * torch.randn(1, 32)
+    return 0.1 * torch.randn(rows, 32), codebook
+
+
+def few_dimensions(dims):
+    return lambda rows, codes: (torch.randn(rows, dims), torch.randn(codes, dims))
+
+
+HARD = {
+    "collapsed": collapsed,
+    "each code 16 times": each_16_times,
+    "dead codes near the rows": dead_codes_near,
+    "one dimension": few_dimensions(1),
+    "two dimensions": few_dimensions(2),
+}
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """How many pairs of a row and a code were measured in float64 outside the exact kernel."""
+    counts, exact_distance = [], measure.exact_distance
+
+    def counted(z, z_stride, code, code_element, centre, scale, wanted, dim, CHUNK):
+        counts.append(int(wanted.handle.data.sum()))
+        return exact_distance(z, z_stride, code, code_element, centre, scale, wanted, dim, CHUNK)
+
+    monkeypatch.setattr(measure, "exact_distance", counted)
+    monkeypatch.setattr(settle, "exact_distance", counted)
+    return counts
+
+
+@pytest.mark.parametrize("data", HARD)
+def test_hard_books_are_not_measured_in_full(launches, measured, data, record_property):
+    """Before there was a second pass, most of these rows were measured against every code."""
+    rows, codes = 128, 4096
+    z, codebook = HARD[data](rows, codes)
+    result = search.nearest_code(z, codebook)
+    check(result, z, codebook)
+    (_, arguments), *_ = launches
+    in_doubt, without_bound = listed(arguments)
+    pairs = sum(measured) + without_bound * codes
+    print(f"{data}: {in_doubt} in doubt, {without_bound} without a bound, {pairs} measured")
+    assert sum(measured) >= rows
+    assert without_bound <= rows // 100
+    assert pairs <= rows * codes // 10
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dim", [3, 64, 300])
+def test_rows_in_doubt_in_every_way(dtype, dim):
+    """Copies in every part, tile and group; rows with NaN and outliers among them; three books."""
+    codebook = torch.randn(3, 40, dim).repeat(1, 40, 1).to(dtype)
+    codebook[1, 700] = 60000.0  # in one book, a code that may not fit
+    z = (codebook[:, torch.randint(40, (50,))].float() + 1e-3 * torch.randn(3, 50, dim)).to(dtype)
+    z[:, 7, 1], z[:, 9] = float("nan"), 5e4
+    wide = torch.empty(3, 50, 2 * dim + 1, dtype=dtype)
+    wide[..., : 2 * dim : 2] = z
+    z = wide[..., : 2 * dim : 2]
     quantized, indices, distances = search.quantize(z, codebook)
-    wanted = reference.nearest_code(z, codebook)
-    assert torch.equal(indices, wanted[0])
-    torch.testing.assert_close(distances, wanted[1], equal_nan=True)
-    for book in range(heads):
+    finite = torch.arange(50) != 7
+    check((indices[:, finite], distances[:, finite]), z[:, finite], codebook)
+    assert distances[:, 7].isnan().all()
+    assert (indices[:, 7] == 0).all()
+    for book in range(3):
         assert torch.equal(quantized[book], codebook[book][indices[book]])
 
 
-def test_more_codes_than_the_tile_numbers_of_one_part(monkeypatch):
-    monkeypatch.setattr(search, "forced_form", "direct")
-    monkeypatch.setattr(search, "multiprocessors", lambda device: 1)
-    codes = 2 * 256 * 128 + 100
-    z, codebook = torch.randn(5, 3), torch.randn(codes, 3)
-    (_, parts, _), constants = direct_launch(z, codebook)
-    assert parts * 256 * constants["BLOCK_CODES"] >= codes
-    check(search.nearest_code(z, codebook), z, codebook)
-
-
-def test_the_model_takes_one_launch_for_little_work():
-    def launches_of(rows, codes, dim):
-        form = direct_form(rows, codes, dim, 1, (True, True), 132, None)
-        return None if form is None else form.parts
-
-    assert launches_of(2048, 1024, 64) == 1
-    assert launches_of(16, 8192, 64) > 1
-    assert launches_of(256, 8192, 64) > 1
-    assert launches_of(65536, 1024, 64) is None
-    assert launches_of(2048, 65536, 64) is None
-    assert launches_of(16, 1024, 129) is None
+def test_ties_of_codes_that_are_no_copies():
+    """Codes at equal float64 distances from every row, in groups, tiles and parts far apart."""
+    codebook = torch.zeros(3000, 16)
+    for code in range(3000):
+        codebook[code, code % 16] = 1.0 if code // 16 % 2 else -1.0
+    z = torch.zeros(70, 16)
+    z[35:, 0] = 0.25
+    check(search.nearest_code(z, codebook), z, codebook, exact_ties=True)

@@ -50,7 +50,7 @@ class SupportConfiguration(NamedTuple):
     parts: int
 
 
-_SUPPORT = SupportConfiguration(16, 16, 16, 32, 16, 16, 32, 16)
+_SUPPORT = SupportConfiguration(16, 16, 16, 32, 32, 16, 16, 16)
 # Elements that cannot be read several at a time: fewer on their way leave registers for addresses.
 _SUPPORT_ODD = _SUPPORT._replace(chunk=8, group_chunk=8)
 # The interpreter takes as long for a small block as for a large one.

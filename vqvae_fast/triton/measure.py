@@ -28,7 +28,9 @@ def scaled_distances(
 
 
 @triton.jit
-def exact_distance(z, z_stride, code, code_element, centre, scale, wanted, dim, CHUNK: tl.constexpr):
+def exact_distance(
+    z, z_stride, code, code_element, centre, scale, wanted, dim, CHUNK: tl.constexpr
+):
     """float64 |z - e|^2 of each row's code [R], and that code's score, in float32.
 
     The score is E.(Z - E / 2), of the centred and scaled vectors before they are packed.
@@ -75,11 +77,12 @@ def measure_group(
     z_rows, z_stride, book, code_stride, code_element, num_codes, dim, centre, scale,
     first_code, wanted, limit, nearest, nearest_code, nearest_score,
     GROUP: tl.constexpr, SLOTS: tl.constexpr, CHUNK: tl.constexpr, GROUP_CHUNK: tl.constexpr,
+    COPIES: tl.constexpr,
 ):  # fmt: skip
     """Measures a group for each wanted row: its codes are first_code + i SLOTS.
 
     All of them in float32, whose error is relative, and in float64 those that float32 cannot tell
-    from the nearest so far, unless they equal it.
+    from the nearest so far; with COPIES, unless they equal it.
 
     limit: the float32 distance, scaled, that the answer cannot exceed.
     nearest, nearest_code, nearest_score: the nearest code so far, or infinity and NO_CODE.
@@ -97,14 +100,15 @@ def measure_group(
     limit = tl.minimum(limit, widened(least, dim))
     left &= near <= limit[:, None]
     while tl.max(tl.max(left.to(tl.int32), axis=1), axis=0) > 0:
-        known = left & (nearest_code != NO_CODE)[:, None]
-        if tl.max(tl.max(known.to(tl.int32), axis=1), axis=0) > 0:
-            # The same elements have the same distance, to the bit.
-            so_far = book + tl.where(nearest_code != NO_CODE, nearest_code, 0) * code_stride
-            copies = are_equal(codes, so_far, code_element, known, dim, GROUP_CHUNK)
-            first_copy = tl.min(tl.where(copies, code, NO_CODE), axis=1)
-            nearest_code = tl.minimum(nearest_code, first_copy)
-            left &= copies == 0
+        if COPIES:
+            known = left & (nearest_code != NO_CODE)[:, None]
+            if tl.max(tl.max(known.to(tl.int32), axis=1), axis=0) > 0:
+                # The same elements have the same distance, to the bit.
+                so_far = book + tl.where(nearest_code != NO_CODE, nearest_code, 0) * code_stride
+                copies = are_equal(codes, so_far, code_element, known, dim, GROUP_CHUNK)
+                first_copy = tl.min(tl.where(copies, code, NO_CODE), axis=1)
+                nearest_code = tl.minimum(nearest_code, first_copy)
+                left &= copies == 0
         chosen = tl.min(tl.where(left, code, NO_CODE), axis=1)
         is_chosen = chosen != NO_CODE
         if tl.max(is_chosen.to(tl.int32), axis=0) > 0:

@@ -130,7 +130,7 @@ def rescan_kernel(
                     z_rows, z_stride, book, code_stride, code_element, num_codes, dim, centre, scale,
                     first_code + tile * BLOCK_CODES + slot, wanted,
                     limit, nearest, nearest_code, nearest_score,
-                    GROUP, SLOTS, CHUNK, GROUP_CHUNK,
+                    GROUP, SLOTS, CHUNK, GROUP_CHUNK, True,
                 )  # fmt: skip
                 reached = tl.where(is_slot, reached & (reached - 1), reached)
             first_code += _TILES * BLOCK_CODES

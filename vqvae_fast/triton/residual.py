@@ -153,7 +153,7 @@ def planned(
         GROUP=config.group,
         NUM_STAGES=config.num_stages,
         CHUNK=chunk,
-        GROUP_CHUNK=4,
+        MEASURE_CHUNK=4,  # more elements of 64 rows at a time would spill
         **ROUNDING[_PACKED],
         num_warps=config.num_warps,
     )

@@ -88,7 +88,7 @@ def residual_kernel(
     GROUP: tl.constexpr,
     NUM_STAGES: tl.constexpr,
     CHUNK: tl.constexpr,
-    GROUP_CHUNK: tl.constexpr,
+    MEASURE_CHUNK: tl.constexpr,
     EPSILON: tl.constexpr,
     SUBNORMAL: tl.constexpr,
     NORMAL: tl.constexpr,
@@ -159,7 +159,8 @@ def residual_kernel(
             first_code = tile_of(score).to(tl.int64) * BLOCK_CODES + slot
             limit, nearest, nearest_code, nearest_score = measure_group(
                 rows, 1, book, dim, 1, num_codes, dim, middle, scale, first_code, wanted,
-                limit, nearest, nearest_code, nearest_score, GROUP, SLOTS, CHUNK, GROUP_CHUNK,
+                limit, nearest, nearest_code, nearest_score, GROUP, SLOTS,
+                MEASURE_CHUNK, MEASURE_CHUNK, False,
             )  # fmt: skip
             bound = lowest_score(
                 nearest_score, nearest, scale, longest, worst, outliers, rounding, row_norm, dim,

@@ -50,8 +50,9 @@ _PROGRAMS_PER_SM = 2
 _LEAST_TILES = 4
 # Programs an SM of all books together that share out the listed rows.
 _LISTED_PROGRAMS_PER_SM = 4
-# Of an SM's 65536, a thread: what these programs leave each other, and six of `settle`'s.
-_LISTED_REGISTERS = 128
+# Of an SM's 65536, a thread: for two programs of `rescan`, four of `exact` and six of `settle`.
+_RESCAN_REGISTERS = 255
+_EXACT_REGISTERS = 128
 _SETTLE_REGISTERS = 80
 # All that a thread of one program a multiprocessor can have.
 _DIRECT_REGISTERS = 255
@@ -454,8 +455,8 @@ def _plan_filter(
         NUM_STAGES=config.num_stages,
         CHUNK=support.chunk,
         GROUP_CHUNK=support.group_chunk,
-        num_warps=8,
-        **registers(_LISTED_REGISTERS),
+        num_warps=4,
+        **registers(_RESCAN_REGISTERS),
     )
 
 
@@ -487,7 +488,7 @@ def _plan_exact(
         BLOCK_CODES=support.exact_codes,
         CHUNK=support.chunk,
         num_warps=4,
-        **registers(_LISTED_REGISTERS),
+        **registers(_EXACT_REGISTERS),
     )
 
 
