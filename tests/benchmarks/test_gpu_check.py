@@ -35,6 +35,34 @@ def test_the_innermost_loop_with_a_product_is_counted():
     assert local == 0
 
 
+def test_each_instruction_is_counted_once():
+    loop, _ = sass.loops(LISTING)
+    assert loop == {"FMNMX": 1, "HGMMA": 1, "IMAD": 1, "MOV": 1, "BRA": 1}
+    assert sass.opcodes(LISTING).total() == 10
+
+
+@pytest.mark.parametrize(
+    ("instruction", "is_move"),
+    [
+        ("IMAD.MOV.U32 R2, RZ, RZ, R1", True),
+        ("@!P1 IMAD.MOV.U32 R2, RZ, RZ, -0x1", True),
+        ("IMAD.U32 R2, RZ, RZ, UR4", True),
+        ("HFMA2.MMA R3, -RZ, RZ, 0, 0", True),
+        ("HFMA2 R3, -RZ, RZ, 0, 0.5", True),
+        ("MOV R1, c[0x0][0x28]", True),
+        ("IMAD.MOV R2, RZ, RZ, -R1", False),  # the negative of R1
+        ("IMAD.X R2, RZ, RZ, ~R1, P1", False),  # the upper half of a difference
+        ("IMAD.SHL.U32 R2, R1, 0x4, RZ", False),
+        ("IMAD.WIDE R2, R1, 0x4, R6", False),
+        ("HFMA2 R3, R4, R5, R6", False),
+    ],
+)
+def test_a_move_is_not_arithmetic(instruction, is_move):
+    counted = sass.opcodes(f"        /*0000*/                   {instruction} ;")
+    assert sass.arithmetic(counted) == (not is_move)
+    assert (counted["MOV"] == 1) == is_move
+
+
 @pytest.mark.parametrize(
     ("replaced", "by", "local"),
     [
