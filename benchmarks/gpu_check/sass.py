@@ -80,6 +80,26 @@ def resources(cubin: bytes) -> Resources:
     return Resources(int(registers), int(stack), dump)
 
 
+class Instruction(NamedTuple):
+    """A line of a listing.
+
+    Attributes:
+        address: in the kernel.
+        predicate: on which it runs, with its @; empty for one that always runs.
+        text: the rest of the line.
+    """
+
+    address: int
+    predicate: str
+    text: str
+
+
+def instructions(listing: str) -> list[Instruction]:
+    """Every instruction, in order."""
+    found = re.findall(r"^\s*/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?(\S.*?)\s*;", listing, re.M)
+    return [Instruction(int(address, 16), predicate, text) for address, predicate, text in found]
+
+
 class Loops(NamedTuple):
     """What a kernel's loops execute.
 
@@ -94,19 +114,19 @@ class Loops(NamedTuple):
 
 def opcodes(listing: str) -> Counter[str]:
     """A kernel's instructions by opcode."""
-    return _opcodes(text for _, text in _instructions(listing))
+    return _opcodes(instruction.text for instruction in instructions(listing))
 
 
 def loops(listing: str) -> Loops:
     """Finds them by their jumps back."""
-    instructions = _instructions(listing)
+    found = instructions(listing)
     spans = []
-    for address, text in instructions:
+    for address, _predicate, text in found:
         jump = re.search(r"\bBRA\S*\s.*?(0x[0-9a-f]+)", text)
         if jump and int(jump[1], 16) < address:
             spans.append((int(jump[1], 16), address))
     bodies = {
-        (start, end): _opcodes(t for a, t in instructions if start <= a <= end)
+        (start, end): _opcodes(i.text for i in found if start <= i.address <= end)
         for start, end in spans
     }
     with_matrices = [body for body in bodies.values() if any(op in body for op in MATRIX)]
@@ -131,12 +151,6 @@ def _dump(cubin: bytes) -> str:
         file.flush()
         command = [str(_TOOLS / "cuobjdump"), "-res-usage", "-sass", file.name]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def _instructions(listing: str) -> list[tuple[int, str]]:
-    """(address, text without its predicate) of every instruction."""
-    found = re.findall(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?(\S.*?);", listing, re.M)
-    return [(int(address, 16), text) for address, text in found]
 
 
 def _opcodes(texts: Iterable[str]) -> Counter[str]:

@@ -80,7 +80,10 @@ def test_the_stack_in_the_main_loop_is_seen(replaced, by, local):
 
 
 def sound(**changes):
-    row = Row("sm_90", "search", 64, "bfloat16", "scan", 8, 120, 0, 0, 66560, "4 HGMMA", 264, 1.7)
+    sizes = {"warps": 8, "registers": 120, "shared": 66560, "loop": 264, "arithmetic": 1.7}
+    faults = dict.fromkeys(("spilled", "local", "unfenced", "overwritten"), 0)
+    kernel = {"case": "search", "dim": 64, "dtype": "bfloat16", "kernel": "scan"}
+    row = Row("3.9.0", "sm_90", **kernel, **sizes, **faults, matrix="4 HGMMA")
     return row._replace(**changes)
 
 
@@ -99,6 +102,8 @@ def test_a_sound_kernel_has_no_defect():
         ({"kernel": "settle", "spilled": 8, "target": "sm_89"}, "spills 8"),
         ({"kernel": "residual", "spilled": 8, "shared": 0, "target": "gfx942"}, "spills 8"),
         ({"shared": 300_000}, "asks for 300000 bytes of shared memory"),
+        ({"unfenced": 4}, "has 4 products that may read shared memory without a fence"),
+        ({"overwritten": 1}, "has 1 writes to registers that a product may still read"),
         ({"matrix": ""}, "does not use the matrix unit"),
         ({"arithmetic": 2.1}, "spends 2.1 arithmetic instructions a score"),
         ({"arithmetic": None}, "spends None arithmetic instructions a score"),
