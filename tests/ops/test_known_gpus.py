@@ -1,5 +1,7 @@
 """Versions of Triton and families of GPUs that the kernels know, and what they choose for them."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -23,6 +25,13 @@ from vqvae_fast import matrix_units, settings, triton_version
 )
 def test_versions_are_compared_number_by_number(version, least, reached):
     assert triton_version.at_least(version, least) == reached
+
+
+def test_the_oldest_version_is_the_one_that_is_asked_for_and_checked():
+    root = Path(__file__).parents[2]
+    oldest = ".".join(map(str, triton_version.OLDEST))
+    assert f'triton = ["triton>={oldest}"]' in (root / "pyproject.toml").read_text()
+    assert f"triton=={oldest}.0\n" in (root / "Makefile").read_text()
 
 
 @pytest.mark.parametrize("major", [8, 9, 10, 11, 12])
