@@ -13,6 +13,7 @@ CXX ?= c++
 VENV ?= .venv
 RUN ?= runs/photos
 BIN := $(VENV)/bin
+OLDEST_TRITON := $(VENV)/triton-3.5.0
 
 # As git's patterns: what clang-format looks after.
 CXX_FILES := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'vqvae_fast/*.cpp' 'tests/*.cpp' \
@@ -63,8 +64,15 @@ fuzz: $(VENV)/.built
 test-gpu: $(VENV)/.built
 	VQVAE_FAST_REQUIRE_CUDA=1 $(BIN)/python -m pytest tests/gpu tests/ops $(ARGS)
 
-gpu-check: $(VENV)/.built
+# With the pinned version of Triton, and the searches with the oldest served one, too.
+gpu-check: $(VENV)/.built $(OLDEST_TRITON)
 	$(BIN)/python -m benchmarks.gpu_check $(ARGS)
+	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m benchmarks.gpu_check --no-peer --no-plain --no-sums $(ARGS)
+
+# A folder of its own: it takes the place of the pinned version where PYTHONPATH names it.
+$(OLDEST_TRITON): $(VENV)/.installed
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $@ triton==3.5.0
+	@touch $@
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -6,10 +6,9 @@ check: where it says no, the call is an error rather than a slower answer.
 """
 
 import functools
-import importlib.metadata
+import importlib
 import importlib.util
 import os
-import re
 import shutil
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from vqvae_fast import _native, reference, settings
+from vqvae_fast import _native, matrix_units, reference, settings, triton_version
 from vqvae_fast.settings import UnknownSettingError, UnmetRequestError
 
 
@@ -46,20 +45,12 @@ class Backend(NamedTuple):
     reason: str
 
 
-# Before 3.5, Triton lacked settings that the kernels read, and gave the result of an atomic to one
-# thread alone: the exact search's last program would have been nobody.
-_OLDEST_TRITON = (3, 5)
-# The other AMD GPUs flush float16's subnormals in matrix products, and the bound counts on them, or
-# have less shared memory than the tiles may take (configurations.py).
-_AMD_GPUS = ("gfx942", "gfx950")
-
-
-def _triton_version() -> str:
-    """As its package says, or, where that has another name (as for ROCm), the module itself."""
-    try:
-        return importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
-        return str(importlib.import_module("triton").__version__)
+# The least of what Triton's launchers are: a module of C that includes Python.h.
+_LAUNCHER = """
+#include <Python.h>
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "vqvae_fast_probe", NULL, -1, NULL};
+PyMODINIT_FUNC PyInit_vqvae_fast_probe(void) { return PyModule_Create(&module); }
+"""
 
 
 def _compiler() -> str | None:
@@ -68,15 +59,50 @@ def _compiler() -> str | None:
     return next(filter(None, map(shutil.which, names)), None)
 
 
+@functools.cache
+def _launcher_problem() -> str | None:
+    """Why Triton cannot build a module for Python, as it does for every launch, or None.
+
+    It is asked to build one: it knows its compiler, its flags and Python's headers itself, and
+    keeps what it built in its cache, so that the next process does not build it again.
+    """
+    build = importlib.import_module("triton.runtime.build")
+    try:
+        build.compile_module_from_src(_LAUNCHER, "vqvae_fast_probe")
+    except Exception as error:  # the compiler's, the loader's or that of a builder of its own
+        return (
+            "Triton cannot build a module for Python, which takes a C compiler and Python.h "
+            f"(Debian: apt install python3-dev): {error}"
+        )
+    return None
+
+
 def _unfit_gpu(device: torch.device) -> str | None:
     """Why the Triton kernels are not for this GPU."""
     if torch.version.hip is not None:
-        arch = torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
-        if arch not in _AMD_GPUS:
-            return f"of AMD's GPUs it serves {' and '.join(_AMD_GPUS)}, this one is {arch}"
-    elif (capability := torch.cuda.get_device_capability(device)) < (8, 0):
-        return f"it needs compute capability 8.0, this GPU has {capability}"
+        name = torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+        unit = matrix_units.of_amd(name)
+    else:
+        major, minor = torch.cuda.get_device_capability(device)
+        name, unit = f"compute capability {major}.{minor}", matrix_units.of_nvidia(major)
+    if unit is None:
+        return f"it serves {matrix_units.served()}, this GPU is {name}"
     return None
+
+
+def _copies(device: torch.device) -> str:
+    """What the kernels do without, or dare, where Triton leaves out a fence; or nothing."""
+    if not torch.cuda.is_available() or torch.version.hip is not None:
+        return ""
+    version, (major, _minor) = triton_version.installed(), torch.cuda.get_device_capability(device)
+    if not triton_version.leaves_out_fence(version, major):
+        return ""
+    if settings.current.unfenced_copies:
+        return (
+            f"; but Triton {version} does not fence the copies that VQVAE_FAST_UNFENCED_COPIES=1 "
+            "asks for: the answers may be wrong"
+        )
+    return f"; without asynchronous copies, which Triton {version} does not fence, so slower"
 
 
 def can_run_triton(device: torch.device) -> Backend:
@@ -90,9 +116,9 @@ def can_run_triton(device: torch.device) -> Backend:
     interprets = device.type == "cpu" and settings.current.triton_interprets
     if device.type != "cuda" and not interprets:
         return answer(False, f"it serves CUDA tensors, not {device.type}")
-    version = _triton_version()
-    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < _OLDEST_TRITON:
-        oldest = ".".join(map(str, _OLDEST_TRITON))
+    version = triton_version.installed()
+    if not triton_version.at_least(version, triton_version.OLDEST):
+        oldest = ".".join(map(str, triton_version.OLDEST))
         return answer(False, f"it needs Triton {oldest}, this is {version}")
     if interprets:
         return answer(True, "in its interpreter, for tests: exact, but very slow")
@@ -100,7 +126,9 @@ def can_run_triton(device: torch.device) -> Backend:
         return answer(False, reason)
     if _compiler() is None:
         return answer(False, "Triton needs a C compiler at run time: gcc, clang or what CC names")
-    return answer(True, "matrix units, and an exact answer")
+    if (reason := _launcher_problem()) is not None:
+        return answer(False, reason)
+    return answer(True, f"matrix units, and an exact answer{_copies(device)}")
 
 
 def can_run_cuda(device: torch.device) -> Backend:

@@ -3,6 +3,9 @@
 ``VQVAE_FAST_BACKEND`` asks for one backend on the devices that it serves: auto (the default),
 triton, cuda, cpu or reference. ``VQVAE_FAST_CPU_ISA`` asks for the C++ kernels of one instruction
 set on CPU tensors. ``VQVAE_FAST_NO_EXT=1`` leaves the compiled extensions out.
+``VQVAE_FAST_UNFENCED_COPIES=1`` is for benchmarks: where Triton leaves out a fence
+(:mod:`vqvae_fast.triton_version`), the kernels take the faster form that needs it, and their
+answers may be wrong.
 ``TRITON_INTERPRET=1`` (Triton's own) with ``VQVAE_FAST_BACKEND=triton`` serves CPU tensors by
 Triton's interpreter.
 
@@ -38,6 +41,7 @@ class Settings(NamedTuple):
         cpu_isa: the name of an instruction set; None takes the best one.
         no_extension: the compiled extensions are left out.
         triton_interprets: Triton's interpreter serves CPU tensors.
+        unfenced_copies: speed comes before a right answer where Triton leaves out a fence.
         problem: what is wrong with a value, in a sentence; "" if nothing is.
     """
 
@@ -45,6 +49,7 @@ class Settings(NamedTuple):
     cpu_isa: str | None = None
     no_extension: bool = False
     triton_interprets: bool = False
+    unfenced_copies: bool = False
     problem: str = ""
 
 
@@ -55,14 +60,18 @@ def read(environment: Mapping[str, str]) -> Settings:
     if backend not in ("auto", *BACKENDS):
         known = ", ".join(BACKENDS)
         problem = f"VQVAE_FAST_BACKEND must be auto or one of {known}, got {backend!r}"
-    no_extension = environment.get("VQVAE_FAST_NO_EXT") or "0"
-    if no_extension not in ("0", "1"):
-        problem = problem or f"VQVAE_FAST_NO_EXT must be 0 or 1, got {no_extension!r}"
+    switches = {}
+    for name in ("VQVAE_FAST_NO_EXT", "VQVAE_FAST_UNFENCED_COPIES"):
+        value = environment.get(name) or "0"
+        if value not in ("0", "1"):
+            problem = problem or f"{name} must be 0 or 1, got {value!r}"
+        switches[name] = value == "1"
     interpret = environment.get("TRITON_INTERPRET", "").lower() in _TRUE
     return Settings(
         backend=backend if backend in BACKENDS else None,
         cpu_isa=environment.get("VQVAE_FAST_CPU_ISA") or None,
-        no_extension=no_extension == "1",
+        no_extension=switches["VQVAE_FAST_NO_EXT"],
+        unfenced_copies=switches["VQVAE_FAST_UNFENCED_COPIES"],
         # Triton binds this when a kernel is decorated, so it holds for the whole process.
         triton_interprets=backend == "triton" and interpret,
         problem=problem,

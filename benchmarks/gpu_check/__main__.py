@@ -16,24 +16,28 @@ from benchmarks.gpu_check.cases import (
     sum_cases,
 )
 from benchmarks.gpu_check.offline import TARGETS
-from benchmarks.gpu_check.table import SMALLER_GPUS, Row, defects, markdown, missing, rows
+from benchmarks.gpu_check.table import Row, defects, markdown, missing, rows
 
 # The sums' kernels are many and small, and the IEEE variant is there for comparison: compiled for
 # one target, or for all with --full.
 FULL_TARGET = "sm_90"
+Checked = tuple[list[Row], list[str]]
 
 
-def check(target: str, peer: bool, plain: bool, full: bool) -> tuple[list[Row], list[str]]:
+def check(target: str, peer: bool, plain: bool, sums: bool, full: bool) -> Checked:
     """All rows of a target, and what is wrong with them."""
     warnings.simplefilter("ignore")  # Triton's, of its own next version
     full = full or target == FULL_TARGET
-    chosen = [*cases(), *direct_cases(), *residual_cases(), *shape_cases(), *sum_cases(full)]
+    chosen = [*cases(), *direct_cases(), *residual_cases(), *shape_cases()]
+    if sums:
+        chosen += sum_cases(full)
     if plain and full:
         chosen += cases(torch.float32)
     ours = list(rows(chosen, target))
     found = missing(ours, target)
-    for r in ours:
-        found += [f"{r.case}: {r.kernel}, {r.dtype}, D={r.dim}, {target}: {d}" for d in defects(r)]
+    for row in ours:
+        what = f"{row.case}: {row.kernel}, {row.dtype}, D={row.dim}, {target}, {row.version}"
+        found += [f"{what}: {defect}" for defect in defects(row)]
     if peer and target.startswith("sm"):
         ours += rows(list(peer_cases()), target)
     return ours, found
@@ -44,14 +48,20 @@ def check(target: str, peer: bool, plain: bool, full: bool) -> tuple[list[Row], 
 @click.option("--jobs", default=2, show_default=True, help="Targets at a time.")
 @click.option("--peer/--no-peer", default=True, show_default=True, help="flash-kmeans, too.")
 @click.option("--plain/--no-plain", default=True, show_default=True, help="The IEEE variant, too.")
-@click.option("--full", is_flag=True, help="Every kernel, and smaller GPUs, too.")
-def main(target: tuple[str, ...], jobs: int, peer: bool, plain: bool, full: bool) -> None:
-    """Compile every Triton configuration for GPUs that need not be there, and check the result."""
-    target = target or tuple(name for name in TARGETS if full or name not in SMALLER_GPUS)
+@click.option("--sums/--no-sums", default=True, show_default=True, help="Sums, too.")
+@click.option("--full", is_flag=True, help="Every kernel for every target.")
+def main(
+    target: tuple[str, ...], jobs: int, peer: bool, plain: bool, sums: bool, full: bool
+) -> None:
+    """Compile every Triton configuration for GPUs that need not be there, and check the result.
+
+    The version of Triton is the one that Python imports; PYTHONPATH may name a folder with another.
+    """
+    target = target or tuple(TARGETS)
     table: list[Row] = []
     found: list[str] = []
     with ProcessPoolExecutor(jobs) as pool:
-        parts = [pool.submit(check, name, peer, plain, full) for name in target]
+        parts = [pool.submit(check, name, peer, plain, sums, full) for name in target]
         for part in parts:
             rows_of_target, wrong = part.result()
             table += rows_of_target

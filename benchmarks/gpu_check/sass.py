@@ -4,6 +4,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,8 +12,9 @@ import triton
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 MATRIX = ("HMMA", "HGMMA", "UTCHMMA", "UTCQMMA", "OMMA")
-# What works on numbers in the vector units. Moves, loads, address and loop control are not among
-# them: IADD3 and its like are counted all the same, as nobody can tell what they add.
+# These instructions work on numbers in the vector units. Moves, loads and jumps are not among them.
+# Additions of integers are, although some of them count a loop or form an address: a listing does
+# not tell these apart.
 _ARITHMETIC = [
     "FADD",
     "FMUL",
@@ -27,6 +29,7 @@ _ARITHMETIC = [
     "FMUL2",
     "IADD3",
     "IADD",
+    "IMAD",
     "VIADD",
     "IMNMX",
     "VIMNMX",
@@ -56,6 +59,9 @@ _ARITHMETIC = [
     "DFMA",
     "DSETP",
 ]
+# The assembler writes some moves as a product with the zero register, for a unit that is idle. A
+# register with a minus sign behind it is no move: that one negates.
+_MOVE = re.compile(r"(IMAD\.(MOV\S*|U32) U?R\w+, RZ, RZ, (?!-R)|HFMA2\S* R\d+, -RZ, RZ, )")
 
 
 class Resources(NamedTuple):
@@ -74,6 +80,26 @@ def resources(cubin: bytes) -> Resources:
     return Resources(int(registers), int(stack), dump)
 
 
+class Instruction(NamedTuple):
+    """A line of a listing.
+
+    Attributes:
+        address: in the kernel.
+        predicate: on which it runs, with its @; empty for one that always runs.
+        text: the rest of the line.
+    """
+
+    address: int
+    predicate: str
+    text: str
+
+
+def instructions(listing: str) -> list[Instruction]:
+    """Every instruction, in order."""
+    found = re.findall(r"^\s*/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?(\S.*?)\s*;", listing, re.M)
+    return [Instruction(int(address, 16), predicate, text) for address, predicate, text in found]
+
+
 class Loops(NamedTuple):
     """What a kernel's loops execute.
 
@@ -88,19 +114,19 @@ class Loops(NamedTuple):
 
 def opcodes(listing: str) -> Counter[str]:
     """A kernel's instructions by opcode."""
-    return _opcodes(text for _, text in _instructions(listing))
+    return _opcodes(instruction.text for instruction in instructions(listing))
 
 
 def loops(listing: str) -> Loops:
     """Finds them by their jumps back."""
-    instructions = _instructions(listing)
+    found = instructions(listing)
     spans = []
-    for address, text in instructions:
+    for address, _predicate, text in found:
         jump = re.search(r"\bBRA\S*\s.*?(0x[0-9a-f]+)", text)
         if jump and int(jump[1], 16) < address:
             spans.append((int(jump[1], 16), address))
     bodies = {
-        (start, end): _opcodes(t for a, t in instructions if start <= a <= end)
+        (start, end): _opcodes(i.text for i in found if start <= i.address <= end)
         for start, end in spans
     }
     with_matrices = [body for body in bodies.values() if any(op in body for op in MATRIX)]
@@ -116,8 +142,7 @@ def loops(listing: str) -> Loops:
 
 def arithmetic(loop: Counter[str]) -> int:
     """Arithmetic instructions of a loop's body, a thread's."""
-    moves = loop["IMAD.MOV"]  # a move in the guise of a multiplication
-    return sum(loop[op] for op in _ARITHMETIC) + loop["IMAD"] - moves
+    return sum(loop[op] for op in _ARITHMETIC)
 
 
 def _dump(cubin: bytes) -> str:
@@ -128,18 +153,6 @@ def _dump(cubin: bytes) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def _instructions(listing: str) -> list[tuple[int, str]]:
-    """(address, text without its predicate) of every instruction."""
-    found = re.findall(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?(\S.*?);", listing, re.M)
-    return [(int(address, 16), text) for address, text in found]
-
-
-def _opcodes(texts) -> Counter[str]:
-    """By opcode, and IMAD.MOV also on its own."""
-    counts: Counter[str] = Counter()
-    for text in texts:
-        opcode = text.split()[0]
-        counts[opcode.split(".")[0]] += 1
-        if opcode.startswith("IMAD.MOV"):
-            counts["IMAD.MOV"] += 1
-    return counts
+def _opcodes(texts: Iterable[str]) -> Counter[str]:
+    """The instructions by opcode without its modifiers; every move is a MOV."""
+    return Counter("MOV" if _MOVE.match(text) else re.split(r"[.\s]", text)[0] for text in texts)

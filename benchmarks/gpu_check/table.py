@@ -3,19 +3,32 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from benchmarks.gpu_check import amdgcn, sass
+import triton
+
+from benchmarks.gpu_check import amdgcn, matrix_inputs, ptx, sass
 from benchmarks.gpu_check.cases import Case, compile_case
 from benchmarks.gpu_check.offline import TARGETS, Launch
 
-SMALLER_GPUS = ("sm_86", "sm_89")
 # Arithmetic instructions a score that the scan may spend: target, case, kernel, D, input.
 BAR = ("sm_90", "search", "scan", 64, "bfloat16")
 MOST_ARITHMETIC = 2.0
 
 
 class Row(NamedTuple):
-    """One kernel for one target."""
+    """One kernel for one target, as one version of Triton compiles it.
 
+    Attributes:
+        spilled: bytes of stack; on AMD's GPUs registers.
+        local: accesses of the stack in the loops over codes.
+        unfenced: products that may read shared memory without a fence (`ptx`).
+        overwritten: instructions that write to a register that a product may still read
+            (`matrix_inputs`).
+        matrix: matrix instructions by name.
+        loop: instructions of the innermost loop with a product.
+        arithmetic: of them, those that compute, a score; None where a turn finishes no score.
+    """
+
+    version: str
     target: str
     case: str
     dim: int
@@ -26,6 +39,8 @@ class Row(NamedTuple):
     spilled: int
     local: int
     shared: int
+    unfenced: int
+    overwritten: int
     matrix: str
     loop: int
     arithmetic: float | None
@@ -47,16 +62,19 @@ def _row(case: Case, launch: Launch, target: str) -> Row:
     arithmetic = None
     if target.startswith("gfx"):
         registers, spilled, matrix = amdgcn.resources(compiled.asm["amdgcn"])
-        loop = local = 0
+        loop = local = unfenced = overwritten = 0
     else:
         found = sass.resources(compiled.asm["cubin"])
         main, local = sass.loops(found.listing)
         registers, spilled, loop = found.registers, found.stack, main.total()
+        unfenced = ptx.unfenced_products(compiled.asm["ptx"])
+        overwritten = len(matrix_inputs.overwritten(found.listing))
         matrix = {op: n for op, n in sass.opcodes(found.listing).items() if op in sass.MATRIX}
         scores = _scores_of_loop(launch)
         if main and scores:
             arithmetic = sass.arithmetic(main) / (scores / (32 * launch.num_warps))
     return Row(
+        triton.__version__,
         target,
         case.name,
         case.dim,
@@ -67,6 +85,8 @@ def _row(case: Case, launch: Launch, target: str) -> Row:
         spilled,
         local,
         compiled.metadata.shared,
+        unfenced,
+        overwritten,
         " ".join(f"{n} {op}" for op, n in sorted(matrix.items())),
         loop,
         arithmetic,
@@ -93,6 +113,10 @@ def defects(row: Row) -> list[str]:
         found.append(f"has {row.local} accesses of its stack in its loops over codes")
     if row.shared > most_shared:
         found.append(f"asks for {row.shared} bytes of shared memory, of {most_shared}")
+    if row.unfenced:
+        found.append(f"has {row.unfenced} products that may read shared memory without a fence")
+    if row.overwritten:
+        found.append(f"has {row.overwritten} writes to registers that a product may still read")
     is_plain = row.case.startswith("plain")
     if row.kernel in ("scan", "direct", "residual") and not is_plain and not row.matrix:
         found.append("does not use the matrix unit")
@@ -116,9 +140,9 @@ def missing(found: list[Row], target: str) -> list[str]:
 def markdown(found: list[Row]) -> str:
     """The rows as a table."""
     lines = [
-        "| target | call | D | input | kernel | warps | registers | spilled | in loops | shared | "
-        "matrix instructions | loop | arithmetic a score |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| Triton | target | call | D | input | kernel | warps | registers | spilled | in loops | "
+        "shared | unfenced | overwritten | matrix instructions | loop | arithmetic a score |",
+        "|" + "---|" * len(Row._fields),
     ]
     for row in found:
         *cells, arithmetic = row

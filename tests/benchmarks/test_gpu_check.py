@@ -35,6 +35,34 @@ def test_the_innermost_loop_with_a_product_is_counted():
     assert local == 0
 
 
+def test_each_instruction_is_counted_once():
+    loop, _ = sass.loops(LISTING)
+    assert loop == {"FMNMX": 1, "HGMMA": 1, "IMAD": 1, "MOV": 1, "BRA": 1}
+    assert sass.opcodes(LISTING).total() == 10
+
+
+@pytest.mark.parametrize(
+    ("instruction", "is_move"),
+    [
+        ("IMAD.MOV.U32 R2, RZ, RZ, R1", True),
+        ("@!P1 IMAD.MOV.U32 R2, RZ, RZ, -0x1", True),
+        ("IMAD.U32 R2, RZ, RZ, UR4", True),
+        ("HFMA2.MMA R3, -RZ, RZ, 0, 0", True),
+        ("HFMA2 R3, -RZ, RZ, 0, 0.5", True),
+        ("MOV R1, c[0x0][0x28]", True),
+        ("IMAD.MOV R2, RZ, RZ, -R1", False),  # the negative of R1
+        ("IMAD.X R2, RZ, RZ, ~R1, P1", False),  # the upper half of a difference
+        ("IMAD.SHL.U32 R2, R1, 0x4, RZ", False),
+        ("IMAD.WIDE R2, R1, 0x4, R6", False),
+        ("HFMA2 R3, R4, R5, R6", False),
+    ],
+)
+def test_a_move_is_not_arithmetic(instruction, is_move):
+    counted = sass.opcodes(f"        /*0000*/                   {instruction} ;")
+    assert sass.arithmetic(counted) == (not is_move)
+    assert (counted["MOV"] == 1) == is_move
+
+
 @pytest.mark.parametrize(
     ("replaced", "by", "local"),
     [
@@ -52,7 +80,10 @@ def test_the_stack_in_the_main_loop_is_seen(replaced, by, local):
 
 
 def sound(**changes):
-    row = Row("sm_90", "search", 64, "bfloat16", "scan", 8, 120, 0, 0, 66560, "4 HGMMA", 264, 1.7)
+    sizes = {"warps": 8, "registers": 120, "shared": 66560, "loop": 264, "arithmetic": 1.7}
+    faults = dict.fromkeys(("spilled", "local", "unfenced", "overwritten"), 0)
+    kernel = {"case": "search", "dim": 64, "dtype": "bfloat16", "kernel": "scan"}
+    row = Row("3.9.0", "sm_90", **kernel, **sizes, **faults, matrix="4 HGMMA")
     return row._replace(**changes)
 
 
@@ -71,6 +102,8 @@ def test_a_sound_kernel_has_no_defect():
         ({"kernel": "settle", "spilled": 8, "target": "sm_89"}, "spills 8"),
         ({"kernel": "residual", "spilled": 8, "shared": 0, "target": "gfx942"}, "spills 8"),
         ({"shared": 300_000}, "asks for 300000 bytes of shared memory"),
+        ({"unfenced": 4}, "has 4 products that may read shared memory without a fence"),
+        ({"overwritten": 1}, "has 1 writes to registers that a product may still read"),
         ({"matrix": ""}, "does not use the matrix unit"),
         ({"matrix": "", "case": "direct", "kernel": "direct"}, "does not use the matrix unit"),
         ({"arithmetic": 2.1}, "spends 2.1 arithmetic instructions a score"),

@@ -2,6 +2,7 @@ import importlib.metadata
 import importlib.util
 import shutil
 import sys
+import sysconfig
 import types
 
 import pytest
@@ -48,6 +49,12 @@ def triton_is_installed(monkeypatch, installed):
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "3.9.0")
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(backends, "_launcher_problem", lambda: None)
+
+
+def gpu_is_there(monkeypatch, capability):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
 
 
 def available(device):
@@ -97,10 +104,45 @@ def test_cuda_gets_triton_before_the_extension(monkeypatch):
 def test_an_old_gpu_gets_the_extension(monkeypatch):
     triton_is_installed(monkeypatch, True)
     monkeypatch.setattr(_native, "cuda_extension", object())
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    gpu_is_there(monkeypatch, (7, 5))
     assert backends.chosen("cuda").name == "cuda"
-    assert "compute capability 8.0" in backends.can_run_triton(torch.device("cuda")).reason
+    reason = backends.can_run_triton(torch.device("cuda")).reason
+    assert reason == (
+        "it serves compute capability 8.0 to 12.x and AMD's gfx942, "
+        "this GPU is compute capability 7.5"
+    )
+
+
+@pytest.mark.parametrize(
+    ("capability", "fits"),
+    [((8, 9), True), ((10, 7), True), ((11, 0), True), ((12, 1), True), ((13, 0), False)],
+)
+def test_a_gpu_of_a_known_family_is_served(monkeypatch, capability, fits):
+    triton_is_installed(monkeypatch, True)
+    gpu_is_there(monkeypatch, capability)
+    assert backends.can_run_triton(torch.device("cuda")).available == fits
+
+
+@pytest.mark.parametrize(
+    ("version", "capability", "asked", "said"),
+    [
+        ("3.6.0", (9, 0), "", "without asynchronous copies, which Triton 3.6.0 does not fence"),
+        ("3.7.0", (10, 0), "", "without asynchronous copies, which Triton 3.7.0 does not fence"),
+        ("3.6.0", (9, 0), "1", "the answers may be wrong"),
+        ("3.7.1", (9, 0), "1", "an exact answer"),
+        ("3.6.0", (8, 0), "1", "an exact answer"),
+        ("3.6.0", (12, 0), "", "an exact answer"),
+    ],
+)
+def test_copies_without_a_fence_are_told(monkeypatch, version, capability, asked, said):
+    triton_is_installed(monkeypatch, True)
+    gpu_is_there(monkeypatch, capability)
+    ask(monkeypatch, VQVAE_FAST_UNFENCED_COPIES=asked)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
+    triton = backends.can_run_triton(torch.device("cuda"))
+    assert triton.available
+    assert said in triton.reason
+    assert said != "an exact answer" or triton.reason.endswith(said)
 
 
 @pytest.mark.parametrize(
@@ -136,12 +178,12 @@ def test_triton_before_3_5_serves_nobody(monkeypatch, version, fits, by):
     ("arch", "fits"),
     [
         ("gfx942:sramecc+:xnack-", True),
-        ("gfx950", True),
+        ("gfx950", False),  # in no published model of matrix units
         ("gfx90a:sramecc+", False),
         ("gfx1100", False),
     ],
 )
-def test_of_amds_gpus_two_are_served(monkeypatch, arch, fits):
+def test_of_amds_gpus_one_is_served(monkeypatch, arch, fits):
     triton_is_installed(monkeypatch, True)
     properties = types.SimpleNamespace(gcnArchName=arch)
     monkeypatch.setattr(torch.version, "hip", "6.4")
@@ -149,7 +191,7 @@ def test_of_amds_gpus_two_are_served(monkeypatch, arch, fits):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     triton = backends.can_run_triton(torch.device("cuda"))
     assert triton.available == fits
-    assert fits or triton.reason.endswith(f"this one is {arch.split(':')[0]}")
+    assert fits or triton.reason.endswith(f"this GPU is {arch.split(':')[0]}")
 
 
 @pytest.mark.parametrize(
@@ -171,6 +213,27 @@ def test_triton_without_a_c_compiler_serves_nobody(monkeypatch, cc, programs, fi
     triton = backends.can_run_triton(torch.device("cuda"))
     assert triton.available == fits
     assert fits or "C compiler" in triton.reason
+
+
+@pytest.mark.parametrize("headers", [True, False])
+def test_triton_without_pythons_headers_leaves_its_place_to_cuda(
+    monkeypatch, headers, tmp_path, capfd
+):
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))  # nothing was built before
+    monkeypatch.setattr(_native, "cuda_extension", object())
+    if not headers:
+        paths = sysconfig.get_paths() | {"include": str(tmp_path / "empty")}
+        monkeypatch.setattr(sysconfig, "get_paths", lambda *arguments, **named: paths)
+    backends._launcher_problem.cache_clear()
+    try:
+        triton = backends.can_run_triton(torch.device("cuda"))
+        assert triton.available == headers
+        assert headers or "takes a C compiler and Python.h" in triton.reason
+        assert backends.chosen("cuda").name == ("triton" if headers else "cuda")
+    finally:
+        backends._launcher_problem.cache_clear()
+    assert ("Python.h" in capfd.readouterr().err) == (not headers)  # the compiler's own words
 
 
 @pytest.mark.usefixtures("extension")
@@ -216,6 +279,10 @@ def test_the_interpreter_without_triton_cannot_be_met_on_the_cpu(monkeypatch):
             "VQVAE_FAST_BACKEND must be auto or one of triton, cuda, cpu, reference, got 'fastest'",
         ),
         ({"VQVAE_FAST_NO_EXT": "true"}, "VQVAE_FAST_NO_EXT must be 0 or 1, got 'true'"),
+        (
+            {"VQVAE_FAST_UNFENCED_COPIES": "yes"},
+            "VQVAE_FAST_UNFENCED_COPIES must be 0 or 1, got 'yes'",
+        ),
     ],
 )
 def test_a_value_without_a_meaning(monkeypatch, variables, sentence):
@@ -230,6 +297,8 @@ def test_what_the_environment_may_say():
     assert read({}) == settings.Settings()
     assert read(dict.fromkeys(("VQVAE_FAST_BACKEND", "VQVAE_FAST_NO_EXT"), "")) == read({})
     assert read({"VQVAE_FAST_BACKEND": "auto", "VQVAE_FAST_NO_EXT": "0"}) == read({})
+    assert read({"VQVAE_FAST_NO_EXT": "1"}) == settings.Settings(no_extension=True)
+    assert read({"VQVAE_FAST_UNFENCED_COPIES": "1"}) == settings.Settings(unfenced_copies=True)
     for backend in backends.backends("cpu"):
         assert read({"VQVAE_FAST_BACKEND": backend.name}).backend == backend.name
     for word in ("1", "true", "ON", "y"):

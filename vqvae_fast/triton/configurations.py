@@ -5,6 +5,9 @@ from typing import NamedTuple
 import torch
 import triton
 
+from vqvae_fast import settings
+from vqvae_fast.triton_version import leaves_out_fence
+
 
 class Configuration(NamedTuple):
     """The launch parameters of one search kernel.
@@ -76,22 +79,26 @@ _FLOAT16 = {
     256: Configuration(128, 64, 256, 4, 8, 2),
 }
 # Longer rows come in pieces, again for every tile.
-_FLOAT16_PIECES = Configuration(128, 128, 32, 8, 8, 2)
+_FLOAT16_PIECES = Configuration(128, 128, 32, 8, 8, 3)
 # Fused multiply-adds instead of the matrix unit: for comparison.
 _FLOAT32 = {
     16: Configuration(64, 64, 16, 8, 4, 2),
     32: Configuration(64, 64, 32, 8, 4, 2),
 }
-_FLOAT32_PIECES = Configuration(64, 64, 16, 8, 4, 2)
+_FLOAT32_PIECES = Configuration(64, 64, 16, 8, 4, 3)
 
 # NVIDIA's GPUs with room for 48 warps an SM, not 64.
 FEWER_WARPS = (86, 87, 89)
 # Bytes of shared memory that a program may have, by architecture; 99 KiB is what all others have.
-_SHARED_MEMORY = {80: 163, 87: 163, 90: 227, 100: 227, 103: 227, "gfx942": 64, "gfx950": 160}
+_SHARED_MEMORY = {80: 163, 87: 163, 90: 227, 100: 227, 103: 227, "gfx942": 64}
 
 
 def configuration(dim: int, dtype: torch.dtype) -> Configuration:
     """The configuration for rows of ``dim`` elements and packed codes of a dtype."""
+    return _fenced(_fitting(dim, dtype))
+
+
+def _fitting(dim: int, dtype: torch.dtype) -> Configuration:
     table, pieces = _tables(dtype)
     block = next((block for block in sorted(table) if dim <= block), None)
     if block is None:
@@ -123,7 +130,22 @@ _RESIDUAL = {
 
 def residual_configuration(dim: int) -> Configuration | None:
     """The configuration of all stages in one launch, None for rows that are too long."""
-    return next((_RESIDUAL[block] for block in residual_dims() if dim <= block), None)
+    config = next((_RESIDUAL[block] for block in residual_dims() if dim <= block), None)
+    return config and _fenced(config)
+
+
+def _fenced(config: Configuration) -> Configuration:
+    """The configuration, without asynchronous copies where Triton leaves out the fence for them.
+
+    With one stage a tile goes through registers into shared memory, and every version of Triton
+    fences that (gpu_check). Of 256 codes at a time, those registers would be too many.
+    """
+    if triton.knobs.runtime.interpret or settings.current.unfenced_copies:
+        return config
+    target = triton.runtime.driver.active.get_current_target()
+    if target.backend != "cuda" or not leaves_out_fence(triton.__version__, target.arch // 10):
+        return config
+    return config._replace(block_codes=min(config.block_codes, 128), num_stages=1)
 
 
 def residual_dims() -> list[int]:

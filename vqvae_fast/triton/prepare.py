@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from vqvae_fast.triton.configurations import registers
 from vqvae_fast.triton.launch import Plan, Pointer
 from vqvae_fast.triton.rows import (
     VECTOR,
@@ -37,6 +38,9 @@ ROUNDING = {
         "LARGEST": 1e13,
     },
 }
+# A thread takes the registers that it needs: with Triton 3.5 and 3.6, the assembler would spill
+# some for the sake of one more program an SM.
+_REGISTERS = 255
 # Below every score that two packed vectors can have, and far from float32's limit.
 NEVER_CHOSEN = tl.constexpr(-1e30)
 
@@ -132,6 +136,7 @@ def prepare(
         BLOCK_CODES=codes_at_once,
         BLOCK_DIM=block_dim,
         num_warps=4,
+        **registers(_REGISTERS),
     )
     return prepared
 

@@ -103,7 +103,7 @@ def rescan_kernel(
                     codes = tl.load(codes_ptrs)
                     score = tl.dot(row_tile, tl.trans(codes), score, input_precision=PRECISION)
                 else:
-                    for chunk in range(chunks):
+                    for chunk in tl.range(0, chunks, num_stages=NUM_STAGES):
                         piece, _fits = round_rows(
                             load_scaled(
                                 z_rows, z_stride, centre, scale, chunk * BLOCK_DIM + column, dim,

@@ -157,7 +157,7 @@ def scan_kernel(
             codes = tl.load(codes_ptrs)
             score = tl.dot(row_tile, tl.trans(codes), score, input_precision=PRECISION)
         else:
-            for chunk in range(chunks):
+            for chunk in tl.range(0, chunks, num_stages=NUM_STAGES):
                 piece = tl.load(row_ptrs[:, None] + (chunk * BLOCK_DIM + column)[None, :])
                 codes = tl.load(codes_ptrs + chunk * BLOCK_DIM)
                 score = tl.dot(piece, tl.trans(codes), score, input_precision=PRECISION)

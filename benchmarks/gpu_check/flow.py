@@ -1,0 +1,20 @@
+"""Where control may go in a listing: what a check of hazards walks along."""
+
+from collections.abc import Callable, Hashable, Iterable
+from typing import TypeVar
+
+State = TypeVar("State", bound=Hashable)
+
+
+def reachable(
+    starts: Iterable[State], successors: Callable[[State], Iterable[State]]
+) -> set[State]:
+    """What can be reached in one step or more from any start."""
+    found: set[State] = set()
+    waiting = list(starts)
+    while waiting:
+        for state in successors(waiting.pop()):
+            if state not in found:
+                found.add(state)
+                waiting.append(state)
+    return found
