@@ -1,5 +1,6 @@
 """The search: who competes, and whether the answers are right."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +19,12 @@ class InexactError(AssertionError):
     """An answer of ours breaks the exactness contract: nothing is timed."""
 
 
-def compare(vectors: Vectors, clock: Clock, rounds: int) -> dict[str, Any]:
+def compare(
+    vectors: Vectors,
+    clock: Clock,
+    rounds: int,
+    peers: Sequence[SearchPeer] = GPU_SEARCH_PEERS,
+) -> dict[str, Any]:
     """The JSON record of one shape.
 
     Raises:
@@ -30,7 +36,7 @@ def compare(vectors: Vectors, clock: Clock, rounds: int) -> dict[str, Any]:
     sample = torch.randperm(shape.n, generator=generator, device=z.device)[:_SAMPLE]
     smallest = smallest_distances(z[sample], codebook)
     outcome = compete(
-        [_contender(peer, vectors, dtype, sample, smallest) for peer in GPU_SEARCH_PEERS],
+        [_contender(peer, vectors, dtype, sample, smallest) for peer in peers],
         lambda name: OURS.name,
         clock,
         rounds,
