@@ -3,6 +3,7 @@
 ``VQVAE_FAST_BACKEND`` asks for one backend on the devices that it serves: auto (the default),
 triton, cuda, cpu or reference. ``VQVAE_FAST_CPU_ISA`` asks for the C++ kernels of one instruction
 set on CPU tensors. ``VQVAE_FAST_NO_EXT=1`` leaves the compiled extensions out.
+``VQVAE_FAST_TILES`` names a file of tile sizes for the Triton kernels (`vqvae_fast.triton.tiles`).
 ``TRITON_INTERPRET=1`` (Triton's own) with ``VQVAE_FAST_BACKEND=triton`` serves CPU tensors by
 Triton's interpreter.
 
@@ -38,6 +39,7 @@ class Settings(NamedTuple):
         cpu_isa: the name of an instruction set; None takes the best one.
         no_extension: the compiled extensions are left out.
         triton_interprets: Triton's interpreter serves CPU tensors.
+        tiles: the path of a file with tile sizes; None takes the package's own.
         problem: what is wrong with a value, in a sentence; "" if nothing is.
     """
 
@@ -45,6 +47,7 @@ class Settings(NamedTuple):
     cpu_isa: str | None = None
     no_extension: bool = False
     triton_interprets: bool = False
+    tiles: str | None = None
     problem: str = ""
 
 
@@ -65,6 +68,7 @@ def read(environment: Mapping[str, str]) -> Settings:
         no_extension=no_extension == "1",
         # Triton binds this when a kernel is decorated, so it holds for the whole process.
         triton_interprets=backend == "triton" and interpret,
+        tiles=environment.get("VQVAE_FAST_TILES") or None,
         problem=problem,
     )
 

@@ -6,6 +6,7 @@ behind that step.
 """
 
 import argparse
+import functools
 import importlib
 import json
 import sys
@@ -34,7 +35,7 @@ def run_steps(
         write({"event": "begin", "step": number})
         started, error = time.monotonic(), None
         try:
-            steps[number].run(lambda **row: write({"event": "row", "step": number, "row": row}))
+            steps[number].run(functools.partial(_emit, write, number))
         except Exception:
             error = "".join(traceback.format_exc().splitlines(keepends=True)[-_TRACEBACK_LINES:])
             print(traceback.format_exc(), file=sys.stderr, flush=True)
@@ -43,6 +44,10 @@ def run_steps(
         if error is not None and _is_spoilt():
             return SPOILT
     return 0
+
+
+def _emit(write: Callable[[dict[str, Any]], None], number: int, **row: Any) -> None:
+    write({"event": "row", "step": number, "row": row})
 
 
 def _is_spoilt() -> bool:

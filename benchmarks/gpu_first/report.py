@@ -38,18 +38,20 @@ def _title(data: dict[str, Any]) -> str:
 
 
 def _problems(data: dict[str, Any]) -> list[str]:
-    """A line for each part and each step that is not as it should be."""
+    """A line for each kind of thing that is not as it should be, with all that it happened to."""
+    names: dict[tuple[str, str], list[str]] = {}
     lines = []
     for name, part in data["parts"].items():
         if "error" in part:
             lines.append(f"- **{name}** did not run: {_line(part['error'])}\n")
         for step in part["steps"]:
             if step["state"] in ("failed", "crashed", "cut"):
-                why = _line(step.get("error", ""))
-                lines.append(f"- **{name}**, {step['name']}: {step['state']}: {why}\n")
+                why = f"{step['state']}: {_line(step.get('error', ''))}"
+                names.setdefault((name, why), []).append(step["name"])
         left = sum(step["state"] == "not begun" for step in part["steps"])
         if left and part["state"] != "running":
             lines.append(f"- **{name}**: {left} steps were not begun, the time was over\n")
+    lines += [f"- **{part}**, {'; '.join(steps)}: {why}\n" for (part, why), steps in names.items()]
     lines += [f"- **{name}** was not begun: {why}\n" for name, why in data["left_out"].items()]
     return lines
 
@@ -74,23 +76,22 @@ def _part(name: str, part: dict[str, Any]) -> Iterator[str]:
     yield f"\n## {name}\n\n{part['about']}\n"
     if "error" in part:
         yield f"\nIt did not run:\n{_block(part['error'])}"
-    tables: dict[tuple[str, ...], list[tuple[str, dict[str, Any]]]] = {}
-    notes = []
+    tables: dict[tuple[str, ...], list[list[str]]] = {}
+    notes: dict[str, list[str]] = {}  # text -> what it was said of
     for step in part["steps"]:
         for row in step["rows"]:
-            short = {k: v for k, v in row.items() if len(_cell(v)) <= _LONGEST_CELL}
-            tables.setdefault(tuple(short), []).append((step["name"], short))
-            notes += [(f"{step['name']}, {k}", v) for k, v in row.items() if k not in short]
+            cells = {key: _cell(value) for key, value in row.items()}
+            short = {key: text for key, text in cells.items() if len(text) <= _LONGEST_CELL}
+            tables.setdefault(tuple(short), []).append([step["name"], *short.values()])
+            for key in cells.keys() - short.keys():
+                notes.setdefault(cells[key], []).append(f"{step['name']}, {key}")
         if "error" in step:
-            notes.append((f"{step['name']}, {step['state']}", step["error"]))
+            notes.setdefault(step["error"], []).append(f"{step['name']}, {step['state']}")
     for columns, rows in tables.items():
         if columns:
-            yield "\n" + _table(
-                ["step", *columns],
-                [[step, *(_cell(row[column]) for column in columns)] for step, row in rows],
-            )
-    for title, value in notes:
-        yield f"\n{title}:\n{_block(_cell(value))}"
+            yield "\n" + _table(["step", *columns], rows)
+    for text, said_of in notes.items():
+        yield f"\n{'; '.join(said_of)}:\n{_block(text)}"
 
 
 def _cell(value: Any) -> str:

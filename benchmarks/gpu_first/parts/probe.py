@@ -25,13 +25,14 @@ Inputs = tuple[NDArray[np.float16], NDArray[np.float16], NDArray[np.float32]]
 
 @triton.jit
 def product_kernel(
-    a, b, accumulator, result, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr
+    a, b, accumulator, result,
+    rows: tl.constexpr, columns: tl.constexpr, products: tl.constexpr,
 ):  # fmt: skip
-    """result [M, N] = a [M, K] b [K, N] + accumulator [M, N], in one tl.dot."""
-    row, column, inner = tl.arange(0, M), tl.arange(0, N), tl.arange(0, K)
-    place = row[:, None] * N + column[None, :]
-    left = tl.load(a + row[:, None] * K + inner[None, :])
-    right = tl.load(b + inner[:, None] * N + column[None, :])
+    """result = a [rows, products] b [products, columns] + accumulator, in one tl.dot."""
+    row, column, inner = tl.arange(0, rows), tl.arange(0, columns), tl.arange(0, products)
+    place = row[:, None] * columns + column[None, :]
+    left = tl.load(a + row[:, None] * products + inner[None, :])
+    right = tl.load(b + inner[:, None] * columns + column[None, :])
     tl.store(result + place, tl.dot(left, right, tl.load(accumulator + place)))
 
 
@@ -125,7 +126,7 @@ def steps(setting: Setting) -> list[Step]:
                 made.append(Step(f"{way}, {inner} products, {kind}", 60, run))
 
     def verdict(emit: Emit) -> None:
-        fit = [name for name, count in differing.items() if not count]
+        fit = [name for name, count in differing.items() if probed and not count]
         emit(steps_probed=len(probed), models_that_fit_all=fit, sums_that_differ=differing)
         if not fit and not setting.rehearse:
             raise ArithmeticError("no published model gives this unit's sums in every bit")
@@ -141,7 +142,8 @@ def _on(
 ) -> NDArray[np.float32]:
     tensors = [torch.from_numpy(np.ascontiguousarray(x)).to(device) for x in (a, b, accumulator)]
     result = torch.empty_like(tensors[2])
-    product_kernel[(1,)](*tensors, result, M=a.shape[0], N=b.shape[1], K=a.shape[1], num_warps=4)
+    sizes = {"rows": len(a), "columns": b.shape[1], "products": len(b)}
+    product_kernel[(1,)](*tensors, result, **sizes, num_warps=4)
     return result.cpu().numpy()
 
 
