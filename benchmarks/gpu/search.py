@@ -23,9 +23,9 @@ def compare(
     vectors: Vectors,
     clock: Clock,
     rounds: int,
-    peers: Sequence[SearchPeer] = GPU_SEARCH_PEERS,
+    peers: Sequence[SearchPeer] | None = None,
 ) -> dict[str, Any]:
-    """The JSON record of one shape.
+    """The JSON record of one shape. peers: who competes, by default everybody.
 
     Raises:
         InexactError: our answer is not exact. A peer's inexactness is recorded instead.
@@ -36,7 +36,7 @@ def compare(
     sample = torch.randperm(shape.n, generator=generator, device=z.device)[:_SAMPLE]
     smallest = smallest_distances(z[sample], codebook)
     outcome = compete(
-        [_contender(peer, vectors, dtype, sample, smallest) for peer in peers],
+        [_contender(peer, vectors, dtype, sample, smallest) for peer in peers or GPU_SEARCH_PEERS],
         lambda name: OURS.name,
         clock,
         rounds,

@@ -46,7 +46,7 @@ def run_steps(
     return 0
 
 
-def _emit(write: Callable[[dict[str, Any]], None], number: int, **row: Any) -> None:
+def _emit(write: Callable[[dict[str, Any]], None], number: int, /, **row: Any) -> None:
     write({"event": "row", "step": number, "row": row})
 
 

@@ -75,7 +75,7 @@ def _overview(parts: dict[str, Any]) -> str:
 def _part(name: str, part: dict[str, Any]) -> Iterator[str]:
     yield f"\n## {name}\n\n{part['about']}\n"
     if "error" in part:
-        yield f"\nIt did not run:\n{_block(part['error'])}"
+        yield f"\nIt did not run:\n{_block(part['error'])}{_block(part.get('log', ''))}"
     tables: dict[tuple[str, ...], list[list[str]]] = {}
     notes: dict[str, list[str]] = {}  # text -> what it was said of
     for step in part["steps"]:
@@ -85,6 +85,8 @@ def _part(name: str, part: dict[str, Any]) -> Iterator[str]:
             tables.setdefault(tuple(short), []).append([step["name"], *short.values()])
             for key in cells.keys() - short.keys():
                 notes.setdefault(cells[key], []).append(f"{step['name']}, {key}")
+        if step.get("log"):
+            notes.setdefault(step["log"], []).append(f"{step['name']}, log")
         if "error" in step:
             notes.setdefault(step["error"], []).append(f"{step['name']}, {step['state']}")
     for columns, rows in tables.items():

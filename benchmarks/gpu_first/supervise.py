@@ -59,6 +59,7 @@ class Supervisor:
         self._events.write_text("", encoding="utf-8")
         self._read = 0
         self._running: int | None = None
+        self._log_begin = 0  # of the present process
 
     def run(self) -> dict[str, Any]:
         """The part's entry in the record."""
@@ -66,11 +67,12 @@ class Supervisor:
         with self._log.open("w", encoding="utf-8") as log:
             while True:
                 status = self._watch(self._start(first, log))
-                after = self._next_step()
+                after = self._last_begun() + 1
                 if status == 0 or self.result["state"] != "running":
                     break
                 if after == first and self._running is None:
-                    self._give_up(f"its process ended with status {status}: {self._last_words()}")
+                    self._give_up(f"its process ended with {_status(status)}")
+                    self.result["log"] = self._last_words()
                     break
                 first = after
                 if first >= len(self.result["steps"]) or time.monotonic() >= self._end:
@@ -80,6 +82,7 @@ class Supervisor:
 
     def _start(self, first: int, log: Any) -> "subprocess.Popen[bytes]":
         self._running = None
+        self._log_begin = self._log.stat().st_size
         command = [sys.executable, "-m", self._module, self._part.name]
         command += ["--events", str(self._events), "--setting", self._setting.to_json()]
         left = self._end - time.monotonic()
@@ -114,8 +117,8 @@ class Supervisor:
             _kill(process)  # what it left behind, or all of it at Ctrl-C
         self._take_events()
         if process.returncode not in (0, SPOILT) and self._running is not None:
-            words = self._last_words()
-            self._end_step("crashed", f"the process ended with {process.returncode}: {words}")
+            self._end_step("crashed", f"the process ended with {_status(process.returncode)}")
+            self.result["steps"][self._last_begun()]["log"] = self._last_words()
         return process.returncode
 
     def _limit(self, since: float) -> float:
@@ -173,10 +176,10 @@ class Supervisor:
         assert self._running is not None
         self.result["steps"][self._running] |= {"state": state, "error": why}
 
-    def _next_step(self) -> int:
-        """The number of the step behind the last that has begun."""
+    def _last_begun(self) -> int:
+        """The number of the last step that has begun, -1 if none has."""
         states = [step["state"] for step in self.result["steps"]]
-        return max((i + 1 for i, state in enumerate(states) if state != "not begun"), default=0)
+        return max((i for i, state in enumerate(states) if state != "not begun"), default=-1)
 
     def _give_up(self, why: str) -> None:
         self.result |= {"state": "failed", "error": why}
@@ -190,8 +193,17 @@ class Supervisor:
         self._changed()
 
     def _last_words(self) -> str:
-        text = self._log.read_text(encoding="utf-8", errors="replace").strip()
+        with self._log.open("rb") as file:
+            file.seek(self._log_begin)
+            text = file.read().decode(errors="replace").strip()
         return text[-_LOG_CHARACTERS:]
+
+
+def _status(status: int | None) -> str:
+    """In words: a signal by its name."""
+    if status is not None and status < 0:
+        return signal.Signals(-status).name
+    return f"status {status}"
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:
