@@ -153,7 +153,7 @@ def test_no_step_begins_after_the_part_s_time(run):
 def test_a_part_without_steps_says_why(run, steps, why):
     result = run(steps)
     assert result["state"] == "failed"
-    assert why in result["error"]
+    assert why in result["error"] + result.get("log", "")
 
 
 def test_a_spoilt_context_costs_one_step(run):
