@@ -1,7 +1,7 @@
 """Builds the extensions in place, against the torch and the nvcc that are there."""
 
 import sys
-from pathlib import Path
+import sysconfig
 
 from benchmarks.gpu_first import tool
 from benchmarks.gpu_first.step import ROOT, Emit, Setting, Step
@@ -24,8 +24,7 @@ def steps(setting: Setting) -> list[Step]:
     def build(emit: Emit) -> None:
         command = [sys.executable, "setup.py", "build_ext", "--inplace"]
         status, words = tool.run(command, **variables)
-        built = sorted(path.name for path in _PACKAGE.glob("_c*") if _is_library(path))
-        built += sorted(path.name for path in _PACKAGE.glob("_C*") if _is_library(path))
+        built = _built()
         emit(status=status, extensions=built, log=words)
         if status:
             raise RuntimeError(f"setup.py ended with {status}: {words.splitlines()[-1:]}")
@@ -41,5 +40,8 @@ def steps(setting: Setting) -> list[Step]:
     return [Step("extensions", 500, build), Step("backends", 60, backends)]
 
 
-def _is_library(path: Path) -> bool:
-    return path.suffix in (".so", ".pyd")
+def _built() -> list[str]:
+    """The extensions that this Python can import."""
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    names = (f"{name}{suffix}" for name in ("_C", "_cuda"))
+    return [name for name in names if (_PACKAGE / name).exists()]
