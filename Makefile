@@ -7,6 +7,8 @@
 #              make fuzz ARGS="--seconds 600 --keep-going" (tests/fuzz/README.md)
 # make bench   the whole benchmark of a CPU, with charts; make bench-compare BASE=rev: what became slower
 # make test-gpu, make bench-gpu   on a machine with a CUDA device: tests and figures of its kernels
+# make gpu-first   the same and more in the first half hour on such a machine, with its own Python,
+#              torch and Triton and no network; make gpu-first-wheels fetches beforehand what it may lack
 
 PYTHON ?= python3
 CXX ?= c++
@@ -19,7 +21,7 @@ OLDEST_TRITON := $(VENV)/triton-3.5.0
 CXX_FILES := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'vqvae_fast/*.cpp' 'tests/*.cpp' \
   'tests/*.h' 'tests/*.cuh'
 
-.PHONY: train test test-interpret test-sanitizers fuzz test-gpu gpu-check lint format bench bench-compare bench-gpu clean prerequisites
+.PHONY: train test test-interpret test-sanitizers fuzz test-gpu gpu-check lint format bench bench-compare bench-gpu gpu-first gpu-first-wheels clean prerequisites
 
 train: $(VENV)/.built
 ifdef ARGS
@@ -100,6 +102,13 @@ bench-compare: $(VENV)/.built
 
 bench-gpu: $(VENV)/.built
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
+
+# No environment is made: the machine's own Python, torch and Triton are what is tried.
+gpu-first:
+	$(PYTHON) -m benchmarks.gpu_first $(ARGS)
+
+gpu-first-wheels: $(VENV)/.built
+	$(BIN)/python -m benchmarks.gpu_first.wheels $(ARGS)
 
 clean:
 	rm -rf $(VENV) build vqvae_fast/*.so *.egg-info

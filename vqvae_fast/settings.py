@@ -6,6 +6,7 @@ set on CPU tensors. ``VQVAE_FAST_NO_EXT=1`` leaves the compiled extensions out.
 ``VQVAE_FAST_UNFENCED_COPIES=1`` is for benchmarks: where Triton leaves out a fence
 (:mod:`vqvae_fast.triton_version`), the kernels take the faster form that needs it, and their
 answers may be wrong.
+``VQVAE_FAST_TILES`` names a file of tile sizes for the Triton kernels (`vqvae_fast.triton.tiles`).
 ``TRITON_INTERPRET=1`` (Triton's own) with ``VQVAE_FAST_BACKEND=triton`` serves CPU tensors by
 Triton's interpreter.
 
@@ -42,6 +43,7 @@ class Settings(NamedTuple):
         no_extension: the compiled extensions are left out.
         triton_interprets: Triton's interpreter serves CPU tensors.
         unfenced_copies: speed comes before a right answer where Triton leaves out a fence.
+        tiles: the path of a file with tile sizes; None takes the package's own.
         problem: what is wrong with a value, in a sentence; "" if nothing is.
     """
 
@@ -50,6 +52,7 @@ class Settings(NamedTuple):
     no_extension: bool = False
     triton_interprets: bool = False
     unfenced_copies: bool = False
+    tiles: str | None = None
     problem: str = ""
 
 
@@ -74,6 +77,7 @@ def read(environment: Mapping[str, str]) -> Settings:
         unfenced_copies=switches["VQVAE_FAST_UNFENCED_COPIES"],
         # Triton binds this when a kernel is decorated, so it holds for the whole process.
         triton_interprets=backend == "triton" and interpret,
+        tiles=environment.get("VQVAE_FAST_TILES") or None,
         problem=problem,
     )
 

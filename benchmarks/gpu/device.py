@@ -101,7 +101,7 @@ class Gpu:
                 "multiprocessors": about.multi_processor_count,
                 "memory_gib": round(about.total_memory / _GIB, 1),
                 "cuda": torch.version.cuda,
-                **_driver(),
+                **_driver(f"GPU-{about.uuid}"),
             },
             "backends": {b.name: b.reason for b in backends.backends(self.device)},
             "chosen_backend": backends.chosen(self.device).name,
@@ -118,14 +118,17 @@ class Gpu:
         return 1e-3 * begin.elapsed_time(end)
 
 
-def _driver() -> dict[str, str]:
-    """Driver, power limit and highest clock of the first GPU, where nvidia-smi tells them."""
+def _driver(uuid: str) -> dict[str, str]:
+    """Driver, power limit and highest clock of one GPU, where nvidia-smi tells them.
+
+    By its UUID: CUDA_VISIBLE_DEVICES renumbers the devices for torch, and not for nvidia-smi.
+    """
     fields = ("driver_version", "power.limit", "clocks.max.sm")
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return {}
     done = subprocess.run(
-        [tool, f"--query-gpu={','.join(fields)}", "--format=csv,noheader", "--id=0"],
+        [tool, f"--query-gpu={','.join(fields)}", "--format=csv,noheader", f"--id={uuid}"],
         capture_output=True,
         text=True,
     )

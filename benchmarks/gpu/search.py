@@ -1,5 +1,6 @@
 """The search: who competes, and whether the answers are right."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,8 +19,13 @@ class InexactError(AssertionError):
     """An answer of ours breaks the exactness contract: nothing is timed."""
 
 
-def compare(vectors: Vectors, clock: Clock, rounds: int) -> dict[str, Any]:
-    """The JSON record of one shape.
+def compare(
+    vectors: Vectors,
+    clock: Clock,
+    rounds: int,
+    peers: Sequence[SearchPeer] | None = None,
+) -> dict[str, Any]:
+    """The JSON record of one shape. peers: who competes, by default everybody.
 
     Raises:
         InexactError: our answer is not exact. A peer's inexactness is recorded instead.
@@ -30,7 +36,7 @@ def compare(vectors: Vectors, clock: Clock, rounds: int) -> dict[str, Any]:
     sample = torch.randperm(shape.n, generator=generator, device=z.device)[:_SAMPLE]
     smallest = smallest_distances(z[sample], codebook)
     outcome = compete(
-        [_contender(peer, vectors, dtype, sample, smallest) for peer in GPU_SEARCH_PEERS],
+        [_contender(peer, vectors, dtype, sample, smallest) for peer in peers or GPU_SEARCH_PEERS],
         lambda name: OURS.name,
         clock,
         rounds,

@@ -6,6 +6,7 @@ import torch
 import triton
 
 from vqvae_fast import settings
+from vqvae_fast.triton.tiles import tuned
 from vqvae_fast.triton_version import leaves_out_fence
 
 
@@ -104,13 +105,14 @@ def _fitting(dim: int, dtype: torch.dtype) -> Configuration:
     if block is None:
         return pieces
     if triton.knobs.runtime.interpret:
-        return table[block]
+        return tuned(table[block], "interpreter", dtype)
     arch = triton.runtime.driver.active.get_current_target().arch
     config = table[block]
     if arch in (80, *FEWER_WARPS) and block == 16:  # the accumulator of 128 codes would spill
         config = config._replace(block_codes=64)
     if arch in FEWER_WARPS and dtype == torch.float32:
         config = config._replace(num_stages=1)  # two stages' addresses would spill
+    config = tuned(config, arch, dtype)
     limit = _SHARED_MEMORY.get(arch, 99) * 1024
     for stages in range(config.num_stages, 0, -1):
         if _shared_memory(config._replace(num_stages=stages), dtype) <= limit:

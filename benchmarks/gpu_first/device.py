@@ -1,0 +1,54 @@
+"""The device of the parts: the GPU, or for a rehearsal the CPU in its place."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.device import NO_DEVICE, Gpu
+from benchmarks.gpu_first.step import Setting
+
+
+class Rehearsed(Gpu):
+    """A CPU where the GPU should be; its clock is the machine's, and its times mean nothing."""
+
+    def __init__(self) -> None:
+        self.device, self.name = torch.device("cpu"), "rehearsal on the CPU"
+
+    def seconds(self, call: Callable[[], Any]) -> float:
+        """One call."""
+        begin = time.perf_counter()
+        call()
+        return time.perf_counter() - begin
+
+    def seconds_in_graph(self, call: Callable[[], Any]) -> float:
+        """As :meth:`seconds`: nothing is captured."""
+        return self.seconds(call)
+
+    def peak_bytes(self, call: Callable[[], Any]) -> int:
+        """Nothing is counted."""
+        call()
+        return 0
+
+    def release(self) -> None:
+        """Nothing is kept."""
+
+
+def device_of(setting: Setting) -> Gpu:
+    """What the parts measure on.
+
+    Raises:
+        RuntimeError: there is no CUDA device.
+    """
+    if setting.rehearse:
+        return Rehearsed()
+    if not torch.cuda.is_available():
+        raise RuntimeError(NO_DEVICE)
+    return Gpu()
+
+
+def synchronize(gpu: Gpu) -> None:
+    """Waits for the device, so that its errors belong to the step that made them."""
+    if gpu.device.type == "cuda":
+        torch.cuda.synchronize(gpu.device)

@@ -1,0 +1,84 @@
+"""Watches what Triton launches: the kernels with their registers, and the numbers they count."""
+
+import contextlib
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from triton.runtime.interpreter import InterpretedFunction
+from triton.runtime.jit import JITFunction
+
+import vqvae_fast.triton
+
+
+class Launch(NamedTuple):
+    """A kernel's name and its arguments by name."""
+
+    kernel: str
+    arguments: dict[str, Any]
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[list[Launch]]:
+    """Collects the launches that go through Triton's own launch, as a call's first ones do."""
+    found: list[Launch] = []
+    kept = {kind: kind.run for kind in (JITFunction, InterpretedFunction)}
+
+    def watching(run: Any) -> Any:
+        def watch(self: Any, *args: Any, **kwargs: Any) -> Any:
+            given = dict(zip(self.arg_names, args, strict=False))
+            found.append(Launch(self.fn.__name__, given | kwargs))
+            return run(self, *args, **kwargs)
+
+        return watch
+
+    for kind, run in kept.items():
+        kind.run = watching(run)
+    try:
+        yield found
+    finally:
+        for kind, run in kept.items():
+            kind.run = run
+
+
+def counters(launches: list[Launch]) -> dict[str, int]:
+    """The sums of all counters, which are the int32 tensors that kernels name num_..., at the end.
+
+    A counter that several kernels are given counts once.
+    """
+    tensors: dict[tuple[str, int], Tensor] = {}
+    for launch in launches:
+        for name, value in launch.arguments.items():
+            if name.startswith("num_") and isinstance(value, Tensor):
+                tensors[name, value.data_ptr()] = value
+    totals: dict[str, int] = {}
+    for (name, _), tensor in tensors.items():
+        totals[name] = totals.get(name, 0) + int(tensor.sum())
+    return totals
+
+
+class Loaded(NamedTuple):
+    """A compiled kernel that the device has loaded. registers: a thread's; spilled: its values."""
+
+    kernel: str
+    registers: int
+    spilled: int
+
+
+def loaded() -> list[Loaded]:
+    """The package's kernels that this process has launched."""
+    found = []
+    for module in pkgutil.iter_modules(vqvae_fast.triton.__path__, "vqvae_fast.triton."):
+        for value in vars(importlib.import_module(module.name)).values():
+            if not isinstance(value, JITFunction) or value.fn.__module__ != module.name:
+                continue
+            for caches in value.device_caches.values():
+                for compiled in caches[0].values():
+                    registers, spilled = (
+                        getattr(compiled, n, None) for n in ("n_regs", "n_spills")
+                    )
+                    if registers is not None:
+                        found.append(Loaded(value.fn.__name__, registers, spilled))
+    return found

@@ -1,0 +1,57 @@
+"""The parts in the order of their worth, and how a run's time is divided among them."""
+
+from typing import NamedTuple
+
+# No part may take longer: a machine may be lent for ten minutes a command.
+MOST_SECONDS = 540.0
+
+
+class Part(NamedTuple):
+    """A part of the run.
+
+    Attributes:
+        name: of its module in `benchmarks.gpu_first.parts`, and of the option.
+        weight: its share of the time, against the other parts'.
+        about: one sentence for the report.
+        least: seconds that it gets, however little time there is for all.
+        interprets: a rehearsal runs it in Triton's interpreter; otherwise as it is.
+    """
+
+    name: str
+    weight: float
+    about: str
+    least: float = 30.0
+    interprets: bool = True
+
+
+PARTS = (
+    Part("packages", 15, "Wheels that the machine lacks, from the folder that travelled."),
+    Part("versions", 15, "What the machine has."),
+    Part(
+        "build",
+        150,
+        "The extensions, compiled in place against the torch that is there.",
+        interprets=False,
+    ),
+    Part(
+        "compile",
+        90,
+        "Every Triton kernel, compiled by as many processes as cores.",
+        interprets=False,
+    ),
+    Part("triage", 150, "Whether each kernel runs, is right, and gives the same bits again."),
+    Part("probe", 30, "The matrix unit's sums against the published models, bit for bit."),
+    Part("times", 90, "The whole call and each kernel beside the floors."),
+    Part("counters", 60, "Rows listed and groups measured, on Gaussian and trained data."),
+    Part("sweep", 180, "Tile shapes, and the file with the fastest of them."),
+    Part("peers", 120, "flash-kmeans and addmm + argmin beside the search; the goals."),
+    Part("profile", 60, "Nsight Compute on two shapes."),
+    Part("tests", 240, "tests/gpu; warnings are no errors there.", interprets=False),
+)
+NAMES = tuple(part.name for part in PARTS)
+
+
+def allotted(parts: tuple[Part, ...], seconds: float) -> float:
+    """The seconds that the first of the parts may take of what is left for all of them."""
+    share = parts[0].weight / sum(part.weight for part in parts)
+    return min(MOST_SECONDS, seconds, max(seconds * share, parts[0].least))

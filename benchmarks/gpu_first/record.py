@@ -1,0 +1,35 @@
+"""The record of a run: one JSON file and its report, both whole after every write."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu_first.report import markdown
+from benchmarks.gpu_first.step import ROOT
+
+
+class Record:
+    """What a run has brought so far.
+
+    Attributes:
+        data: all of it.
+        path: the JSON file; the report lies beside it, as .md.
+    """
+
+    def __init__(self, path: Path, head: dict[str, Any]):
+        self.path = path
+        self.data: dict[str, Any] = head | {"parts": {}}
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(self) -> None:
+        """Both files; a reader sees the old one or the new one, never half of one."""
+        _replace(self.path, json.dumps(self.data, indent=1) + "\n")
+        _replace(self.path.with_suffix(".md"), markdown(self.data))
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_suffix(path.suffix + ".new")
+    # Tracebacks and logs name files of this tree: the machine's own path to it says nothing.
+    temporary.write_text(text.replace(f"{ROOT}{os.sep}", ""), encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,58 @@
+"""What a part consists of, and what it is told."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parents[2]
+# What make gpu-first-wheels fills: it travels with the tree.
+WHEELS = Path(__file__).with_name("wheels")
+# Where the wheels that a machine lacks are installed.
+PACKAGES = ROOT / "build" / "gpu_first" / "packages"
+
+# Writes one row of a step's results: names and JSON's values.
+Emit = Callable[..., None]
+
+
+class Step(NamedTuple):
+    """One thing that is measured.
+
+    Attributes:
+        name: in words, unique in its part.
+        seconds: after these it is cut.
+        run: measures, and emits its rows as they come.
+    """
+
+    name: str
+    seconds: float
+    run: Callable[[Emit], None]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the parts are told.
+
+    Attributes:
+        out: the folder of the record.
+        rehearse: tiny shapes on the CPU, in Triton's interpreter.
+        wheels: the folder with wheels and trained vectors.
+        latents: further .npz with z [N, D] and codebook [K, D].
+    """
+
+    out: Path
+    rehearse: bool = False
+    wheels: Path = WHEELS
+    latents: list[Path] = field(default_factory=list)
+
+    def to_json(self) -> str:
+        """For the command line of a part's process."""
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Setting":
+        """The inverse of :meth:`to_json`."""
+        given: dict[str, Any] = json.loads(text)
+        paths = {name: Path(given[name]) for name in ("out", "wheels")}
+        return cls(**given | paths | {"latents": [Path(path) for path in given["latents"]]})
