@@ -86,9 +86,7 @@ def exact_kernel(
                 distance += (a - e) * (a - e)
                 a_ptrs += z_stride
                 e_ptrs += code_element
-            lane_distance, lane_code = take_nearer(
-                distance, code, usable, lane_distance, lane_code
-            )
+            lane_distance, lane_code = take_nearer(distance, code, usable, lane_distance, lane_code)
         distance, code = nearest_of_lanes(lane_distance, lane_code)
 
         finishes = parts == 1

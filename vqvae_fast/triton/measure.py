@@ -28,7 +28,9 @@ def scaled_distances(
 
 
 @triton.jit
-def exact_distance(z, z_stride, code, code_element, centre, scale, wanted, dim, CHUNK: tl.constexpr):
+def exact_distance(
+    z, z_stride, code, code_element, centre, scale, wanted, dim, CHUNK: tl.constexpr
+):
     """float64 |z - e|^2 of each row's code [R], and that code's score, in float32.
 
     The score is E.(Z - E / 2), of the centred and scaled vectors before they are packed.
