@@ -119,25 +119,35 @@ def opcodes(listing: str) -> Counter[str]:
 
 def loops(listing: str) -> Loops:
     """Finds them by their jumps back."""
+    bodies = _bodies(listing)
+    with_matrices = [body for body in bodies.values() if any(op in body for op in MATRIX)]
+    main = min(with_matrices, key=lambda body: body.total(), default=Counter())
+    local = sum(body["LDL"] + body["STL"] for body in ([main] if main else innermost(listing)))
+    return Loops(main, local)
+
+
+def innermost(listing: str) -> list[Counter[str]]:
+    """The opcodes of each loop that holds no other."""
+    bodies = _bodies(listing)
+    return [
+        body
+        for (start, end), body in bodies.items()
+        if not any(start <= a and b <= end and (a, b) != (start, end) for a, b in bodies)
+    ]
+
+
+def _bodies(listing: str) -> dict[tuple[int, int], Counter[str]]:
+    """The opcodes of every loop, by its first and its last address."""
     found = instructions(listing)
     spans = []
     for address, _predicate, text in found:
         jump = re.search(r"\bBRA\S*\s.*?(0x[0-9a-f]+)", text)
         if jump and int(jump[1], 16) < address:
             spans.append((int(jump[1], 16), address))
-    bodies = {
+    return {
         (start, end): _opcodes(i.text for i in found if start <= i.address <= end)
         for start, end in spans
     }
-    with_matrices = [body for body in bodies.values() if any(op in body for op in MATRIX)]
-    main = min(with_matrices, key=lambda body: body.total(), default=Counter())
-    innermost = [
-        body
-        for (start, end), body in bodies.items()
-        if not any(start <= a and b <= end and (a, b) != (start, end) for a, b in spans)
-    ]
-    local = sum(body["LDL"] + body["STL"] for body in ([main] if main else innermost))
-    return Loops(main, local)
 
 
 def arithmetic(loop: Counter[str]) -> int:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import triton
 
-from benchmarks.gpu_check import amdgcn, matrix_inputs, ptx, sass
+from benchmarks.gpu_check import amdgcn, finishing, matrix_inputs, ptx, sass
 from benchmarks.gpu_check.cases import Case, compile_case
 from benchmarks.gpu_check.offline import TARGETS, Launch
 
@@ -25,6 +25,8 @@ class Row(NamedTuple):
             (`matrix_inputs`).
         matrix: matrix instructions by name.
         loop: instructions of the innermost loop with a product.
+        group: of `settle`, instructions of a warp for a group; finishing.py says which.
+        barriers: of `exact`, barriers in its loop over dimensions.
         arithmetic: of them, those that compute, a score; None where a turn finishes no score.
     """
 
@@ -43,6 +45,8 @@ class Row(NamedTuple):
     overwritten: int
     matrix: str
     loop: int
+    group: int | None
+    barriers: int | None
     arithmetic: float | None
 
 
@@ -59,7 +63,7 @@ def rows(cases: list[Case], target_name: str) -> Iterator[Row]:
 
 def _row(case: Case, launch: Launch, target: str) -> Row:
     compiled = launch.compiled
-    arithmetic = None
+    arithmetic = group = barriers = None
     if target.startswith("gfx"):
         registers, spilled, matrix = amdgcn.resources(compiled.asm["amdgcn"])
         loop = local = unfenced = overwritten = 0
@@ -70,6 +74,10 @@ def _row(case: Case, launch: Launch, target: str) -> Row:
         unfenced = ptx.unfenced_products(compiled.asm["ptx"])
         overwritten = len(matrix_inputs.overwritten(found.listing))
         matrix = {op: n for op, n in sass.opcodes(found.listing).items() if op in sass.MATRIX}
+        if launch.name == "settle":
+            group = finishing.group_instructions(found.listing, launch.constants, case.dim)
+        if launch.name == "exact":
+            barriers = finishing.barriers_over_dimensions(found.listing)
         scores = _scores_of_loop(launch)
         if main and scores:
             arithmetic = sass.arithmetic(main) / (scores / (32 * launch.num_warps))
@@ -89,6 +97,8 @@ def _row(case: Case, launch: Launch, target: str) -> Row:
         overwritten,
         " ".join(f"{n} {op}" for op, n in sorted(matrix.items())),
         loop,
+        group,
+        barriers,
         arithmetic,
     )
 
@@ -122,6 +132,12 @@ def defects(row: Row) -> list[str]:
         found.append("does not use the matrix unit")
     if sets_the_bar(row) and (row.arithmetic is None or row.arithmetic > MOST_ARITHMETIC):
         found.append(f"spends {row.arithmetic} arithmetic instructions a score")
+    if row.kernel == "exact" and row.target.startswith("sm") and row.barriers != 0:
+        found.append(f"has {row.barriers} barriers in its loop over dimensions")
+    most = finishing.MOST_OF_GROUP.get(row.dim)
+    is_judged = (row.target, row.case, row.kernel) == ("sm_90", "search", "settle")
+    if is_judged and row.dtype == "float32" and most and (row.group is None or row.group > most):
+        found.append(f"spends {row.group} instructions a warp and group, of {most}")
     return found
 
 
@@ -132,20 +148,31 @@ def sets_the_bar(row: Row) -> bool:
 
 def missing(found: list[Row], target: str) -> list[str]:
     """What a table of a target must have and lacks, in sentences."""
-    if target == BAR[0] and not any(map(sets_the_bar, found)):
-        return [f"no row sets the bar: {', '.join(map(str, BAR))}"]
-    return []
+    if target != BAR[0]:
+        return []
+    lacking = []
+    if not any(map(sets_the_bar, found)):
+        lacking.append(f"no row sets the bar: {', '.join(map(str, BAR))}")
+    for dim in finishing.MOST_OF_GROUP:
+        if not any(
+            (r.case, r.kernel, r.dim, r.dtype) == ("search", "settle", dim, "float32")
+            for r in found
+        ):
+            lacking.append(f"no row shows what settle spends at D = {dim}")
+    return lacking
 
 
 def markdown(found: list[Row]) -> str:
     """The rows as a table."""
     lines = [
         "| Triton | target | call | D | input | kernel | warps | registers | spilled | in loops | "
-        "shared | unfenced | overwritten | matrix instructions | loop | arithmetic a score |",
+        "shared | unfenced | overwritten | matrix instructions | loop | a group | barriers | "
+        "arithmetic a score |",
         "|" + "---|" * len(Row._fields),
     ]
     for row in found:
         *cells, arithmetic = row
-        last = "" if arithmetic is None else f"{arithmetic:.2f}"
-        lines.append("| " + " | ".join(str(cell) for cell in (*cells, last)) + " |")
+        shown = ["" if cell is None else str(cell) for cell in cells]
+        shown.append("" if arithmetic is None else f"{arithmetic:.2f}")
+        lines.append("| " + " | ".join(shown) + " |")
     return "\n".join(lines)

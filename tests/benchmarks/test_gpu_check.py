@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from benchmarks.gpu_check import sass
+from benchmarks.gpu_check import finishing, sass
 from benchmarks.gpu_check.offline import TARGETS, compiled_for
 from benchmarks.gpu_check.table import Row, defects, markdown, missing
 
@@ -83,13 +83,15 @@ def sound(**changes):
     sizes = {"warps": 8, "registers": 120, "shared": 66560, "loop": 264, "arithmetic": 1.7}
     faults = dict.fromkeys(("spilled", "local", "unfenced", "overwritten"), 0)
     kernel = {"case": "search", "dim": 64, "dtype": "bfloat16", "kernel": "scan"}
-    row = Row("3.9.0", "sm_90", **kernel, **sizes, **faults, matrix="4 HGMMA")
+    row = Row(
+        "3.9.0", "sm_90", **kernel, **sizes, **faults, matrix="4 HGMMA", group=None, barriers=None
+    )
     return row._replace(**changes)
 
 
 def test_a_sound_kernel_has_no_defect():
     assert defects(sound()) == []
-    assert "| 4 HGMMA | 264 | 1.70 |" in markdown([sound()])
+    assert "| 4 HGMMA | 264 |  |  | 1.70 |" in markdown([sound()])
 
 
 @pytest.mark.parametrize(
@@ -121,11 +123,54 @@ def test_the_plain_variant_is_held_to_the_same_but_for_the_matrix_unit():
     assert defects(plain._replace(spilled=8)) == ["spills 8"]
 
 
+def settle(**changes):
+    changes = {"kernel": "settle", "dtype": "float32", "matrix": "", "group": 296} | changes
+    return sound(**changes)
+
+
+def exact(**changes):
+    return sound(**{"kernel": "exact", "matrix": "", "barriers": 0} | changes)
+
+
+def test_sound_finishing_kernels_have_no_defect():
+    assert defects(settle()) == defects(settle(dim=256, group=720)) == defects(exact()) == []
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        (settle(group=301), "spends 301 instructions a warp and group, of 300"),
+        (settle(dim=256, group=721), "spends 721 instructions a warp and group, of 720"),
+        (settle(group=None), "spends None instructions"),
+        (exact(barriers=6), "has 6 barriers in its loop over dimensions"),
+        (exact(barriers=None), "has None barriers"),
+    ],
+)
+def test_a_defect_of_the_finishing_kernels_is_named(row, sentence):
+    (found,) = defects(row)
+    assert sentence in found
+
+
+def test_the_loops_of_the_finishing_kernels_are_told_apart():
+    measuring = LISTING.replace("FMNMX R3, R3, R4, !PT", "FFMA R3, R3, R4, R5")
+    measuring = measuring.replace("IMAD.MOV.U32 R2, RZ, RZ, R1", "MOV R2, R1")
+    assert finishing.group_instructions(measuring, {"GROUP_CHUNK": 16}, 40) == 5 * 3
+    assert finishing.barriers_over_dimensions(measuring) is None
+    both = measuring.replace("IMAD R5, R6, R7, RZ", "DFMA R5, R6, R7, R8")
+    assert finishing.group_instructions(both, {"GROUP_CHUNK": 16}, 40) is None
+    assert finishing.barriers_over_dimensions(both) == 0
+    waiting = both.replace("FFMA R3, R3, R4, R5", "BAR.SYNC 0x0")
+    assert finishing.barriers_over_dimensions(waiting) == 1
+
+
 def test_a_bar_that_no_row_sets_is_missed():
-    assert missing([sound()], "sm_90") == []
+    groups = [settle(), settle(dim=256)]
+    assert missing([sound(), *groups], "sm_90") == []
     assert missing([], "sm_80") == []
-    (sentence,) = missing([sound(dim=32)], "sm_90")
+    (sentence,) = missing([sound(dim=32), *groups], "sm_90")
     assert "no row sets the bar" in sentence
+    (sentence,) = missing([sound(), groups[0]], "sm_90")
+    assert "no row shows what settle spends at D = 256" in sentence
 
 
 @triton.jit

@@ -28,17 +28,6 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-# The modules whose tests run under the rule of each of these matrix units when Triton interprets;
-# elsewhere its interpreter multiplies as numpy does.
-MATRIX_UNITS = ("ampere", "hopper")
-UNDER_EACH_UNIT = ("test_search_adversarial", "test_residual", "test_matrix_unit")
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if settings.current.triton_interprets and metafunc.module.__name__ in UNDER_EACH_UNIT:
-        metafunc.parametrize("matrix_unit", MATRIX_UNITS, indirect=True)
-
-
 @pytest.fixture(autouse=True)
 def matrix_unit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str | None:
     """Lets the interpreter's float16 products be those of the unit that the test runs under."""
@@ -83,12 +72,26 @@ def fresh_plans() -> Iterator[None]:
     forget_plans()
 
 
+# Tests of the search meet both of its forms in Triton. The modules that are named here run under the
+# rule by which a matrix unit adds; elsewhere the interpreter multiplies as numpy does.
+ONE_LAUNCH = "triton in one launch"
+UNITS_OF_FORMS = [("triton", "ampere"), ("triton", "hopper"), (ONE_LAUNCH, "hopper")]
+UNDER_EACH_UNIT = ("test_search_adversarial", "test_residual", "test_matrix_unit")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Tests of the search meet both of its forms in Triton."""
-    if "implementation" in metafunc.fixturenames:
-        is_search = metafunc.module.__name__.startswith("test_search")
-        one_launch = ["triton in one launch"] if "triton" in ALL and is_search else []
-        metafunc.parametrize("implementation", [*ALL, *one_launch], indirect=True)
+    module, names = metafunc.module.__name__, metafunc.fixturenames
+    if not settings.current.triton_interprets:
+        if "implementation" in names:
+            metafunc.parametrize("implementation", ALL, indirect=True)
+    elif module in UNDER_EACH_UNIT and "implementation" in names:
+        both = ("implementation", "matrix_unit")
+        metafunc.parametrize(both, UNITS_OF_FORMS, indirect=True)
+    elif module in UNDER_EACH_UNIT:
+        metafunc.parametrize("matrix_unit", ["ampere", "hopper"], indirect=True)
+    elif "implementation" in names:
+        forms = [*ALL, ONE_LAUNCH] if module.startswith("test_search") else ALL
+        metafunc.parametrize("implementation", forms, indirect=True)
 
 
 @pytest.fixture
@@ -99,7 +102,7 @@ def implementation(
     if request.param.startswith("triton"):
         from vqvae_fast.triton import search
 
-        form = "direct" if request.param == "triton in one launch" else "filter"
+        form = "direct" if request.param == ONE_LAUNCH else "filter"
         monkeypatch.setattr(search, "forced_form", form)
     if request.param == "reference":
         return REFERENCE

@@ -127,8 +127,8 @@ def rescan_kernel(
                 wanted = bits != 0
                 tile = lowest_bit(bits.to(tl.uint32, bitcast=True)).to(tl.int64)
                 limit, nearest, nearest_code, nearest_score = measure_group(
-                    z_rows, z_stride, book, code_stride, code_element, num_codes, dim, centre, scale,
-                    first_code + tile * BLOCK_CODES + slot, wanted,
+                    z_rows, z_stride, book, code_stride, code_element, num_codes, dim, centre,
+                    scale, first_code + tile * BLOCK_CODES + slot, wanted,
                     limit, nearest, nearest_code, nearest_score,
                     GROUP, SLOTS, CHUNK, GROUP_CHUNK, True,
                 )  # fmt: skip

@@ -72,11 +72,11 @@ def settle_kernel(
     NORMAL: tl.constexpr,
     LARGEST: tl.constexpr,
 ):  # fmt: skip
-    """Measures each row's best group: writes the results of the rows that this settles, and lists
-    the others.
+    """Measures each row's best group, writes what that settles, and lists the other rows.
 
     listed: [H, N]. From the front, the rows with a bound, which another group reaches, or of which
-        float32 cannot tell two codes apart; from the back, those without a bound. num_listed: [2, H], how many of each there are.
+        float32 cannot tell two codes apart; from the back, those without a bound.
+    num_listed: [2, H], how many of each there are.
     bounds: [2, H, N]. Of each row with a bound: what the answer must score, and the scaled distance
         that it cannot exceed.
     """

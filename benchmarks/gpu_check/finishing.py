@@ -1,0 +1,31 @@
+"""What the kernels behind the scan execute, read from their listings."""
+
+from collections.abc import Mapping
+
+from benchmarks.gpu_check import sass
+
+# Instructions of a warp of `settle` that measure a group in float32, by D, of float32 input.
+MOST_OF_GROUP = {64: 300, 256: 720}
+
+
+def group_instructions(listing: str, constants: Mapping[str, int], dim: int) -> int | None:
+    """Instructions with which a warp of `settle` measures one group for each of its rows.
+
+    That is the body of the loop over float32 elements times its turns. The loop is the innermost
+    one that multiplies and adds float32 numbers (FFMA) and no float64 numbers (DFMA). The reduction
+    behind it, the merge of parts and the one code in float64 are not counted. None without such a
+    loop.
+    """
+    bodies = [b for b in sass.innermost(listing) if b["FFMA"] and not b["DFMA"]]
+    if len(bodies) != 1:
+        return None
+    return bodies[0].total() * -(-dim // constants["GROUP_CHUNK"])
+
+
+def barriers_over_dimensions(listing: str) -> int | None:
+    """Barriers in the loops of `exact` that measure; None if it has no such loop.
+
+    Those are the innermost loops that multiply and add float64 numbers (DFMA).
+    """
+    bodies = [body for body in sass.innermost(listing) if body["DFMA"]]
+    return sum(body["BAR"] for body in bodies) if bodies else None
