@@ -64,3 +64,17 @@ def test_the_model_takes_one_launch_for_little_work():
     assert launches_of(65536, 1024, 64) is None
     assert launches_of(2048, 65536, 64) is None
     assert launches_of(16, 1024, 129) is None
+
+
+@pytest.mark.parametrize(
+    ("dim", "aligned", "fits"),
+    [
+        (128, (True, True), True),
+        (128, (True, False), False),
+        (128, (False, False), True),
+        (64, (True, False), True),
+        (129, (True, True), False),
+    ],
+)
+def test_what_one_launch_can_hold(dim, aligned, fits):
+    assert (direct_form(5, 7, dim, 1, aligned, 132, "direct") is not None) == fits

@@ -80,17 +80,18 @@ def direct_form(
         heads: the number of books.
         aligned: whether codes, and whether rows, can be read several elements at a time.
         multiprocessors: those of the device.
-        form: "filter" or "direct" whatever the model says; rows of more than 128 elements are
-            filtered all the same.
+        form: "filter" or "direct" whatever the model says; rows of more than 128 elements, and of
+            more than 64 in feature maps, are filtered all the same.
     """
     block_dim = next((block for block in _CODES if dim <= block), None)
     if block_dim is None or form == "filter":
         return None
-    # What is read one element at a time takes registers for its addresses: fewer codes leave them.
+    # What is read one element at a time takes registers for its addresses: fewer codes leave them,
+    # and the widest rows leave none.
     codes_aligned, rows_aligned = aligned
-    rows_crowd = not rows_aligned and block_dim == 128
-    block_codes = _CODES[block_dim] // (2 if rows_crowd else 1) // (1 if codes_aligned else 4)
-    block_codes = max(16, block_codes)
+    if block_dim == max(_CODES) and codes_aligned and not rows_aligned:
+        return None
+    block_codes = max(16, _CODES[block_dim] // (1 if codes_aligned else 4))
     tiles = triton.cdiv(num_codes, block_codes)
     row_blocks = triton.cdiv(num_rows, _ROWS)
     blocks = row_blocks * heads
@@ -115,7 +116,7 @@ def direct_form(
         triton.cdiv(tiles, part_tiles),  # no part is empty
         part_tiles * block_codes,
         min(block_dim, _CHUNK),
-        2 if codes_aligned and not rows_crowd else 1,
+        2 if codes_aligned else 1,
         _WARPS,
     )
 
