@@ -48,7 +48,7 @@ endif
 # the same opcheck as the others, slowly.
 INTERPRETED := $(addprefix tests/ops/test_,search_contract.py search_adversarial.py segment_sum.py \
   triton_sums.py quantize_backward.py quantize_gradient.py dispatcher.py residual.py similarity.py \
-  offsets.py triton_search.py triton_one_launch.py tiles.py matrix_unit.py) \
+  offsets.py triton_search.py triton_one_launch.py matrix_unit.py) \
   -k 'not (opcheck and 16)'
 
 test-interpret: $(VENV)/.built

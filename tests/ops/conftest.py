@@ -72,8 +72,8 @@ def fresh_plans() -> Iterator[None]:
     forget_plans()
 
 
-# Tests of the search meet both of its forms in Triton. The modules that are named here run under the
-# rule by which a matrix unit adds; elsewhere the interpreter multiplies as numpy does.
+# Tests of the search meet both of its forms in Triton. The modules that are named here run under
+# the rules by which matrix units add; elsewhere the interpreter multiplies as numpy does.
 ONE_LAUNCH = "triton in one launch"
 UNITS_OF_FORMS = [("triton", "ampere"), ("triton", "hopper"), (ONE_LAUNCH, "hopper")]
 UNDER_EACH_UNIT = ("test_search_adversarial", "test_residual", "test_matrix_unit")
