@@ -1,9 +1,8 @@
 """What the kernels cannot be faster than, and what was expected: estimates made without a device.
 
-Microseconds for N = 65536, K = 8192 in float32 on an H100, plus or minus 30 per cent. They come
-from the instructions that the compiler emitted (`benchmarks.gpu_check`, Triton 3.5 to 3.9), at 132
-multiprocessors and 1.75 GHz, from 650 TFLOP/s of the matrix units, and 3 TB/s of memory; the
-likely figures also count what waits. They were made before the finishing kernels were rewritten.
+Microseconds for N = 65536, K = 8192 in float32 on an H100, plus or minus 30 per cent, worked out from
+the instructions that the compiler emitted (`benchmarks.gpu_check`); the likely figures also count what
+waits. They were made before the kernels behind the scan were rewritten.
 """
 
 from typing import NamedTuple
