@@ -1,8 +1,8 @@
 """What the kernels cannot be faster than, and what was expected: estimates made without a device.
 
-Microseconds for N = 65536, K = 8192 in float32 on an H100, plus or minus 30 per cent, worked out from
-the instructions that the compiler emitted (`benchmarks.gpu_check`); the likely figures also count what
-waits. They were made before the kernels behind the scan were rewritten.
+Microseconds for N = 65536, K = 8192 in float32 on an H100, plus or minus 30 per cent, worked out
+from the instructions that the compiler emitted (`benchmarks.gpu_check`); the likely figures also
+count what waits. They were made before the kernels behind the scan were rewritten.
 """
 
 from typing import NamedTuple
