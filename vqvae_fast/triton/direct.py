@@ -221,9 +221,9 @@ def direct_kernel(
         tl.store(codes_of_parts + entry, nearest_code)
         finishes = arrives_last(arrivals + block, parts)
         if finishes:
-            entry = block * parts * BLOCK_ROWS
+            all_parts = block * parts * BLOCK_ROWS
             nearest, nearest_code = merge_parts(
-                distances_of_parts + entry, codes_of_parts + entry, parts, BLOCK_ROWS
+                distances_of_parts + all_parts, codes_of_parts + all_parts, parts, BLOCK_ROWS
             )
     if finishes:
         nowhere = is_row & (nearest_code == NO_CODE)
