@@ -50,9 +50,9 @@ _PROGRAMS_PER_SM = 2
 _LEAST_TILES = 4
 # Programs an SM of all books together that share out the listed rows.
 _LISTED_PROGRAMS_PER_SM = 4
-# Of an SM's 65536, a thread: for two programs of `rescan`, four of `exact` and six of `settle`.
+# Of an SM's 65536, a thread: for one program of `rescan`, three of `exact` and six of `settle`.
 _RESCAN_REGISTERS = 255
-_EXACT_REGISTERS = 128
+_EXACT_REGISTERS = 168
 _SETTLE_REGISTERS = 80
 # All that a thread of one program a multiprocessor can have.
 _DIRECT_REGISTERS = 255
@@ -455,7 +455,7 @@ def _plan_filter(
         NUM_STAGES=config.num_stages,
         CHUNK=support.chunk,
         GROUP_CHUNK=support.group_chunk,
-        num_warps=4,
+        num_warps=8,
         **registers(_RESCAN_REGISTERS),
     )
 
