@@ -139,7 +139,12 @@ def defects(row: Row) -> list[str]:
         found.append(f"spends {row.arithmetic} arithmetic instructions a score")
     # Triton 3.5 exchanges the elements of feature maps between threads there.
     exchanges = row.case.endswith("maps") and not at_least(row.version, (3, 9))
-    if row.kernel == "exact" and row.target.startswith("sm") and row.barriers and not exchanges:
+    if (
+        row.kernel == "exact"
+        and row.target.startswith("sm")
+        and not exchanges
+        and row.barriers != 0
+    ):
         found.append(f"has {row.barriers} barriers in its loop over dimensions")
     most = finishing.MOST_OF_GROUP.get(row.dim)
     is_judged = (row.target, row.case, row.kernel) == ("sm_90", "search", "settle")
