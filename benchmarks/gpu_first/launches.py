@@ -11,6 +11,7 @@ from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
 import vqvae_fast.triton
+from vqvae_fast.triton.launch import forget_plans
 
 
 class Launch(NamedTuple):
@@ -22,7 +23,8 @@ class Launch(NamedTuple):
 
 @contextlib.contextmanager
 def watched() -> Iterator[list[Launch]]:
-    """Collects the launches that go through Triton's own launch, as a call's first ones do."""
+    """Collects the launches, all of which go through Triton's own launch meanwhile."""
+    forget_plans()  # a plan that has launched before no longer asks Triton
     found: list[Launch] = []
     kept = {kind: kind.run for kind in (JITFunction, InterpretedFunction)}
 
@@ -43,8 +45,8 @@ def watched() -> Iterator[list[Launch]]:
             kind.run = run
 
 
-def counters(launches: list[Launch]) -> dict[str, int]:
-    """The sums of all counters, which are the int32 tensors that kernels name num_..., at the end.
+def counters(launches: list[Launch]) -> dict[str, list[int]]:
+    """All counters at the end, which are the int32 tensors that kernels name num_...
 
     A counter that several kernels are given counts once.
     """
@@ -53,10 +55,7 @@ def counters(launches: list[Launch]) -> dict[str, int]:
         for name, value in launch.arguments.items():
             if name.startswith("num_") and isinstance(value, Tensor):
                 tensors[name, value.data_ptr()] = value
-    totals: dict[str, int] = {}
-    for (name, _), tensor in tensors.items():
-        totals[name] = totals.get(name, 0) + int(tensor.sum())
-    return totals
+    return {name: tensor.flatten().tolist() for (name, _), tensor in tensors.items()}
 
 
 class Loaded(NamedTuple):

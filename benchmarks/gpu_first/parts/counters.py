@@ -38,7 +38,6 @@ def steps(setting: Setting) -> list[Step]:
         made.append(Step("trained", 1, lambda emit: _none(setting)))
 
     def _count(vectors: Vectors, emit: Emit) -> None:
-        # A call's first launch goes through Triton, which is watched; a prepared one may not.
         with launches.watched() as found, torch.no_grad():
             vqvae_fast.nearest_code(vectors.z, vectors.codebook)
             synchronize(gpu)
@@ -46,13 +45,15 @@ def steps(setting: Setting) -> list[Step]:
         if not names:
             raise RuntimeError("no launch was seen: they did not go through Triton's own launch")
         rows = len(vectors.z)
-        for name, total in launches.counters(found).items():
-            emit(
-                shape=vectors.shape.name,
-                counter=name,
-                total=total,
-                a_thousand_rows=1000 * total / rows,
-            )
+        # Of the rows listed, first those with a bound, then those that are measured in full.
+        for name, values in launches.counters(found).items():
+            for place, value in enumerate(values):
+                emit(
+                    shape=vectors.shape.name,
+                    counter=f"{name}[{place}]",
+                    total=value,
+                    a_thousand_rows=1000 * value / rows,
+                )
         emit(shape=vectors.shape.name, kernels=names)
 
     return made
