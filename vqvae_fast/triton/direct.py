@@ -2,7 +2,7 @@
 
 What `prepare`, `scan`, `settle` and `exact` do one after the other, a program does for a few rows
 by itself. Packing the codes anew for every block of rows costs more arithmetic than it costs to
-multiply them, but four launches fewer. The bound is that of the other kernels
+multiply them, but it saves launches. The bound is that of the other kernels
 (docs/exactness.md).
 """
 

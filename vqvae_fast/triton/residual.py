@@ -15,7 +15,7 @@ searches of their own.
 Limit: 2 N K D Q operations on the matrix unit; N D read and written once, N Q indices of 8 bytes,
 the books once as they are (4 K D Q bytes in float32) and packed (2 K D Q, which every 64 rows read
 from L2 again); and 8 codes of 4 D bytes that each row and stage measures, from L2. Stage by stage,
-five launches a search (a fill and four kernels), and a gather, a subtraction and an addition, make
+six launches a search (a fill and five kernels), and a gather, a subtraction and an addition, make
 about 8 Q launches of some 3 us each where they are this small. An estimate for an H100 (at 64 rows
 a block 75 and 38 of its 132 SMs are busy), which nobody has measured yet:
 
