@@ -16,7 +16,7 @@ Limit: 2 N K D Q operations on the matrix unit; N D read and written once, N Q i
 the books once as they are (4 K D Q bytes in float32) and packed (2 K D Q, which every 64 rows read
 from L2 again); and 8 codes of 4 D bytes that each row and stage measures, from L2. Stage by stage,
 six launches a search (a fill and five kernels), and a gather, a subtraction and an addition, make
-about 8 Q launches of some 3 us each where they are this small. An estimate for an H100 (at 64 rows
+about 9 Q launches of some 3 us each where they are this small. An estimate for an H100 (at 64 rows
 a block 75 and 38 of its 132 SMs are busy), which nobody has measured yet:
 
     N, K, D, Q                    operations   one launch   stage by stage
