@@ -7,7 +7,7 @@ import triton
 
 from vqvae_fast import settings
 from vqvae_fast.triton.tiles import tuned
-from vqvae_fast.triton_version import leaves_out_fence
+from vqvae_fast.triton_version import at_least, leaves_out_fence
 
 
 class Configuration(NamedTuple):
@@ -133,7 +133,19 @@ _RESIDUAL = {
 def residual_configuration(dim: int) -> Configuration | None:
     """The configuration of all stages in one launch, None for rows that are too long."""
     config = next((_RESIDUAL[block] for block in residual_dims() if dim <= block), None)
-    return config and _fenced(config)
+    return config and _fenced(_unspilled(config))
+
+
+# (architecture, D) for which Triton before 3.9 spills unless a tile has half as many codes.
+_SPILLS = ((80, 64), (120, 128))
+
+
+def _unspilled(config: Configuration) -> Configuration:
+    if triton.knobs.runtime.interpret or at_least(triton.__version__, (3, 9)):
+        return config
+    arch = triton.runtime.driver.active.get_current_target().arch
+    spills = (arch, config.block_dim) in _SPILLS
+    return config._replace(block_codes=config.block_codes // 2) if spills else config
 
 
 def _fenced(config: Configuration) -> Configuration:
