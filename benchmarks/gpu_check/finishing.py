@@ -11,13 +11,14 @@ MOST_OF_GROUP = {64: 300, 256: 720}
 def group_instructions(listing: str, constants: Mapping[str, int], dim: int) -> int | None:
     """Instructions with which a warp of `settle` measures one group for each of its rows.
 
-    That is the body of the loop over float32 elements times its turns. The loop is the innermost
-    one that multiplies and adds float32 numbers (FFMA) and no float64 numbers (DFMA). The reduction
+    That is the body of the loop over float32 elements times its turns. The loop is the first of the
+    innermost ones that multiply and add float32 numbers (FFMA) and no float64 numbers (DFMA); a
+    second one takes the scores of rows whose codes the first cannot tell apart. The reduction
     behind it, the merge of parts and the one code in float64 are not counted. None without such a
     loop.
     """
     bodies = [b for b in sass.innermost(listing) if b["FFMA"] and not b["DFMA"]]
-    if len(bodies) != 1:
+    if not bodies:
         return None
     return bodies[0].total() * -(-dim // constants["GROUP_CHUNK"])
 

@@ -127,11 +127,11 @@ def loops(listing: str) -> Loops:
 
 
 def innermost(listing: str) -> list[Counter[str]]:
-    """The opcodes of each loop that holds no other."""
+    """The opcodes of each loop that holds no other, in the order of their addresses."""
     bodies = _bodies(listing)
     return [
         body
-        for (start, end), body in bodies.items()
+        for (start, end), body in sorted(bodies.items(), key=lambda loop: loop[0])
         if not any(start <= a and b <= end and (a, b) != (start, end) for a, b in bodies)
     ]
 

@@ -28,6 +28,29 @@ def scaled_distances(
 
 
 @triton.jit
+def scores_of_codes(
+    z, z_stride, codes, code_element, centre, scale, is_row, is_code, dim, CHUNK: tl.constexpr
+):
+    """float32 E.(Z - E / 2) of each row and its codes [R, G], before they are packed.
+
+    z, codes, is_row, is_code: as for `scaled_distances`.
+    """
+    total = tl.zeros((codes.shape[0], codes.shape[1], CHUNK), tl.float32)
+    for start in range(0, dim, CHUNK):
+        d = start + tl.arange(0, CHUNK)
+        inside = (d < dim)[None, None, :]
+        middle = (tl.load(centre + d, d < dim, other=0.0) * scale)[None, None, :]
+        d = d.to(tl.int64)[None, None, :]
+        mask = is_code[:, :, None] & inside
+        a = tl.load(z[:, None, None] + d * z_stride, is_row[:, None, None] & inside, other=0.0)
+        e = tl.load(codes[:, :, None] + d * code_element, mask, other=0.0)
+        a = a.to(tl.float32) * scale - middle
+        e = e.to(tl.float32) * scale - middle
+        total += tl.where(mask, e * (a - 0.5 * e), 0.0)
+    return tl.sum(total, axis=2)
+
+
+@triton.jit
 def exact_distance(
     z, z_stride, code, code_element, centre, scale, wanted, dim, CHUNK: tl.constexpr
 ):

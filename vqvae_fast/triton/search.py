@@ -425,7 +425,7 @@ def _plan_filter(
             GROUP_CHUNK=support.group_chunk,
             **ROUNDING[search.packed_dtype],
             num_warps=4,
-            **registers(_SETTLE_REGISTERS),
+            **registers(_SETTLE_REGISTERS if search.alignment > 1 else _EXACT_REGISTERS),
         )
     plan.launch(
         rescan_kernel,

@@ -4,7 +4,12 @@ import triton
 import triton.language as tl
 
 from vqvae_fast.triton.bound import lowest_score
-from vqvae_fast.triton.measure import exact_distance, scaled_distances, widened
+from vqvae_fast.triton.measure import (
+    exact_distance,
+    scaled_distances,
+    scores_of_codes,
+    widened,
+)
 from vqvae_fast.triton.rows import aligned, row_offsets
 from vqvae_fast.triton.scan import UNSEEN
 from vqvae_fast.triton.write import NO_CODE, list_rows, write_quantized
@@ -105,13 +110,26 @@ def settle_kernel(
     )  # fmt: skip
     # NaN and infinity, of codes that must not be chosen, compare false.
     is_code &= near < float("inf")
-    limit = widened(tl.min(tl.where(is_code, near, float("inf")), axis=1), dim)
+    least = tl.min(tl.where(is_code, near, float("inf")), axis=1)
+    limit = widened(least, dim)
     is_code &= near <= limit[:, None]
-    nearest = tl.min(tl.where(is_code, code, NO_CODE), axis=1)
     is_alone = tl.sum(is_code.to(tl.int32), axis=1) == 1
+    # Any code of the group gives a bound, the best one a close bound. Far from all codes, as beside
+    # a codebook that was just initialised, float32 tells their scores apart, not their distances.
+    middle = centre + head * columns
+    nearness = tl.where(is_code, -near, UNSEEN)
+    if tl.max((wanted & (is_alone == 0)).to(tl.int32), axis=0) > 0:
+        score = scores_of_codes(
+            z_rows, z_stride, book + code * code_stride, code_element, middle, scale, wanted,
+            is_code, dim, GROUP_CHUNK // 2,
+        )  # fmt: skip
+        nearness = tl.where(is_code, score, UNSEEN)
+    best = tl.max(nearness, axis=1)
+    is_best = is_code & (nearness == best[:, None])
+    nearest = tl.min(tl.where(is_best, code, NO_CODE), axis=1)
     nearest_ptrs = book + tl.where(nearest != NO_CODE, nearest, 0) * code_stride
     distance, score = exact_distance(
-        z_rows, z_stride, nearest_ptrs, code_element, centre + head * columns, scale,
+        z_rows, z_stride, nearest_ptrs, code_element, middle, scale,
         nearest != NO_CODE, dim, CHUNK,
     )  # fmt: skip
     lowest = lowest_score(
