@@ -146,10 +146,9 @@ def test_every_float16(implementation):
     every = bits.view(torch.float16)
     every = every[every.isfinite() & ~((every == 0) & every.signbit())]
     # 63,487 rows against 63,487 codes would be long: neighbouring ones are what could be confused.
-    parts = every.sort().values.split(4096)
-    for part in parts[
-        :: 16 if settings.current.triton_interprets else 1
-    ]:  # its interpreter takes its time
+    interpreted = settings.current.triton_interprets  # which takes its time
+    parts = every.sort().values.split(1024 if interpreted else 4096)
+    for part in parts[:: 16 if interpreted else 1]:
         indices, distances = implementation.nearest_code(part[:, None], part[:, None])
         assert torch.equal(indices, torch.arange(len(part)))
         assert (distances == 0).all()
