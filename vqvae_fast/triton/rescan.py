@@ -147,10 +147,12 @@ def rescan_kernel(
                 nearest, nearest_code = merge_parts(
                     part_distances + all_parts, part_codes + all_parts, parts, BLOCK_ROWS
                 )
-            tl.store(indices + out, nearest_code, is_row)
-            tl.store(distances + out, nearest.to(distances.dtype.element_ty), is_row)
+            # The bound lets a code through; whatever happens, no row gets an index that is none.
+            found = is_row & (nearest_code != NO_CODE)
+            tl.store(indices + out, nearest_code, found)
+            tl.store(distances + out, nearest.to(distances.dtype.element_ty), found)
             if QUANTIZE:
                 q_rows = quantized + head * aligned(q_head, ALIGNED)
                 q_rows += row_offsets(row, q_inner, q_outer_stride, q_inner_stride, ALIGNED)
-                chosen = book + nearest_code * code_stride
-                write_quantized(q_rows, q_stride, chosen, code_element, is_row, dim, CHUNK)
+                chosen = book + tl.where(found, nearest_code, 0) * code_stride
+                write_quantized(q_rows, q_stride, chosen, code_element, found, dim, CHUNK)

@@ -144,12 +144,13 @@ def settle_kernel(
     bounded = (nearest != NO_CODE) & (lowest > UNSEEN)
     settled = bounded & is_alone & (others < lowest)
     out = head * num_rows + row
-    tl.store(indices + out, nearest, settled)
-    tl.store(distances + out, distance.to(distances.dtype.element_ty), settled)
+    # Rows in doubt get their nearest code so far, which `rescan` replaces.
+    tl.store(indices + out, nearest, bounded)
+    tl.store(distances + out, distance.to(distances.dtype.element_ty), bounded)
     if QUANTIZE:
         q_rows = quantized + head * aligned(q_head, ALIGNED)
         q_rows += row_offsets(row, q_inner, q_outer_stride, q_inner_stride, ALIGNED)
-        write_quantized(q_rows, q_stride, nearest_ptrs, code_element, settled, dim, CHUNK)
+        write_quantized(q_rows, q_stride, nearest_ptrs, code_element, bounded, dim, CHUNK)
     doubtful = bounded & (settled == 0)
     tl.store(bounds + out, lowest, doubtful)
     tl.store(bounds + heads * num_rows + out, limit, doubtful)
