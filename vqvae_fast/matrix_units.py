@@ -1,4 +1,4 @@
-"""Of which GPUs the rounding of the matrix unit is known.
+"""A table of the GPUs whose matrix unit is known to round within the bound.
 
 The bound of the search (docs/exactness.md, "The error of a score") allows a score to lose
 :data:`ALLOWED` units for every 16 products. A unit is 2^-24 of the largest magnitude that occurs in

@@ -15,7 +15,7 @@ from benchmarks.gpu_first.step import WHEELS
 
 _LIST = Path(__file__).with_name("wheels.txt")
 _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
-# Of codebooks [K, D]; the rows are few, since they travel.
+# The codebooks [K, D] whose latents travel. They come with few rows to keep the folder small.
 _TRAINED = ((8192, 64), (512, 64))
 
 

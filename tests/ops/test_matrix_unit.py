@@ -42,7 +42,7 @@ def integers(most: int, *shape: int) -> Tensor:
 
 
 def powers(low: float, high: float, *shape: int) -> Tensor:
-    """Of either sign, 2^low to 2^high, evenly over the exponents."""
+    """Numbers of either sign whose magnitudes spread evenly over the exponents low to high."""
     signs = 2.0 * torch.randint(2, shape) - 1
     return signs * 2.0 ** (low + (high - low) * torch.rand(shape))
 

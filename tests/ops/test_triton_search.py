@@ -35,7 +35,7 @@ def launches(monkeypatch):
 
 
 def listed(arguments):
-    """Of the exact kernel's arguments, one book: rows with a bound in doubt, rows without one."""
+    """How many rows of a single book the exact kernel is told of: with a bound, and without one."""
     num_listed = arguments[-5]
     assert num_listed.dtype == torch.int32
     return int(num_listed[0]), int(num_listed[1])

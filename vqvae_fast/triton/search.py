@@ -50,7 +50,8 @@ _PROGRAMS_PER_SM = 2
 _LEAST_TILES = 4
 # Programs an SM of all books together that share out the listed rows.
 _LISTED_PROGRAMS_PER_SM = 4
-# Of an SM's 65536, a thread: for one program of `rescan`, three of `exact` and six of `settle`.
+# Registers that a thread may take. An SM has 65536, which is enough for one program of `rescan`,
+# three of `exact` or six of `settle`.
 _RESCAN_REGISTERS = 255
 _EXACT_REGISTERS = 168
 _SETTLE_REGISTERS = 80
@@ -62,7 +63,8 @@ _LONGEST_DIRECT = 128
 _PACKED_ELEMENTS = 1 << 25
 # What the second and the third dimension of a grid may be.
 _MOST_BOOKS = 65535
-# Of a slab of rows and the parts of the codes, 12 bytes each: what a search keeps stays O(N + K).
+# A slab of rows has at most so many pairs of a row and a part of the codes. Each pair takes 12
+# bytes, so the memory of a search stays O(N + K).
 _ENTRIES = 1 << 21
 
 
@@ -185,7 +187,7 @@ class _Search(NamedTuple):
 
     @property
     def row_alignment(self) -> int:
-        """Of the rows that are read and written."""
+        """The alignment of the rows that the search reads and writes."""
         dim = self.codebook.shape[2]
         return alignment(VECTOR, dim, self.rows, self.z_head, self.target, self.q_head)
 

@@ -47,7 +47,7 @@ def steps(setting: Setting) -> list[Step]:
         if not names:
             raise RuntimeError("no launch was seen: they did not go through Triton's own launch")
         rows = len(vectors.z)
-        # Of the rows listed, first those with a bound, then those that are measured in full.
+        # The first counter counts listed rows with a bound, the second those measured in full.
         for name, values in launches.counters(found).items():
             for place, value in enumerate(values):
                 emit(
