@@ -14,7 +14,7 @@ from vqvae_fast.triton.exact import load_elements
 from vqvae_fast.triton.prepare import NEVER_CHOSEN, centre_of, sampled_rows, scale_for
 from vqvae_fast.triton.rows import aligned, row_offsets
 from vqvae_fast.triton.scan import UNSEEN, round_rows
-from vqvae_fast.triton.sharing import arrives_last, merge_parts
+from vqvae_fast.triton.sharing import share_result
 from vqvae_fast.triton.write import NO_CODE, is_nearer, take_nearer, write_quantized
 
 # The low bits of a score make room for the number of its tile, counted from the part's first.
@@ -216,15 +216,11 @@ def direct_kernel(
     finishes = parts > 0
     if SHARED:
         block = head * tl.num_programs(0) + tl.program_id(0)
-        entry = (block * parts + part) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-        tl.store(distances_of_parts + entry, nearest)
-        tl.store(codes_of_parts + entry, nearest_code)
-        finishes = arrives_last(arrivals + block, parts)
-        if finishes:
-            all_parts = block * parts * BLOCK_ROWS
-            nearest, nearest_code = merge_parts(
-                distances_of_parts + all_parts, codes_of_parts + all_parts, parts, BLOCK_ROWS
-            )
+        first_part = block * parts * BLOCK_ROWS
+        nearest, nearest_code, finishes = share_result(
+            nearest, nearest_code, distances_of_parts + first_part, codes_of_parts + first_part,
+            arrivals + block, part, parts, BLOCK_ROWS,
+        )  # fmt: skip
     if finishes:
         nowhere = is_row & (nearest_code == NO_CODE)
         if tl.max(nowhere.to(tl.int32), axis=0) > 0:

@@ -8,10 +8,9 @@ import triton.language as tl
 
 from vqvae_fast.triton.rows import aligned, row_offsets
 from vqvae_fast.triton.sharing import (
-    arrives_last,
     blocks_and_parts,
-    merge_parts,
     nearest_of_lanes,
+    share_result,
 )
 from vqvae_fast.triton.write import NO_CODE, take_nearer, write_quantized
 
@@ -89,18 +88,12 @@ def exact_kernel(
             lane_distance, lane_code = take_nearer(distance, code, usable, lane_distance, lane_code)
         distance, code = nearest_of_lanes(lane_distance, lane_code)
 
-        finishes = parts == 1
-        if parts > 1:
-            mine = (head * most_items + item) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-            tl.store(part_distances + mine, distance)
-            tl.store(part_codes + mine, code)
-            finishes = arrives_last(arrivals + head * most_items + block, parts)
+        first_part = (head * most_items + block * parts) * BLOCK_ROWS
+        distance, code, finishes = share_result(
+            distance, code, part_distances + first_part, part_codes + first_part,
+            arrivals + head * most_items + block, part, parts, BLOCK_ROWS,
+        )  # fmt: skip
         if finishes:
-            if parts > 1:
-                all_parts = (head * most_items + block * parts) * BLOCK_ROWS
-                distance, code = merge_parts(
-                    part_distances + all_parts, part_codes + all_parts, parts, BLOCK_ROWS
-                )
             is_nan = tl.zeros((BLOCK_ROWS,), tl.int32)
             to_first = tl.zeros((BLOCK_ROWS,), tl.float64)
             for start in range(0, dim, CHUNK):

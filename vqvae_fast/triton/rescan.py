@@ -6,7 +6,7 @@ import triton.language as tl
 from vqvae_fast.triton.measure import measure_group
 from vqvae_fast.triton.rows import aligned, row_offsets
 from vqvae_fast.triton.scan import UNSEEN, load_scaled, round_rows
-from vqvae_fast.triton.sharing import arrives_last, blocks_and_parts, merge_parts
+from vqvae_fast.triton.sharing import blocks_and_parts, share_result
 from vqvae_fast.triton.write import NO_CODE, write_quantized
 
 # Tiles whose groups a program looks through before it measures: one bit for each in 32.
@@ -135,18 +135,12 @@ def rescan_kernel(
                 reached = tl.where(is_slot, reached & (reached - 1), reached)
             first_code += _TILES * BLOCK_CODES
 
-        finishes = parts == 1
-        if parts > 1:
-            mine = (head * most_items + item) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-            tl.store(part_distances + mine, nearest)
-            tl.store(part_codes + mine, nearest_code)
-            finishes = arrives_last(arrivals + head * most_items + block, parts)
+        first_part = (head * most_items + block * parts) * BLOCK_ROWS
+        nearest, nearest_code, finishes = share_result(
+            nearest, nearest_code, part_distances + first_part, part_codes + first_part,
+            arrivals + head * most_items + block, part, parts, BLOCK_ROWS,
+        )  # fmt: skip
         if finishes:
-            if parts > 1:
-                all_parts = (head * most_items + block * parts) * BLOCK_ROWS
-                nearest, nearest_code = merge_parts(
-                    part_distances + all_parts, part_codes + all_parts, parts, BLOCK_ROWS
-                )
             # The bound lets a code through; whatever happens, no row gets an index that is none.
             found = is_row & (nearest_code != NO_CODE)
             tl.store(indices + out, nearest_code, found)

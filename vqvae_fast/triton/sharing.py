@@ -29,6 +29,26 @@ def arrives_last(counter, expected):
 
 
 @triton.jit
+def share_result(
+    distance, code, part_distances, part_codes, counter, part, parts, BLOCK_ROWS: tl.constexpr
+):
+    """Hands a part's result [R] to the program of the block that finishes last, which merges.
+
+    part_distances, part_codes: [parts, BLOCK_ROWS], those of the block. Returns the result of all
+    parts in the last program, and whether this is the last one.
+    """
+    finishes = parts == 1
+    if parts > 1:
+        mine = part * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+        tl.store(part_distances + mine, distance)
+        tl.store(part_codes + mine, code)
+        finishes = arrives_last(counter, parts)
+        if finishes:
+            distance, code = merge_parts(part_distances, part_codes, parts, BLOCK_ROWS)
+    return distance, code, finishes
+
+
+@triton.jit
 def merge_parts(distances, codes, parts, BLOCK_ROWS: tl.constexpr):
     """The nearest code of all parts, and its distance, [R] each; of equals the lowest index.
 
