@@ -33,11 +33,12 @@ class Case(NamedTuple):
 def cases(packed: torch.dtype = torch.float16) -> Iterator[Case]:
     """The searches, called plain where scores are multiplied as float32.
 
-    Input types differ in their loads alone, so each configuration gets one, the smallest all.
+    Input types differ in their loads alone, so each configuration gets one, the smallest all. Rows
+    of 8 elements leave columns for what scores start at.
     """
     name = "search" if packed == torch.float16 else "plain"
     dims = block_dims(packed)
-    for dim in (*dims, 2 * max(dims)):
+    for dim in (8, *dims, 2 * max(dims)):
         dtypes = [torch.float32 if packed == torch.float32 or dim != 64 else torch.bfloat16]
         if dim == min(dims):
             dtypes += [torch.bfloat16, torch.float16]
@@ -126,7 +127,7 @@ def _search(
 
 def direct_cases() -> Iterator[Case]:
     """The search in one launch: types, widths, rows off the blocks' sizes, maps, shared codes."""
-    for dim in (*direct_dims(), 17, 100):
+    for dim in (*direct_dims(), 8, 17, 100):
         dtypes = [torch.float32] if dim != 64 else [torch.float32, torch.bfloat16, torch.float16]
         for dtype in dtypes:
             z, codebook = torch.zeros(ROWS, dim, dtype=dtype), torch.zeros(CODES, dim, dtype=dtype)

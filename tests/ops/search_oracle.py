@@ -23,6 +23,12 @@ def smallest(z: Tensor, codebook: Tensor, chosen: Tensor) -> tuple[Tensor, Tenso
     return torch.cat(nearest), torch.cat(distance), torch.cat(of_chosen)
 
 
+def wrong_rows(indices: Tensor, z: Tensor, codebook: Tensor) -> int:
+    """How many rows of `z` [N, D] got a code that is farther than another."""
+    _, least, of_chosen = smallest(z, codebook, indices)
+    return int((of_chosen > least * (1 + 1e-12)).sum())
+
+
 def first_of_duplicates(codebook: Tensor) -> Tensor:
     """For each code the lowest index of a code equal to it, [K]."""
     _, group = torch.unique(codebook.double(), dim=0, return_inverse=True)

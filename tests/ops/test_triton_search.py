@@ -2,14 +2,16 @@
 
 import pytest
 import torch
-from search_oracle import check
+from search_oracle import check, wrong_rows
 
 from vqvae_fast import reference, settings
 
 if not settings.current.triton_interprets:
     pytest.skip("needs a process of Triton's interpreter", allow_module_level=True)
 
-from vqvae_fast.triton import measure, search, settle
+from vqvae_fast.triton import measure, prepare, scan, search, settle
+from vqvae_fast.triton.launch import Plan, Pointer
+from vqvae_fast.triton.rows import books_at, rows_at
 
 
 @pytest.fixture(autouse=True)
@@ -175,3 +177,126 @@ def test_ties_of_codes_that_are_no_copies():
     z = torch.zeros(70, 16)
     z[35:, 0] = 0.25
     check(search.nearest_code(z, codebook), z, codebook, exact_ties=True)
+
+
+@pytest.fixture
+def bound_without_base(monkeypatch):
+    """A function that takes from the bound all that the base adds to a score's error."""
+    bound = settle.lowest_score
+
+    def forgetful(score, distance, scale, base, *rest):
+        return bound(score, distance, scale, base * 0, *rest) + base
+
+    return lambda: monkeypatch.setattr(settle, "lowest_score", forgetful)
+
+
+@pytest.mark.parametrize("dim", [8, 16])  # the product adds the start, or the start is loaded
+def test_the_bound_counts_what_the_base_adds_to_the_error_of_the_tiles_number(
+    dim, bound_without_base
+):
+    """Nine large codes make the base large; all others and the rows lie together."""
+    codebook, z = (torch.randint(-8, 9, (n, 8)) / 512 for n in (2048, 500))
+    codebook[2047 * torch.arange(9) // 8] = torch.randint(-256, 257, (9, 8)) / 512
+    codebook, z = (torch.nn.functional.pad(t, (0, dim - 8)) for t in (codebook, z))
+    assert not wrong_rows(search.nearest_code(z, codebook)[0], z, codebook)
+    bound_without_base()
+    assert wrong_rows(search.nearest_code(z, codebook)[0], z, codebook)
+
+
+def test_nothing_is_said_of_negative_scores_but_that_they_are_not_positive(monkeypatch):
+    """The nearest code may have a negative key, which is in no order with its like."""
+    # The centre of these nine is 0, and the base is half the square of their norm, 1.
+    sampled = torch.eye(8)[torch.arange(9) % 8]
+    # All scores of a row at `middle` are -3e-5, which is what packing is off: those codes lie on a
+    # sphere around it. So of many a row one group alone has a score above 0.
+    middle = -0.05 * torch.rand(8)
+    directions = torch.nn.functional.normalize(torch.randn(300, 8), dim=1)
+    codebook = middle + (1 + middle.square().sum() + 2 * 3e-5).sqrt() * directions
+    codebook[299 * torch.arange(9) // 8] = sampled
+    z = middle + 1e-5 * torch.randn(500, 8)
+    assert not wrong_rows(search.nearest_code(z, codebook)[0], z, codebook)
+    score_of = scan.score_of
+    monkeypatch.setattr(scan, "score_of", lambda key, negative: score_of(key, scan.UNSEEN))
+    assert wrong_rows(search.nearest_code(z, codebook)[0], z, codebook)
+
+
+@pytest.mark.parametrize("dim", [8, 16, 64])
+@pytest.mark.parametrize("size", [0.0, 0.1, 1.0, 30.0])
+def test_scores_of_near_codes_are_not_negative(launches, dim, size):
+    """Also where the nearest code is farther away than the centre: every row has a bound."""
+    z, codebook = size * torch.randn(300, dim), torch.randn(1000, dim)
+    check(search.nearest_code(z, codebook), z, codebook)
+    (_, arguments), *_ = launches
+    with_bound, without_bound = listed(arguments)
+    assert with_bound <= 15
+    assert without_bound == 0
+
+
+@pytest.mark.parametrize("codebook", [torch.ones(1, 8), torch.ones(1, 20), torch.eye(2, 8)])
+def test_few_codes_are_told_from_padding(launches, codebook):
+    """Padding has negative keys, of which it is known only that they do not exceed 0."""
+    z = torch.randn(50, codebook.shape[1])
+    check(search.nearest_code(z, codebook), z, codebook)
+    (_, arguments), *_ = launches
+    assert listed(arguments) == (0, 0)
+
+
+def test_far_codes_beside_what_three_pieces_can_hold(launches):
+    """Codes whose half square exceeds float16 score too high, and win where they are nearest."""
+    z, codebook = torch.randn(300, 8), torch.randn(1000, 8)
+    codebook[7::100] *= 1e4
+    codebook[8::100] = float("nan")
+    z[::10] = codebook[7] * 0.999
+    check(search.nearest_code(z, codebook), z, codebook)
+    (_, arguments), *_ = launches
+    assert sum(listed(arguments)) <= 45
+
+
+def test_three_pieces_add_up_to_what_a_score_starts_at():
+    dim = 8
+    codebook = torch.randn(1000, dim) * 2.0 ** torch.linspace(-12, 14, 1000)[:, None]
+    codebook[-9:] = 1.0
+    codebook[5], codebook[6], z = float("nan"), 1e30, torch.zeros(4, dim)
+    packed, arena = run_prepare(z, codebook, block_dim=16, start_columns=3)
+
+    def read(pointer, *shape):
+        return pointer.tensor((arena,)).view(shape).double()
+
+    codes = read(packed.codes, packed.rows, packed.columns)
+    base, scale = read(packed.base), read(packed.scale)
+    pieces = codes[:, dim : dim + 3]
+    scaled = (codebook.double() - read(packed.centre, packed.columns)[:dim]) * scale
+    square = scaled.square().sum(1)
+    is_packed = codes[:1000, :dim].ne(0).any(1)
+    assert not is_packed[5:7].any()
+    assert is_packed.sum() > 900
+    start = torch.where(is_packed, base - square / 2, 0)
+    holds = is_packed & (start > -65504)
+    assert (is_packed & ~holds).sum() > 50
+    error = (pieces[:1000].sum(1) - start).abs()[holds]
+    assert (error <= 2.0**-25 + dim * 2.0**-24 * (base + square)[holds]).all()
+    magnitude = pieces[:1000].abs().sum(1)[holds]
+    assert (magnitude <= 1.001 * start.abs()[holds] + 2.0**-14).all()
+    assert (pieces[:1000][is_packed & ~holds].sum(1) >= -65504).all()
+    assert (pieces[1000:] == -65504).all()  # padding
+    assert (pieces[5:7] == -65504).all()
+    assert not codes[:, dim + 3 :].any()
+
+
+def run_prepare(z, codebook, *, block_dim, start_columns):
+    """The codes [K, D] as the kernel `prepare` packs them, and the memory where they lie."""
+    plan = Plan()
+    limits = tuple(plan.zeros((1,), torch.int32) for _ in range(3))
+    packed = prepare.prepare(
+        plan,
+        books_at(Pointer(2, codebook.dtype), codebook.shape, codebook.stride()),
+        rows_at(Pointer(1, z.dtype), z.shape, z.stride()),
+        0,
+        limits,
+        dtype=torch.float16,
+        block_codes=128,
+        block_dim=block_dim,
+        start_columns=start_columns,
+        codes_at_once=16,
+    )
+    return packed, plan.run(z, codebook)

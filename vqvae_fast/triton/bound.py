@@ -8,14 +8,15 @@ from vqvae_fast.triton.scan import UNSEEN
 
 @triton.jit
 def lowest_score(
-    score, distance, scale, max_norm, max_rounding, has_outliers, rounding, row_norm, dim,
+    score, distance, scale, base, max_norm, max_rounding, has_outliers, rounding, row_norm, dim,
     EPSILON: tl.constexpr, SUBNORMAL: tl.constexpr, NORMAL: tl.constexpr, LARGEST: tl.constexpr,
 ):  # fmt: skip
     """What the packed score of a code must reach to be as near as a measured one, float32 [R].
 
     score, distance: of the measured code, in float32 before packing and in float64, unscaled. All
-    other lengths are scaled. rounding: |Z - Z'|; row_norm: |Z'|. docs/exactness.md has the
-    derivation, and the names. float32 suffices: 1.02 covers its roundings, too.
+    other lengths are scaled. base: what packed scores have beside theirs. rounding: |Z - Z'|;
+    row_norm: |Z'|. docs/exactness.md has the derivation, and the names. float32 suffices: 1.02
+    covers its roundings, too.
     """
     dims = dim.to(tl.float32)
     square = (distance * scale * scale).to(tl.float32)
@@ -27,12 +28,15 @@ def lowest_score(
     z_rounding = rounding + 1.2e-7 * reach + 1e-17
     # The matrix unit aligns a step's products to the largest exponent that they may have, and there
     # it takes a subnormal number for the smallest normal one.
-    aligned_to = (row_norm + NORMAL) * (radius + code_rounding + NORMAL) + 0.5 * radius * radius
-    # 2^-22 for the matrix unit's additions, and 2^-24 for those of `score`.
-    addition = (dims + 16) * 3.0e-7 * aligned_to
+    # Among them is what a score starts at, base - |E|^2 / 2, or the pieces that it comes in.
+    start = 1.001 * tl.maximum(base, 0.5 * radius * radius) + NORMAL
+    aligned_to = (row_norm + NORMAL) * (radius + code_rounding + NORMAL) + start
+    # 2^-22 for the matrix unit's additions, and 2^-24 for those of `score`; last, what the pieces
+    # of a start leave out.
+    addition = (dims + 16) * 3.0e-7 * aligned_to + SUBNORMAL
     error = z_rounding * radius + row_norm * code_rounding + addition
     # The float64 distances' own roundings decide between equally near codes.
-    lowest = score - 1.02 * error - (dims + 16) * 2.3e-16 * square - 1e-30
+    lowest = base + score - 1.02 * error - (dims + 16) * 2.3e-16 * square - 1e-30
     # The number of the tile in the low bits, and the rounding of this result.
     lowest -= 3.1e-5 * tl.abs(lowest)
     # Codes too large for packing were left out: right where the triangle keeps them out anyway.

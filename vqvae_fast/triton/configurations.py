@@ -120,6 +120,26 @@ def _fitting(dim: int, dtype: torch.dtype) -> Configuration:
     return pieces
 
 
+# A float32 number comes in three pieces of float16.
+_START_COLUMNS = 3
+
+
+def columns_for_start(config: Configuration, dim: int, dtype: torch.dtype) -> int:
+    """Columns behind D in which the product itself adds what scores start at, 0 if none is free."""
+    fits = dtype == torch.float16 and dim + _START_COLUMNS <= config.block_dim
+    return _START_COLUMNS if fits else 0
+
+
+def copies_of_starts(config: Configuration) -> int:
+    """How often a program loads what the scores of a tile start at: once for each thread.
+
+    Triton 3.5 and 3.6 take a load of fewer elements than threads for a cheap one and let every
+    thread fetch all that it needs itself, in 32 copies of four bytes. As many elements as threads
+    are loaded together, whatever the version.
+    """
+    return max(1, 32 * config.num_warps // config.block_codes)
+
+
 # A block of rows goes through all stages, so few blocks must do: 64 rows. The sizes are those at
 # which rows that lie together spill on none of sm_80, sm_90, sm_100 and gfx942 (gpu_check).
 _RESIDUAL = {

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from vqvae_fast.triton.bound import lowest_score
 from vqvae_fast.triton.exact import load_elements
-from vqvae_fast.triton.prepare import NEVER_CHOSEN, centre_of, sampled_rows, scale_for
+from vqvae_fast.triton.prepare import NEVER_CHOSEN, centre_of, sampled_rows, scale_and_base
 from vqvae_fast.triton.rows import aligned, row_offsets
 from vqvae_fast.triton.scan import UNSEEN, round_rows
 from vqvae_fast.triton.sharing import share_result
@@ -117,7 +117,7 @@ def direct_kernel(
     is_column = (column < dim)[None, :]
     middle = centre_of(book, code_stride, code_element, num_codes, column, dim)
     samples = row_offsets(sampled_rows(num_rows), z_inner, z_outer_stride, z_inner_stride, ALIGNED)
-    scale = scale_for(
+    scale, _base = scale_and_base(
         book, code_stride, code_element, num_codes, first_row + samples, z_stride, dim, 1, BLOCK_DIM
     )
 
@@ -187,8 +187,8 @@ def direct_kernel(
         nearest_score = 0.5 * (to_centre - nearest) - (dim + 16) * 2.3e-16 * to_centre
         nearest_score = (nearest_score * scale * scale).to(tl.float32)
         bound = lowest_score(
-            nearest_score, nearest, scale, max_norm, max_norm, has_outliers, rounding, row_norm,
-            dim, EPSILON, SUBNORMAL, NORMAL, LARGEST,
+            nearest_score, nearest, scale, 0.0, max_norm, max_norm, has_outliers, rounding,
+            row_norm, dim, EPSILON, SUBNORMAL, NORMAL, LARGEST,
         )  # fmt: skip
         lowest = tl.where(nearest_code != NO_CODE, bound, UNSEEN)
         taken = lane[None, :] == chosen[:, None]

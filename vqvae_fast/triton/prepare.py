@@ -14,12 +14,11 @@ import triton.language as tl
 from vqvae_fast.triton.configurations import registers
 from vqvae_fast.triton.launch import Plan, Pointer
 from vqvae_fast.triton.rows import (
-    VECTOR,
     Books,
     Rows,
     aligned,
-    alignment,
     row_offsets,
+    widest_alignment,
 )
 
 # What packing costs in relative and in absolute error, the smallest normal number, and from where
@@ -43,17 +42,23 @@ ROUNDING = {
 _REGISTERS = 255
 # Below every score that two packed vectors can have, and far from float32's limit.
 NEVER_CHOSEN = tl.constexpr(-1e30)
+# The least base: below those of books of two codes, above the errors of a book of one.
+LEAST_BASE = tl.constexpr(2.0**-10)
+# The largest number of float16; a start below its negative does not fit the first piece.
+LARGEST_PIECE = tl.constexpr(65504.0)
 
 
 class Prepared(NamedTuple):
     """A packed codebook.
 
     Attributes:
-        codes: [H, rows, columns], float16 or float32; zero behind K and D.
-        bias: [H, rows] float32, -|e|^2/2 of the centred, scaled code; NEVER_CHOSEN for a code that
-            cannot be packed and for padding.
+        codes: [H, rows, columns], float16 or float32; zero behind K and D, but for the start.
+        start: [H, rows] float32, what a code's score starts at: base - |e|^2/2 of the centred,
+            scaled code; NEVER_CHOSEN for a code that cannot be packed and for padding. With
+            start_columns it lies behind D in `codes`, in that many pieces, and not here.
         centre: [H, columns] float32, unscaled.
         scale: [H] float32, a power of two.
+        base: [H] float32, which keeps the scores that matter from being negative.
         max_norm: [H] int32, the bits of the largest packed code's norm as a float32.
         max_rounding: [H] int32, likewise of the largest distance from a code to its packed form.
         has_outliers: [H] int32, not 0 if a finite code is too large to be packed.
@@ -62,9 +67,10 @@ class Prepared(NamedTuple):
     """
 
     codes: Pointer
-    bias: Pointer
+    start: Pointer
     centre: Pointer
     scale: Pointer
+    base: Pointer
     max_norm: Pointer
     max_rounding: Pointer
     has_outliers: Pointer
@@ -74,7 +80,7 @@ class Prepared(NamedTuple):
     @property
     def pointers(self) -> tuple[Pointer, ...]:
         """What a kernel takes."""
-        return self[:7]
+        return self[:8]
 
 
 def prepare(
@@ -87,6 +93,7 @@ def prepare(
     dtype: torch.dtype,
     block_codes: int,
     block_dim: int,
+    start_columns: int,
     codes_at_once: int,
 ) -> Prepared:
     """Plans the packing of all books into one allocation, which is then the search's to read.
@@ -100,6 +107,7 @@ def prepare(
         dtype: float16 for the matrix unit, float32 without it.
         block_codes: K is padded to a multiple of it, a power of two.
         block_dim: D is padded to a multiple of it, a power of two.
+        start_columns: columns behind D that hold what a code's score starts at, or 0.
         codes_at_once: codes that a program packs.
     """
     heads, num_codes, dim = codebook.shape
@@ -110,12 +118,13 @@ def prepare(
         plan.empty((heads, rows), torch.float32),
         plan.empty((heads, columns), torch.float32),
         plan.empty((heads,), torch.float32),
+        plan.empty((heads,), torch.float32),
         *limits,
         rows,
         columns,
     )
-    aligned_codes = alignment(VECTOR, dim, *codebook.strides[:2])
-    aligned_rows = alignment(VECTOR, dim, z, z_head)
+    aligned_codes = widest_alignment(dim, *codebook.strides[:2])
+    aligned_rows = widest_alignment(dim, z, z_head)
     if block_dim > 128 and min(aligned_codes, aligned_rows) == 1:  # addresses need registers
         codes_at_once //= 2
     plan.launch(
@@ -135,6 +144,7 @@ def prepare(
         Z_ALIGNED=aligned_rows,
         BLOCK_CODES=codes_at_once,
         BLOCK_DIM=block_dim,
+        START_COLUMNS=start_columns,
         num_warps=4,
         **registers(_REGISTERS),
     )
@@ -194,19 +204,28 @@ def ranked(values, rank, is_value):
 
 
 @triton.jit
+def median_of_9(values, which):
+    """The median of the first nine of the values [16], the largest of them if that is 0."""
+    median = ranked(values, 4, which < 9)
+    return tl.where(median > 0, median, tl.max(values, axis=0))
+
+
+@triton.jit
 def sampled_rows(num_rows):
     """16 evenly spaced rows."""
     return (num_rows - 1).to(tl.int64) * tl.arange(0, 16) // 15
 
 
 @triton.jit
-def scale_for(
+def scale_and_base(
     book, stride_code, stride_dim, num_codes, z_rows, z_stride, dim, chunks,
     BLOCK_DIM: tl.constexpr,
 ):  # fmt: skip
-    """The power of two for a book, and for rows of which those at z_rows [16] are a sample."""
-    # The spread of the book: the median of nine distances to the centre, the largest if that is 0.
+    """The power of two for a book and for rows like those at z_rows [16], and the book's base."""
+    # The spread of the book: the median over nine codes of the largest distance of an element to
+    # the centre, and of the mean one.
     spread = tl.zeros((16,), tl.float32)
+    mean_spread = tl.zeros((16,), tl.float32)
     which = tl.arange(0, 16)
     # The reach of the rows: what a quarter of them exceeds.
     reach_of_rows = tl.zeros((16,), tl.float32)
@@ -215,19 +234,23 @@ def scale_for(
         middle = centre_of(book, stride_code, stride_dim, num_codes, d, dim)
         for i in tl.static_range(9):
             value = sample(book, stride_code, stride_dim, num_codes, i, d, dim)
-            reach = tl.max(tl.abs(value - middle), axis=0)
-            spread = tl.where(which == i, tl.maximum(spread, reach), spread)
+            reach = tl.abs(value - middle)
+            spread = tl.where(which == i, tl.maximum(spread, tl.max(reach, axis=0)), spread)
+            mean_spread += tl.where(which == i, tl.sum(reach / dim, axis=0), 0.0)
         at = z_rows[:, None] + (d.to(tl.int64) * z_stride)[None, :]
         reaches = tl.load(at, mask=(d < dim)[None, :], other=0.0).to(tl.float32)
         reaches = tl.abs(reaches - middle[None, :])
         reaches = tl.where((reaches < float("inf")) & (d < dim)[None, :], reaches, 0.0)
         reach_of_rows = tl.maximum(reach_of_rows, tl.max(reaches, axis=1))
-    median = ranked(spread, 4, which < 9)
-    median = tl.where(median > 0, median, tl.max(spread, axis=0))
+    median, mean = median_of_9(spread, which), median_of_9(mean_spread, which)
     # So low that latents may be far larger than codes before float16 ends at 65504; and still lower
     # where they are as large as beside a large codebook that was just initialised.
     power = tl.where(median > 0, scale_of(median, -4), 1.0)
-    return tl.minimum(power, scale_of(ranked(reach_of_rows, 11, which < 16), 11))
+    power = tl.minimum(power, scale_of(ranked(reach_of_rows, 11, which < 16), 11))
+    # A code's square norm is at most D times the product of the two, which cannot overflow. Where
+    # they are infinite, 1/8 is more than the scale leaves of either.
+    square = tl.minimum((median * power) * (mean * power), 1 / 64)
+    return power, tl.maximum(0.5 * dim * square, LEAST_BASE)
 
 
 @triton.jit(
@@ -259,9 +282,10 @@ def prepare_kernel(
     z_head,
     num_rows,
     codes,
-    bias,
+    start,
     centre,
     scale,
+    base,
     max_norm,
     max_rounding,
     has_outliers,
@@ -271,8 +295,9 @@ def prepare_kernel(
     Z_ALIGNED: tl.constexpr,
     BLOCK_CODES: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
+    START_COLUMNS: tl.constexpr,
 ):
-    """Packs a block of codes; the first program of a book writes its centre and scale, too."""
+    """Packs a block of codes; the first program of a book writes what the book has once, too."""
     head = tl.program_id(1).to(tl.int64)
     book = codebook + head * aligned(stride_head, ALIGNED)
     num_codes = num_codes.to(tl.int64)
@@ -281,7 +306,7 @@ def prepare_kernel(
     z_rows += row_offsets(
         sampled_rows(num_rows), z_inner, z_outer_stride, z_inner_stride, Z_ALIGNED
     )
-    power = scale_for(
+    power, base_of_book = scale_and_base(
         book, stride_code, stride_dim, num_codes, z_rows, z_stride, dim, chunks, BLOCK_DIM
     )
 
@@ -304,20 +329,32 @@ def prepare_kernel(
         value = tl.where((d < dim)[None, :], value * power - (middle * power)[None, :], 0.0)
         packed = value.to(codes.dtype.element_ty)
         fits = tl.abs(packed.to(tl.float32)) < float("inf")  # false for NaN, too
-        packable &= tl.min(fits.to(tl.int32), axis=1) > 0
+        chunk_fits = tl.min(fits.to(tl.int32), axis=1) > 0
+        packable &= chunk_fits
         norm += tl.sum(value * value, axis=1)
         loss = value - packed.to(tl.float32)
         rounding += tl.sum(loss * loss, axis=1)
         tl.store(
             codes + (head * rows + code[:, None]) * columns + d[None, :],
-            tl.where(fits & (code < num_codes)[:, None], packed, 0.0),
-            mask=(code < rows)[:, None],
+            tl.where((chunk_fits & (code < num_codes))[:, None], packed, 0.0),
+            mask=(code < rows)[:, None] & ((d < dim) | (d >= dim + START_COLUMNS))[None, :],
         )
         if tl.program_id(0) == 0:
             tl.store(centre + head * columns + d, middle)
     # Squares that overflow float32 (in the IEEE variant alone) are not packable either.
     packable &= norm < 1e28
-    tl.store(bias + head * rows + code, tl.where(packable, -0.5 * norm, NEVER_CHOSEN), code < rows)
+    code_start = base_of_book - 0.5 * norm
+    if START_COLUMNS == 0:
+        code_start = tl.where(packable, code_start, NEVER_CHOSEN)
+        tl.store(start + head * rows + code, code_start, code < rows)
+    else:
+        # Codes too far away for one piece score too high, which rules none out.
+        code_start = tl.maximum(code_start, -LARGEST_PIECE)
+        code_start = tl.where(packable, code_start, -START_COLUMNS * LARGEST_PIECE)
+        for i in tl.static_range(START_COLUMNS):
+            piece = tl.maximum(code_start, -LARGEST_PIECE).to(codes.dtype.element_ty)
+            tl.store(codes + (head * rows + code) * columns + dim + i, piece, code < rows)
+            code_start -= piece.to(tl.float32)
     # The order of the bits of floats that are not negative is that of the floats.
     longest = tl.max(tl.where(packable, tl.sqrt(norm), 0.0), axis=0)
     tl.atomic_max(max_norm + head, longest.to(tl.int32, bitcast=True), sem="relaxed")
@@ -327,3 +364,4 @@ def prepare_kernel(
     tl.atomic_max(has_outliers + head, outliers, sem="relaxed")
     if tl.program_id(0) == 0:
         tl.store(scale + head, power)
+        tl.store(base + head, base_of_book)

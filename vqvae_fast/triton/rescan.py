@@ -5,7 +5,7 @@ import triton.language as tl
 
 from vqvae_fast.triton.measure import measure_group
 from vqvae_fast.triton.rows import aligned, row_offsets
-from vqvae_fast.triton.scan import UNSEEN, load_scaled, round_rows
+from vqvae_fast.triton.scan import UNSEEN, load_scaled, round_rows, starts_of_tile, with_ones
 from vqvae_fast.triton.sharing import blocks_and_parts, share_result
 from vqvae_fast.triton.write import NO_CODE, write_quantized
 
@@ -35,10 +35,11 @@ def rescan_kernel(
     codebook, book_stride, code_stride, code_element, num_codes, dim,
     indices, distances,
     quantized, q_inner, q_outer_stride, q_inner_stride, q_stride, q_head,
-    packed, bias, centre, scale_of_book, packed_codes, chunks,
+    packed, start, centre, scale_of_book, packed_codes, chunks,
     listed, num_listed, bounds, arrivals, part_distances, part_codes, most_items,
     ALIGNED: tl.constexpr,
     QUANTIZE: tl.constexpr,
+    START_COLUMNS: tl.constexpr,
     ONE_CHUNK: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CODES: tl.constexpr,
@@ -84,6 +85,7 @@ def rescan_kernel(
                 load_scaled(z_rows, z_stride, centre, scale, column, dim, is_row),
                 packed.dtype.element_ty,
             )
+            row_tile = with_ones(row_tile, column, dim, START_COLUMNS)
         nearest = tl.full((BLOCK_ROWS,), float("inf"), tl.float64)
         nearest_code = tl.full((BLOCK_ROWS,), NO_CODE, tl.int64)
         nearest_score = tl.full((BLOCK_ROWS,), UNSEEN, tl.float32)
@@ -94,11 +96,14 @@ def rescan_kernel(
             # Which groups reach the bound: a bit for each tile.
             reached = tl.zeros((BLOCK_ROWS, SLOTS), tl.uint32)
             bit = tl.full((1, 1), 1, tl.uint32)
-            bias_ptrs = bias + head * packed_codes + first_code + lanes
+            start_ptrs = start + head * packed_codes + first_code + lanes
             codes_ptrs = packed + (head * packed_codes + first_code) * columns
             codes_ptrs += lanes[:, None] * columns + column[None, :]
             for _ in tl.range(0, tl.minimum(_TILES, last_tile - first), num_stages=NUM_STAGES):
-                score = tl.broadcast_to(tl.load(bias_ptrs)[None, :], (BLOCK_ROWS, BLOCK_CODES))
+                if START_COLUMNS == 0:
+                    score = starts_of_tile(start_ptrs, BLOCK_ROWS, BLOCK_CODES, 1)
+                else:
+                    score = tl.zeros((BLOCK_ROWS, BLOCK_CODES), tl.float32)
                 if ONE_CHUNK:
                     codes = tl.load(codes_ptrs)
                     score = tl.dot(row_tile, tl.trans(codes), score, input_precision=PRECISION)
@@ -117,7 +122,7 @@ def rescan_kernel(
                 reached |= tl.where(group >= lowest[:, None], bit, 0)
                 bit += bit
                 codes_ptrs += BLOCK_CODES * columns
-                bias_ptrs += BLOCK_CODES
+                start_ptrs += BLOCK_CODES
 
             # One group of each row at a time, whichever tile it is of.
             while tl.max(tl.max((reached != 0).to(tl.int32), axis=1), axis=0) > 0:

@@ -35,6 +35,7 @@ from torch import Tensor
 from vqvae_fast import reference
 from vqvae_fast.triton.configurations import (
     Configuration,
+    copies_of_starts,
     multiprocessors,
     registers,
     residual_configuration,
@@ -131,6 +132,7 @@ def planned(
         dtype=_PACKED,
         block_codes=config.block_codes,
         block_dim=dim,
+        start_columns=0,
         codes_at_once=support.prepare_codes,
     )
     outputs = (indices, quantized, listed, num_listed)
@@ -150,6 +152,7 @@ def planned(
         BLOCK_CODES=config.block_codes,
         BLOCK_DIM=dim,
         CHECK_DIM=16,
+        COPIES=copies_of_starts(config),
         GROUP=config.group,
         NUM_STAGES=config.num_stages,
         CHUNK=chunk,

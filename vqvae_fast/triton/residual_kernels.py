@@ -14,11 +14,14 @@ from vqvae_fast.triton.bound import lowest_score
 from vqvae_fast.triton.exact import load_elements
 from vqvae_fast.triton.measure import measure_group
 from vqvae_fast.triton.scan import (
+    NO_KEY,
     UNSEEN,
-    group_scores,
+    group_keys,
     load_scaled,
     pack_errors,
     round_rows,
+    score_of,
+    starts_of_tile,
     tile_of,
 )
 from vqvae_fast.triton.write import NO_CODE, list_rows, take_nearer
@@ -79,12 +82,13 @@ def write_sum_of_codes(
 @triton.jit(do_not_specialize=["num_rows", "num_codes", "stages", "tiles"])
 def residual_kernel(
     z, num_rows, codebooks, num_codes, dim, stages,
-    packed, bias, centre, scale_of_book, max_norm, max_rounding, has_outliers, tiles,
+    packed, start, centre, scale_of_book, base, max_norm, max_rounding, has_outliers, tiles,
     indices, quantized, listed, num_listed,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CODES: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
     CHECK_DIM: tl.constexpr,
+    COPIES: tl.constexpr,
     GROUP: tl.constexpr,
     NUM_STAGES: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -120,30 +124,32 @@ def residual_kernel(
         scale = tl.load(scale_of_book + q)
         fits, rounding, row_norm = pack_errors(
             rows, 1, middle, scale, BLOCK_DIM, dim, settled, None,
-            False, packed.dtype.element_ty, CHECK_DIM,
+            False, 0, packed.dtype.element_ty, CHECK_DIM,
         )  # fmt: skip
         row_tile, _fits = round_rows(
             load_scaled(rows, 1, middle, scale, column, dim, is_row),
             packed.dtype.element_ty,
         )
         codes_ptrs = packed + lanes[:, None] * BLOCK_DIM + column[None, :]
-        bias_ptrs = bias + lanes
-        best = tl.full((BLOCK_ROWS, SLOTS), UNSEEN, tl.float32)
-        second = tl.full((BLOCK_ROWS, SLOTS), UNSEEN, tl.float32)
-        third = tl.full((BLOCK_ROWS, SLOTS), UNSEEN, tl.float32)
+        start_ptrs = start + tl.arange(0, COPIES * BLOCK_CODES) % BLOCK_CODES
+        best = tl.full((BLOCK_ROWS, SLOTS), NO_KEY, tl.int32)
+        second = tl.full((BLOCK_ROWS, SLOTS), NO_KEY, tl.int32)
+        third = tl.full((BLOCK_ROWS, SLOTS), NO_KEY, tl.int32)
         for tile in tl.range(0, tiles, num_stages=NUM_STAGES):
-            score = tl.broadcast_to(tl.load(bias_ptrs)[None, :], (BLOCK_ROWS, BLOCK_CODES))
+            score = starts_of_tile(start_ptrs, BLOCK_ROWS, BLOCK_CODES, COPIES)
             score = tl.dot(row_tile, tl.trans(tl.load(codes_ptrs)), score)
-            group = group_scores(score, tile, GROUP, SLOTS)
+            group = group_keys(score, tile, GROUP, SLOTS)
             loser = tl.minimum(best, group)
             best = tl.maximum(best, group)
             third = tl.maximum(third, tl.minimum(second, loser))
             second = tl.maximum(second, loser)
             codes_ptrs += BLOCK_CODES * BLOCK_DIM
-            bias_ptrs += BLOCK_CODES
-        rest = tl.max(third, axis=1)
+            start_ptrs += BLOCK_CODES
+        # Negative keys are not in order: of such groups it is known that none scores above 0.
+        rest = score_of(tl.max(third, axis=1), 0.0)
 
         # The groups by falling score, as far as the bound leaves them.
+        lift = tl.load(base + q)
         longest = tl.load(max_norm + q).to(tl.float32, bitcast=True)
         worst = tl.load(max_rounding + q).to(tl.float32, bitcast=True)
         outliers = tl.load(has_outliers + q)
@@ -152,33 +158,33 @@ def residual_kernel(
         nearest_code = tl.full((BLOCK_ROWS,), NO_CODE, tl.int64)
         nearest_score = tl.full((BLOCK_ROWS,), UNSEEN, tl.float32)
         lowest = tl.full((BLOCK_ROWS,), UNSEEN, tl.float32)
-        score = tl.max(best, axis=1)
-        wanted = fits & (score > UNSEEN)
+        key = tl.max(best, axis=1)
+        wanted = fits & (key >= 0)
         while tl.max(wanted.to(tl.int32), axis=0) > 0:
             slot = tl.argmax(best, axis=1)
-            first_code = tile_of(score).to(tl.int64) * BLOCK_CODES + slot
+            first_code = tile_of(key).to(tl.int64) * BLOCK_CODES + slot
             limit, nearest, nearest_code, nearest_score = measure_group(
                 rows, 1, book, dim, 1, num_codes, dim, middle, scale, first_code, wanted,
                 limit, nearest, nearest_code, nearest_score, GROUP, SLOTS,
                 MEASURE_CHUNK, MEASURE_CHUNK, False,
             )  # fmt: skip
             bound = lowest_score(
-                nearest_score, nearest, scale, longest, worst, outliers, rounding, row_norm, dim,
-                EPSILON, SUBNORMAL, NORMAL, LARGEST,
+                nearest_score, nearest, scale, lift, longest, worst, outliers, rounding, row_norm,
+                dim, EPSILON, SUBNORMAL, NORMAL, LARGEST,
             )  # fmt: skip
             lowest = tl.where(nearest_code != NO_CODE, bound, UNSEEN)
             taken = slots[None, :] == slot[:, None]
             best = tl.where(taken, second, best)
-            second = tl.where(taken, UNSEEN, second)
-            score = tl.max(best, axis=1)
-            wanted = fits & (score >= lowest) & (score > UNSEEN) & (rest < lowest)
+            second = tl.where(taken, NO_KEY, second)
+            key = tl.max(best, axis=1)
+            wanted = fits & (score_of(key, UNSEEN) >= lowest) & (rest < lowest)
 
         settled = fits & (rest < lowest) & (nearest_code != NO_CODE)
         tl.store(indices + row * stages + q, nearest_code, settled)
         subtract_codes(rows, book + nearest_code * dim, settled, dim, CHUNK)
         book += num_codes * dim
         packed += tiles * (BLOCK_CODES * BLOCK_DIM)
-        bias += tiles * BLOCK_CODES
+        start += tiles * BLOCK_CODES
 
     write_sum_of_codes(
         rows, indices + row * stages, codebooks, num_codes * dim, stages, settled,

@@ -5,8 +5,10 @@ import triton.language as tl
 
 from vqvae_fast.triton.rows import aligned, row_offsets
 
-# The low bits of a score make room for the number of its tile, counted from the part's first.
+# The low bits of a key make room for the number of its tile, counted from the part's first.
 TILES_PER_PART = tl.constexpr(1 << 8)
+# Below every key that a score can have.
+NO_KEY = tl.constexpr(-(1 << 31))
 # Below every score, also those of codes that are never chosen.
 UNSEEN = tl.constexpr(-3e38)
 
@@ -32,11 +34,13 @@ def round_rows(value, dtype: tl.constexpr):
 @triton.jit
 def pack_errors(
     z, z_stride, centre, scale, columns, dim, mask, packed_rows,
-    STORE: tl.constexpr, dtype: tl.constexpr, CHECK_DIM: tl.constexpr,
+    STORE: tl.constexpr, START_COLUMNS: tl.constexpr, dtype: tl.constexpr,
+    CHECK_DIM: tl.constexpr,
 ):  # fmt: skip
     """Of the rows at z [R]: whether they can be packed, |Z - Z'| and |Z'|.
 
-    STORE: Z' goes to `packed_rows` [R], zeros behind dim and for rows that are not wanted.
+    STORE: Z' goes to `packed_rows` [R], zeros for rows that are not wanted, and behind dim
+        START_COLUMNS ones, then zeros.
     """
     fits = mask
     rounding_square = tl.zeros(z.shape, tl.float32)
@@ -50,22 +54,56 @@ def pack_errors(
         rounding_square += tl.sum((value - back) * (value - back), axis=1)
         norm_square += tl.sum(back * back, axis=1)
         if STORE:
-            tl.store(packed_rows[:, None] + d[None, :], rounded)
+            packed = with_ones(rounded, d, dim, START_COLUMNS)
+            tl.store(packed_rows[:, None] + d[None, :], packed)
     return fits, tl.sqrt(rounding_square), tl.sqrt(norm_square)
 
 
 @triton.jit
-def group_scores(score, tile, GROUP: tl.constexpr, SLOTS: tl.constexpr):
-    """The best score of each group [R, SLOTS] of a tile, the tile's number in its low bits."""
-    group = tl.max(tl.reshape(score, (score.shape[0], GROUP, SLOTS)), axis=1)
-    bits = (group.to(tl.int32, bitcast=True) & -TILES_PER_PART) | tile
-    return bits.to(tl.float32, bitcast=True)
+def with_ones(rounded, d, dim, START_COLUMNS: tl.constexpr):
+    """Packed rows, elements d, with the ones behind dim that a code's start is multiplied by."""
+    if START_COLUMNS == 0:
+        return rounded
+    is_start = (d >= dim) & (d < dim + START_COLUMNS)
+    return tl.where(is_start[None, :], 1.0, rounded).to(rounded.dtype)
 
 
 @triton.jit
-def tile_of(score):
-    """The number of the tile that a group's score carries."""
-    return score.to(tl.int32, bitcast=True) & (TILES_PER_PART - 1)
+def starts_of_tile(
+    start_ptrs, BLOCK_ROWS: tl.constexpr, BLOCK_CODES: tl.constexpr, COPIES: tl.constexpr
+):
+    """What the scores [BLOCK_ROWS, BLOCK_CODES] of a tile start at, the same in all rows.
+
+    start_ptrs: [COPIES * BLOCK_CODES], the tile's codes again and again. Each share of the rows
+        has a copy of its own; `copies_of_starts` says why.
+    """
+    copies = tl.reshape(tl.load(start_ptrs), (COPIES, 1, BLOCK_CODES))
+    copies = tl.broadcast_to(copies, (COPIES, BLOCK_ROWS // COPIES, BLOCK_CODES))
+    return tl.reshape(copies, (BLOCK_ROWS, BLOCK_CODES))
+
+
+@triton.jit
+def group_keys(score, tile, GROUP: tl.constexpr, SLOTS: tl.constexpr):
+    """The key of each group [R, SLOTS] of a tile: its best score's bits, the tile in the low ones.
+
+    Keys are compared as integers, of which sm_90 takes the maximum of three in one instruction.
+    That is the order of the scores where these are not negative. A negative score has a negative
+    key and loses to all others, but the order among negative keys means nothing.
+    """
+    bits = tl.reshape(score.to(tl.int32, bitcast=True), (score.shape[0], GROUP, SLOTS))
+    return (tl.max(bits, axis=1) & -TILES_PER_PART) | tile
+
+
+@triton.jit
+def score_of(key, negative):
+    """The score of a key, `negative` in the place of negative ones."""
+    return tl.where(key < 0, negative, key.to(tl.float32, bitcast=True))
+
+
+@triton.jit
+def tile_of(key):
+    """The number of the tile that a group's key carries."""
+    return key & (TILES_PER_PART - 1)
 
 
 @triton.jit(
@@ -78,10 +116,12 @@ def tile_of(score):
 def scan_kernel(
     z, z_inner, z_outer_stride, z_inner_stride, z_stride, z_head, num_rows,
     first_row, slab_rows, dim,
-    packed, bias, centre, scale_of_book, packed_codes, chunks,
+    packed, start, centre, scale_of_book, packed_codes, chunks,
     scores, groups, rest, rounding, row_norm, packed_rows,
     ALIGNED: tl.constexpr,
     STORE_ROWS: tl.constexpr,
+    START_COLUMNS: tl.constexpr,
+    COPIES: tl.constexpr,
     ONE_CHUNK: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CODES: tl.constexpr,
@@ -110,8 +150,9 @@ def scan_kernel(
     head = tl.program_id(2).to(tl.int64)
     part, parts = tl.program_id(1), tl.num_programs(1)
     in_slab = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    row = first_row + in_slab
-    is_row = (row < num_rows) & (in_slab < slab_rows)
+    is_row = (in_slab < slab_rows) & (in_slab < num_rows - first_row)
+    row = first_row + in_slab.to(num_rows.dtype)  # which overflows behind the last row at most
+    dim = aligned(dim, ALIGNED)
     z_rows = z + head * aligned(z_head, ALIGNED)
     z_rows += row_offsets(row, z_inner, z_outer_stride, z_inner_stride, ALIGNED)
     columns = chunks * BLOCK_DIM
@@ -125,7 +166,7 @@ def scan_kernel(
     row_ptrs = packed_rows + (head * padded_rows + in_slab) * columns
     fits, row_rounding, norm = pack_errors(
         z_rows, z_stride, centre, scale, columns, dim, is_row, row_ptrs,
-        STORE_ROWS, packed.dtype.element_ty, CHECK_DIM,
+        STORE_ROWS, START_COLUMNS, packed.dtype.element_ty, CHECK_DIM,
     )  # fmt: skip
     if STORE_ROWS:
         tl.debug_barrier()  # the programs of other parts write the same
@@ -141,37 +182,46 @@ def scan_kernel(
             load_scaled(z_rows, z_stride, centre, scale, column, dim, is_row),
             packed.dtype.element_ty,
         )
+        row_tile = with_ones(row_tile, column, dim, START_COLUMNS)
 
     tiles = packed_codes // BLOCK_CODES
     first_tile = tiles // parts * part + tl.minimum(part, tiles % parts)
     last_tile = first_tile + tiles // parts + (part < tiles % parts).to(tl.int32)
     lanes = tl.arange(0, BLOCK_CODES)
     first = head * packed_codes + first_tile.to(tl.int64) * BLOCK_CODES
-    codes_ptrs = packed + first * columns + lanes[:, None] * columns + column[None, :]
-    bias_ptrs = bias + first + lanes
-    best = tl.full((BLOCK_ROWS, SLOTS), UNSEEN, tl.float32)
-    second = tl.full((BLOCK_ROWS, SLOTS), UNSEEN, tl.float32)
+    packed += first * columns
+    # A thread reads many elements of long rows: with 64 bits their addresses are one, and constants.
+    OFFSET: tl.constexpr = tl.int32 if BLOCK_DIM <= 64 else tl.int64
+    in_tile = lanes.to(OFFSET)[:, None] * columns + column.to(OFFSET)[None, :]
+    start += first
+    start_lanes = tl.arange(0, COPIES * BLOCK_CODES) % BLOCK_CODES
+    best = tl.full((BLOCK_ROWS, SLOTS), NO_KEY, tl.int32)
+    second = tl.full((BLOCK_ROWS, SLOTS), NO_KEY, tl.int32)
     for tile in tl.range(0, last_tile - first_tile, num_stages=NUM_STAGES):
-        score = tl.broadcast_to(tl.load(bias_ptrs)[None, :], (BLOCK_ROWS, BLOCK_CODES))
+        if START_COLUMNS == 0:
+            score = starts_of_tile(start + start_lanes, BLOCK_ROWS, BLOCK_CODES, COPIES)
+        else:
+            score = tl.zeros((BLOCK_ROWS, BLOCK_CODES), tl.float32)
         if ONE_CHUNK:
-            codes = tl.load(codes_ptrs)
+            codes = tl.load(packed + in_tile)
             score = tl.dot(row_tile, tl.trans(codes), score, input_precision=PRECISION)
         else:
             for chunk in tl.range(0, chunks, num_stages=NUM_STAGES):
                 piece = tl.load(row_ptrs[:, None] + (chunk * BLOCK_DIM + column)[None, :])
-                codes = tl.load(codes_ptrs + chunk * BLOCK_DIM)
+                codes = tl.load(packed + in_tile + chunk * BLOCK_DIM)
                 score = tl.dot(piece, tl.trans(codes), score, input_precision=PRECISION)
-        group = group_scores(score, tile, GROUP, SLOTS)
+        group = group_keys(score, tile, GROUP, SLOTS)
         second = tl.maximum(second, tl.minimum(best, group))
         best = tl.maximum(best, group)
-        codes_ptrs += BLOCK_CODES * columns
-        bias_ptrs += BLOCK_CODES
+        packed += BLOCK_CODES * columns
+        start += BLOCK_CODES
 
     top = tl.max(best, axis=1)
     slot = tl.argmax(best, axis=1)
-    others = tl.where(tl.arange(0, SLOTS)[None, :] == slot[:, None], UNSEEN, best)
+    others = tl.where(tl.arange(0, SLOTS)[None, :] == slot[:, None], NO_KEY, best)
     others = tl.max(tl.maximum(others, second), axis=1)
     entry = (head * parts + part) * slab_rows + in_slab
-    tl.store(scores + entry, top, is_row)
+    # Negative keys are not in order: of such groups it is known that none scores above 0.
+    tl.store(scores + entry, score_of(top, UNSEEN), is_row)
     tl.store(groups + entry, (first_tile + tile_of(top)) * SLOTS + slot, is_row)
-    tl.store(rest + entry, tl.where(fits, others, float("inf")), is_row)
+    tl.store(rest + entry, tl.where(fits, score_of(others, 0.0), float("inf")), is_row)

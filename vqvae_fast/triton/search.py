@@ -18,7 +18,9 @@ from torch import Tensor
 from vqvae_fast.reference import distance_dtype
 from vqvae_fast.triton.configurations import (
     SupportConfiguration,
+    columns_for_start,
     configuration,
+    copies_of_starts,
     multiprocessors,
     registers,
     support_configuration,
@@ -30,14 +32,13 @@ from vqvae_fast.triton.launch import Plan, Pointer, kept
 from vqvae_fast.triton.prepare import ROUNDING, prepare
 from vqvae_fast.triton.rescan import rescan_kernel
 from vqvae_fast.triton.rows import (
-    VECTOR,
     Books,
     Rows,
-    alignment,
     are_rows,
     books_at,
     head_stride,
     rows_at,
+    widest_alignment,
 )
 from vqvae_fast.triton.scan import TILES_PER_PART, scan_kernel
 from vqvae_fast.triton.settle import settle_kernel
@@ -189,7 +190,7 @@ class _Search(NamedTuple):
     def row_alignment(self) -> int:
         """The alignment of the rows that the search reads and writes."""
         dim = self.codebook.shape[2]
-        return alignment(VECTOR, dim, self.rows, self.z_head, self.target, self.q_head)
+        return widest_alignment(dim, self.rows, self.z_head, self.target, self.q_head)
 
     @property
     def alignment(self) -> int:
@@ -333,6 +334,7 @@ def _plan_filter(
     heads, _, dim = search.codebook.shape
     num_rows = search.rows.num_rows
     config = configuration(dim, search.packed_dtype)
+    start_columns = columns_for_start(config, dim, search.packed_dtype)
     packed = prepare(
         plan,
         search.codebook,
@@ -342,6 +344,7 @@ def _plan_filter(
         dtype=search.packed_dtype,
         block_codes=config.block_codes,
         block_dim=config.block_dim,
+        start_columns=start_columns,
         codes_at_once=support.prepare_codes,
     )
     columns = packed.columns
@@ -352,7 +355,7 @@ def _plan_filter(
     parts = max(1, min(programs // (row_blocks * heads), tiles // _LEAST_TILES))
     parts = max(parts, triton.cdiv(tiles, TILES_PER_PART.value))
     slab_rows = min(num_rows, max(_ENTRIES // (parts * heads), config.block_rows))
-    z_aligned = alignment(VECTOR, dim, search.rows, search.z_head)
+    z_aligned = widest_alignment(dim, search.rows, search.z_head)
     store_rows = z_aligned == 1 or columns > min(_LONGEST_DIRECT, config.block_dim)
     if store_rows:
         most = max(_PACKED_ELEMENTS // (columns * heads), config.block_rows)
@@ -375,7 +378,7 @@ def _plan_filter(
             *slab,
             dim,
             packed.codes,
-            packed.bias,
+            packed.start,
             packed.centre,
             packed.scale,
             packed.rows,
@@ -388,6 +391,8 @@ def _plan_filter(
             packed_rows,
             ALIGNED=z_aligned,
             STORE_ROWS=store_rows,
+            START_COLUMNS=start_columns,
+            COPIES=copies_of_starts(config),
             ONE_CHUNK=columns == config.block_dim,
             BLOCK_ROWS=config.block_rows,
             BLOCK_CODES=config.block_codes,
@@ -404,6 +409,7 @@ def _plan_filter(
             *search.result_arguments,
             packed.centre,
             packed.scale,
+            packed.base,
             packed.max_norm,
             packed.max_rounding,
             packed.has_outliers,
@@ -427,7 +433,7 @@ def _plan_filter(
             GROUP_CHUNK=support.group_chunk,
             **ROUNDING[search.packed_dtype],
             num_warps=4,
-            **registers(_SETTLE_REGISTERS if search.alignment > 1 else _EXACT_REGISTERS),
+            **registers(_SETTLE_REGISTERS if search.alignment == 16 else _EXACT_REGISTERS),
         )
     plan.launch(
         rescan_kernel,
@@ -435,7 +441,7 @@ def _plan_filter(
         *search.z_arguments,
         *search.result_arguments,
         packed.codes,
-        packed.bias,
+        packed.start,
         packed.centre,
         packed.scale,
         packed.rows,
@@ -449,6 +455,7 @@ def _plan_filter(
         listed.programs,
         ALIGNED=search.alignment,
         QUANTIZE=search.quantizes,
+        START_COLUMNS=start_columns,
         ONE_CHUNK=columns == config.block_dim,
         BLOCK_ROWS=support.rescan_rows,
         BLOCK_CODES=config.block_codes,
@@ -495,7 +502,7 @@ def _plan_exact(
 
 
 def _book_alignment(codebook: Books) -> int:
-    return alignment(VECTOR, codebook.shape[2], *codebook.strides[:2])
+    return widest_alignment(codebook.shape[2], *codebook.strides[:2])
 
 
 def _rows_of_books(

@@ -61,7 +61,7 @@ def settle_kernel(
     codebook, book_stride, code_stride, code_element, num_codes, dim,
     indices, distances,
     quantized, q_inner, q_outer_stride, q_inner_stride, q_stride, q_head,
-    centre, scale_of_book, max_norm, max_rounding, has_outliers, columns,
+    centre, scale_of_book, base_of_book, max_norm, max_rounding, has_outliers, columns,
     scores, groups, rest, rounding, row_norm, parts,
     listed, num_listed, bounds,
     ALIGNED: tl.constexpr,
@@ -134,6 +134,7 @@ def settle_kernel(
     )  # fmt: skip
     lowest = lowest_score(
         score, distance, scale,
+        tl.load(base_of_book + head),
         tl.load(max_norm + head).to(tl.float32, bitcast=True),
         tl.load(max_rounding + head).to(tl.float32, bitcast=True),
         tl.load(has_outliers + head),
