@@ -190,7 +190,8 @@ def scan_kernel(
     lanes = tl.arange(0, BLOCK_CODES)
     first = head * packed_codes + first_tile.to(tl.int64) * BLOCK_CODES
     packed += first * columns
-    # A thread reads many elements of long rows: with 64 bits their addresses are one, and constants.
+    # A thread reads many elements of long rows. With 64 bits, their addresses are one address and
+    # constants.
     OFFSET: tl.constexpr = tl.int32 if BLOCK_DIM <= 64 else tl.int64
     in_tile = lanes.to(OFFSET)[:, None] * columns + column.to(OFFSET)[None, :]
     start += first
