@@ -86,7 +86,7 @@ _FLOAT32 = {
     16: Configuration(64, 64, 16, 8, 4, 2),
     32: Configuration(64, 64, 32, 8, 4, 2),
 }
-_FLOAT32_PIECES = Configuration(64, 64, 16, 8, 4, 3)
+_FLOAT32_PIECES = Configuration(64, 32, 16, 8, 4, 3)
 
 # NVIDIA's GPUs with room for 48 warps an SM, not 64.
 FEWER_WARPS = (86, 87, 89)
@@ -156,16 +156,20 @@ def residual_configuration(dim: int) -> Configuration | None:
     return config and _fenced(_unspilled(config))
 
 
-# (architecture, D) for which Triton before 3.9 spills unless a tile has half as many codes.
-_SPILLS = ((80, 64), (120, 128))
+# (architecture, D) for which Triton spills unless a tile has half as many codes, and for which it did
+# before version 3.9.
+_SPILLS = ((100, 16),)
+_SPILLED = ((80, 64), (120, 128))
 
 
 def _unspilled(config: Configuration) -> Configuration:
-    if triton.knobs.runtime.interpret or at_least(triton.__version__, (3, 9)):
+    if triton.knobs.runtime.interpret:
         return config
     arch = triton.runtime.driver.active.get_current_target().arch
-    spills = (arch, config.block_dim) in _SPILLS
-    return config._replace(block_codes=config.block_codes // 2) if spills else config
+    spills = _SPILLS if at_least(triton.__version__, (3, 9)) else _SPILLS + _SPILLED
+    if (arch, config.block_dim) not in spills:
+        return config
+    return config._replace(block_codes=config.block_codes // 2)
 
 
 def _fenced(config: Configuration) -> Configuration:

@@ -56,8 +56,10 @@ _LISTED_PROGRAMS_PER_SM = 4
 _RESCAN_REGISTERS = 255
 _EXACT_REGISTERS = 168
 _SETTLE_REGISTERS = 80
-# All that a thread of one program a multiprocessor can have.
+# All that a thread of one program a multiprocessor can have. The scan without the matrix unit takes
+# them, too.
 _DIRECT_REGISTERS = 255
+_PLAIN_REGISTERS = 255
 # Rows up to this length that lie together are packed in registers; others in memory, of so many
 # elements at most, where the matrix unit's tiles are read without strides and masks.
 _LONGEST_DIRECT = 128
@@ -401,6 +403,7 @@ def _plan_filter(
             GROUP=config.group,
             NUM_STAGES=config.num_stages,
             num_warps=config.num_warps,
+            **(registers(_PLAIN_REGISTERS) if search.packed_dtype == torch.float32 else {}),
         )
         plan.launch(
             settle_kernel,
