@@ -156,8 +156,8 @@ def residual_configuration(dim: int) -> Configuration | None:
     return config and _fenced(_unspilled(config))
 
 
-# (architecture, D) for which Triton spills unless a tile has half as many codes, and for which it did
-# before version 3.9.
+# (architecture, D) for which Triton spills unless a tile has half as many codes; and the same of
+# versions before 3.9.
 _SPILLS = ((100, 16),)
 _SPILLED = ((80, 64), (120, 128))
 
