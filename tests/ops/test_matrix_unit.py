@@ -8,17 +8,21 @@ unit as they are written here.
 
 import pytest
 import torch
-from search_oracle import check, wrong_rows
+from search_oracle import check
 from test_residual import check_all
 from torch import Tensor
 
+from benchmarks.matrix_unit import UNITS, Unit, matrix_product
 from vqvae_fast import settings
 
 if not settings.current.triton_interprets:
     pytest.skip("needs a process of Triton's interpreter", allow_module_level=True)
 
+import triton
+import triton.language as tl
+
 from vqvae_fast.triton import search
-from vqvae_fast.triton.launch import forget_plans
+from vqvae_fast.triton.bound import lowest_score
 
 ROWS, CODES = 64, 300
 SMALLEST = 2.0**-24  # of float16's subnormal numbers
@@ -140,12 +144,42 @@ def test_every_residual_stage_finds_the_nearest_code(case, dim):
     check_all(z[: ROWS // 2], books)
 
 
+@triton.jit
+def bound_kernel(
+    scores, distances, row_norms, max_norm, dim, bounds,
+    ROWS: tl.constexpr, NORMAL: tl.constexpr, EPSILON: tl.constexpr, SUBNORMAL: tl.constexpr,
+    LARGEST: tl.constexpr,
+):  # fmt: skip
+    """The bounds of rows and codes that packing leaves alone, unscaled and without a base."""
+    row = tl.arange(0, ROWS)
+    norm = tl.load(max_norm)
+    bound = lowest_score(
+        tl.load(scores + row), tl.load(distances + row), norm * 0 + 1.0, norm * 0, norm, norm * 0,
+        dim * 0, norm * 0, tl.load(row_norms + row), dim,
+        0, EPSILON, SUBNORMAL, NORMAL, LARGEST,
+    )  # fmt: skip
+    tl.store(bounds + row, bound)
+
+
+def rows_below_their_bound(z: Tensor, code: Tensor, unit: Unit, **rounding: float) -> int:
+    """How many rows' packed score with their nearest code is lower than the bound that it gives."""
+    start = (-0.5 * code.square().sum()).expand(len(z), 1)
+    packed = matrix_product(z.half().numpy(), code.half()[:, None].numpy(), start.numpy(), unit)
+    wide, e = z.double(), code.double()
+    scores = (e * (wide - e / 2)).sum(1).float()
+    bounds = torch.empty(len(z))
+    bound_kernel[(1,)](
+        scores, (wide - e).square().sum(1), wide.norm(dim=1).float(), e.norm().float()[None],
+        z.shape[1], bounds, ROWS=len(z), **rounding,
+    )  # fmt: skip
+    return int((torch.from_numpy(packed)[:, 0] < bounds).sum())
+
+
 @pytest.mark.parametrize("dim", [16, 64])
-def test_the_data_finds_a_bound_that_forgets_the_subnormals(dim, monkeypatch):
-    """Rows come back wrong where the bound takes magnitudes for what the unit aligns to."""
-    monkeypatch.setattr(search, "forced_form", "filter")
+def test_a_bound_that_forgets_the_subnormals_is_too_high(matrix_unit, dim):
+    """Magnitudes are not what the unit aligns to."""
     z, codebook = subnormal_codes(dim)
-    assert not wrong_rows(search.nearest_code(z, codebook)[0], z, codebook)
-    monkeypatch.setitem(search.ROUNDING[torch.float16], "NORMAL", 0.0)
-    forget_plans()
-    assert wrong_rows(search.nearest_code(z, codebook)[0], z, codebook) > ROWS // 8
+    rounding = search.ROUNDING[torch.float16]
+    assert rows_below_their_bound(z, codebook[11], UNITS[matrix_unit], **rounding) == 0
+    forgetful = {**rounding, "NORMAL": 0.0}
+    assert rows_below_their_bound(z, codebook[11], UNITS[matrix_unit], **forgetful) > ROWS // 8

@@ -27,7 +27,7 @@ def test_programs_share_the_codes_of_few_rows(monkeypatch, rows, codes, heads):
     """Each copy of a code lies in another part: the first of all copies must win."""
     monkeypatch.setattr(search, "forced_form", "direct")
     monkeypatch.setattr(search, "multiprocessors", lambda device: 24)
-    z, codebook = torch.randn(heads, rows, 24), torch.randn(heads, codes, 24)
+    z, codebook = torch.randn(heads, rows, 23), torch.randn(heads, codes, 23)
     codebook[:, codes // 2 :] = codebook[:, : codes - codes // 2].clone()
     z[:, -1] = codebook[:, codes // 2 + 1]
     z[:, 1] = float("nan")

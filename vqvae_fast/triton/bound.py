@@ -9,6 +9,7 @@ from vqvae_fast.triton.scan import UNSEEN
 @triton.jit
 def lowest_score(
     score, distance, scale, base, max_norm, max_rounding, has_outliers, rounding, row_norm, dim,
+    START_COLUMNS: tl.constexpr,
     EPSILON: tl.constexpr, SUBNORMAL: tl.constexpr, NORMAL: tl.constexpr, LARGEST: tl.constexpr,
 ):  # fmt: skip
     """What the packed score of a code must reach to be as near as a measured one, float32 [R].
@@ -31,9 +32,10 @@ def lowest_score(
     # Among them is what a score starts at, base - |E|^2 / 2, or the pieces that it comes in.
     start = 1.001 * tl.maximum(base, 0.5 * radius * radius) + NORMAL
     aligned_to = (row_norm + NORMAL) * (radius + code_rounding + NORMAL) + start
-    # 2^-22 for the matrix unit's additions, and 2^-24 for those of `score`; last, what the pieces
-    # of a start leave out.
-    addition = (dims + 16) * 3.0e-7 * aligned_to + SUBNORMAL
+    # 2^-22 for the matrix unit's additions, and 2^-24 for those of `score`.
+    addition = (dims + 16) * 3.0e-7 * aligned_to
+    if START_COLUMNS > 0:
+        addition += SUBNORMAL  # the pieces of a start leave that much
     error = z_rounding * radius + row_norm * code_rounding + addition
     # The float64 distances' own roundings decide between equally near codes.
     lowest = base + score - 1.02 * error - (dims + 16) * 2.3e-16 * square - 1e-30

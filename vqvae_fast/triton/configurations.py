@@ -137,7 +137,7 @@ def copies_of_starts(config: Configuration) -> int:
     thread fetch all that it needs itself, in 32 copies of four bytes. As many elements as threads
     are loaded together, whatever the version.
     """
-    return max(1, 32 * config.num_warps // config.block_codes)
+    return min(max(1, 32 * config.num_warps // config.block_codes), config.block_rows)
 
 
 # A block of rows goes through all stages, so few blocks must do: 64 rows. The sizes are those at
@@ -159,7 +159,7 @@ def residual_configuration(dim: int) -> Configuration | None:
 # (architecture, D) for which Triton spills unless a tile has half as many codes; and the same of
 # versions before 3.9.
 _SPILLS = ((100, 16),)
-_SPILLED = ((80, 64), (120, 128))
+_SPILLED = ((80, 64), (86, 128), (89, 128), (120, 128))
 
 
 def _unspilled(config: Configuration) -> Configuration:

@@ -11,7 +11,13 @@ import triton.language as tl
 
 from vqvae_fast.triton.bound import lowest_score
 from vqvae_fast.triton.exact import load_elements
-from vqvae_fast.triton.prepare import NEVER_CHOSEN, centre_of, sampled_rows, scale_and_base
+from vqvae_fast.triton.prepare import (
+    NEVER_CHOSEN,
+    ROWS_BELOW,
+    centre_of,
+    sampled_rows,
+    scale_and_base,
+)
 from vqvae_fast.triton.rows import aligned, row_offsets
 from vqvae_fast.triton.scan import UNSEEN, round_rows
 from vqvae_fast.triton.sharing import share_result
@@ -118,8 +124,9 @@ def direct_kernel(
     middle = centre_of(book, code_stride, code_element, num_codes, column, dim)
     samples = row_offsets(sampled_rows(num_rows), z_inner, z_outer_stride, z_inner_stride, ALIGNED)
     scale, _base = scale_and_base(
-        book, code_stride, code_element, num_codes, first_row + samples, z_stride, dim, 1, BLOCK_DIM
-    )
+        book, code_stride, code_element, num_codes, first_row + samples, z_stride, dim, 1,
+        BLOCK_DIM, ROWS_BELOW,
+    )  # fmt: skip
 
     element = column.to(tl.int64)
     z_ptrs = z_rows[:, None] + (element * z_stride)[None, :]
@@ -188,7 +195,7 @@ def direct_kernel(
         nearest_score = (nearest_score * scale * scale).to(tl.float32)
         bound = lowest_score(
             nearest_score, nearest, scale, 0.0, max_norm, max_norm, has_outliers, rounding,
-            row_norm, dim, EPSILON, SUBNORMAL, NORMAL, LARGEST,
+            row_norm, dim, 0, EPSILON, SUBNORMAL, NORMAL, LARGEST,
         )  # fmt: skip
         lowest = tl.where(nearest_code != NO_CODE, bound, UNSEEN)
         taken = lane[None, :] == chosen[:, None]

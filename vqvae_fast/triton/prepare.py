@@ -42,8 +42,14 @@ ROUNDING = {
 _REGISTERS = 255
 # Below every score that two packed vectors can have, and far from float32's limit.
 NEVER_CHOSEN = tl.constexpr(-1e30)
-# The least base: below those of books of two codes, above the errors of a book of one.
+# The least base, where a code lies at the centre, and the largest, where no sampled code is finite.
 LEAST_BASE = tl.constexpr(2.0**-10)
+LARGEST_BASE = tl.constexpr(2.0**10)
+# The scale leaves most rows below 2^(1 + this): a row may be 16 times as large before float16 ends.
+ROWS_BELOW = tl.constexpr(11)
+# The same where a code's start must fit float16, too: no nearest code should have half its square
+# beyond 65504.
+ROWS_BELOW_WITH_START = tl.constexpr(5)
 # The largest number of float16; a start below its negative does not fit the first piece.
 LARGEST_PIECE = tl.constexpr(65504.0)
 
@@ -204,13 +210,6 @@ def ranked(values, rank, is_value):
 
 
 @triton.jit
-def median_of_9(values, which):
-    """The median of the first nine of the values [16], the largest of them if that is 0."""
-    median = ranked(values, 4, which < 9)
-    return tl.where(median > 0, median, tl.max(values, axis=0))
-
-
-@triton.jit
 def sampled_rows(num_rows):
     """16 evenly spaced rows."""
     return (num_rows - 1).to(tl.int64) * tl.arange(0, 16) // 15
@@ -219,11 +218,10 @@ def sampled_rows(num_rows):
 @triton.jit
 def scale_and_base(
     book, stride_code, stride_dim, num_codes, z_rows, z_stride, dim, chunks,
-    BLOCK_DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr, EXPONENT: tl.constexpr,
 ):  # fmt: skip
     """The power of two for a book and for rows like those at z_rows [16], and the book's base."""
-    # The spread of the book: the median over nine codes of the largest distance of an element to
-    # the centre, and of the mean one.
+    # The spreads of nine codes: the largest distance of an element to the centre, and the mean one.
     spread = tl.zeros((16,), tl.float32)
     mean_spread = tl.zeros((16,), tl.float32)
     which = tl.arange(0, 16)
@@ -242,15 +240,17 @@ def scale_and_base(
         reaches = tl.abs(reaches - middle[None, :])
         reaches = tl.where((reaches < float("inf")) & (d < dim)[None, :], reaches, 0.0)
         reach_of_rows = tl.maximum(reach_of_rows, tl.max(reaches, axis=1))
-    median, mean = median_of_9(spread, which), median_of_9(mean_spread, which)
+    median = ranked(spread, 4, which < 9)
+    median = tl.where(median > 0, median, tl.max(spread, axis=0))
     # So low that latents may be far larger than codes before float16 ends at 65504; and still lower
     # where they are as large as beside a large codebook that was just initialised.
     power = tl.where(median > 0, scale_of(median, -4), 1.0)
-    power = tl.minimum(power, scale_of(ranked(reach_of_rows, 11, which < 16), 11))
-    # A code's square norm is at most D times the product of the two, which cannot overflow. Where
-    # they are infinite, 1/8 is more than the scale leaves of either.
-    square = tl.minimum((median * power) * (mean * power), 1 / 64)
-    return power, tl.maximum(0.5 * dim * square, LEAST_BASE)
+    power = tl.minimum(power, scale_of(ranked(reach_of_rows, 11, which < 16), EXPONENT))
+    # The smallest of the nine: a code's square norm is at most D times the product of its spreads.
+    # The scores of unused codes, which may be far larger than all others, need not be positive.
+    square = dim * (spread * power) * (mean_spread * power)
+    square = tl.where((which < 9) & (square < LARGEST_BASE), square, LARGEST_BASE)
+    return power, tl.maximum(tl.min(square, axis=0), LEAST_BASE)
 
 
 @triton.jit(
@@ -307,8 +307,9 @@ def prepare_kernel(
         sampled_rows(num_rows), z_inner, z_outer_stride, z_inner_stride, Z_ALIGNED
     )
     power, base_of_book = scale_and_base(
-        book, stride_code, stride_dim, num_codes, z_rows, z_stride, dim, chunks, BLOCK_DIM
-    )
+        book, stride_code, stride_dim, num_codes, z_rows, z_stride, dim, chunks,
+        BLOCK_DIM, ROWS_BELOW if START_COLUMNS == 0 else ROWS_BELOW_WITH_START,
+    )  # fmt: skip
 
     code = tl.program_id(0).to(tl.int64) * BLOCK_CODES + tl.arange(0, BLOCK_CODES)
     columns = chunks * BLOCK_DIM

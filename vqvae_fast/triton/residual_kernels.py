@@ -170,7 +170,7 @@ def residual_kernel(
             )  # fmt: skip
             bound = lowest_score(
                 nearest_score, nearest, scale, lift, longest, worst, outliers, rounding, row_norm,
-                dim, EPSILON, SUBNORMAL, NORMAL, LARGEST,
+                dim, 0, EPSILON, SUBNORMAL, NORMAL, LARGEST,
             )  # fmt: skip
             lowest = tl.where(nearest_code != NO_CODE, bound, UNSEEN)
             taken = slots[None, :] == slot[:, None]

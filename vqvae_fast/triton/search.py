@@ -434,6 +434,7 @@ def _plan_filter(
             PARTS=support.parts,
             CHUNK=support.chunk,
             GROUP_CHUNK=support.group_chunk,
+            START_COLUMNS=start_columns,
             **ROUNDING[search.packed_dtype],
             num_warps=4,
             **registers(_SETTLE_REGISTERS if search.alignment == 16 else _EXACT_REGISTERS),

@@ -72,6 +72,7 @@ def settle_kernel(
     PARTS: tl.constexpr,
     CHUNK: tl.constexpr,
     GROUP_CHUNK: tl.constexpr,
+    START_COLUMNS: tl.constexpr,
     EPSILON: tl.constexpr,
     SUBNORMAL: tl.constexpr,
     NORMAL: tl.constexpr,
@@ -140,7 +141,7 @@ def settle_kernel(
         tl.load(has_outliers + head),
         tl.load(rounding + head * slab_rows + in_slab, is_row, other=0.0),
         tl.load(row_norm + head * slab_rows + in_slab, is_row, other=0.0),
-        dim, EPSILON, SUBNORMAL, NORMAL, LARGEST,
+        dim, START_COLUMNS, EPSILON, SUBNORMAL, NORMAL, LARGEST,
     )  # fmt: skip
     bounded = (nearest != NO_CODE) & (lowest > UNSEEN)
     settled = bounded & is_alone & (others < lowest)
