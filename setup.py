@@ -50,7 +50,7 @@ MACROS = [("VQVAE_FAST_X86", "1")] if IS_X86 else []
 
 def kernel_source(isa: str) -> str:
     """Source file of one instruction set's kernels."""
-    return f"csrc/cpu/search_{isa}.cpp"
+    return f"csrc/cpu/isa/{isa}.cpp"
 
 
 def build_macros() -> list[tuple[str, str]]:
@@ -157,7 +157,7 @@ def extension_arguments() -> dict:
                     output_dir=self.build_temp,
                     macros=MACROS,
                     extra_postargs=COMMON_FLAGS + ISA_FLAGS[isa],
-                    depends=glob("csrc/*.h") + glob("csrc/cpu/*.h"),
+                    depends=glob("csrc/**/*.h", recursive=True),
                 )
 
             jobs = int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))
@@ -165,14 +165,14 @@ def extension_arguments() -> dict:
                 for objects in pool.map(compile_one, ISA_FLAGS):
                     extension.extra_objects.extend(objects)
 
-    kernels = set(glob("csrc/cpu/search_*.cpp"))
-    sources = ["csrc/bindings.cpp", *sorted(set(glob("csrc/cpu/*.cpp")) - kernels)]
+    kernels = set(glob("csrc/cpu/isa/*.cpp"))
+    sources = set(glob("csrc/cpu/**/*.cpp", recursive=True)) - kernels
     cpu_extension = CppExtension(
         "vqvae_fast._C",
-        sources,
+        ["csrc/bindings.cpp", *sorted(sources)],
         define_macros=[*MACROS, *build_macros()],
         extra_compile_args=COMMON_FLAGS,
-        depends=[VERSION, *glob("csrc/*.h"), *glob("csrc/cpu/*")],
+        depends=[VERSION, *glob("csrc/*.h"), *glob("csrc/cpu/**/*.*", recursive=True)],
     )
     extensions = [cpu_extension, *([cuda_extension()] if wants_cuda() else [])]
     return {"ext_modules": extensions, "cmdclass": {"build_ext": BuildKernels}}

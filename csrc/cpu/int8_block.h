@@ -6,11 +6,11 @@
 #include <stdint.h>
 
 #include "../score_bound.h"
-#include "avx512_lanes.h"
 #include "contract.h"
 #include "exact.h"
 #include "int8_book.h"
 #include "int8_quantize.h"
+#include "isa/avx512_lanes.h"
 #include "raw_rows.h"
 
 namespace vqvae_fast {

@@ -1,5 +1,5 @@
 // A codebook in integers of 8 bits, and of 16 in a few directions, for the filter of
-// search_avx512vnni.cpp.
+// isa/avx512vnni.cpp.
 #pragma once
 
 #include <stdint.h>

@@ -1,4 +1,4 @@
-// The fused search, once for all instruction sets: each search_*.cpp supplies a Simd type (vector,
+// The fused search, once for all instruction sets: each file of isa/ supplies a Simd type (vector,
 // width, tile shape) and instantiates it. Unnamed namespaces and no standard library, here and in
 // what is included: nothing compiled here may be shared with code built for a lesser machine.
 #pragma once

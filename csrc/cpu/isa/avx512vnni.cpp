@@ -2,14 +2,14 @@
 // and the operands. docs/performance.md tells what limits it.
 #include <immintrin.h>
 
+#include "../best.h"
+#include "../contract.h"
+#include "../exact.h"
+#include "../int8_block.h"
+#include "../int8_book.h"
+#include "../int8_pack.h"
+#include "../wide_directions.h"
 #include "avx512_lanes.h"
-#include "best.h"
-#include "contract.h"
-#include "exact.h"
-#include "int8_block.h"
-#include "int8_book.h"
-#include "int8_pack.h"
-#include "wide_directions.h"
 
 namespace vqvae_fast {
 namespace {

@@ -1,8 +1,8 @@
 // AVX-512: 32 registers hold 8 rows x 3 vectors of codes (24 accumulators) and the operands.
 #include <immintrin.h>
 
+#include "../search_kernel.h"
 #include "avx512_lanes.h"
-#include "search_kernel.h"
 
 namespace vqvae_fast {
 namespace {

@@ -3,7 +3,7 @@
 
 #include <immintrin.h>
 
-#include "../rows.h"
+#include "../../rows.h"
 
 namespace vqvae_fast {
 namespace {
