@@ -9,7 +9,7 @@
 #include <stdint.h>
 
 #include "../rows.h"
-#include "int8_book.h"
+#include "int8_filter/book.h"
 #include "listed_codes.h"
 
 // Loops over a tile must be unrolled before the compiler decides what lives in registers: left to

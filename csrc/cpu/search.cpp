@@ -9,8 +9,8 @@
 #include "aligned_buffer.h"
 #include "dispatch.h"
 #include "distinct.h"
-#include "filter.h"
 #include "gather.h"
+#include "int8_filter/filter.h"
 #include "owned_book.h"
 
 namespace vqvae_fast {

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "../../csrc/cpu/dispatch.h"
-#include "../../csrc/cpu/filter.h"
+#include "../../csrc/cpu/int8_filter/filter.h"
 #include "../../csrc/cpu/search.h"
 #include "../../csrc/elements.h"
 

@@ -5,10 +5,10 @@
 #include "../best.h"
 #include "../contract.h"
 #include "../exact.h"
-#include "../int8_block.h"
-#include "../int8_book.h"
-#include "../int8_pack.h"
-#include "../wide_directions.h"
+#include "../int8_filter/block.h"
+#include "../int8_filter/book.h"
+#include "../int8_filter/pack.h"
+#include "../int8_filter/wide_directions.h"
 #include "avx512_lanes.h"
 
 namespace vqvae_fast {

@@ -5,11 +5,11 @@
 #include <math.h>
 #include <stdint.h>
 
-#include "../elements.h"
-#include "../score_bound.h"
-#include "contract.h"
-#include "int8_book.h"
-#include "int8_quantize.h"
+#include "../../elements.h"
+#include "../../score_bound.h"
+#include "../contract.h"
+#include "book.h"
+#include "quantize.h"
 
 namespace vqvae_fast {
 namespace {

@@ -5,8 +5,8 @@
 #include <type_traits>
 #include <vector>
 
-#include "int8_book.h"
-#include "parallel.h"
+#include "../parallel.h"
+#include "book.h"
 
 namespace vqvae_fast {
 

@@ -4,8 +4,8 @@
 
 #include <stdint.h>
 
-#include "../rows.h"
-#include "listed_codes.h"
+#include "../../rows.h"
+#include "../listed_codes.h"
 
 namespace vqvae_fast {
 

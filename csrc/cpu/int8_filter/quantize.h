@@ -7,10 +7,10 @@
 #include <math.h>
 #include <stdint.h>
 
-#include "../elements.h"
-#include "../score_bound.h"
-#include "contract.h"
-#include "int8_book.h"
+#include "../../elements.h"
+#include "../../score_bound.h"
+#include "../contract.h"
+#include "book.h"
 
 namespace vqvae_fast {
 namespace {

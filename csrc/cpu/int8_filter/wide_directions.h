@@ -9,10 +9,10 @@
 #include <math.h>
 #include <stdint.h>
 
-#include "../rows.h"
-#include "contract.h"
-#include "int8_book.h"
-#include "int8_quantize.h"
+#include "../../rows.h"
+#include "../contract.h"
+#include "book.h"
+#include "quantize.h"
 
 namespace vqvae_fast {
 namespace {

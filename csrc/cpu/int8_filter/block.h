@@ -5,13 +5,13 @@
 #include <math.h>
 #include <stdint.h>
 
-#include "../score_bound.h"
-#include "contract.h"
-#include "exact.h"
-#include "int8_book.h"
-#include "int8_quantize.h"
-#include "isa/avx512_lanes.h"
-#include "raw_rows.h"
+#include "../../score_bound.h"
+#include "../contract.h"
+#include "../exact.h"
+#include "../isa/avx512_lanes.h"
+#include "../raw_rows.h"
+#include "book.h"
+#include "quantize.h"
 
 namespace vqvae_fast {
 namespace {

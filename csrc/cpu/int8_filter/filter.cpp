@@ -4,11 +4,11 @@
 #include <cmath>
 #include <numeric>
 
-#include "../elements.h"
-#include "aligned_buffer.h"
-#include "contract.h"
-#include "gather.h"
-#include "owned_book.h"
+#include "../../elements.h"
+#include "../aligned_buffer.h"
+#include "../contract.h"
+#include "../gather.h"
+#include "../owned_book.h"
 
 namespace vqvae_fast {
 namespace {
