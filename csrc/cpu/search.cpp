@@ -9,9 +9,9 @@
 #include "aligned_buffer.h"
 #include "dispatch.h"
 #include "distinct.h"
+#include "float_search/owned_book.h"
 #include "gather.h"
 #include "int8_filter/filter.h"
-#include "owned_book.h"
 
 namespace vqvae_fast {
 namespace {

@@ -7,8 +7,8 @@
 #include "../../elements.h"
 #include "../aligned_buffer.h"
 #include "../contract.h"
+#include "../float_search/owned_book.h"
 #include "../gather.h"
-#include "../owned_book.h"
 
 namespace vqvae_fast {
 namespace {

@@ -1,7 +1,7 @@
 // AVX2 and FMA: 16 registers hold 4 rows x 3 vectors of codes (12 accumulators) and the operands.
 #include <immintrin.h>
 
-#include "../search_kernel.h"
+#include "../float_search/search_kernel.h"
 
 namespace vqvae_fast {
 namespace {

@@ -1,7 +1,7 @@
 // AVX-512: 32 registers hold 8 rows x 3 vectors of codes (24 accumulators) and the operands.
 #include <immintrin.h>
 
-#include "../search_kernel.h"
+#include "../float_search/search_kernel.h"
 #include "avx512_lanes.h"
 
 namespace vqvae_fast {

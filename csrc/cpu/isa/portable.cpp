@@ -1,5 +1,5 @@
 // Any compiler, any machine: fixed-size loops that compilers turn into whatever vectors there are.
-#include "../search_kernel.h"
+#include "../float_search/search_kernel.h"
 
 namespace vqvae_fast {
 namespace {

@@ -7,13 +7,13 @@
 
 #include <type_traits>
 
+#include "../contract.h"
+#include "../residual_gradient.h"
+#include "../sum_rows.h"
 #include "block.h"
-#include "contract.h"
 #include "few_rows.h"
 #include "pack.h"
-#include "residual_gradient.h"
 #include "resolve.h"
-#include "sum_rows.h"
 #include "tile.h"
 
 namespace vqvae_fast {

@@ -4,10 +4,10 @@
 #include <math.h>
 #include <stdint.h>
 
-#include "../elements.h"
-#include "contract.h"
-#include "exact.h"
-#include "raw_rows.h"
+#include "../../elements.h"
+#include "../contract.h"
+#include "../exact.h"
+#include "../raw_rows.h"
 
 namespace vqvae_fast {
 namespace {

@@ -8,10 +8,10 @@
 #include <limits>
 #include <vector>
 
-#include "../elements.h"
-#include "aligned_buffer.h"
-#include "contract.h"
-#include "parallel.h"
+#include "../../elements.h"
+#include "../aligned_buffer.h"
+#include "../contract.h"
+#include "../parallel.h"
 
 namespace vqvae_fast {
 

@@ -3,11 +3,11 @@
 
 #include <stdint.h>
 
-#include "../elements.h"
-#include "best.h"
+#include "../../elements.h"
+#include "../best.h"
+#include "../contract.h"
+#include "../exact.h"
 #include "block.h"
-#include "contract.h"
-#include "exact.h"
 #include "tile.h"
 
 namespace vqvae_fast {

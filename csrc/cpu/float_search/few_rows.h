@@ -4,12 +4,12 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "../elements.h"
-#include "../score_bound.h"
-#include "best.h"
-#include "contract.h"
-#include "exact.h"
-#include "raw_rows.h"
+#include "../../elements.h"
+#include "../../score_bound.h"
+#include "../best.h"
+#include "../contract.h"
+#include "../exact.h"
+#include "../raw_rows.h"
 
 namespace vqvae_fast {
 namespace {
