@@ -9,10 +9,10 @@
 
 #include "build_stamp.h"
 #include "cpu/dispatch.h"
-#include "cpu/moving_average.h"
-#include "cpu/residual_backward.h"
 #include "cpu/search.h"
-#include "cpu/segment_sum.h"
+#include "cpu/sums/moving_average.h"
+#include "cpu/sums/residual_backward.h"
+#include "cpu/sums/segment_sum.h"
 #include "torch_rows.h"
 
 namespace vqvae_fast {

@@ -8,8 +8,8 @@
 #include <type_traits>
 
 #include "../contract.h"
-#include "../residual_gradient.h"
-#include "../sum_rows.h"
+#include "../sums/residual_gradient.h"
+#include "../sums/sum_rows.h"
 #include "block.h"
 #include "few_rows.h"
 #include "pack.h"

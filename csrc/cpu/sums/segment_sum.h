@@ -1,8 +1,8 @@
 // Deterministic segment sums: every row is added to its segment in row order, in float64.
 #pragma once
 
-#include "contract.h"
-#include "parallel.h"
+#include "../contract.h"
+#include "../parallel.h"
 
 namespace vqvae_fast {
 

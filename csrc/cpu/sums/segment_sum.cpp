@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "../elements.h"
+#include "../../elements.h"
 #include "segments.h"
 
 namespace vqvae_fast {

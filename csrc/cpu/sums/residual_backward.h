@@ -1,8 +1,8 @@
 // The backward pass of residual quantization.
 #pragma once
 
-#include "contract.h"
-#include "parallel.h"
+#include "../contract.h"
+#include "../parallel.h"
 
 namespace vqvae_fast {
 

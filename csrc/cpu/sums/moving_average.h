@@ -1,8 +1,8 @@
 // A codebook that is the moving average of the vectors that choose its codes, moved on by a batch.
 #pragma once
 
-#include "contract.h"
-#include "parallel.h"
+#include "../contract.h"
+#include "../parallel.h"
 
 namespace vqvae_fast {
 

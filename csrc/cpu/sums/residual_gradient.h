@@ -4,10 +4,10 @@
 #include <math.h>
 #include <stdint.h>
 
-#include "../elements.h"
-#include "../score_bound.h"
-#include "contract.h"
-#include "exact.h"
+#include "../../elements.h"
+#include "../../score_bound.h"
+#include "../contract.h"
+#include "../exact.h"
 
 namespace vqvae_fast {
 namespace {

@@ -4,9 +4,9 @@
 
 #include <stdint.h>
 
-#include "../elements.h"
-#include "contract.h"
-#include "exact.h"
+#include "../../elements.h"
+#include "../contract.h"
+#include "../exact.h"
 
 namespace vqvae_fast {
 namespace {

@@ -6,9 +6,9 @@
 #include <utility>
 #include <vector>
 
-#include "contract.h"
-#include "dispatch.h"
-#include "parallel.h"
+#include "../contract.h"
+#include "../dispatch.h"
+#include "../parallel.h"
 
 namespace vqvae_fast {
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "dispatch.h"
+#include "../dispatch.h"
 
 namespace vqvae_fast {
 
