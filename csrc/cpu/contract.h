@@ -9,8 +9,8 @@
 #include <stdint.h>
 
 #include "../rows.h"
+#include "codes/listed_codes.h"
 #include "int8_filter/book.h"
-#include "listed_codes.h"
 
 // Loops over a tile must be unrolled before the compiler decides what lives in registers: left to
 // itself, GCC unrolls them too late and sends every accumulator through the stack.

@@ -7,10 +7,10 @@
 #include "../elements.h"
 #include "../score_bound.h"
 #include "aligned_buffer.h"
+#include "codes/distinct.h"
+#include "codes/gather.h"
 #include "dispatch.h"
-#include "distinct.h"
 #include "float_search/owned_book.h"
-#include "gather.h"
 #include "int8_filter/filter.h"
 
 namespace vqvae_fast {

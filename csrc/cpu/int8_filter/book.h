@@ -5,7 +5,7 @@
 #include <stdint.h>
 
 #include "../../rows.h"
-#include "../listed_codes.h"
+#include "../codes/listed_codes.h"
 
 namespace vqvae_fast {
 

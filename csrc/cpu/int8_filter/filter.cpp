@@ -6,9 +6,9 @@
 
 #include "../../elements.h"
 #include "../aligned_buffer.h"
+#include "../codes/gather.h"
 #include "../contract.h"
 #include "../float_search/owned_book.h"
-#include "../gather.h"
 
 namespace vqvae_fast {
 namespace {

@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "../rows.h"
+#include "../../rows.h"
 
 namespace vqvae_fast {
 

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "../elements.h"
+#include "../../elements.h"
 
 namespace vqvae_fast {
 namespace {

@@ -5,8 +5,8 @@
 
 #include <vector>
 
-#include "../rows.h"
-#include "parallel.h"
+#include "../../rows.h"
+#include "../parallel.h"
 
 namespace vqvae_fast {
 

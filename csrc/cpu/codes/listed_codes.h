@@ -3,7 +3,7 @@
 
 #include <stdint.h>
 
-#include "../rows.h"
+#include "../../rows.h"
 
 namespace vqvae_fast {
 
