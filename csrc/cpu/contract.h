@@ -24,6 +24,14 @@
 #define VQVAE_FAST_ALONE
 #endif
 
+// A function that asks the processor what it has. It runs on machines that lack the instruction set
+// of its file, so it is compiled for the least of them, whatever the flags of the file are.
+#if defined(__GNUC__) && defined(__x86_64__)
+#define VQVAE_FAST_PROBE __attribute__((noinline, target("no-sse3")))
+#else
+#define VQVAE_FAST_PROBE
+#endif
+
 namespace vqvae_fast {
 
 // The codebook as the kernels read it: panels of `width` codes, [panel][D][width], shifted to
@@ -99,9 +107,8 @@ struct Engine {
                             const int64_t* indices, In* residual, double* sum);
 };
 
-struct InstructionSet {
-  const char* name;
-  const Int8Filters* filters;  // null where there are none
+// The functions of all input types in one instruction set.
+struct Engines {
   Engine<float> f32;
   Engine<double> f64;
   Engine<BFloat16> bf16;
@@ -113,11 +120,19 @@ struct InstructionSet {
   const Engine<Half>& engine(const Half*) const { return f16; }
 };
 
-#ifdef VQVAE_FAST_X86
-extern const InstructionSet kAvx512Vnni;
-extern const InstructionSet kAvx512;
-extern const InstructionSet kAvx2;
-#endif
-extern const InstructionSet kPortable;
+// What a file of isa/ defines, under its own name in the namespace isa. It must be a constant:
+// its file is compiled for machines that may not be there, so no code of it may run at load.
+struct InstructionSet {
+  const char* name;        // the file's
+  int priority;            // of those that the machine has, the one with the highest serves
+  bool (*machine_has)();   // a VQVAE_FAST_PROBE
+  const Engines* engines;  // its own, or those of another file
+  const Int8Filters* filters = nullptr;  // null where there are none
+
+  template <class In>
+  const Engine<In>& engine() const {
+    return engines->engine(static_cast<const In*>(nullptr));
+  }
+};
 
 }  // namespace vqvae_fast

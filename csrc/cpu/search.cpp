@@ -198,9 +198,10 @@ bool search_filtered(const InstructionSet& set, const Rows<const In>& z,
                      const ListedCodes<In>& codes, const Answers<In>& out, const ThreadPool& pool,
                      std::vector<int64_t>& left) {
   if constexpr (has_filter<In>) {
-    return set.filters != nullptr && filter_serves(z, codes, pool) &&
-           filter_rows(*set.filters->filter(static_cast<const In*>(nullptr)), z, codes, out.indices,
-                       out.distances, out.quantized, pool, left);
+    if (set.filters == nullptr) return false;
+    const Int8Filter<In>& filter = *set.filters->filter(static_cast<const In*>(nullptr));
+    return filter_serves(filter, z, codes, pool) &&
+           filter_rows(filter, z, codes, out.indices, out.distances, out.quantized, pool, left);
   } else {
     return false;
   }
@@ -251,7 +252,7 @@ void search_codebook(const Rows<const In>& z, const Codes<In>& codes, int64_t* i
   const ThreadPool workers{work < kSearchWork ? 1 : pool.num_threads, pool.run};
   // One instruction set for the whole call, whatever another thread selects meanwhile.
   const InstructionSet& set = instruction_set();
-  const Engine<In>& engine = set.engine(static_cast<const In*>(nullptr));
+  const Engine<In>& engine = set.engine<In>();
   const Answers<In> out{indices, distances, quantized};
   if (few_rows_serve(z, codes) && search_few_rows(engine, z, codes, out, workers)) return;
 

@@ -145,14 +145,9 @@ constexpr Engine<In> make_engine() {
 }
 
 template <class Simd32, class Simd64>
-constexpr InstructionSet make_instruction_set(const char* name,
-                                              const Int8Filters* filters = nullptr) {
-  return {name,
-          filters,
-          make_engine<Simd32, float>(),
-          make_engine<Simd64, double>(),
-          make_engine<Simd32, BFloat16>(),
-          make_engine<Simd32, Half>()};
+constexpr Engines make_engines() {
+  return {make_engine<Simd32, float>(), make_engine<Simd64, double>(),
+          make_engine<Simd32, BFloat16>(), make_engine<Simd32, Half>()};
 }
 
 }  // namespace

@@ -1,42 +1,33 @@
-// A block of rows on its way through the int8 filter: reading, quantizing, and what bounds it.
+// A block of rows on its way through the int8 filter: its memory, and how it is quantized.
 #pragma once
 
-#include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
 
 #include "../../score_bound.h"
 #include "../contract.h"
-#include "../exact.h"
-#include "../isa/avx512_lanes.h"
 #include "../raw_rows.h"
 #include "book.h"
+#include "centred.h"
 #include "quantize.h"
 
 namespace vqvae_fast {
 namespace {
 
-constexpr int64_t kInt8BlockRows = 4 * kInt8TileRows;
 constexpr int64_t kInt8PassGroups = 64;  // groups between two measurements
-constexpr int64_t kInt8Lanes = 16;
-constexpr int64_t kInt8LaneCodes = kInt8GroupCodes / kInt8Lanes;
 
-// Scores are integers of 32 bits. Those of usable codes stay above kNoScore, whatever the row;
-// those of padding and of codes that are not finite start at kUnusable and stay below it.
-constexpr int32_t kNoScore = -1250 * 1000 * 1000;
-constexpr int32_t kUnusable = -1610 * 1000 * 1000;
-// In units of a score: of a code's half norm, and of a row's and a code's norms.
-constexpr double kMaxHalfNorm = 1 << 29, kMaxProduct = 1 << 28;
-
-enum class Int8Row : int32_t { kOpen, kGivenUp };
+template <class Kernel>
+constexpr int64_t kInt8BlockRows = 4 * Kernel::kTileRows;
 
 // The codes of a group that share a lane, to be measured against a row of the block.
 struct Int8Candidate {
   int32_t row;
-  int32_t place;  // group in the pass * 16 + lane
+  int32_t place;  // group in the pass * lanes + lane
 
+  template <class Kernel>
   int64_t first_code(int64_t first_group) const {
-    return (first_group + place / kInt8Lanes) * kInt8GroupCodes + place % kInt8Lanes;
+    constexpr int64_t kLanes = Kernel::Simd::kWidth;
+    return (first_group + place / kLanes) * Kernel::kGroupCodes + place % kLanes;
   }
 };
 
@@ -47,45 +38,56 @@ inline int64_t most_listed(int64_t dim, int64_t groups) {
 }
 
 // The memory of one thread, in one piece.
+template <class Kernel>
 struct Int8Block {
+  using Simd = typename Kernel::Simd;
+  using Mask = typename Simd::Mask;
+  static constexpr int64_t kRows = kInt8BlockRows<Kernel>;
+  static constexpr int64_t kLanes = Simd::kWidth;
+  static constexpr int64_t kLaneCodes = Kernel::kGroupCodes / kLanes;
+  static_assert(kRows <= kMaxRows && Kernel::kGroupCodes % kLanes == 0);
+
   float* copies;       // [rows][D]: the rows, where they cannot be read in place
   const float** raw;   // [rows]: the rows as they are
-  float* centred;      // a tile abreast, on its way to integers
-  int32_t* rows;       // [tiles][words][14]: quantized, as the codes are
+  float* centred;      // [vectors of a tile][padded D][lanes]: on their way to integers
+  int32_t* tiles;      // [tiles][words][kTileRows]: quantized rows, as the kernel lays them out
   float* ratio;        // [tiles]: units of a score in 1
   Int8Sizes* sizes;    // [rows]
-  int32_t* bias;       // [rows]: what adding 128 to the codes adds to a row's scores
-  Int8Row* kind;       // [rows]
-  int32_t* best;       // [groups of a pass][rows][lanes]: the best score of a lane's four codes
+  int32_t* bias;       // [rows]: what the offset of the codes' integers adds to a row's scores
+  bool* unsettled;     // [rows]: left to the float search
+  int32_t* best;       // [groups of a pass][rows][lanes]: the best score of the codes of a lane
   int32_t* top;        // [rows]: the best of a pass
-  int32_t* top_place;  // [rows]: its group in the pass and its lane, as group * 16 + lane
+  int32_t* top_place;  // [rows]: its group in the pass and its lane, as group * lanes + lane
   int32_t* bound;      // [rows]: the score below which a code cannot be the nearest
-  uint16_t* lanes;     // [rows][groups of a pass]: the lanes that reach it, as bits
+  Mask* reaching;      // [rows][groups of a pass]: the lanes that reach it
   Int8Candidate* listed;
-  double* measured;  // [listed][4]: their distances
+  double* measured;  // [listed][codes of a lane]: their distances
 
   template <class In>
   Int8Block(const Int8Book<In>& book, void* scratch) {
     const int64_t dim = book.codes.dim;
     const int64_t groups = smaller(book.num_groups, kInt8PassGroups);
     at_ = begin_ = reinterpret_cast<uintptr_t>(scratch);
-    copies = take<float>(kInt8BlockRows * dim);
-    raw = take<const float*>(kInt8BlockRows);
-    centred = take<float>(padded_dim(dim) * kAbreast);
-    rows = take<int32_t>(kInt8BlockRows * book.words());
-    ratio = take<float>(kInt8BlockRows / kInt8TileRows);
-    sizes = take<Int8Sizes>(kInt8BlockRows);
-    bias = take<int32_t>(kInt8BlockRows);
-    kind = take<Int8Row>(kInt8BlockRows);
-    best = take<int32_t>(groups * kInt8BlockRows * kInt8Lanes);
-    top = take<int32_t>(kInt8BlockRows);
-    top_place = take<int32_t>(kInt8BlockRows);
-    bound = take<int32_t>(kInt8BlockRows);
-    lanes = take<uint16_t>(kInt8BlockRows * kInt8PassGroups);
-    const int64_t most = kInt8BlockRows * (most_listed(dim, groups) + 1);
+    copies = take<float>(kRows * dim);
+    raw = take<const float*>(kRows);
+    centred = take<float>(kVectors * padded_dim(dim) * kLanes);
+    tiles = take<int32_t>(kRows * book.words());
+    ratio = take<float>(kRows / Kernel::kTileRows);
+    sizes = take<Int8Sizes>(kRows);
+    bias = take<int32_t>(kRows);
+    unsettled = take<bool>(kRows);
+    best = take<int32_t>(groups * kRows * kLanes);
+    top = take<int32_t>(kRows);
+    top_place = take<int32_t>(kRows);
+    bound = take<int32_t>(kRows);
+    reaching = take<Mask>(kRows * kInt8PassGroups);
+    const int64_t most = kRows * (most_listed(dim, groups) + 1);
     listed = take<Int8Candidate>(most + 1);  // the last is written before it is known to count
-    measured = take<double>(most * kInt8LaneCodes);
+    measured = take<double>(most * kLaneCodes);
   }
+
+  // Vectors of lanes that hold the rows of a tile.
+  static constexpr int64_t kVectors = (Kernel::kTileRows + kLanes - 1) / kLanes;
 
   int64_t bytes() const { return int64_t(at_ - begin_); }
 
@@ -100,94 +102,72 @@ struct Int8Block {
   uintptr_t begin_;
 };
 
-// Quantizes rows [begin, end) of the block, a tile. They share a unit, because they share the
-// codes' starting values.
+// The unit that the integers of a tile need, for rows of at most that norm. Scores must not leave
+// the integers of 32 bits: rows much shorter or longer than the codes get a larger unit.
 template <class In>
-inline void quantize_tile(const Int8Block& block, const Int8Book<In>& book, int64_t begin,
-                          int64_t end) {
-  static_assert(kInt8TileRows <= kAbreast, "a tile is quantized abreast");
-  const int64_t dim = book.codes.dim;
-  const float* vectors[kAbreast];
-  for (int64_t i = 0; i < kAbreast; ++i) vectors[i] = block.raw[smaller(begin + i, end - 1)];
-  const Centred centred = subtract_centre(vectors, 1, book.centre, dim, block.centred);
-  reflect(book.reflections, book.num_wide, dim, block.centred);
-  const __mmask16 open = centred.in_range & first_lanes(end - begin);
-  double squares[kAbreast], norms[kAbreast], largest_norm = 0;
-  _mm512_storeu_pd(squares, centred.low_squares);
-  _mm512_storeu_pd(squares + 8, centred.high_squares);
-  for (int64_t i = 0; i < end - begin; ++i) {
-    const bool is_open = open >> i & 1;
-    block.kind[begin + i] = is_open ? Int8Row::kOpen : Int8Row::kGivenUp;
-    norms[i] = sqrt(squares[i]);
-    if (is_open) largest_norm = larger(largest_norm, norms[i]);
-  }
-  double unit = extent_of(block.centred, book.num_wide, dim, open).unit();
-  // Scores must not leave the integers: rows much shorter or longer than the codes get a larger
-  // unit.
+inline double unit_of(const Int8Book<In>& book, const Int8Extent& extent, double largest_norm) {
   const double most = book.largest.norm / double(book.unit);
-  unit = larger(unit, larger(0.5 * book.largest.norm * most / kMaxHalfNorm,
-                             largest_norm * most / kMaxProduct));
+  return larger(extent.unit(), larger(0.5 * book.largest.norm * most / kMaxHalfNorm,
+                                      largest_norm * most / kMaxProduct));
+}
+
+// Quantizes rows [begin, end) of the block, a tile. They share a unit, because they share the
+// codes' half norms as integers.
+template <class Kernel, class In>
+inline void quantize_tile(const Int8Block<Kernel>& block, const Int8Book<In>& book, int64_t begin,
+                          int64_t end) {
+  using Block = Int8Block<Kernel>;
+  using Simd = typename Kernel::Simd;
+  using Ints = typename Simd::Ints;
+  constexpr int64_t kWidth = Simd::kWidth;
+  const int64_t dim = book.codes.dim, stride = padded_dim(dim) * kWidth;
+  typename Simd::Mask settles[Block::kVectors];
+  double norms[Block::kVectors * kWidth], largest_norm = 0;
+  Int8Extent extent{0, 0};
+  for (int64_t v = 0; v < Block::kVectors; ++v) {
+    const float* vectors[kWidth];
+    const int64_t first = begin + v * kWidth;
+    for (int64_t l = 0; l < kWidth; ++l) vectors[l] = block.raw[smaller(first + l, end - 1)];
+    float* x = block.centred + v * stride;
+    const Centred<Simd> centred = subtract_centre<Simd>(vectors, 1, book.centre, dim, x);
+    reflect<Simd>(book.reflections, book.num_wide, dim, x);
+    settles[v] = centred.in_range & first_lanes<Simd>(end - first);
+    extent.raise_to(extent_of<Simd>(x, book.num_wide, dim, settles[v]));
+    centred.squares.store(norms + v * kWidth);
+    for (int64_t l = 0; l < smaller(kWidth, end - first); ++l) {
+      double& norm = norms[v * kWidth + l];
+      norm = sqrt(norm);
+      block.unsettled[first + l] = !(settles[v] >> l & 1);
+      if (settles[v] >> l & 1) largest_norm = larger(largest_norm, norm);
+    }
+  }
+  const double unit = unit_of(book, extent, largest_norm);
   const float per_unit = float(1 / unit), rounded = 1 / per_unit;
-  block.ratio[begin / kInt8TileRows] = float(1 / (double(rounded) * book.unit));
-  const Words words{block.rows + begin * book.words(), kInt8TileRows, first_lanes(kInt8TileRows),
-                    open};
-  const Quantized quantized =
-      quantize(block.centred, book.num_wide, dim, rounded, per_unit, 0, words);
-  const Squares all(quantized.wide, quantized.narrow);
-  for (int64_t i = 0; i < end - begin; ++i) {
-    block.sizes[begin + i] = sizes_of(all, i, norms[i], book.num_wide, dim);
+  block.ratio[begin / Kernel::kTileRows] = float(1 / (double(rounded) * book.unit));
+  int32_t* tile = block.tiles + begin * book.words();
+  for (int64_t v = 0; v < Block::kVectors; ++v) {
+    const int64_t first = v * kWidth;
+    const auto quantized = quantize<Simd, 0>(
+        block.centred + v * stride, book.num_wide, dim, rounded, per_unit, settles[v],
+        [&](int64_t w, Ints word) { Kernel::pack_rows(tile, book.words(), w, first, word); });
+    const Squares<Simd> squares(quantized.wide, quantized.narrow);
+    int32_t sums[kWidth];
+    Simd::store_ints(sums, quantized.narrow_sum);
+    for (int64_t l = 0; l < smaller(kWidth, end - begin - first); ++l) {
+      const int64_t r = begin + first + l;
+      block.sizes[r] = squares.sizes(l, norms[first + l], book.num_wide, dim);
+      block.bias[r] = block.unsettled[r] ? 0 : Kernel::kCodeOffset * sums[l];
+    }
   }
-  const __m512i bias = _mm512_slli_epi32(quantized.narrow_sum, 7);  // times 128
-  _mm512_mask_storeu_epi32(block.bias + begin, words.vectors, _mm512_maskz_mov_epi32(open, bias));
 }
 
-template <class In>
-VQVAE_FAST_ALONE void quantize_rows(const Int8Block& block, const Int8Book<In>& book,
+template <class Kernel, class In>
+VQVAE_FAST_ALONE void quantize_rows(const Int8Block<Kernel>& block, const Int8Book<In>& book,
                                     int64_t count) {
-  for (int64_t begin = 0; begin < count; begin += kInt8TileRows) {
-    quantize_tile(block, book, begin, smaller(begin + kInt8TileRows, count));
+  for (int64_t begin = 0; begin < count; begin += Kernel::kTileRows) {
+    quantize_tile(block, book, begin, smaller(begin + Kernel::kTileRows, count));
   }
 }
-
-// Of the error that is allowed for: all of it, and what its own roundings may take.
-#ifdef VQVAE_FAST_TEST_LOOSE_BOUND
-constexpr double kErrorShare = 0.02;
-#else
-constexpr double kErrorShare = 1.000001;
-#endif
-
-// The score, in integers, below which no code can be as near to a row as `nearest`, a distance,
-// squared. docs/exactness.md derives it.
-class Int8Bound {
- public:
-  template <class In>
-  explicit Int8Bound(const Int8Book<In>& book)
-      : largest_(book.largest),
-        half_norm_error_(8 * 0x1p-24),
-        distance_error_(double(book.codes.dim + 16) * 0x1p-52) {}
-
-  int32_t operator()(const Int8Block& block, int64_t r, double nearest) const {
-    const Int8Sizes& row = block.sizes[r];
-    const double square = row.norm * row.norm, distance = sqrt(nearest);
-    const double radius = smaller(largest_.norm, row.norm + distance);
-    // A code that is near is near in either part.
-    const double wide = smaller(largest_.wide, row.wide + distance);
-    const double narrow = smaller(largest_.narrow, row.narrow + distance);
-    const double score_error =
-        row.wide_error * wide + (row.wide + row.wide_error) * largest_.wide_error +
-        row.narrow_error * narrow + (row.narrow + row.narrow_error) * largest_.narrow_error +
-        half_norm_error_ * radius * radius + distance_error_ * (square + nearest);
-    const double bound = 0.5 * (square - nearest) - kErrorShare * score_error;
-    const double ratio = double(block.ratio[r / kInt8TileRows]);
-    // One for the rounding of a starting value, one for that of this.
-    const double score = bound * ratio - 2 - fabs(bound * ratio) * 0x1p-22 + block.bias[r];
-    return int32_t(smaller(larger(score, double(kNoScore)), 2147483647.0));
-  }
-
- private:
-  Int8Sizes largest_;
-  double half_norm_error_, distance_error_;
-};
 
 }  // namespace
 }  // namespace vqvae_fast

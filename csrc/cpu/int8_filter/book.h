@@ -1,5 +1,4 @@
-// A codebook in integers of 8 bits, and of 16 in a few directions, for the filter of
-// isa/avx512vnni.cpp.
+// A codebook in integers of 8 bits, and of 16 in a few directions, for the int8 filter.
 #pragma once
 
 #include <stdint.h>
@@ -9,14 +8,17 @@
 
 namespace vqvae_fast {
 
-constexpr int64_t kInt8TileRows = 14;  // that meet a panel together
-// Codes of a panel, and of the group whose best codes are kept by lane: two panels.
-constexpr int64_t kInt8PanelCodes = 32;
-constexpr int64_t kInt8GroupCodes = 2 * kInt8PanelCodes;
 // Scores of longer codes would not fit 32 bits.
 constexpr int64_t kInt8LargestDim = 4096;
 // Dimensions of 16 bits, where there are any.
 constexpr int64_t kWideDims = 8;
+
+// Scores are integers of 32 bits. Those of usable codes stay above kNoScore, whatever the row;
+// those of padding and of codes that are not finite begin at kUnusable and stay below it.
+constexpr int32_t kNoScore = -1250 * 1000 * 1000;
+constexpr int32_t kUnusable = -1610 * 1000 * 1000;
+// In units of a score: of a code's half norm, and of a row's and a code's norms.
+constexpr double kMaxHalfNorm = 1 << 29, kMaxProduct = 1 << 28;
 
 // Vectors less the centre lie side by side in this many floats, zeros behind the last element.
 VQVAE_FAST_INLINE int64_t padded_dim(int64_t dim) { return (dim + 15) / 16 * 16; }
@@ -30,8 +32,8 @@ VQVAE_FAST_INLINE const float* overlaps_of(const float* reflections, int64_t dim
   return reflections + kWideDims * padded_dim(dim);
 }
 
-// Of a vector less the centre, or of the largest: norms, of the whole and of its two parts, and how
-// far unit * q is from either part. All at most.
+// Upper bounds for a vector less the centre: the norms of the whole and of its wide and its narrow
+// part, and how far unit * q is from either part.
 struct Int8Sizes {
   double norm;
   double wide, narrow;
@@ -69,10 +71,12 @@ struct Int8Extent {
 template <class In>
 struct Int8Book {
   ListedCodes<In> codes;
+  int64_t group_codes;  // the kernel's
   int64_t num_groups;
-  // [num_groups][2][words][32][4]: words of two wide dimensions (q), then of four others (q + 128).
-  uint8_t* panels;
-  float* half_norm;     // [num_groups * 64]: |e - centre|^2/2; infinite for padding, NaN and Inf
+  // [num_groups][group_words]: words of two wide dimensions, then of four others, as the kernel
+  // packs them.
+  int32_t* groups;
+  float* half_norm;     // [num_groups * group_codes]: -|e - centre|^2/2; -inf for padding, NaN, Inf
   const float* centre;  // [padded D]
   int64_t num_wide;
   const float* reflections;
@@ -81,12 +85,15 @@ struct Int8Book {
 
   VQVAE_FAST_INLINE int64_t wide_words() const { return num_wide / 2; }
   VQVAE_FAST_INLINE int64_t words() const { return wide_words() + (codes.dim - num_wide + 3) / 4; }
-  VQVAE_FAST_INLINE int64_t panel_bytes() const { return words() * 4 * kInt8PanelCodes; }
+  VQVAE_FAST_INLINE int64_t group_words() const { return words() * group_codes; }
 };
 
 // One input type's filter.
 template <class In>
 struct Int8Filter {
+  int64_t tile_rows;    // rows that are scored together
+  int64_t block_rows;   // rows that go through the codebook together
+  int64_t group_codes;  // codes that are packed together
   // Bytes of scratch that `extent` and `pack` need, each call its own, and `find_wide`.
   int64_t (*pack_scratch_bytes)(int64_t dim);
   int64_t (*wide_scratch_bytes)(int64_t dim);

@@ -13,7 +13,7 @@
 namespace vqvae_fast {
 namespace {
 
-// Smaller codebooks do not pay for what is done once a row.
+// Below these sizes the work per row costs more than the filter saves.
 constexpr int64_t kFewestCodes = 256;
 constexpr int64_t kFewestElements = 1 << 14;
 // Short codes lie so close that integers cannot tell them apart.
@@ -26,9 +26,13 @@ constexpr double kWideWork = 0;
 #else
 constexpr double kWideWork = 1 << 27;
 #endif
-constexpr int64_t kChunk = 224;  // rows between two looks at how it goes
+// At most so many rows are searched before the filter's success is judged again.
+constexpr int64_t kLargestChunk = 256;
 
-int64_t num_tiles(int64_t rows) { return (rows + kInt8TileRows - 1) / kInt8TileRows; }
+template <class In>
+int64_t num_tiles(const Int8Filter<In>& filter, int64_t rows) {
+  return (rows + filter.tile_rows - 1) / filter.tile_rows;
+}
 
 // A centre for the codebook: the mean of some codes spread over it. Any centre is correct. A good
 // one makes the numbers small and the bound tight.
@@ -57,7 +61,7 @@ template <class In>
 struct OwnedInt8Book {
   Int8Book<In> book;
   std::vector<float> centre, reflections;
-  Buffer panels;
+  Buffer groups;
   Buffer half_norm;
 };
 
@@ -82,7 +86,8 @@ bool pack_book(const Int8Filter<In>& filter, const ListedCodes<In>& codes, int64
                const ThreadPool& pool, OwnedInt8Book<In>& owned) {
   Int8Book<In>& book = owned.book;
   book.codes = codes;
-  book.num_groups = (codes.count + kInt8GroupCodes - 1) / kInt8GroupCodes;
+  book.group_codes = filter.group_codes;
+  book.num_groups = (codes.count + book.group_codes - 1) / book.group_codes;
   choose_directions(filter, codes, rows, owned);
   const int64_t parts = std::clamp<int64_t>(codes.count * codes.dim / kPackWork, 1,
                                             std::min(pool.num_threads, book.num_groups));
@@ -101,9 +106,9 @@ bool pack_book(const Int8Filter<In>& filter, const ListedCodes<In>& codes, int64
   if (!(book.unit >= kSmallestUnit && std::max(extent.wide, extent.narrow) <= kLargest)) {
     return false;
   }
-  owned.panels = allocate(book.num_groups * 2 * book.panel_bytes());
-  owned.half_norm = allocate(book.num_groups * kInt8GroupCodes * int64_t{sizeof(float)});
-  book.panels = static_cast<uint8_t*>(owned.panels.get());
+  owned.groups = allocate(book.num_groups * book.group_words() * int64_t{sizeof(int32_t)});
+  owned.half_norm = allocate(book.num_groups * book.group_codes * int64_t{sizeof(float)});
+  book.groups = static_cast<int32_t*>(owned.groups.get());
   book.half_norm = static_cast<float*>(owned.half_norm.get());
   std::vector<Int8Sizes> sizes(parts);
   pool.run(parts, [&](int64_t i) {
@@ -118,9 +123,10 @@ bool pack_book(const Int8Filter<In>& filter, const ListedCodes<In>& codes, int64
 }  // namespace
 
 template <class In>
-bool filter_serves(const Rows<const In>& z, const ListedCodes<In>& codes, const ThreadPool& pool) {
+bool filter_serves(const Int8Filter<In>& filter, const Rows<const In>& z,
+                   const ListedCodes<In>& codes, const ThreadPool& pool) {
   // float32 divides the codes too where there are fewer tiles than threads.
-  return z.count > kFewRows && 2 * num_tiles(z.count) >= pool.num_threads &&
+  return z.count > kFewRows && 2 * num_tiles(filter, z.count) >= pool.num_threads &&
          codes.count >= kFewestCodes && codes.count * codes.dim >= kFewestElements &&
          z.dim >= kSmallestDim && z.dim <= kInt8LargestDim;
 }
@@ -138,19 +144,20 @@ bool filter_rows(const Int8Filter<In>& filter, const Rows<const In>& z,
     std::iota(left.begin(), left.end(), 0);
     return true;
   }
-  const int64_t parts = std::min(pool.num_threads, num_tiles(z.count));
+  const int64_t parts = std::min(pool.num_threads, num_tiles(filter, z.count));
+  const int64_t chunk = kLargestChunk / filter.block_rows * filter.block_rows;
   std::vector<std::vector<int64_t>> left_of(parts);
   pool.run(parts, [&](int64_t part) {
     const Buffer scratch = allocate(filter.scratch_bytes(owned.book));
     std::vector<int64_t>& mine = left_of[part];
     const int64_t begin = part_begin(z.count, parts, part);
     const int64_t end = part_begin(z.count, parts, part + 1);
-    double exact[kChunk];
-    int64_t unsettled[kChunk];
-    for (int64_t row = begin; row < end; row += kChunk) {
-      const int64_t last = std::min(row + kChunk, end);
-      // Where most rows are left, the filter is but a detour.
-      if (int64_t(mine.size()) * 4 > (row - begin) + kChunk) {
+    double exact[kLargestChunk];
+    int64_t unsettled[kLargestChunk];
+    for (int64_t row = begin; row < end; row += chunk) {
+      const int64_t last = std::min(row + chunk, end);
+      // If the filter leaves too many rows unsettled, skip it for the rest.
+      if (int64_t(mine.size()) * 4 > (row - begin) + chunk) {
         for (int64_t r = row; r < end; ++r) mine.push_back(r);
         break;
       }
@@ -168,7 +175,8 @@ bool filter_rows(const Int8Filter<In>& filter, const Rows<const In>& z,
 }
 
 #define VQVAE_FAST_INSTANTIATE(In)                                                                \
-  template bool filter_serves(const Rows<const In>&, const ListedCodes<In>&, const ThreadPool&);  \
+  template bool filter_serves(const Int8Filter<In>&, const Rows<const In>&,                       \
+                              const ListedCodes<In>&, const ThreadPool&);                         \
   template bool filter_rows(const Int8Filter<In>&, const Rows<const In>&, const ListedCodes<In>&, \
                             int64_t*, float*, const Rows<In>&, const ThreadPool&,                 \
                             std::vector<int64_t>&)

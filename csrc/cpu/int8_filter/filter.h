@@ -15,7 +15,8 @@ constexpr bool has_filter = !std::is_same_v<In, double>;
 
 // Whether the filter may be quicker than float32.
 template <class In>
-bool filter_serves(const Rows<const In>& z, const ListedCodes<In>& codes, const ThreadPool& pool);
+bool filter_serves(const Int8Filter<In>& filter, const Rows<const In>& z,
+                   const ListedCodes<In>& codes, const ThreadPool& pool);
 
 // Writes the answers of the rows that it settles and lists the others in `left`. Returns false,
 // and writes nothing, where the codebook's values do not suit it.

@@ -1,3 +1,10 @@
+// machines: x86_64
+// flags: -mavx2 -mfma
+// flags: -fno-tree-slp-vectorize
+//
+// The kernels name their vectors. What GCC's SLP vectorizer pairs up beside them, the addresses of
+// three codes for example, goes through memory and costs more than it saves.
+//
 // AVX2 and FMA: 16 registers hold 4 rows x 3 vectors of codes (12 accumulators) and the operands.
 #include <immintrin.h>
 
@@ -107,8 +114,16 @@ struct Avx2Double {
   }
 };
 
+constexpr Engines kEngines = make_engines<Avx2Float, Avx2Double>();
+
+VQVAE_FAST_PROBE bool machine_has() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
 }  // namespace
 
-extern const InstructionSet kAvx2 = make_instruction_set<Avx2Float, Avx2Double>("avx2");
+namespace isa {
+extern constinit const InstructionSet avx2 = {"avx2", 10, machine_has, &kEngines};
+}  // namespace isa
 
 }  // namespace vqvae_fast

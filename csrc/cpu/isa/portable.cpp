@@ -1,3 +1,5 @@
+// machines: any
+//
 // Any compiler, any machine: fixed-size loops that compilers turn into whatever vectors there are.
 #include "../float_search/search_kernel.h"
 
@@ -120,9 +122,14 @@ struct Portable {
   }
 };
 
+constexpr Engines kEngines = make_engines<Portable<float>, Portable<double>>();
+
+bool machine_has() { return true; }
+
 }  // namespace
 
-extern const InstructionSet kPortable =
-    make_instruction_set<Portable<float>, Portable<double>>("portable");
+namespace isa {
+extern constinit const InstructionSet portable = {"portable", 0, machine_has, &kEngines};
+}  // namespace isa
 
 }  // namespace vqvae_fast

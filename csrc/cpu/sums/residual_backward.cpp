@@ -12,7 +12,7 @@ void residual_backward(const ResidualStages<In>& stages, const Rows<const In>& g
                        const Rows<const In>& z, const int64_t* indices, In* out,
                        const ThreadPool& pool) {
   constexpr int64_t kElementsOfPart = 1 << 12;
-  const Engine<In>& engine = instruction_set().engine(static_cast<const In*>(nullptr));
+  const Engine<In>& engine = instruction_set().engine<In>();
   const int64_t work = z.count * stages.dim * stages.count;
   const int64_t parts = std::clamp<int64_t>(
       work / kElementsOfPart, 1, std::max<int64_t>(std::min(pool.num_threads, z.count), 1));

@@ -109,7 +109,7 @@ inline Segments sort_rows(const int64_t* indices, int64_t count, int64_t num_seg
 template <class In, class Visit, class VisitGap>
 void visit_sums(const Segments& segments, const Rows<const In>& src, const ThreadPool& pool,
                 Visit visit, VisitGap visit_gap) {
-  const Engine<In>& engine = instruction_set().engine(static_cast<const In*>(nullptr));
+  const Engine<In>& engine = instruction_set().engine<In>();
   const std::vector<int64_t>&ids = segments.ids, &begin = segments.begin;
   const int64_t num_segments = segments.num_segments;
   const int64_t num_rows = segments.rows.size();
