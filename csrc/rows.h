@@ -11,8 +11,6 @@
 #define VQVAE_FAST_INLINE __host__ __device__ __forceinline__
 #elif defined(__GNUC__)
 #define VQVAE_FAST_INLINE __attribute__((always_inline)) inline
-#elif defined(_MSC_VER)
-#define VQVAE_FAST_INLINE __forceinline
 #else
 #define VQVAE_FAST_INLINE inline
 #endif

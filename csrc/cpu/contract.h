@@ -43,12 +43,14 @@ struct PackedBook {
   int64_t width;
   int64_t num_panels;
   T* panels;             // [num_panels][D][width]
-  T* start;              // [num_panels][width]: -|e|^2/2; -inf for padding and non-finite codes
+  T* half_norm;          // [num_panels][width]: -|e|^2/2; -inf for padding and non-finite codes
   const T* centre;       // [D], scaled
   T scale;               // power of two
   double max_norm;       // upper bound of |e| over the usable codes, scaled and centred
   int64_t first_usable;  // lowest index of a code without NaN or Inf; -1 if there is none
 };
+
+constexpr int64_t kAlignment = 64;  // a cache line, and the widest vector
 
 // Rows that are few enough for reading the codebook as it is to cost less than packing it.
 constexpr int64_t kFewRows = 8;
@@ -56,6 +58,8 @@ constexpr int64_t kFewRows = 8;
 // Where one search writes. Distances are float64 here and rounded once, at the end. kNoCode stands
 // where no code could be chosen; it loses against every index.
 constexpr int64_t kNoCode = INT64_MAX;
+// Stands for the code of an unsettled row while the codes of its neighbours are gathered.
+constexpr int64_t kAnyCode = 0;
 struct Nearest {
   int64_t* indices;
   double* distances;

@@ -23,18 +23,18 @@ constexpr double kFarRow = 0x1p58;
 
 // What the device knows of the codebook; the host never reads it.
 struct BookFacts {
-  float scale;       // a power of two
-  float max_norm;    // upper bound of |E| over the packed codes
-  int any_far;       // whether a finite code was not packed
-  int64_t in_doubt;  // rows on the list of those to be measured against all codes
+  float scale;        // a power of two
+  float max_norm;     // upper bound of |E| over the packed codes
+  int any_far;        // whether a finite code was not packed
+  int64_t unsettled;  // rows on the list of those to be measured against all codes
 };
 
 // E = scale * e - centre. Any centre and any power of two are correct; good ones keep the numbers,
 // and with them the error bound, small.
 struct Book {
-  float* centre;  // [D], scaled
-  float* codes;   // [tiles][D][kTileCodes]
-  float* start;   // [tiles][kTileCodes]: -|E|^2/2; -inf for padding and for what is not packed
+  float* centre;     // [D], scaled
+  float* codes;      // [tiles][D][kTileCodes]
+  float* half_norm;  // [tiles][kTileCodes]: -|E|^2/2; -inf for padding and for what is not packed
   BookFacts* facts;
   int64_t tiles;
 };
@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(kTileCodes) pack_book(Codes<In> codes, Book bo
       // The sum is of rounded elements: raised by far more than all their roundings.
       atomicMax(&max_norm, to_bits(static_cast<float>(sqrt(square) * 1.000001)));
     }
-    book.start[first + t] = near ? static_cast<float>(-0.5 * square) : -HUGE_VALF;
+    book.half_norm[first + t] = near ? static_cast<float>(-0.5 * square) : -HUGE_VALF;
     __syncthreads();
     if (t == 0) atomicMax(reinterpret_cast<unsigned*>(&book.facts->max_norm), max_norm);
   }

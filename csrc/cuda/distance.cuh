@@ -12,7 +12,7 @@
 namespace vqvae_fast {
 
 constexpr int64_t kNoIndex = INT64_MAX;  // loses against every index
-constexpr int64_t kInDoubt = -1;         // the bound could not settle it
+constexpr int64_t kUnsettled = -1;       // the bound could not settle the row
 
 // The nearest code of some range, so far.
 struct Found {

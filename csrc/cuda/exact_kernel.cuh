@@ -40,6 +40,11 @@ struct RowList {
 
 namespace {
 
+// Until a listed row has its answer, its index holds its place on the list, as a negative number.
+__device__ __forceinline__ int64_t listed_at(int64_t place) { return -1 - place; }
+__device__ __forceinline__ bool is_listed(int64_t index) { return index < 0; }
+__device__ __forceinline__ int64_t place_on_list(int64_t index) { return -1 - index; }
+
 // A block takes four rows and a part of the codes at a time. found: [list][parts].
 template <class In>
 __global__ void __launch_bounds__(ExactTile::kThreads)

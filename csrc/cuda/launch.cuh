@@ -34,6 +34,9 @@ class Launcher {
   cudaError_t error_ = cudaSuccess;
 };
 
+// Parts of device memory begin at multiples of so many bytes.
+constexpr int64_t kDeviceAlignment = 256;
+
 constexpr int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Blocks for `count` items at `per_block` each; kernels whose items may be more step by the grid.

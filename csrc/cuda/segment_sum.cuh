@@ -8,9 +8,9 @@
 #include <math.h>
 #include <stdint.h>
 
+#include "../arena.h"
 #include "../elements.h"
 #include "../rows.h"
-#include "arena.h"
 #include "launch.cuh"
 #include "narrow.h"
 #include "segment_sum.h"
@@ -186,7 +186,7 @@ struct SumPlan {
 
 inline SumPlan plan_sum(int64_t count, int64_t dim, int64_t num_segments, void* workspace) {
   SumPlan plan{};
-  Arena arena(workspace);
+  Arena arena(workspace, kDeviceAlignment);
   plan.any_bad = arena.take<int>(1);
   plan.segments = arena.take<uint32_t>(count);
   plan.sorted_segments = arena.take<uint32_t>(count);

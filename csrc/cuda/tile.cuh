@@ -144,9 +144,9 @@ __device__ __forceinline__ void multiply(const Stage<Tile>& stage, float (&score
 }
 
 // Scores start from -|E|^2/2.
-__device__ __forceinline__ void start_scores(const float* start, int code_thread,
+__device__ __forceinline__ void start_scores(const float* half_norm, int code_thread,
                                              float (&score)[8][8]) {
-  const float4* from = reinterpret_cast<const float4*>(start);
+  const float4* from = reinterpret_cast<const float4*>(half_norm);
   const float4 a = from[code_thread], b = from[code_thread + kTileCodes / 8];
   const float values[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
 #pragma unroll
@@ -201,13 +201,13 @@ __device__ __forceinline__ void search_tiles(const Rows<const In>& z, const Book
   // Filtered rows are short enough to count their elements in 32 bits.
   const int dim = static_cast<int>(z.dim), tiles = static_cast<int>(last - first);
   const float* codes = book.codes + first * dim * kTileCodes;
-  const float* start = book.start + first * kTileCodes;
+  const float* half_norm = book.half_norm + first * kTileCodes;
   Feeder<In, Tile> feeder(z, book, book.facts->scale, row_start);
   feeder.load(0, codes);
   feeder.store(stages[0]);
   __syncthreads();
   float score[8][8];
-  start_scores(start, code_thread, score);
+  start_scores(half_norm, code_thread, score);
   int tile = 0, from = 0;
   for (int current = 0; tile < tiles; current ^= 1) {
     const int next = from + Tile::kDepth < dim ? from + Tile::kDepth : 0;
@@ -218,7 +218,7 @@ __device__ __forceinline__ void search_tiles(const Rows<const In>& z, const Book
     if (next == 0) {
       keep_best(score, tile * kTileCodes, best);
       ++tile;
-      if (more) start_scores(start + tile * kTileCodes, code_thread, score);
+      if (more) start_scores(half_norm + tile * kTileCodes, code_thread, score);
     }
     // Everybody left the other stage before the last barrier.
     if (more) feeder.store(stages[current ^ 1]);

@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdint.h>
 
+#include "../../arena.h"
 #include "../../elements.h"
 #include "../contract.h"
 #include "../exact.h"
@@ -12,11 +13,10 @@
 namespace vqvae_fast {
 namespace {
 
-constexpr int64_t kAlignment = 64;     // a cache line, and the widest vector
 constexpr int64_t kPassPanels = 1024;  // panels between two measurements: bounds what is remembered
 
-// Long rows share a panel among more of them, because the panel then comes from further away; in
-// the end they too have to fit into the L2.
+// For long rows blocks are larger, because each panel is then loaded from farther away; they are
+// capped so that a block fits in the L2.
 template <class Simd>
 constexpr int64_t block_rows(int64_t dim) {
   const int64_t bytes = dim * int64_t(sizeof(typename Simd::T));
@@ -49,6 +49,7 @@ struct Block {
   double* measured;     // [rows][kTileVecs]: their distances
   T* bound;             // [rows]: the score below which a code cannot be the nearest
   int64_t* unsettled;   // [num_unsettled]: rows that the first look at a pass cannot settle
+  int64_t bytes;        // of all this
   int64_t rows;
   int64_t num_unsettled;
   int64_t spent;     // codes measured beside the expected few, and what second looks cost in such
@@ -60,40 +61,30 @@ struct Block {
     // those of a power of two out of each other's cache sets.
     row_stride = (dim + 7) / 8 * 8;
     if (dim >= 512) row_stride += kAlignment / int64_t(sizeof(T));
-    at_ = begin_ = reinterpret_cast<uintptr_t>(scratch);
-    copies = take<T>(rows * dim);
-    raw = take<const T*>(rows);
-    centred = take<T>(rows * row_stride);
-    state = take<T>(rows * kStateSize);
-    rose = take<Mask>(smaller(num_panels, kPassPanels) * rows);
-    norm = take<double>(rows);
-    kind = take<RowKind>(rows);
-    top_lane = take<Mask>(rows);
-    top_panel = take<uint16_t>(rows);
-    top_code = take<int64_t>(rows);
-    measured = take<double>(rows * Simd::kTileVecs);
-    unsettled = take<int64_t>(rows);
-    bound = take<T>(rows);
+    Arena arena(scratch, kAlignment);
+    copies = arena.take<T>(rows * dim);
+    raw = arena.take<const T*>(rows);
+    centred = arena.take<T>(rows * row_stride);
+    state = arena.take<T>(rows * kStateSize);
+    rose = arena.take<Mask>(smaller(num_panels, kPassPanels) * rows);
+    norm = arena.take<double>(rows);
+    kind = arena.take<RowKind>(rows);
+    top_lane = arena.take<Mask>(rows);
+    top_panel = arena.take<uint16_t>(rows);
+    top_code = arena.take<int64_t>(rows);
+    measured = arena.take<double>(rows * Simd::kTileVecs);
+    unsettled = arena.take<int64_t>(rows);
+    bound = arena.take<T>(rows);
+    bytes = arena.bytes();
   }
 
   T* best(int64_t row) const { return state + row * kStateSize; }
   T* second(int64_t row) const { return best(row) + Simd::kWidth; }
-  int64_t bytes() const { return int64_t(at_ - begin_); }
-
- private:
-  template <class Element>
-  Element* take(int64_t count) {
-    Element* taken = reinterpret_cast<Element*>(at_);
-    at_ += uintptr_t((count * int64_t(sizeof(Element)) + kAlignment - 1) / kAlignment * kAlignment);
-    return taken;
-  }
-  uintptr_t at_;
-  uintptr_t begin_;
 };
 
 template <class Simd>
 int64_t scratch_bytes(int64_t dim, int64_t num_panels) {
-  return Block<Simd>(dim, num_panels, nullptr).bytes();
+  return Block<Simd>(dim, num_panels, nullptr).bytes;
 }
 
 template <class T>

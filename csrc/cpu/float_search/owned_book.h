@@ -97,7 +97,7 @@ OwnedBook<In> pack_codebook(const Engine<In>& engine, const ListedCodes<In>& cod
   const int64_t padded = book.num_panels * book.width;
   owned.panels = allocate(padded * (codes.dim + 1) * int64_t{sizeof(T)});
   book.panels = static_cast<T*>(owned.panels.get());
-  book.start = book.panels + padded * codes.dim;
+  book.half_norm = book.panels + padded * codes.dim;
   std::vector<PackedRange> ranges(parts);
   pool.run(parts, [&](int64_t i) {
     ranges[i] = engine.pack(book, part_begin(book.num_panels, parts, i),

@@ -78,7 +78,7 @@ PackedRange pack(const PackedBook<In>& book, int64_t first, int64_t last) {
         range.max_norm = larger(range.max_norm, sqrt(square));
         if (range.first_usable < 0) range.first_usable = k;
       }
-      book.start[panel * width + j] = usable ? T(-0.5 * square) : -T(kInfinity);
+      book.half_norm[panel * width + j] = usable ? T(-0.5 * square) : -T(kInfinity);
     }
   }
   return range;

@@ -47,7 +47,7 @@ inline void offer_lane(const PackedBook<In>& book, int64_t first, const double* 
   }
   for (int j = 0; j < Simd::kTileVecs; ++j) {
     const int64_t k = lane_code<Simd>(first, j, last_code);
-    if (book.start[k] > -kInfinity) best.offer(distances[j], k);
+    if (book.half_norm[k] > -kInfinity) best.offer(distances[j], k);
   }
 }
 
@@ -115,8 +115,8 @@ VQVAE_FAST_ALONE void offer_tops(const Block<Simd>& block, const PackedBook<In>&
   }
 }
 
-// Measures the other lanes whose best may still win. Where a second best may win too, nobody knows
-// which code that was: the row goes to the unsettled ones.
+// Measures the other lanes whose best may still win. If a second best may win too, its code
+// was not recorded, so the row becomes unsettled.
 template <class Simd, class In>
 void measure_others(Block<Simd>& block, const PackedBook<In>& book,
                     const ScoreBound<typename Simd::T>& score_bound, int64_t count,
@@ -159,7 +159,7 @@ void measure_candidates(Block<Simd>& block, const PackedBook<In>& book, int64_t 
   alignas(kAlignment) T scores[Simd::kTileRows * Simd::kTileCodes];
   store_scores<Simd>(scores, block.centred + first * block.row_stride, block.row_stride,
                      book.panels + panel * dim * Simd::kTileCodes,
-                     book.start + panel * Simd::kTileCodes, dim);
+                     book.half_norm + panel * Simd::kTileCodes, dim);
   for (int64_t place = first; place < last; ++place) {
     const int64_t row = block.unsettled[place];
     const auto bounds = Simd::broadcast(block.bound[row]);
@@ -183,7 +183,7 @@ Best measure_every_code(const PackedBook<In>& book, const typename Simd::T* raw,
   Best best{kInfinity, kNoCode};
   const int64_t end = smaller(last_panel * Simd::kTileCodes, book.codes.count);
   for (int64_t k = first_panel * Simd::kTileCodes; k < end; ++k) {
-    if (book.start[k] > -kInfinity) measure_code<Simd>(book.codes, raw, k, best);
+    if (book.half_norm[k] > -kInfinity) measure_code<Simd>(book.codes, raw, k, best);
   }
   return best;
 }

@@ -42,7 +42,7 @@ void search_pass(Block<Simd>& block, const PackedBook<In>& book, int64_t count, 
                       : vecs == 2 ? keep_best<Simd, 2>
                                   : keep_best<Simd, Simd::kTileVecs>;
     look(block, tiles, book.panels + panel * dim * Simd::kTileCodes,
-         book.start + panel * Simd::kTileCodes, panel - first_panel, dim);
+         book.half_norm + panel * Simd::kTileCodes, panel - first_panel, dim);
   }
 
   const ScoreBound<T> score_bound(dim, double(book.scale), book.max_norm);
@@ -56,8 +56,8 @@ void search_pass(Block<Simd>& block, const PackedBook<In>& book, int64_t count, 
 // What a second look at a code costs: this part of measuring one.
 constexpr int64_t kLooksPerMeasure = 16;
 
-// The second look, at the rows that the first left open. It needs their places in `centred`. False
-// where it spends more than `budget`.
+// The second look, at the rows that the first did not settle. It needs their places in `centred`.
+// False where it spends more than `budget`.
 template <class Simd, class In>
 bool settle(Block<Simd>& block, const PackedBook<In>& book, int64_t first_panel, int64_t last_panel,
             double budget, Nearest out) {

@@ -17,13 +17,13 @@ struct Scores {
 template <class Simd, int kVecs>
 inline void score_tile(Scores<Simd, kVecs>& scores, const typename Simd::T* rows,
                        int64_t row_stride, const typename Simd::T* panel,
-                       const typename Simd::T* start, int64_t dim) {
+                       const typename Simd::T* half_norm, int64_t dim) {
   using Vec = typename Simd::Vec;
   VQVAE_FAST_UNROLL
   for (int j = 0; j < kVecs; ++j) {
     VQVAE_FAST_UNROLL
     for (int i = 0; i < Simd::kTileRows; ++i) {
-      scores.at[i][j] = Simd::load(start + j * Simd::kWidth);
+      scores.at[i][j] = Simd::load(half_norm + j * Simd::kWidth);
     }
   }
   for (int64_t d = 0; d < dim; ++d) {
@@ -49,7 +49,7 @@ inline void score_tile(Scores<Simd, kVecs>& scores, const typename Simd::T* rows
 // 2^n codes never is a multiple of three vectors.
 template <class Simd, int kVecs>
 VQVAE_FAST_ALONE void keep_best(const Block<Simd>& block, int64_t num_tiles,
-                                const typename Simd::T* panel, const typename Simd::T* start,
+                                const typename Simd::T* panel, const typename Simd::T* half_norm,
                                 int64_t panel_in_pass, int64_t dim) {
   using Vec = typename Simd::Vec;
   const typename Simd::T* rows = block.centred;
@@ -58,7 +58,7 @@ VQVAE_FAST_ALONE void keep_best(const Block<Simd>& block, int64_t num_tiles,
   typename Simd::Mask* rose = block.rose + panel_in_pass * block.rows;
   for (int64_t tile = 0; tile < num_tiles; ++tile, rows += Simd::kTileRows * row_stride) {
     Scores<Simd, kVecs> scores;
-    score_tile<Simd, kVecs>(scores, rows, row_stride, panel, start, dim);
+    score_tile<Simd, kVecs>(scores, rows, row_stride, panel, half_norm, dim);
     VQVAE_FAST_UNROLL
     for (int i = 0; i < Simd::kTileRows; ++i, state += Block<Simd>::kStateSize) {
       Vec top = scores.at[i][0];
@@ -76,9 +76,9 @@ VQVAE_FAST_ALONE void keep_best(const Block<Simd>& block, int64_t num_tiles,
 template <class Simd>
 VQVAE_FAST_ALONE void store_scores(typename Simd::T* out, const typename Simd::T* rows,
                                    int64_t row_stride, const typename Simd::T* panel,
-                                   const typename Simd::T* start, int64_t dim) {
+                                   const typename Simd::T* half_norm, int64_t dim) {
   Scores<Simd, Simd::kTileVecs> scores;
-  score_tile<Simd, Simd::kTileVecs>(scores, rows, row_stride, panel, start, dim);
+  score_tile<Simd, Simd::kTileVecs>(scores, rows, row_stride, panel, half_norm, dim);
   VQVAE_FAST_UNROLL
   for (int i = 0; i < Simd::kTileRows; ++i) {
     VQVAE_FAST_UNROLL

@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdint.h>
 
+#include "../../arena.h"
 #include "../../score_bound.h"
 #include "../contract.h"
 #include "../raw_rows.h"
@@ -44,6 +45,8 @@ struct Int8Block {
   using Mask = typename Simd::Mask;
   static constexpr int64_t kRows = kInt8BlockRows<Kernel>;
   static constexpr int64_t kLanes = Simd::kWidth;
+  // Vectors of lanes that hold the rows of a tile.
+  static constexpr int64_t kVectors = (Kernel::kTileRows + kLanes - 1) / kLanes;
   static constexpr int64_t kLaneCodes = Kernel::kGroupCodes / kLanes;
   static_assert(kRows <= kMaxRows && Kernel::kGroupCodes % kLanes == 0);
 
@@ -62,44 +65,32 @@ struct Int8Block {
   Mask* reaching;      // [rows][groups of a pass]: the lanes that reach it
   Int8Candidate* listed;
   double* measured;  // [listed][codes of a lane]: their distances
+  int64_t bytes;     // of all this
 
   template <class In>
   Int8Block(const Int8Book<In>& book, void* scratch) {
     const int64_t dim = book.codes.dim;
     const int64_t groups = smaller(book.num_groups, kInt8PassGroups);
-    at_ = begin_ = reinterpret_cast<uintptr_t>(scratch);
-    copies = take<float>(kRows * dim);
-    raw = take<const float*>(kRows);
-    centred = take<float>(kVectors * padded_dim(dim) * kLanes);
-    tiles = take<int32_t>(kRows * book.words());
-    ratio = take<float>(kRows / Kernel::kTileRows);
-    sizes = take<Int8Sizes>(kRows);
-    bias = take<int32_t>(kRows);
-    unsettled = take<bool>(kRows);
-    best = take<int32_t>(groups * kRows * kLanes);
-    top = take<int32_t>(kRows);
-    top_place = take<int32_t>(kRows);
-    bound = take<int32_t>(kRows);
-    reaching = take<Mask>(kRows * kInt8PassGroups);
+    Arena arena(scratch, kAlignment);
+    copies = arena.take<float>(kRows * dim);
+    raw = arena.take<const float*>(kRows);
+    centred = arena.take<float>(kVectors * padded_dim(dim) * kLanes);
+    tiles = arena.take<int32_t>(kRows * book.words());
+    ratio = arena.take<float>(kRows / Kernel::kTileRows);
+    sizes = arena.take<Int8Sizes>(kRows);
+    bias = arena.take<int32_t>(kRows);
+    unsettled = arena.take<bool>(kRows);
+    best = arena.take<int32_t>(groups * kRows * kLanes);
+    top = arena.take<int32_t>(kRows);
+    top_place = arena.take<int32_t>(kRows);
+    bound = arena.take<int32_t>(kRows);
+    reaching = arena.take<Mask>(kRows * kInt8PassGroups);
     const int64_t most = kRows * (most_listed(dim, groups) + 1);
-    listed = take<Int8Candidate>(most + 1);  // the last is written before it is known to count
-    measured = take<double>(most * kLaneCodes);
+    // The last is written before it is known to count.
+    listed = arena.take<Int8Candidate>(most + 1);
+    measured = arena.take<double>(most * kLaneCodes);
+    bytes = arena.bytes();
   }
-
-  // Vectors of lanes that hold the rows of a tile.
-  static constexpr int64_t kVectors = (Kernel::kTileRows + kLanes - 1) / kLanes;
-
-  int64_t bytes() const { return int64_t(at_ - begin_); }
-
- private:
-  template <class Element>
-  Element* take(int64_t count) {
-    Element* taken = reinterpret_cast<Element*>(at_);
-    at_ += uintptr_t((count * int64_t(sizeof(Element)) + 63) / 64 * 64);
-    return taken;
-  }
-  uintptr_t at_;
-  uintptr_t begin_;
 };
 
 // The unit that the integers of a tile need, for rows of at most that norm. Scores must not leave

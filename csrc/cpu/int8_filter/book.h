@@ -10,6 +10,9 @@ namespace vqvae_fast {
 
 // Scores of longer codes would not fit 32 bits.
 constexpr int64_t kInt8LargestDim = 4096;
+// A vector that has a larger element than this, less the centre, is left to float32: squares of
+// such are ordinary numbers in float32.
+constexpr float kLargestElement = 0x1p60f;
 // Dimensions of 16 bits, where there are any.
 constexpr int64_t kWideDims = 8;
 

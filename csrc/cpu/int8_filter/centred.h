@@ -14,9 +14,6 @@
 namespace vqvae_fast {
 namespace {
 
-// A vector that has a larger element than this, less the centre, is left to float32.
-constexpr float kLargestElement = 0x1p60f;
-
 template <class Simd>
 int64_t centred_bytes(int64_t dim) {
   return padded_dim(dim) * Simd::kWidth * int64_t{sizeof(float)};

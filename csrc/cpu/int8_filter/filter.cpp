@@ -18,8 +18,8 @@ constexpr int64_t kFewestCodes = 256;
 constexpr int64_t kFewestElements = 1 << 14;
 // Short codes lie so close that integers cannot tell them apart.
 constexpr int64_t kSmallestDim = 8;
-// What codes may measure: the squares and units of such are ordinary numbers in float32.
-constexpr float kSmallestUnit = 0x1p-47f, kLargest = 0x1p60f;
+// The smallest unit of the codes' integers: its square is an ordinary number in float32.
+constexpr float kSmallestUnit = 0x1p-47f;
 // Multiply-adds beside which the search for wide directions takes no time.
 #ifdef VQVAE_FAST_TEST_ALWAYS_WIDE
 constexpr double kWideWork = 0;
@@ -103,7 +103,7 @@ bool pack_book(const Int8Filter<In>& filter, const ListedCodes<In>& codes, int64
   Int8Extent extent{0, 0};
   for (const Int8Extent& part : extents) extent.raise_to(part);
   book.unit = float(extent.unit());
-  if (!(book.unit >= kSmallestUnit && std::max(extent.wide, extent.narrow) <= kLargest)) {
+  if (!(book.unit >= kSmallestUnit && std::max(extent.wide, extent.narrow) <= kLargestElement)) {
     return false;
   }
   owned.groups = allocate(book.num_groups * book.group_words() * int64_t{sizeof(int32_t)});
@@ -134,26 +134,28 @@ bool filter_serves(const Int8Filter<In>& filter, const Rows<const In>& z,
 template <class In>
 bool filter_rows(const Int8Filter<In>& filter, const Rows<const In>& z,
                  const ListedCodes<In>& codes, int64_t* indices, float* distances,
-                 const Rows<In>& quantized, const ThreadPool& pool, std::vector<int64_t>& left) {
+                 const Rows<In>& quantized, const ThreadPool& pool,
+                 std::vector<int64_t>& unsettled) {
   OwnedInt8Book<In> owned;
   if (!pack_book(filter, codes, z.count, pool, owned)) {
     if (owned.book.unit > 0) return false;
     // No usable code differs from the mean by more than a subnormal: most likely all are copies of
-    // one. float32 would measure them before the caller looks for copies, so every row is left now.
-    left.resize(z.count);
-    std::iota(left.begin(), left.end(), 0);
+    // one. float32 would measure them before the caller looks for copies, so every row is unsettled
+    // now.
+    unsettled.resize(z.count);
+    std::iota(unsettled.begin(), unsettled.end(), 0);
     return true;
   }
   const int64_t parts = std::min(pool.num_threads, num_tiles(filter, z.count));
   const int64_t chunk = kLargestChunk / filter.block_rows * filter.block_rows;
-  std::vector<std::vector<int64_t>> left_of(parts);
+  std::vector<std::vector<int64_t>> unsettled_of(parts);
   pool.run(parts, [&](int64_t part) {
     const Buffer scratch = allocate(filter.scratch_bytes(owned.book));
-    std::vector<int64_t>& mine = left_of[part];
+    std::vector<int64_t>& mine = unsettled_of[part];
     const int64_t begin = part_begin(z.count, parts, part);
     const int64_t end = part_begin(z.count, parts, part + 1);
     double exact[kLargestChunk];
-    int64_t unsettled[kLargestChunk];
+    int64_t of_chunk[kLargestChunk];
     for (int64_t row = begin; row < end; row += chunk) {
       const int64_t last = std::min(row + chunk, end);
       // If the filter leaves too many rows unsettled, skip it for the rest.
@@ -162,15 +164,17 @@ bool filter_rows(const Int8Filter<In>& filter, const Rows<const In>& z,
         break;
       }
       const int64_t count =
-          filter.search(owned.book, z, row, last, scratch.get(), indices + row, exact, unsettled);
+          filter.search(owned.book, z, row, last, scratch.get(), indices + row, exact, of_chunk);
       for (int64_t r = row; r < last; ++r) distances[r] = float(exact[r - row]);
-      for (int64_t i = 0; i < count; ++i) indices[unsettled[i]] = 0;  // until it is known
+      for (int64_t i = 0; i < count; ++i) indices[of_chunk[i]] = kAnyCode;
       gather(codes, indices, quantized, row, last);
       for (int64_t r = row; r < last; ++r) indices[r] = codes.place(indices[r]);
-      mine.insert(mine.end(), unsettled, unsettled + count);
+      mine.insert(mine.end(), of_chunk, of_chunk + count);
     }
   });
-  for (const auto& mine : left_of) left.insert(left.end(), mine.begin(), mine.end());
+  for (const auto& mine : unsettled_of) {
+    unsettled.insert(unsettled.end(), mine.begin(), mine.end());
+  }
   return true;
 }
 

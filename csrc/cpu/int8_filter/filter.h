@@ -18,11 +18,12 @@ template <class In>
 bool filter_serves(const Int8Filter<In>& filter, const Rows<const In>& z,
                    const ListedCodes<In>& codes, const ThreadPool& pool);
 
-// Writes the answers of the rows that it settles and lists the others in `left`. Returns false,
-// and writes nothing, where the codebook's values do not suit it.
+// Writes the answers of the rows that it settles and appends the others to `unsettled`. Returns
+// false, and writes nothing, where the codebook's values do not suit it.
 template <class In>
 bool filter_rows(const Int8Filter<In>& filter, const Rows<const In>& z,
                  const ListedCodes<In>& codes, int64_t* indices, float* distances,
-                 const Rows<In>& quantized, const ThreadPool& pool, std::vector<int64_t>& left);
+                 const Rows<In>& quantized, const ThreadPool& pool,
+                 std::vector<int64_t>& unsettled);
 
 }  // namespace vqvae_fast

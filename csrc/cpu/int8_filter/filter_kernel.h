@@ -88,7 +88,7 @@ int64_t filter_search(const Int8Book<In>& book, const Rows<const In>& z, int64_t
 
 template <class Kernel, class In>
 int64_t filter_scratch_bytes(const Int8Book<In>& book) {
-  return Int8Block<Kernel>(book, nullptr).bytes();
+  return Int8Block<Kernel>(book, nullptr).bytes;
 }
 
 template <class Kernel, class In>
