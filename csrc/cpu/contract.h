@@ -52,7 +52,7 @@ struct PackedBook {
 
 constexpr int64_t kAlignment = 64;  // a cache line, and the widest vector
 
-// Rows that are few enough for reading the codebook as it is to cost less than packing it.
+// For at most so many rows, reading the codebook as it is costs less than packing it.
 constexpr int64_t kFewRows = 8;
 
 // Where one search writes. Distances are float64 here and rounded once, at the end. kNoCode stands
@@ -65,7 +65,7 @@ struct Nearest {
   double* distances;
 };
 
-// What one panel range contributes to the whole book when it is packed.
+// What a range of panels contributes to the whole book when it is packed.
 struct PackedRange {
   double max_norm;
   int64_t first_usable;
@@ -85,7 +85,7 @@ template <class In>
 struct Engine {
   int64_t panel_width;
   int64_t tile_rows;
-  // Of the elements of codes [first, last), NaN and infinities left out.
+  // The largest magnitude among the elements of codes [first, last) that are finite.
   Compute<In> (*largest_magnitude)(const ListedCodes<In>& codes, int64_t first, int64_t last);
   // Fills panels [first, last) of `book`. All but max_norm and first_usable must be set.
   PackedRange (*pack)(const PackedBook<In>& book, int64_t first, int64_t last);
@@ -97,8 +97,8 @@ struct Engine {
   int64_t (*search)(const PackedBook<In>& book, const Rows<const In>& z, int64_t first_row,
                     int64_t last_row, int64_t first_panel, int64_t last_panel, double patience,
                     void* scratch, Nearest out);
-  // The same of a few rows without a packed book, for codes whose elements are neighbours; the
-  // scratch is for that many codes. False where `search` must serve.
+  // Nearest code for a few rows without a packed book, for codes whose elements are neighbours; the
+  // scratch is for that many codes. Returns false if `search` must serve.
   int64_t (*few_rows_scratch_bytes)(int64_t dim, int64_t num_codes);
   bool (*search_few_rows)(const Codes<In>& codes, const Rows<const In>& z, int64_t first_code,
                           int64_t last_code, void* scratch, Nearest out);

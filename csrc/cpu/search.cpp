@@ -16,7 +16,7 @@
 namespace vqvae_fast {
 namespace {
 
-// Multiply-adds that a search must have before waking a second thread pays.
+// A search with fewer multiply-adds runs on one thread: waking another would cost more.
 constexpr double kSearchWork = 1 << 16;
 
 // Copies of codes are looked for if the filter leaves one row in so many unsettled; they are left
@@ -44,8 +44,8 @@ Division divide(int64_t rows, int64_t panels, int64_t tile_rows, int64_t num_thr
   return {row_parts, std::min((num_threads + row_parts - 1) / row_parts, panels)};
 }
 
-// The answers of the parts of the codebook for some rows, and the final ones: the smallest
-// distance, the lowest index among equals. A row with a NaN says the same in every part.
+// Merges the answers of the parts of the codebook for some rows: the smallest distance wins, the
+// lowest index among equals. A row with a NaN has the same answer in every part.
 template <class T>
 void merge(const std::vector<Nearest>& parts, int64_t rows, int64_t* indices, T* distances) {
   for (int64_t n = 0; n < rows; ++n) {
@@ -63,7 +63,7 @@ void merge(const std::vector<Nearest>& parts, int64_t rows, int64_t* indices, T*
   }
 }
 
-// The contract where no code is finite: index 0, and whatever distance that is.
+// Chooses code 0 for every row, as the contract wants where no code is finite.
 template <class In>
 void choose_first_code(const Rows<const In>& z, const ListedCodes<In>& codes,
                        const Answers<In>& out) {
@@ -155,7 +155,7 @@ bool few_rows_serve(const Rows<const In>& z, const Codes<In>& codes) {
   return z.count <= kFewRows && codes.element_stride == 1 && !too_long<Compute<In>>(codes.dim);
 }
 
-// False where the values need a packed codebook.
+// Searches without packing the codebook. Returns false if the values need a packed one.
 template <class In>
 bool search_few_rows(const Engine<In>& engine, const Rows<const In>& z, const Codes<In>& codes,
                      const Answers<In>& out, const ThreadPool& pool) {
@@ -181,7 +181,7 @@ bool search_few_rows(const Engine<In>& engine, const Rows<const In>& z, const Co
   return true;
 }
 
-// The search in z's own arithmetic, float32 or float64.
+// Searches in the arithmetic of z, float32 or float64.
 template <class In>
 void search_unfiltered(const Engine<In>& engine, const Rows<const In>& z,
                        const ListedCodes<In>& codes, Effort effort, const Answers<In>& out,
@@ -194,7 +194,8 @@ void search_unfiltered(const Engine<In>& engine, const Rows<const In>& z,
   }
 }
 
-// Whether the filter served; it appends the rows that it does not settle to `unsettled`.
+// Searches with the int8 filter and returns whether it served; it appends the rows that it does not
+// settle to `unsettled`.
 template <class In>
 bool search_filtered(const InstructionSet& set, const Rows<const In>& z,
                      const ListedCodes<In>& codes, const Answers<In>& out, const ThreadPool& pool,

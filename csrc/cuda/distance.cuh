@@ -1,4 +1,4 @@
-// The distances that decide: sum((z - e)^2) in float64, in one order of additions whoever sums, and
+// The distances that decide: sum((z - e)^2) in float64, always in the same order of additions, and
 // without fused multiply-adds: the bits are those of the CPU's kernels.
 #pragma once
 

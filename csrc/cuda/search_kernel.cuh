@@ -36,7 +36,7 @@ __device__ __forceinline__ void settle(const Rows<const In>& z, const Codes<In>&
   const unsigned of_half = 0xffffu << leader;
   const double scale = book.facts->scale;
 
-  // Padding may be asked for where there is nothing better; nobody uses the answer.
+  // Padding may be asked for where there is nothing better; its answer is not used.
   const auto code_at = [&](int code) {
     const int64_t k = first_code + code;
     return codes.row(k < codes.count ? k : codes.count - 1);

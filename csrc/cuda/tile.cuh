@@ -186,7 +186,7 @@ __device__ __forceinline__ void keep_best(const float (&score)[8][8], int first_
 }
 
 // Tiles [first, last) of the book. All threads of the block must come here; row_start and stages
-// are shared, and nobody may write them meanwhile.
+// are shared, and no thread may write them meanwhile.
 template <class In, class Tile>
 __device__ __forceinline__ void search_tiles(const Rows<const In>& z, const Book& book,
                                              int64_t first, int64_t last,
@@ -220,7 +220,7 @@ __device__ __forceinline__ void search_tiles(const Rows<const In>& z, const Book
       ++tile;
       if (more) start_scores(half_norm + tile * kTileCodes, code_thread, score);
     }
-    // Everybody left the other stage before the last barrier.
+    // All threads left the other stage before the last barrier.
     if (more) feeder.store(stages[current ^ 1]);
 #ifndef VQVAE_FAST_TEST_WITHOUT_BARRIER  // a test takes it away to see that it is missed
     __syncthreads();

@@ -9,7 +9,7 @@
 namespace vqvae_fast {
 namespace {
 
-// Elements of a codebook that a thread must have to hash before waking it pays.
+// A thread is woken only if it has so many elements of a codebook to hash.
 constexpr int64_t kHashWork = 1 << 15;
 
 // A code as words of 8 bytes, in which every zero is positive.

@@ -1,4 +1,4 @@
-// Which codes of a codebook differ: a copy of an earlier code is never chosen.
+// Finds the codes of a codebook that differ: a copy of an earlier code is never chosen.
 #pragma once
 
 #include <stdint.h>

@@ -1,4 +1,4 @@
-// The chosen codes, copied to where the caller wants them.
+// Copies the chosen codes to where the caller wants them.
 #pragma once
 
 #include <stdint.h>

@@ -1,4 +1,4 @@
-// A block of rows on its way through the search: reading, centring, and the state it keeps.
+// A block of rows on its way through the float search: its memory, and how it is centred.
 #pragma once
 
 #include <math.h>
@@ -124,7 +124,7 @@ void zero_row(const Block<Simd>& block, int64_t dim, int64_t to) {
   for (int64_t d = 0; d < dim; ++d) block.centred[to * block.row_stride + d] = 0;
 }
 
-// Centres all rows. Those whose scores could overflow, or that are not finite, take another way.
+// Centres all rows and finds the unusual ones, whose scores could overflow or are not finite.
 template <class Simd, class In>
 VQVAE_FAST_ALONE void classify(Block<Simd>& block, const PackedBook<In>& book, int64_t count) {
   using T = typename Simd::T;

@@ -1,4 +1,4 @@
-// The search for a few rows: packing the codebook would cost more than reading it as it is.
+// Searches for a few rows, for which packing the codebook would cost more than reading it as it is.
 #pragma once
 
 #include <stdint.h>
@@ -16,7 +16,7 @@ namespace {
 
 constexpr int64_t kRowsTogether = 4;  // rows that share a code on its way through the registers
 
-// Elements from p on, `count` of them at most; zeros behind.
+// Loads at most `count` elements from p on; zeros behind.
 template <class Simd, class In>
 inline typename Simd::Vec load_some(const In* p, int64_t count) {
   using T = typename Simd::T;
@@ -28,8 +28,8 @@ inline typename Simd::Vec load_some(const In* p, int64_t count) {
   return Simd::load(elements);
 }
 
-// Distances of kRows rows from codes k to k + kCodes, to distances[row * stride + code], each good
-// to about D roundings: a sum of squares cancels nothing.
+// Computes the distances of kRows rows from codes k to k + kCodes, to distances[row * stride +
+// code], each good to about D roundings: a sum of squares cancels nothing.
 template <class Simd, int kRows, int kCodes, class In>
 inline void sum_squares(const typename Simd::T* const* rows, const Codes<In>& codes, int64_t k,
                         typename Simd::T* distances, int64_t stride) {
@@ -76,7 +76,7 @@ VQVAE_FAST_ALONE void approximate_distances(const typename Simd::T* const* rows,
   }
 }
 
-// The computed distance that a code can have at most if it is the nearest, where `smallest` is the
+// Returns the largest distance that can be computed for the nearest code, if `smallest` is the
 // least computed one: D + 4 roundings on either side, there and in float64, and squares that were
 // flushed to zero.
 template <class T>
@@ -86,7 +86,7 @@ inline T reach_of(T smallest, int64_t dim) {
   return T(double(smallest) * (1 + error) + flushed);
 }
 
-// The least that is not NaN; infinity if there is none.
+// Returns the least distance that is not NaN; infinity if there is none.
 template <class Simd>
 inline typename Simd::T smallest_of(const typename Simd::T* distances, int64_t count) {
   using T = typename Simd::T;
@@ -130,8 +130,9 @@ inline Best measure_within(typename Simd::T reach, const typename Simd::T* dista
   return best;
 }
 
-// Nearest code among [first_code, last_code) for all rows. False, with nothing written that counts,
-// where the other way must serve: a row or all codes are not finite, or squares could overflow.
+// Finds the nearest code among [first_code, last_code) for all rows. Returns false, and `out` then
+// has no meaning, if `search` must serve: a row or all codes are not finite, or squares could
+// overflow.
 template <class Simd, class In>
 bool search_few_rows(const Codes<In>& codes, const Rows<const In>& z, int64_t first_code,
                      int64_t last_code, void* scratch, Nearest out) {

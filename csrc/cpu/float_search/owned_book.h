@@ -15,12 +15,12 @@
 
 namespace vqvae_fast {
 
-// Elements of a codebook that a thread must have to pack before waking it pays.
+// A thread is woken only if it has so many elements of a codebook to pack.
 constexpr int64_t kPackWork = 1 << 13;
 
-// A centre for the codebook: per dimension the median of a few codes spread over it. Any centre
-// is correct. A good one makes the numbers small and the error bound with them; the median stays
-// among the codes even when a few of them are far away.
+// Returns a centre for the codebook: per dimension the median of a few codes spread over it. Any
+// centre is correct. A good one makes the numbers small and the error bound with them; the median
+// stays among the codes even when a few of them are far away.
 template <class In>
 std::vector<Compute<In>> find_centre(const ListedCodes<In>& codes) {
   using T = Compute<In>;

@@ -1,4 +1,4 @@
-// From the kept scores to the exact answer.
+// Turns the kept scores into the exact answer.
 #pragma once
 
 #include <stdint.h>
@@ -51,10 +51,10 @@ inline void offer_lane(const PackedBook<In>& book, int64_t first, const double* 
   }
 }
 
-// From here the rows of a block go through one step after the other together, because a row on its
-// own is a chain of latencies that the processor cannot shorten, only overlap with other rows'.
+// All rows of a block take each of the next steps together, because the steps of one row are a
+// chain of latencies, which the processor can only overlap with those of other rows.
 
-// The lane with each row's best score.
+// Finds the lane with each row's best score.
 template <class Simd>
 void find_lanes(const Block<Simd>& block, const ScoreBound<typename Simd::T>& score_bound,
                 int64_t count, Nearest out) {
@@ -70,7 +70,7 @@ void find_lanes(const Block<Simd>& block, const ScoreBound<typename Simd::T>& sc
   }
 }
 
-// The panel at which that lane rose last.
+// Finds the panel at which that lane rose last.
 template <class Simd>
 void find_panels(const Block<Simd>& block, int64_t count, int64_t num_panels) {
   const typename Simd::Mask* lane = block.top_lane;
@@ -188,7 +188,7 @@ Best measure_every_code(const PackedBook<In>& book, const typename Simd::T* raw,
   return best;
 }
 
-// The rows that are not ordinary.
+// Answers the rows that are not ordinary.
 template <class Simd, class In>
 VQVAE_FAST_ALONE void resolve_unusual(const Block<Simd>& block, const PackedBook<In>& book,
                                       int64_t count, int64_t first_panel, int64_t last_panel,

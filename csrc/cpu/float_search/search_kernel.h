@@ -24,7 +24,7 @@ constexpr int64_t whole_tiles(int64_t rows) {
   return (rows + Simd::kTileRows - 1) / Simd::kTileRows;
 }
 
-// The ordinary rows of the block against panels [first, last), at most kPassPanels of them.
+// Searches for the ordinary rows of the block in panels [first, last), at most kPassPanels of them.
 template <class Simd, class In>
 void search_pass(Block<Simd>& block, const PackedBook<In>& book, int64_t count, int64_t first_panel,
                  int64_t last_panel, Nearest out) {
@@ -53,11 +53,11 @@ void search_pass(Block<Simd>& block, const PackedBook<In>& book, int64_t count, 
   measure_others<Simd, In>(block, book, score_bound, count, first_panel, last_panel, out);
 }
 
-// What a second look at a code costs: this part of measuring one.
+// Scoring a code once more costs this part of measuring it.
 constexpr int64_t kLooksPerMeasure = 16;
 
-// The second look, at the rows that the first did not settle. It needs their places in `centred`.
-// False where it spends more than `budget`.
+// Takes a second look at the rows that the first did not settle, which it moves to the front of
+// `centred`. Returns false if it spends more than `budget`.
 template <class Simd, class In>
 bool settle(Block<Simd>& block, const PackedBook<In>& book, int64_t first_panel, int64_t last_panel,
             double budget, Nearest out) {
@@ -80,7 +80,7 @@ bool settle(Block<Simd>& block, const PackedBook<In>& book, int64_t first_panel,
   return true;
 }
 
-// False where it spends more than `budget`.
+// Searches for the rows of a block. Returns false if it spends more than `budget`.
 template <class Simd, class In>
 bool search_block(Block<Simd>& block, const PackedBook<In>& book, int64_t count,
                   int64_t first_panel, int64_t last_panel, double budget, Nearest out) {

@@ -54,7 +54,7 @@ struct Int8Sizes {
   static VQVAE_FAST_INLINE void raise(double& size, double to) { size = to > size ? to : size; }
 };
 
-// The largest magnitudes of elements.
+// The largest magnitudes of the elements of some vectors, in either part.
 struct Int8Extent {
   float wide, narrow;
 
@@ -103,7 +103,7 @@ struct Int8Filter {
   // The directions that deserve 16 bits, as reflections: their number, 0 or kWideDims.
   int64_t (*find_wide)(const ListedCodes<In>& codes, const float* centre, void* scratch,
                        float* reflections);
-  // Of groups [first, last), codes left out that are not finite.
+  // The extent of groups [first, last) without the codes that are not finite.
   Int8Extent (*extent)(const Int8Book<In>& book, int64_t first, int64_t last, void* scratch);
   // Fills groups [first, last) of `book` and returns their share of `largest`. Everything else
   // must be set.

@@ -16,11 +16,11 @@ namespace {
 // Below these sizes the work per row costs more than the filter saves.
 constexpr int64_t kFewestCodes = 256;
 constexpr int64_t kFewestElements = 1 << 14;
-// Short codes lie so close that integers cannot tell them apart.
+// Integers cannot tell shorter codes apart, because those lie too close to each other.
 constexpr int64_t kSmallestDim = 8;
 // The smallest unit of the codes' integers: its square is an ordinary number in float32.
 constexpr float kSmallestUnit = 0x1p-47f;
-// Multiply-adds beside which the search for wide directions takes no time.
+// Wide directions are looked for if the search has so many multiply-adds: then it costs little.
 #ifdef VQVAE_FAST_TEST_ALWAYS_WIDE
 constexpr double kWideWork = 0;
 #else
@@ -34,8 +34,8 @@ int64_t num_tiles(const Int8Filter<In>& filter, int64_t rows) {
   return (rows + filter.tile_rows - 1) / filter.tile_rows;
 }
 
-// A centre for the codebook: the mean of some codes spread over it. Any centre is correct. A good
-// one makes the numbers small and the bound tight.
+// Returns a centre for the codebook, the mean of some codes spread over it. Any centre is correct;
+// a good one makes the numbers small and the bound tight.
 template <class In>
 std::vector<float> mean_code(const ListedCodes<In>& codes) {
   constexpr int64_t kSamples = 64;
@@ -65,7 +65,7 @@ struct OwnedInt8Book {
   Buffer half_norm;
 };
 
-// A centre, and where it may pay the directions that get 16 bits.
+// Chooses the centre and, if it may pay, the directions that get 16 bits.
 template <class In>
 void choose_directions(const Int8Filter<In>& filter, const ListedCodes<In>& codes, int64_t rows,
                        OwnedInt8Book<In>& owned) {
@@ -80,7 +80,7 @@ void choose_directions(const Int8Filter<In>& filter, const ListedCodes<In>& code
       filter.find_wide(codes, owned.book.centre, scratch.get(), owned.reflections.data());
 }
 
-// False where the codebook's values do not suit integers.
+// Packs the codebook for the filter. Returns false if its values do not suit integers.
 template <class In>
 bool pack_book(const Int8Filter<In>& filter, const ListedCodes<In>& codes, int64_t rows,
                const ThreadPool& pool, OwnedInt8Book<In>& owned) {

@@ -1,5 +1,5 @@
-// The search through a filter in integers: rules out what a bound allows, and leaves the rows
-// that it cannot settle to the float32 search.
+// Searches with scores in integers: rules out the codes that a bound excludes, measures the others,
+// and leaves the rows that have too many of them to the float32 search.
 #pragma once
 
 #include <type_traits>

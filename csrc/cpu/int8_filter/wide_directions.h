@@ -1,5 +1,5 @@
-// The few directions in which a codebook is far wider than in all others, as those of trained
-// models often are.
+// Finds the few directions in which a codebook is far wider than in all others, as codebooks of
+// trained models often are.
 //
 // In 8 bits the widest direction decides how coarse all integers are. Reflections turn the widest
 // ones into the first dimensions, which then get 16 bits.
@@ -112,7 +112,7 @@ void reflections_of(double* directions, int64_t dim, float* reflections) {
   }
 }
 
-// The products of neighbours among them.
+// Writes the products of neighbouring reflections behind them.
 template <class Doubles>
 void find_overlaps(int64_t dim, float* reflections) {
   const int64_t padded = padded_dim(dim);

@@ -23,7 +23,7 @@ inline void add_products(__m512i& sum, __m512i codes, __m512i row) {
 #endif
 }
 
-// The same of two products of signed 16-bit integers.
+// Adds two products of signed 16-bit integers to each lane.
 inline void add_wide_products(__m512i& sum, __m512i codes, __m512i row) {
 #if defined(__GNUC__)
   __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(row));
@@ -43,7 +43,7 @@ struct Vnni {
     _mm512_mask_storeu_epi32(tile + w * kTileRows + first, (1 << kTileRows) - 1, rows);
   }
 
-  // group: [2][words][kPanelCodes].
+  // group: [panels][words][kPanelCodes].
   static void pack_codes(int32_t* group, int64_t words, int64_t w, int64_t first, __m512i codes) {
     const int64_t panel = first / kPanelCodes;
     _mm512_storeu_si512(group + (panel * words + w) * kPanelCodes + first % kPanelCodes, codes);

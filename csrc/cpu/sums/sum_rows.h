@@ -11,7 +11,7 @@
 namespace vqvae_fast {
 namespace {
 
-// Rows that are sorted by segment lie anywhere: no hardware foresees the next.
+// Rows that are sorted by segment lie anywhere in memory, so no hardware prefetcher finds the next.
 constexpr int64_t kRowsAhead = 24;
 
 template <class In>
@@ -46,7 +46,7 @@ template <class Simd, class In>
 void sum_rows(const Rows<const In>& src, const int64_t* rows, int64_t count, int64_t ahead,
               double* sum) {
   using Doubles = typename Simd::Doubles;
-  const Rows<const In> local = src;  // in registers: the compiler cannot know that nobody writes it
+  const Rows<const In> local = src;  // a copy stays in registers: no write can alias it
   const int64_t last = smaller(count + kRowsAhead, count + ahead);
   for (int64_t i = kRowsAhead; i < last; ++i) prefetch_row(local.row(rows[i]), local.dim);
   int64_t d = 0;
