@@ -207,24 +207,25 @@ struct PlainInt8 {
   static constexpr int kTileRows = 10, kGroupCodes = 24, kCodeOffset = 0;
 
   // tile: [kTileRows][words].
-  static void pack_rows(int32_t* tile, int64_t words, int64_t w, int64_t first, Simd::Ints rows) {
-    for (int i = 0; i < 8 && first + i < kTileRows; ++i) tile[(first + i) * words + w] = rows.at[i];
+  static void pack_rows(int32_t* tile, Int8Words words, int64_t w, int64_t first, Simd::Ints rows) {
+    for (int i = 0; i < 8 && first + i < kTileRows; ++i)
+      tile[(first + i) * words.all + w] = rows.at[i];
   }
   // group: [kGroupCodes][words].
-  static void pack_codes(int32_t* group, int64_t words, int64_t w, int64_t first,
+  static void pack_codes(int32_t* group, Int8Words words, int64_t w, int64_t first,
                          Simd::Ints codes) {
-    for (int i = 0; i < 8; ++i) group[(first + i) * words + w] = codes.at[i];
+    for (int i = 0; i < 8; ++i) group[(first + i) * words.all + w] = codes.at[i];
   }
   static void score_group(const int32_t* tiles, int64_t num_tiles, const float* ratio,
-                          const int32_t* group, const float* half_norm, int64_t wide_words,
-                          int64_t words, int32_t* best) {
-    for (int64_t row = 0; row < num_tiles * kTileRows; ++row, tiles += words) {
+                          const int32_t* group, const float* half_norm, Int8Words words,
+                          int32_t* best) {
+    for (int64_t row = 0; row < num_tiles * kTileRows; ++row, tiles += words.all) {
       for (int lane = 0; lane < 8; ++lane) {
         best[row * 8 + lane] = INT32_MIN;
         for (int code = lane; code < kGroupCodes; code += 8) {
           const int32_t start = Simd::rounded(half_norm[code] * ratio[row / kTileRows]);
           const int32_t score = (start < kUnusable ? kUnusable : start) +
-                                product(tiles, group + code * words, wide_words, words);
+                                product(tiles, group + code * words.all, words);
           if (score > best[row * 8 + lane]) best[row * 8 + lane] = score;
         }
       }
@@ -232,11 +233,10 @@ struct PlainInt8 {
   }
 
  private:
-  static int32_t product(const int32_t* row, const int32_t* code, int64_t wide_words,
-                         int64_t words) {
+  static int32_t product(const int32_t* row, const int32_t* code, Int8Words words) {
     int32_t sum = 0;
-    for (int64_t w = 0; w < words; ++w) {
-      const int width = w < wide_words ? 16 : 8;
+    for (int64_t w = 0; w < words.all; ++w) {
+      const int width = w < words.wide ? 16 : 8;
       for (int at = 0; at < 32; at += width)
         sum += part(row[w], at, width) * part(code[w], at, width);
     }

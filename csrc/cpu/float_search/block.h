@@ -24,7 +24,9 @@ constexpr int64_t block_rows(int64_t dim) {
   return rows < Simd::kTileRows ? Simd::kTileRows : rows / Simd::kTileRows * Simd::kTileRows;
 }
 
-enum class RowKind : int32_t { kOrdinary, kExhaustive, kInfinite, kNan };
+// Only ordinary rows meet a tile. Of an unbounded one a score could overflow, or rounding errors
+// are too large for a useful bound: it is measured against every code.
+enum class RowKind : int32_t { kOrdinary, kUnbounded, kInfinite, kNan };
 
 // The memory of one thread, in one piece. Per row and lane: the best score and the second best.
 // Where the best came from is kept as one bit a lane and panel, "here the best rose"; a vector of
@@ -89,7 +91,7 @@ int64_t scratch_bytes(int64_t dim, int64_t num_panels) {
 
 template <class T>
 RowKind unusual_kind(const T* row, int64_t dim) {
-  RowKind kind = RowKind::kExhaustive;
+  RowKind kind = RowKind::kUnbounded;
   for (int64_t d = 0; d < dim; ++d) {
     if (row[d] != row[d]) return RowKind::kNan;
     if (row[d] - row[d] != 0) kind = RowKind::kInfinite;
@@ -139,7 +141,7 @@ VQVAE_FAST_ALONE void classify(Block<Simd>& block, const PackedBook<In>& book, i
     norm[r] = sqrt(norm[r]);
     const double reach = norm[r] + max_norm;
     const bool ordinary = reach * (1 + reach) < Precision<T>::largest && !long_rows;
-    kind[r] = ordinary ? RowKind::kOrdinary : RowKind::kExhaustive;
+    kind[r] = ordinary ? RowKind::kOrdinary : RowKind::kUnbounded;
     unusual += !ordinary;
   }
   block.any_unusual = unusual != 0;

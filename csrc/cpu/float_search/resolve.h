@@ -196,7 +196,7 @@ VQVAE_FAST_ALONE void resolve_unusual(const Block<Simd>& block, const PackedBook
   for (int64_t r = 0; r < count; ++r) {
     if (block.kind[r] == RowKind::kOrdinary) continue;
     Best best{kInfinity, book.first_usable};  // infinitely far from every code: a tie
-    if (block.kind[r] == RowKind::kExhaustive) {
+    if (block.kind[r] == RowKind::kUnbounded) {
       best = measure_every_code<Simd, In>(book, block.raw[r], first_panel, last_panel);
     } else if (block.kind[r] == RowKind::kNan) {
       best = {kInfinity - kInfinity, 0};

@@ -75,7 +75,7 @@ struct Int8Block {
     copies = arena.take<float>(kRows * dim);
     raw = arena.take<const float*>(kRows);
     centred = arena.take<float>(kVectors * padded_dim(dim) * kLanes);
-    tiles = arena.take<int32_t>(kRows * book.words());
+    tiles = arena.take<int32_t>(kRows * book.words().all);
     ratio = arena.take<float>(kRows / Kernel::kTileRows);
     sizes = arena.take<Int8Sizes>(kRows);
     bias = arena.take<int32_t>(kRows);
@@ -135,7 +135,7 @@ inline void quantize_tile(const Int8Block<Kernel>& block, const Int8Book<In>& bo
   const double unit = unit_of(book, extent, largest_norm);
   const float per_unit = float(1 / unit), rounded = 1 / per_unit;
   block.ratio[begin / Kernel::kTileRows] = float(1 / (double(rounded) * book.unit));
-  int32_t* tile = block.tiles + begin * book.words();
+  int32_t* tile = block.tiles + begin * book.words().all;
   for (int64_t v = 0; v < Block::kVectors; ++v) {
     const int64_t first = v * kWidth;
     const auto quantized = quantize<Simd, 0>(

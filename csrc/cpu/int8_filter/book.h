@@ -35,6 +35,12 @@ VQVAE_FAST_INLINE const float* overlaps_of(const float* reflections, int64_t dim
   return reflections + kWideDims * padded_dim(dim);
 }
 
+// How many words of 32 bits a quantized vector has: first the wide ones, each of two dimensions in
+// 16 bits, then those of four dimensions in 8 bits.
+struct Int8Words {
+  int64_t wide, all;
+};
+
 // Upper bounds for a vector less the centre: the norms of the whole and of its wide and its narrow
 // part, and how far unit * q is from either part.
 struct Int8Sizes {
@@ -76,8 +82,7 @@ struct Int8Book {
   ListedCodes<In> codes;
   int64_t group_codes;  // the kernel's
   int64_t num_groups;
-  // [num_groups][group_words]: words of two wide dimensions, then of four others, as the kernel
-  // packs them.
+  // [num_groups][group_words], as the kernel packs them.
   int32_t* groups;
   float* half_norm;     // [num_groups * group_codes]: -|e - centre|^2/2; -inf for padding, NaN, Inf
   const float* centre;  // [padded D]
@@ -86,9 +91,11 @@ struct Int8Book {
   float unit;
   Int8Sizes largest;  // of the usable codes
 
-  VQVAE_FAST_INLINE int64_t wide_words() const { return num_wide / 2; }
-  VQVAE_FAST_INLINE int64_t words() const { return wide_words() + (codes.dim - num_wide + 3) / 4; }
-  VQVAE_FAST_INLINE int64_t group_words() const { return words() * group_codes; }
+  VQVAE_FAST_INLINE Int8Words words() const {
+    const int64_t wide = num_wide / 2;
+    return {wide, wide + (codes.dim - num_wide + 3) / 4};
+  }
+  VQVAE_FAST_INLINE int64_t group_words() const { return words().all * group_codes; }
 };
 
 // One input type's filter.

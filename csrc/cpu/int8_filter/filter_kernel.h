@@ -10,7 +10,8 @@
 //   kCodeOffset   128 if the integers of codes are packed as unsigned (q + 128), else 0
 //   pack_rows(tile, words, w, first, word)    places word w of rows [first, first + lanes)
 //   pack_codes(group, words, w, first, word)  the same of codes of a group
-//   score_group(tiles, num_tiles, ratio, group, half_norm, wide_words, words, best)
+//                 words says how many there are, and which of them are wide
+//   score_group(tiles, num_tiles, ratio, group, half_norm, words, best)
 //                 scores a block of rows against a group: best[row][lane]
 #pragma once
 
@@ -53,8 +54,8 @@ void filter_block(const Int8Block<Kernel>& block, const Int8Book<In>& book, int6
     for (int64_t g = 0; g < groups; ++g) {
       Kernel::score_group(block.tiles, tiles, block.ratio,
                           book.groups + (first + g) * book.group_words(),
-                          book.half_norm + (first + g) * Kernel::kGroupCodes, book.wide_words(),
-                          book.words(), block.best + g * block.kRows * block.kLanes);
+                          book.half_norm + (first + g) * Kernel::kGroupCodes, book.words(),
+                          block.best + g * block.kRows * block.kLanes);
     }
     find_tops(block, count, groups);
     int64_t listed = list_tops(block, count);

@@ -38,30 +38,28 @@ struct Vnni {
   static constexpr int kCodeOffset = 128;  // vpdpbusd takes unsigned bytes times signed ones
 
   // tile: [words][kTileRows].
-  static void pack_rows(int32_t* tile, int64_t, int64_t w, int64_t first, __m512i rows) {
+  static void pack_rows(int32_t* tile, Int8Words, int64_t w, int64_t first, __m512i rows) {
     static_assert(kTileRows <= Simd::kWidth, "one vector holds a word of all rows");
     _mm512_mask_storeu_epi32(tile + w * kTileRows + first, (1 << kTileRows) - 1, rows);
   }
 
   // group: [panels][words][kPanelCodes].
-  static void pack_codes(int32_t* group, int64_t words, int64_t w, int64_t first, __m512i codes) {
+  static void pack_codes(int32_t* group, Int8Words words, int64_t w, int64_t first, __m512i codes) {
     const int64_t panel = first / kPanelCodes;
-    _mm512_storeu_si512(group + (panel * words + w) * kPanelCodes + first % kPanelCodes, codes);
+    _mm512_storeu_si512(group + (panel * words.all + w) * kPanelCodes + first % kPanelCodes, codes);
   }
 
   // Scores the rows of a block against one group: a panel stays in the L1 for all tiles.
   VQVAE_FAST_ALONE static void score_group(const int32_t* tiles, int64_t num_tiles,
                                            const float* ratio, const int32_t* group,
-                                           const float* half_norm, int64_t wide_words,
-                                           int64_t words, int32_t* best) {
+                                           const float* half_norm, Int8Words words, int32_t* best) {
     for (int64_t tile = 0; tile < num_tiles; ++tile) {
-      score_tile<true>(tiles + tile * kTileRows * words, group, half_norm, ratio[tile], wide_words,
-                       words, best + tile * kTileRows * 16);
+      score_tile<true>(tiles + tile * kTileRows * words.all, group, half_norm, ratio[tile], words,
+                       best + tile * kTileRows * 16);
     }
     for (int64_t tile = 0; tile < num_tiles; ++tile) {
-      score_tile<false>(tiles + tile * kTileRows * words, group + words * kPanelCodes,
-                        half_norm + kPanelCodes, ratio[tile], wide_words, words,
-                        best + tile * kTileRows * 16);
+      score_tile<false>(tiles + tile * kTileRows * words.all, group + words.all * kPanelCodes,
+                        half_norm + kPanelCodes, ratio[tile], words, best + tile * kTileRows * 16);
     }
   }
 
@@ -87,8 +85,8 @@ struct Vnni {
   // Scores a tile of rows against one panel; keeps the best of each lane in best[row * 16].
   template <bool kFirstPanel>
   VQVAE_FAST_INLINE static void score_tile(const int32_t* rows, const int32_t* panel,
-                                           const float* half_norm, float ratio, int64_t wide_words,
-                                           int64_t words, int32_t* best) {
+                                           const float* half_norm, float ratio, Int8Words words,
+                                           int32_t* best) {
     __m512i scores[kTileRows][2];
     VQVAE_FAST_UNROLL
     for (int j = 0; j < 2; ++j) {
@@ -99,8 +97,8 @@ struct Vnni {
       VQVAE_FAST_UNROLL
       for (int i = 0; i < kTileRows; ++i) scores[i][j] = limited;
     }
-    add_words<add_wide_products>(scores, wide_words, rows, panel);
-    add_words<add_products>(scores, words - wide_words, rows, panel);
+    add_words<add_wide_products>(scores, words.wide, rows, panel);
+    add_words<add_products>(scores, words.all - words.wide, rows, panel);
     VQVAE_FAST_UNROLL
     for (int i = 0; i < kTileRows; ++i) {
       __m512i top = _mm512_max_epi32(scores[i][0], scores[i][1]);
