@@ -4,9 +4,9 @@
 
 #include <stdint.h>
 
-// For the few functions here: left as functions of their own, which the linker may merge, they
-// could be taken from the file of an instruction set that the machine lacks.
-// nvcc compiles them for the device too.
+// The functions of this file are always inlined. The linker may merge functions of the same name,
+// and could take one from the file of an instruction set that the machine lacks. nvcc compiles them
+// for the device too.
 #if defined(__CUDACC__)
 #define VQVAE_FAST_INLINE __host__ __device__ __forceinline__
 #elif defined(__GNUC__)

@@ -12,16 +12,16 @@
 
 namespace vqvae_fast {
 
-// Codes of a tile: what a block of the search holds at a time.
+// A block of the search holds so many codes at a time.
 constexpr int kTileCodes = 128;
 
-// Of the packed norms, |E|. A code beyond kFar is not packed, because its score could overflow: it
-// can only be near a row that is far from the centre, and those rows are measured one by one. With
-// |Z| <= kFarRow no score reaches 2^120.
+// Limits of packed norms, |E| and |Z|. A code beyond kFar is not packed, because its score could
+// overflow: it can only be near a row that is far from the centre, and those rows are measured one
+// by one. With |Z| <= kFarRow no score reaches 2^120.
 constexpr double kFar = 0x1p60;
 constexpr double kFarRow = 0x1p58;
 
-// What the device knows of the codebook; the host never reads it.
+// Facts about the codebook that the device finds; the host never reads them.
 struct BookFacts {
   float scale;        // a power of two
   float max_norm;     // upper bound of |E| over the packed codes

@@ -1,5 +1,5 @@
-// Every code measured in float64, for float64 inputs and for the rows that the bound could not
-// settle. How many those are only the device knows: a grid of fixed size shares them out.
+// Measures every code in float64, for float64 inputs and for unsettled rows. Only the device knows
+// how many rows those are, so a grid of fixed size shares them out.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -1,5 +1,5 @@
-// The end of a search: the rows that were measured against all codes get their answer, and all rows
-// their code.
+// Ends a search: writes the answers of the rows that were measured against all codes, and gathers
+// the chosen codes of all rows.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -1,4 +1,4 @@
-// Which kernels a search launches, and with what memory.
+// Plans a search and launches its kernels.
 #pragma once
 
 #include <stdint.h>

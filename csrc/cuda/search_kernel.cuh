@@ -1,4 +1,5 @@
-// The search of a block: float32 scores, then the bound, then float64 distances of what is left.
+// Searches with one block: float32 scores, then the bound, then float64 distances of the
+// candidates.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -13,7 +14,7 @@ namespace {
 
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-// What a warp knows of its 16 rows while it settles them: 8 of each half-warp.
+// The state of the 16 rows of a warp while it settles them; each half-warp has 8.
 struct Settling {
   double distance[16];  // of the code with the best score; infinite if the range has none
   double norm[16];      // |Z|
@@ -119,7 +120,8 @@ __device__ __forceinline__ void settle(const Rows<const In>& z, const Codes<In>&
   }
 }
 
-// A block per tile of rows (x) and range of code tiles (y). found: [ranges][N].
+// Searches; the grid has a block for each tile of rows (x) and range of code tiles (y).
+// found: [ranges][N].
 template <class In, class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerProcessor)
     search(Rows<const In> z, Codes<In> codes, Book book, Found* found) {

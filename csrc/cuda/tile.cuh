@@ -1,5 +1,5 @@
-// One block's share of the search: float32 scores of some rows against a range of code tiles, and
-// for every row and every one of the 16 threads that share it the best and the second best score.
+// Scores the rows of one block in float32 against a range of code tiles. Each of the 16 threads
+// that share a row keeps its best and its second best score.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -28,7 +28,7 @@ struct Tile {
 
 namespace {
 
-// Which row of the tile a thread's i-th row is; the same for its codes.
+// Returns which row of the tile the i-th row of a thread is; codes are numbered alike.
 template <int kThreadsAcross>
 __device__ __forceinline__ int place_in_tile(int thread, int i) {
   return i / 4 * 4 * kThreadsAcross + thread * 4 + i % 4;
@@ -41,8 +41,8 @@ struct Stage {
   float codes[Tile::kDepth][kTileCodes];
 };
 
-// Each thread's best scores for its 8 rows, thread by thread. They are needed once a tile, and
-// registers belong to the scores, so they live in shared memory; no thread reads another's.
+// The best scores of each thread for its 8 rows. They are needed once a tile, and the scores fill
+// the registers, so they lie in shared memory; no thread reads another's.
 // Codes are counted from the first of the block's range.
 template <class Tile>
 struct Best {
@@ -50,7 +50,7 @@ struct Best {
   float4 second[2][Tile::kThreads];
   int4 code[2][Tile::kThreads];
 
-  // Of this thread, for its i-th row.
+  // The values of this thread for its i-th row.
   __device__ __forceinline__ float score_of(int i) const { return of(score, i); }
   __device__ __forceinline__ float second_of(int i) const { return of(second, i); }
   __device__ __forceinline__ int code_of(int i) const { return of(code, i); }

@@ -9,7 +9,7 @@
 namespace vqvae_fast {
 namespace {
 
-// Rows that lie together: segment by segment.
+// Sums rows whose elements lie together, segment by segment.
 template <class In>
 void sum_by_segment(const Rows<const In>& src, const int64_t* indices, int64_t num_segments,
                     Compute<In>* sums, Compute<In>* counts, const ThreadPool& pool) {
@@ -25,7 +25,7 @@ void sum_by_segment(const Rows<const In>& src, const int64_t* indices, int64_t n
       [](int64_t, int64_t) {});
 }
 
-// Feature maps, whose rows do not lie together: dimension by dimension, each read in order.
+// Sums feature maps, whose rows do not lie together, dimension by dimension: each is read in order.
 template <class In>
 void sum_by_dimension(const Rows<const In>& src, const int64_t* indices, int64_t num_segments,
                       Compute<In>* sums, Compute<In>* counts, const ThreadPool& pool) {

@@ -27,12 +27,12 @@ struct Segments {
   }
 };
 
-// Whether all indices are below that.
+// Returns whether all indices are below num_segments.
 inline bool all_below(const int64_t* indices, int64_t count, int64_t num_segments) {
   return std::all_of(indices, indices + count, [&](int64_t k) { return k < num_segments; });
 }
 
-// A counting sort: O(N + K).
+// Sorts by counting, in O(N + K).
 inline Segments sort_by_counting(const int64_t* indices, int64_t count, int64_t num_segments,
                                  const ThreadPool& pool) {
   // Each part counts for itself, so there are no more parts than their counters cost.
@@ -68,8 +68,7 @@ inline Segments sort_by_counting(const int64_t* indices, int64_t count, int64_t 
   return segments;
 }
 
-// A radix sort from the lowest digit on: O(N log K / 11), for segments that are many more than
-// rows.
+// Sorts by digits from the lowest on, in O(N log K / 11), for many more segments than rows.
 inline Segments sort_by_digits(const int64_t* indices, int64_t count, int64_t num_segments) {
   constexpr int kBits = 11;
   constexpr int64_t kDigits = 1 << kBits;
@@ -96,7 +95,7 @@ inline Segments sort_by_digits(const int64_t* indices, int64_t count, int64_t nu
   return segments;
 }
 
-// Rows with a negative index are left out.
+// Sorts the rows by segment. Rows with a negative index are left out.
 inline Segments sort_rows(const int64_t* indices, int64_t count, int64_t num_segments,
                           const ThreadPool& pool) {
   return num_segments > 2 * count ? sort_by_digits(indices, count, num_segments)
