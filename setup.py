@@ -8,49 +8,50 @@ TORCH_CUDA_ARCH_LIST are honoured. Everything else is in pyproject.toml.
 
 import os
 import platform
+import re
 import runpy
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
+from pathlib import Path
 
 from setuptools import setup
 
-MACHINE = platform.machine().lower()
-IS_X86 = MACHINE in ("x86_64", "amd64")
-MSVC = sys.platform == "win32"
-
-# Each instruction set is a translation unit of its own, so that nothing else is compiled for a
-# machine that may not be there. No -march=native: the build serves other machines too.
 # Contraction is off because every instruction set must round alike; the kernels name their FMAs.
-# errno and floating-point traps are nobody's business here, and without them loops vectorise.
-if MSVC:
-    COMMON_FLAGS = ["/std:c++20", "/O2", "/fp:precise"]
-    ISA_FLAGS = {isa: ["/arch:AVX512"] for isa in ("avx512vnni", "avx512")}
-    ISA_FLAGS |= {"avx2": ["/arch:AVX2"], "portable": []}
-else:
-    COMMON_FLAGS = ["-std=c++20", "-O3", "-ffp-contract=off", "-fno-math-errno"]
-    COMMON_FLAGS += ["-fno-trapping-math"]
-    if sys.platform != "darwin":  # Apple's compiler has no OpenMP: one thread there
-        COMMON_FLAGS += ["-fopenmp"]
-    # What these two do in vectors they say; what the compiler pairs up beside it (the addresses of
-    # three codes, say) goes through memory and costs more than it saves.
-    NAMED_VECTORS = ["-fno-tree-slp-vectorize"]
-    AVX512 = ["-mavx512f", "-mf16c", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
-    ISA_FLAGS = {
-        "avx512vnni": [*AVX512, "-mavx512vnni", *NAMED_VECTORS],
-        "avx512": [*AVX512, *NAMED_VECTORS],
-        "avx2": ["-mavx2", "-mfma", *NAMED_VECTORS],
-        "portable": [],
-    }
-if not IS_X86:
-    ISA_FLAGS = {"portable": []}
+# No kernel reads errno or traps on floating-point errors, and without them loops vectorise.
+COMMON_FLAGS = ["-std=c++20", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+if sys.platform != "darwin":  # Apple's compiler has no OpenMP: one thread there
+    COMMON_FLAGS.append("-fopenmp")
 VERSION = "vqvae_fast/_version.py"
-MACROS = [("VQVAE_FAST_X86", "1")] if IS_X86 else []
 
 
 def kernel_source(isa: str) -> str:
     """Source file of one instruction set's kernels."""
-    return f"csrc/cpu/search_{isa}.cpp"
+    return f"csrc/cpu/isa/{isa}.cpp"
+
+
+def instruction_sets(machine: str) -> dict[str, list[str]]:
+    """The instruction sets that are built for such a machine, with their compiler flags.
+
+    Each is a translation unit of its own, because nothing else may be compiled for instructions
+    that a machine may lack. Its first lines name the machines and the flags:
+
+        // machines: x86_64
+        // flags: -mavx2 -mfma
+    """
+    found = {}
+    for path in sorted((Path(__file__).parent / kernel_source("x")).parent.glob("*.cpp")):
+        said: dict[str, list[str]] = {"machines": [], "flags": []}
+        for kind, words in re.findall(r"^// (machines|flags):(.*)$", path.read_text(), re.M):
+            said[kind] += words.split()
+        if machine in said["machines"] or "any" in said["machines"]:
+            found[path.stem] = said["flags"]
+    return found
+
+
+MACHINE = platform.machine()
+ISA_FLAGS = instruction_sets("x86_64" if MACHINE.lower() == "amd64" else MACHINE)
+MACROS = [("VQVAE_FAST_ISAS", ",".join(ISA_FLAGS))]
 
 
 def build_macros() -> list[tuple[str, str]]:
@@ -77,7 +78,7 @@ def why_no_cuda() -> str | None:
 
     if torch.version.cuda is None:
         return f"torch {torch.__version__} was built without CUDA"
-    nvcc = os.path.join(CUDA_HOME or "", "bin", "nvcc.exe" if MSVC else "nvcc")
+    nvcc = os.path.join(CUDA_HOME or "", "bin", "nvcc")
     if CUDA_HOME is None or not os.path.exists(nvcc):
         return f"nvcc was not found (CUDA_HOME={CUDA_HOME})"
     return None
@@ -157,7 +158,7 @@ def extension_arguments() -> dict:
                     output_dir=self.build_temp,
                     macros=MACROS,
                     extra_postargs=COMMON_FLAGS + ISA_FLAGS[isa],
-                    depends=glob("csrc/*.h") + glob("csrc/cpu/*.h"),
+                    depends=glob("csrc/**/*.h", recursive=True),
                 )
 
             jobs = int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))
@@ -165,14 +166,14 @@ def extension_arguments() -> dict:
                 for objects in pool.map(compile_one, ISA_FLAGS):
                     extension.extra_objects.extend(objects)
 
-    kernels = set(glob("csrc/cpu/search_*.cpp"))
-    sources = ["csrc/bindings.cpp", *sorted(set(glob("csrc/cpu/*.cpp")) - kernels)]
+    kernels = set(glob("csrc/cpu/isa/*.cpp"))
+    sources = set(glob("csrc/cpu/**/*.cpp", recursive=True)) - kernels
     cpu_extension = CppExtension(
         "vqvae_fast._C",
-        sources,
+        ["csrc/bindings.cpp", *sorted(sources)],
         define_macros=[*MACROS, *build_macros()],
         extra_compile_args=COMMON_FLAGS,
-        depends=[VERSION, *glob("csrc/*.h"), *glob("csrc/cpu/*")],
+        depends=[VERSION, *glob("csrc/*.h"), *glob("csrc/cpu/**/*.*", recursive=True)],
     )
     extensions = [cpu_extension, *([cuda_extension()] if wants_cuda() else [])]
     return {"ext_modules": extensions, "cmdclass": {"build_ext": BuildKernels}}

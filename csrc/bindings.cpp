@@ -9,10 +9,10 @@
 
 #include "build_stamp.h"
 #include "cpu/dispatch.h"
-#include "cpu/moving_average.h"
-#include "cpu/residual_backward.h"
 #include "cpu/search.h"
-#include "cpu/segment_sum.h"
+#include "cpu/sums/moving_average.h"
+#include "cpu/sums/residual_backward.h"
+#include "cpu/sums/segment_sum.h"
 #include "torch_rows.h"
 
 namespace vqvae_fast {
@@ -28,7 +28,7 @@ ThreadPool torch_pool() {
           }};
 }
 
-// One codebook. quantized may be undefined.
+// Searches one codebook. quantized may be undefined.
 void search_one(const Tensor& z, const Tensor& codebook, const Tensor& indices,
                 const Tensor& distances, const Tensor& quantized) {
   with_element_type(z.scalar_type(), "z", [&](auto* element) {
@@ -92,7 +92,7 @@ std::tuple<Tensor, Tensor> segment_sum_op(const Tensor& src, const Tensor& indic
   return {sums, counts};
 }
 
-// One codebook; averages, sizes and codes are of one dtype, end to end.
+// Updates one codebook; averages, sizes and codes are contiguous and of one dtype.
 void move_average(const Tensor& averages, const Tensor& sizes, const Tensor& codes,
                   const Tensor& src, const Tensor& indices, double decay, double eps) {
   const Tensor flat = indices.contiguous();
@@ -121,7 +121,7 @@ void moving_average_op(const Tensor& average, const Tensor& cluster_size, const 
   if (codebook.dim() == 2) {
     move_average(averages, sizes, codes, rows, indices, decay, eps);
   } else {
-    // Of all books, before the first is written.
+    // The indices of all books are checked before the first book is written.
     TORCH_CHECK_INDEX(indices.numel() == 0 || indices.max().item<int64_t>() < codebook.size(1),
                       "indices must be below K=", codebook.size(1));
     for (int64_t h = 0; h < codebook.size(0); ++h) {
@@ -180,7 +180,7 @@ Tensor residual_backward_op(const Tensor& grad_quantized, const Tensor& grad_los
                                                                       z, books, indices, rotates);
 }
 
-// Not at load: Python first decides whether these kernels are to serve (vqvae_fast/ops.py).
+// Called after loading, because Python decides whether these kernels serve (vqvae_fast/ops.py).
 void register_kernels() {
   static const torch::Library registered = [] {
     torch::Library cpu = MAKE_TORCH_LIBRARY_IMPL(vqvae_fast, CPU);

@@ -1,4 +1,5 @@
-// What this build was made for: setup.py defines both numbers, from vqvae_fast/_version.py.
+// The version and the contract of this build: setup.py defines both numbers, from
+// vqvae_fast/_version.py.
 #pragma once
 
 #define VQVAE_FAST_STRING_OF(...) #__VA_ARGS__

@@ -42,7 +42,7 @@ int processors() {
   return count;
 }
 
-// One codebook. quantized may be undefined.
+// Searches one codebook. quantized may be undefined.
 void search_one(const Tensor& z, const Tensor& codebook, const Tensor& indices,
                 const Tensor& distances, const Tensor& quantized) {
   with_element_type(z.scalar_type(), "z", [&](auto* element) {

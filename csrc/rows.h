@@ -4,15 +4,13 @@
 
 #include <stdint.h>
 
-// For the few functions here: left as functions of their own, which the linker may merge, they
-// could be taken from the file of an instruction set that the machine lacks.
-// nvcc compiles them for the device too.
+// The functions of this file are always inlined. The linker may merge functions of the same name,
+// and could take one from the file of an instruction set that the machine lacks. nvcc compiles them
+// for the device too.
 #if defined(__CUDACC__)
 #define VQVAE_FAST_INLINE __host__ __device__ __forceinline__
 #elif defined(__GNUC__)
 #define VQVAE_FAST_INLINE __attribute__((always_inline)) inline
-#elif defined(_MSC_VER)
-#define VQVAE_FAST_INLINE __forceinline
 #else
 #define VQVAE_FAST_INLINE inline
 #endif

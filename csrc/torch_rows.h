@@ -33,7 +33,7 @@ inline at::TensorOptions distance_options(const Tensor& z) {
   return z.options().dtype(z.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
 }
 
-// Whether all leading dimensions fold into two levels of rows (contract.h).
+// Whether all leading dimensions fold into two levels of rows (rows.h).
 inline bool folds(const Tensor& t, int64_t* inner_dims) {
   const int64_t rows = t.dim() - 1;
   int64_t d = rows - 1;

@@ -11,9 +11,9 @@
 namespace vqvae_fast {
 namespace {
 
-// Which of a few candidates is nearest no predictor can know, so
-// offer() is arithmetic that no compiler turns into a branch: distances are not negative, and such
-// float64 numbers order as their bits do.
+// offer() has no branch, because which of a few candidates is nearest cannot be predicted. It
+// compares the bits of distances as integers: distances are not negative, and the bits of such
+// float64 numbers have their order.
 class Best {
  public:
   Best(double distance, int64_t index) : bits_(to_bits(distance)), index_(index) {}
@@ -23,7 +23,7 @@ class Best {
     take_if((bits < bits_) | ((bits == bits_) & (index < index_)), bits, index);
   }
 
-  // The same for an index that is larger than all before.
+  // As offer(), for an index that is larger than all before.
   void offer_later(double distance, int64_t index) {
     const uint64_t bits = to_bits(distance);
     take_if(bits < bits_, bits, index);

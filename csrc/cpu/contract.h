@@ -9,8 +9,8 @@
 #include <stdint.h>
 
 #include "../rows.h"
-#include "int8_book.h"
-#include "listed_codes.h"
+#include "codes/listed_codes.h"
+#include "int8_filter/book.h"
 
 // Loops over a tile must be unrolled before the compiler decides what lives in registers: left to
 // itself, GCC unrolls them too late and sends every accumulator through the stack.
@@ -24,6 +24,14 @@
 #define VQVAE_FAST_ALONE
 #endif
 
+// A function that asks the processor what it has. It runs on machines that lack the instruction set
+// of its file, so it is compiled for the least of them, whatever the flags of the file are.
+#if defined(__GNUC__) && defined(__x86_64__)
+#define VQVAE_FAST_PROBE __attribute__((noinline, target("no-sse3")))
+#else
+#define VQVAE_FAST_PROBE
+#endif
+
 namespace vqvae_fast {
 
 // The codebook as the kernels read it: panels of `width` codes, [panel][D][width], shifted to
@@ -35,25 +43,29 @@ struct PackedBook {
   int64_t width;
   int64_t num_panels;
   T* panels;             // [num_panels][D][width]
-  T* start;              // [num_panels][width]: -|e|^2/2; -inf for padding and non-finite codes
+  T* half_norm;          // [num_panels][width]: -|e|^2/2; -inf for padding and non-finite codes
   const T* centre;       // [D], scaled
   T scale;               // power of two
   double max_norm;       // upper bound of |e| over the usable codes, scaled and centred
   int64_t first_usable;  // lowest index of a code without NaN or Inf; -1 if there is none
 };
 
-// Rows that are few enough for reading the codebook as it is to cost less than packing it.
+constexpr int64_t kAlignment = 64;  // a cache line, and the widest vector
+
+// For at most so many rows, reading the codebook as it is costs less than packing it.
 constexpr int64_t kFewRows = 8;
 
 // Where one search writes. Distances are float64 here and rounded once, at the end. kNoCode stands
 // where no code could be chosen; it loses against every index.
 constexpr int64_t kNoCode = INT64_MAX;
+// Stands for the code of an unsettled row while the codes of its neighbours are gathered.
+constexpr int64_t kAnyCode = 0;
 struct Nearest {
   int64_t* indices;
   double* distances;
 };
 
-// What one panel range contributes to the whole book when it is packed.
+// What a range of panels contributes to the whole book when it is packed.
 struct PackedRange {
   double max_norm;
   int64_t first_usable;
@@ -73,7 +85,7 @@ template <class In>
 struct Engine {
   int64_t panel_width;
   int64_t tile_rows;
-  // Of the elements of codes [first, last), NaN and infinities left out.
+  // The largest magnitude among the elements of codes [first, last) that are finite.
   Compute<In> (*largest_magnitude)(const ListedCodes<In>& codes, int64_t first, int64_t last);
   // Fills panels [first, last) of `book`. All but max_norm and first_usable must be set.
   PackedRange (*pack)(const PackedBook<In>& book, int64_t first, int64_t last);
@@ -85,8 +97,8 @@ struct Engine {
   int64_t (*search)(const PackedBook<In>& book, const Rows<const In>& z, int64_t first_row,
                     int64_t last_row, int64_t first_panel, int64_t last_panel, double patience,
                     void* scratch, Nearest out);
-  // The same of a few rows without a packed book, for codes whose elements are neighbours; the
-  // scratch is for that many codes. False where `search` must serve.
+  // Nearest code for a few rows without a packed book, for codes whose elements are neighbours; the
+  // scratch is for that many codes. Returns false if `search` must serve.
   int64_t (*few_rows_scratch_bytes)(int64_t dim, int64_t num_codes);
   bool (*search_few_rows)(const Codes<In>& codes, const Rows<const In>& z, int64_t first_code,
                           int64_t last_code, void* scratch, Nearest out);
@@ -99,9 +111,8 @@ struct Engine {
                             const int64_t* indices, In* residual, double* sum);
 };
 
-struct InstructionSet {
-  const char* name;
-  const Int8Filters* filters;  // null where there are none
+// The functions of all input types in one instruction set.
+struct Engines {
   Engine<float> f32;
   Engine<double> f64;
   Engine<BFloat16> bf16;
@@ -113,11 +124,19 @@ struct InstructionSet {
   const Engine<Half>& engine(const Half*) const { return f16; }
 };
 
-#ifdef VQVAE_FAST_X86
-extern const InstructionSet kAvx512Vnni;
-extern const InstructionSet kAvx512;
-extern const InstructionSet kAvx2;
-#endif
-extern const InstructionSet kPortable;
+// What a file of isa/ defines, under its own name in the namespace isa. It must be a constant:
+// its file is compiled for machines that may not be there, so no code of it may run at load.
+struct InstructionSet {
+  const char* name;        // the file's
+  int priority;            // of those that the machine has, the one with the highest serves
+  bool (*machine_has)();   // a VQVAE_FAST_PROBE
+  const Engines* engines;  // its own, or those of another file
+  const Int8Filters* filters = nullptr;  // null where there are none
+
+  template <class In>
+  const Engine<In>& engine() const {
+    return engines->engine(static_cast<const In*>(nullptr));
+  }
+};
 
 }  // namespace vqvae_fast

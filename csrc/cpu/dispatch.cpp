@@ -1,55 +1,36 @@
 #include "dispatch.h"
 
+#include <algorithm>
 #include <atomic>
 #include <stdexcept>
 
-#if defined(VQVAE_FAST_X86) && defined(_MSC_VER)
-#include <intrin.h>
-#endif
-
 namespace vqvae_fast {
+
+// setup.py lists the files of isa/ that are built for this kind of machine: portable,avx2,...
+namespace isa {
+extern const InstructionSet VQVAE_FAST_ISAS;
+}
+
 namespace {
 
-#if defined(VQVAE_FAST_X86) && defined(_MSC_VER)
-// Both need the operating system to save the wide registers (XCR0) beside the processor's word.
-bool has(int leaf7_ebx_bits, unsigned long long xcr0_bits) {
-  int leaf1[4], leaf7[4];
-  __cpuid(leaf1, 1);
-  const bool xsave = leaf1[2] & (1 << 27), fma = leaf1[2] & (1 << 12);
-  if (!xsave || !fma || (_xgetbv(0) & xcr0_bits) != xcr0_bits) return false;
-  __cpuidex(leaf7, 7, 0);
-  return (leaf7[1] & leaf7_ebx_bits) == leaf7_ebx_bits;
+template <class... Sets>
+std::vector<const InstructionSet*> those_of_this_machine(const Sets&... sets) {
+  std::vector<const InstructionSet*> available;
+  for (const InstructionSet* set : {&sets...}) {
+    if (set->machine_has()) available.push_back(set);
+  }
+  std::sort(available.begin(), available.end(),
+            [](const auto* a, const auto* b) { return a->priority > b->priority; });
+  return available;
 }
-bool has_avx512() { return has((1 << 16) | (1 << 17) | (1 << 30) | int(1u << 31), 0xe6); }
-bool has_vnni() {
-  int leaf7[4];
-  __cpuidex(leaf7, 7, 0);
-  return has_avx512() && leaf7[2] & (1 << 11);
-}
-bool has_avx2() { return has(1 << 5, 0x6); }
-#elif defined(VQVAE_FAST_X86)
-bool has_avx512() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("fma");
-}
-bool has_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
-#endif
 
 std::atomic<const InstructionSet*> selected{nullptr};
 
 }  // namespace
 
 std::vector<const InstructionSet*> available_instruction_sets() {
-  std::vector<const InstructionSet*> sets;
-#ifdef VQVAE_FAST_X86
-  if (has_vnni()) sets.push_back(&kAvx512Vnni);
-  if (has_avx512()) sets.push_back(&kAvx512);
-  if (has_avx2()) sets.push_back(&kAvx2);
-#endif
-  sets.push_back(&kPortable);
-  return sets;
+  using namespace isa;
+  return those_of_this_machine(VQVAE_FAST_ISAS);
 }
 
 const InstructionSet& instruction_set() {

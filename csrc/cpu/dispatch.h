@@ -1,4 +1,4 @@
-// Which instruction set serves this machine.
+// Chooses the instruction set that serves this machine.
 #pragma once
 
 #include <string>

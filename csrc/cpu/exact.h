@@ -1,4 +1,4 @@
-// What is exact: distances in float64. Beside them the bound on the error of the fast scores.
+// Measures distances in float64; includes the bound on the error of the fast scores.
 #pragma once
 
 #include <stdint.h>
@@ -10,7 +10,8 @@
 namespace vqvae_fast {
 namespace {
 
-// Eight neighbouring elements as float64 lanes, for which each instruction set has a type Doubles.
+// Loads eight neighbouring elements as float64 lanes, for which an instruction set has a type
+// Doubles.
 template <class Doubles, class In>
 inline typename Doubles::Vec load_lanes(const In* p) {
   if constexpr (requires { Doubles::load(p); }) {
@@ -22,7 +23,7 @@ inline typename Doubles::Vec load_lanes(const In* p) {
   }
 }
 
-// The same of elements that may lie apart or be fewer than eight: zeros stand in for those missing.
+// Loads up to eight elements that may lie apart; zeros stand in for missing ones.
 template <class Doubles, class In>
 inline typename Doubles::Vec load_lanes(const In* p, int64_t stride, int64_t count) {
   if (stride == 1 && count >= 8) return load_lanes<Doubles>(p);
@@ -31,9 +32,9 @@ inline typename Doubles::Vec load_lanes(const In* p, int64_t stride, int64_t cou
   return Doubles::load(lanes);
 }
 
-// The distances that decide, of one row from a few codes: sum((z - e)^2) in float64, its lanes
-// added in one fixed order, so that every instruction set gets the same bits (no file is compiled
-// with contraction of a*b+c). load_row and load_code give the eight elements from d on.
+// Computes the distances that decide, of one row from a few codes: sum((z - e)^2) in float64, its
+// lanes added in one fixed order, so that every instruction set gets the same bits (no file is
+// compiled with contraction of a*b+c). load_row and load_code give the eight elements from d on.
 template <class Doubles, int kCodes, class LoadRow, class LoadCode>
 inline void add_squares(int64_t dim, double* distances, LoadRow load_row, LoadCode load_code) {
   typename Doubles::Vec sums[kCodes];

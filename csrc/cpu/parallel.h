@@ -1,4 +1,4 @@
-// How the drivers run in parallel without knowing whose thread pool it is.
+// Runs the parts of a search on the threads of the caller: the kernels know no thread pool.
 #pragma once
 
 #include <stdint.h>

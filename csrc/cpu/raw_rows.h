@@ -1,4 +1,4 @@
-// The rows of a block as they are: what candidates are measured against.
+// Reads the rows of a block as they are, for measuring candidates.
 #pragma once
 
 #include <stdint.h>

@@ -7,20 +7,20 @@
 #include "../elements.h"
 #include "../score_bound.h"
 #include "aligned_buffer.h"
+#include "codes/distinct.h"
+#include "codes/gather.h"
 #include "dispatch.h"
-#include "distinct.h"
-#include "filter.h"
-#include "gather.h"
-#include "owned_book.h"
+#include "float_search/owned_book.h"
+#include "int8_filter/filter.h"
 
 namespace vqvae_fast {
 namespace {
 
-// Multiply-adds that a search must have before waking a second thread pays.
+// A search with fewer multiply-adds runs on one thread: waking another would cost more.
 constexpr double kSearchWork = 1 << 16;
 
-// Copies of codes are looked for where the filter leaves one row in so many; they are left out of
-// the search where there are so many. A row may have to measure each of them.
+// Copies of codes are looked for if the filter leaves one row in so many unsettled; they are left
+// out of the search where there are so many. A row may have to measure each of them.
 constexpr int64_t kCommon = 4, kWorthwhile = 8;
 
 // Where the answers go. quantized.data may be null.
@@ -44,8 +44,8 @@ Division divide(int64_t rows, int64_t panels, int64_t tile_rows, int64_t num_thr
   return {row_parts, std::min((num_threads + row_parts - 1) / row_parts, panels)};
 }
 
-// The answers of the parts of the codebook for some rows, and the final ones: the smallest
-// distance, the lowest index among equals. A row with a NaN says the same in every part.
+// Merges the answers of the parts of the codebook for some rows: the smallest distance wins, the
+// lowest index among equals. A row with a NaN has the same answer in every part.
 template <class T>
 void merge(const std::vector<Nearest>& parts, int64_t rows, int64_t* indices, T* distances) {
   for (int64_t n = 0; n < rows; ++n) {
@@ -63,7 +63,7 @@ void merge(const std::vector<Nearest>& parts, int64_t rows, int64_t* indices, T*
   }
 }
 
-// The contract where no code is finite: index 0, and whatever distance that is.
+// Chooses code 0 for every row, as the contract wants where no code is finite.
 template <class In>
 void choose_first_code(const Rows<const In>& z, const ListedCodes<In>& codes,
                        const Answers<In>& out) {
@@ -80,7 +80,8 @@ void choose_first_code(const Rows<const In>& z, const ListedCodes<In>& codes,
   gather(codes, out.indices, out.quantized, 0, z.count);
 }
 
-// Whether rows that need many measurements are left, because the codes may be copies, or measured.
+// What happens to a row that needs many measurements. Limited: it becomes unsettled, because its
+// codes may be copies of each other. Unlimited: it is measured.
 enum class Effort { kLimited, kUnlimited };
 
 // Measurements that a row may need beside the expected few. They take about as long as half of its
@@ -89,11 +90,12 @@ double patience_for(Effort effort, int64_t num_codes) {
   return effort == Effort::kLimited ? double(num_codes) / 64 + 8 : HUGE_VAL;
 }
 
-// Writes the answers of the rows that the first look settles, and appends the others to `left`.
+// Writes the answers of the rows that the first look settles, and appends the others to
+// `unsettled`.
 template <class In>
 void search_rows(const Engine<In>& engine, const PackedBook<In>& book, const Rows<const In>& z,
                  Effort effort, const Answers<In>& out, const ThreadPool& pool,
-                 std::vector<int64_t>& left) {
+                 std::vector<int64_t>& unsettled) {
   const int64_t scratch_bytes = engine.scratch_bytes(z.dim, book.num_panels);
   const Division by = divide(z.count, book.num_panels, engine.tile_rows, pool.num_threads);
   const double patience = patience_for(effort, book.codes.count / by.code_parts);
@@ -144,7 +146,7 @@ void search_rows(const Engine<In>& engine, const PackedBook<In>& book, const Row
     }
   }
   for (int64_t r = 0; r < by.row_parts; ++r) {
-    for (int64_t n = done[r]; n < begin_of(r + 1); ++n) left.push_back(n);
+    for (int64_t n = done[r]; n < begin_of(r + 1); ++n) unsettled.push_back(n);
   }
 }
 
@@ -153,7 +155,7 @@ bool few_rows_serve(const Rows<const In>& z, const Codes<In>& codes) {
   return z.count <= kFewRows && codes.element_stride == 1 && !too_long<Compute<In>>(codes.dim);
 }
 
-// False where the values need a packed codebook.
+// Searches without packing the codebook. Returns false if the values need a packed one.
 template <class In>
 bool search_few_rows(const Engine<In>& engine, const Rows<const In>& z, const Codes<In>& codes,
                      const Answers<In>& out, const ThreadPool& pool) {
@@ -179,35 +181,39 @@ bool search_few_rows(const Engine<In>& engine, const Rows<const In>& z, const Co
   return true;
 }
 
-// The search in z's own arithmetic, float32 or float64.
+// Searches in the arithmetic of z, float32 or float64.
 template <class In>
 void search_unfiltered(const Engine<In>& engine, const Rows<const In>& z,
                        const ListedCodes<In>& codes, Effort effort, const Answers<In>& out,
-                       const ThreadPool& pool, std::vector<int64_t>& left) {
+                       const ThreadPool& pool, std::vector<int64_t>& unsettled) {
   const OwnedBook<In> owned = pack_codebook(engine, codes, pool);
   if (owned.book.first_usable < 0) {
     choose_first_code(z, codes, out);
   } else {
-    search_rows(engine, owned.book, z, effort, out, pool, left);
+    search_rows(engine, owned.book, z, effort, out, pool, unsettled);
   }
 }
 
-// Whether the filter served; it appends the rows that it leaves to `left`.
+// Searches with the int8 filter and returns whether it served; it appends the rows that it does not
+// settle to `unsettled`.
 template <class In>
 bool search_filtered(const InstructionSet& set, const Rows<const In>& z,
                      const ListedCodes<In>& codes, const Answers<In>& out, const ThreadPool& pool,
-                     std::vector<int64_t>& left) {
+                     std::vector<int64_t>& unsettled) {
   if constexpr (has_filter<In>) {
-    return set.filters != nullptr && filter_serves(z, codes, pool) &&
-           filter_rows(*set.filters->filter(static_cast<const In*>(nullptr)), z, codes, out.indices,
-                       out.distances, out.quantized, pool, left);
+    if (set.filters == nullptr) return false;
+    const Int8Filter<In>& filter = *set.filters->filter(static_cast<const In*>(nullptr));
+    return filter_serves(filter, z, codes, pool) &&
+           filter_rows(filter, z, codes, out.indices, out.distances, out.quantized, pool,
+                       unsettled);
   } else {
     return false;
   }
 }
 
 // Searches the listed rows, side by side, because a search takes rows that lie regularly.
-// search(rows, answers, left) does it for some at a time. Returns the rows that it left.
+// search(rows, answers, unsettled) does it for some at a time. Returns those that it did not
+// settle.
 template <class In, class Search>
 std::vector<int64_t> search_listed(const Rows<const In>& z, const Codes<In>& codes,
                                    const std::vector<int64_t>& listed, const Answers<In>& out,
@@ -216,7 +222,7 @@ std::vector<int64_t> search_listed(const Rows<const In>& z, const Codes<In>& cod
   const int64_t total = listed.size();
   const int64_t chunk = std::min(std::max<int64_t>(kElements / z.dim, 256), total);
   std::vector<In> copies(chunk * z.dim);
-  std::vector<int64_t> found(chunk), left_of_chunk, left;
+  std::vector<int64_t> found(chunk), unsettled_of_chunk, unsettled;
   std::vector<Compute<In>> found_distances(chunk);
   for (int64_t first = 0; first < total; first += chunk) {
     const int64_t count = std::min(chunk, total - first);
@@ -224,12 +230,12 @@ std::vector<int64_t> search_listed(const Rows<const In>& z, const Codes<In>& cod
       const In* row = z.row(listed[first + i]);
       for (int64_t d = 0; d < z.dim; ++d) copies[i * z.dim + d] = row[d * z.element_stride];
     }
-    left_of_chunk.clear();
+    unsettled_of_chunk.clear();
     const Rows<const In> rows{copies.data(), count, z.dim, count, 0, z.dim, 1};
-    search(rows, Answers<In>{found.data(), found_distances.data(), Rows<In>{}}, left_of_chunk);
-    for (const int64_t i : left_of_chunk) {
-      left.push_back(listed[first + i]);
-      found[i] = 0;  // a place to gather from, until it is known
+    search(rows, Answers<In>{found.data(), found_distances.data(), Rows<In>{}}, unsettled_of_chunk);
+    for (const int64_t i : unsettled_of_chunk) {
+      unsettled.push_back(listed[first + i]);
+      found[i] = kAnyCode;
     }
     for (int64_t i = 0; i < count; ++i) {
       const int64_t row = listed[first + i];
@@ -238,7 +244,7 @@ std::vector<int64_t> search_listed(const Rows<const In>& z, const Codes<In>& cod
       gather(codes, out.indices, out.quantized, row, row + 1);
     }
   }
-  return left;
+  return unsettled;
 }
 
 }  // namespace
@@ -251,40 +257,41 @@ void search_codebook(const Rows<const In>& z, const Codes<In>& codes, int64_t* i
   const ThreadPool workers{work < kSearchWork ? 1 : pool.num_threads, pool.run};
   // One instruction set for the whole call, whatever another thread selects meanwhile.
   const InstructionSet& set = instruction_set();
-  const Engine<In>& engine = set.engine(static_cast<const In*>(nullptr));
+  const Engine<In>& engine = set.engine<In>();
   const Answers<In> out{indices, distances, quantized};
   if (few_rows_serve(z, codes) && search_few_rows(engine, z, codes, out, workers)) return;
 
   ListedCodes<In> list = list_all(codes);
   const auto unfiltered = [&](Effort effort) {
     return [&, effort](const Rows<const In>& rows, const Answers<In>& answers,
-                       std::vector<int64_t>& left) {
-      search_unfiltered(engine, rows, list, effort, answers, workers, left);
+                       std::vector<int64_t>& unsettled) {
+      search_unfiltered(engine, rows, list, effort, answers, workers, unsettled);
     };
   };
-  std::vector<int64_t> left;
-  if (!search_filtered(set, z, list, out, workers, left)) {
-    unfiltered(Effort::kLimited)(z, out, left);
-  } else if (int64_t(left.size()) * kCommon < z.count) {
-    left = search_listed(z, codes, left, out, unfiltered(Effort::kLimited));
+  std::vector<int64_t> unsettled;
+  if (!search_filtered(set, z, list, out, workers, unsettled)) {
+    unfiltered(Effort::kLimited)(z, out, unsettled);
+  } else if (int64_t(unsettled.size()) * kCommon < z.count) {
+    unsettled = search_listed(z, codes, unsettled, out, unfiltered(Effort::kLimited));
   }
-  if (left.empty()) return;
+  if (unsettled.empty()) return;
 
   const std::vector<int64_t> distinct = distinct_codes(codes, workers);
   const int64_t count = distinct.size();
   if (codes.count - count >= kWorthwhile) {
     list.count = count;
     list.listed = distinct.data();
-    left = search_listed(z, codes, left, out,
-                         [&](const Rows<const In>& rows, const Answers<In>& answers,
-                             std::vector<int64_t>& left_of_rows) {
-                           if (search_filtered(set, rows, list, answers, workers, left_of_rows)) {
-                             return;
-                           }
-                           unfiltered(Effort::kUnlimited)(rows, answers, left_of_rows);
-                         });
+    unsettled =
+        search_listed(z, codes, unsettled, out,
+                      [&](const Rows<const In>& rows, const Answers<In>& answers,
+                          std::vector<int64_t>& unsettled_of_rows) {
+                        if (search_filtered(set, rows, list, answers, workers, unsettled_of_rows)) {
+                          return;
+                        }
+                        unfiltered(Effort::kUnlimited)(rows, answers, unsettled_of_rows);
+                      });
   }
-  search_listed(z, codes, left, out, unfiltered(Effort::kUnlimited));
+  search_listed(z, codes, unsettled, out, unfiltered(Effort::kUnlimited));
 }
 
 #define VQVAE_FAST_INSTANTIATE(In)                                                               \

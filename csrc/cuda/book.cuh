@@ -12,29 +12,29 @@
 
 namespace vqvae_fast {
 
-// Codes of a tile: what a block of the search holds at a time.
+// A block of the search holds so many codes at a time.
 constexpr int kTileCodes = 128;
 
-// Of the packed norms, |E|. A code beyond kFar is not packed, because its score could overflow: it
-// can only be near a row that is far from the centre, and those rows are measured one by one. With
-// |Z| <= kFarRow no score reaches 2^120.
+// Limits of packed norms, |E| and |Z|. A code beyond kFar is not packed, because its score could
+// overflow: it can only be near a row that is far from the centre, and those rows are measured one
+// by one. With |Z| <= kFarRow no score reaches 2^120.
 constexpr double kFar = 0x1p60;
 constexpr double kFarRow = 0x1p58;
 
-// What the device knows of the codebook; the host never reads it.
+// Facts about the codebook that the device finds; the host never reads them.
 struct BookFacts {
-  float scale;       // a power of two
-  float max_norm;    // upper bound of |E| over the packed codes
-  int any_far;       // whether a finite code was not packed
-  int64_t in_doubt;  // rows on the list of those to be measured against all codes
+  float scale;        // a power of two
+  float max_norm;     // upper bound of |E| over the packed codes
+  int any_far;        // whether a finite code was not packed
+  int64_t unsettled;  // rows on the list of those to be measured against all codes
 };
 
 // E = scale * e - centre. Any centre and any power of two are correct; good ones keep the numbers,
 // and with them the error bound, small.
 struct Book {
-  float* centre;  // [D], scaled
-  float* codes;   // [tiles][D][kTileCodes]
-  float* start;   // [tiles][kTileCodes]: -|E|^2/2; -inf for padding and for what is not packed
+  float* centre;     // [D], scaled
+  float* codes;      // [tiles][D][kTileCodes]
+  float* half_norm;  // [tiles][kTileCodes]: -|E|^2/2; -inf for padding and for what is not packed
   BookFacts* facts;
   int64_t tiles;
 };
@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(kTileCodes) pack_book(Codes<In> codes, Book bo
       // The sum is of rounded elements: raised by far more than all their roundings.
       atomicMax(&max_norm, to_bits(static_cast<float>(sqrt(square) * 1.000001)));
     }
-    book.start[first + t] = near ? static_cast<float>(-0.5 * square) : -HUGE_VALF;
+    book.half_norm[first + t] = near ? static_cast<float>(-0.5 * square) : -HUGE_VALF;
     __syncthreads();
     if (t == 0) atomicMax(reinterpret_cast<unsigned*>(&book.facts->max_norm), max_norm);
   }

@@ -1,4 +1,4 @@
-// The distances that decide: sum((z - e)^2) in float64, in one order of additions whoever sums, and
+// The distances that decide: sum((z - e)^2) in float64, always in the same order of additions, and
 // without fused multiply-adds: the bits are those of the CPU's kernels.
 #pragma once
 
@@ -12,7 +12,7 @@
 namespace vqvae_fast {
 
 constexpr int64_t kNoIndex = INT64_MAX;  // loses against every index
-constexpr int64_t kInDoubt = -1;         // the bound could not settle it
+constexpr int64_t kUnsettled = -1;       // the bound could not settle the row
 
 // The nearest code of some range, so far.
 struct Found {
@@ -24,8 +24,8 @@ namespace {
 
 __device__ __forceinline__ Found nothing_found() { return {HUGE_VAL, kNoIndex}; }
 
-// Whether `a` goes before `b`: the smaller distance, the lower index of equals. A NaN stands for a
-// row with a NaN, which every range says alike.
+// Returns whether `a` wins over `b`: the smaller distance, the lower index of equals. A NaN
+// distance means a row with a NaN, and all ranges find it.
 __device__ __forceinline__ bool nearer(const Found& a, const Found& b) {
   if (isnan(b.distance)) return false;
   return isnan(a.distance) || a.distance < b.distance ||
@@ -36,7 +36,7 @@ __device__ __forceinline__ double add_square(double sum, double difference) {
   return __dadd_rn(sum, __dmul_rn(difference, difference));
 }
 
-// Lane l of eight adds the elements l, l + 8, ...; this adds the lanes, by halving them thrice.
+// Adds eight lanes by halving them three times. Lane l holds the sum of elements l, l + 8, ...
 __device__ __forceinline__ double sum_of_lanes(double sum) {
   constexpr unsigned kAll = 0xffffffffu;
   sum = __dadd_rn(sum, __shfl_xor_sync(kAll, sum, 4));
@@ -48,7 +48,7 @@ __device__ __forceinline__ double sum_of_lanes(const double (&a)[8]) {
                    __dadd_rn(__dadd_rn(a[1], a[5]), __dadd_rn(a[3], a[7])));
 }
 
-// By one thread alone, for what is rare.
+// Measures a code with one thread, for rare cases.
 template <class In>
 __device__ double measure_alone(const In* z, int64_t z_stride, const In* code, int64_t code_stride,
                                 int64_t dim) {

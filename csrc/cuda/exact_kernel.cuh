@@ -1,5 +1,5 @@
-// Every code measured in float64, for float64 inputs and for the rows that the bound could not
-// settle. How many those are only the device knows: a grid of fixed size shares them out.
+// Measures every code in float64, for float64 inputs and for unsettled rows. Only the device knows
+// how many rows those are, so a grid of fixed size shares them out.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -39,6 +39,11 @@ struct RowList {
 };
 
 namespace {
+
+// Until a listed row has its answer, its index holds its place on the list, as a negative number.
+__device__ __forceinline__ int64_t listed_at(int64_t place) { return -1 - place; }
+__device__ __forceinline__ bool is_listed(int64_t index) { return index < 0; }
+__device__ __forceinline__ int64_t place_on_list(int64_t index) { return -1 - index; }
 
 // A block takes four rows and a part of the codes at a time. found: [list][parts].
 template <class In>

@@ -1,5 +1,5 @@
-// The end of a search: the rows that were measured against all codes get their answer, and all rows
-// their code.
+// Ends a search: writes the answers of the rows that were measured against all codes, and gathers
+// the chosen codes of all rows.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -12,8 +12,8 @@ namespace {
 
 constexpr int kFinishRows = 128;  // a thread each
 
-// found: [list][parts] as measure_all wrote it with `exact_blocks` blocks. A negative index is a
-// place on the list. quantized.data may be null.
+// found: [list][parts] as measure_all wrote it with `exact_blocks` blocks. indices: as collect
+// wrote them, or anything if all rows are listed. quantized.data may be null.
 template <class In>
 __global__ void __launch_bounds__(kFinishRows)
     finish(Rows<const In> z, Codes<In> codes, RowList list, int64_t exact_blocks,
@@ -22,10 +22,10 @@ __global__ void __launch_bounds__(kFinishRows)
   const int t = static_cast<int>(threadIdx.x);
   const int64_t first = int64_t{blockIdx.x} * kFinishRows, n = first + t;
   if (n < z.count) {
-    int64_t index = list.rows == nullptr ? -1 - n : indices[n];
-    if (index < 0) {
+    int64_t index = list.rows == nullptr ? listed_at(n) : indices[n];
+    if (is_listed(index)) {
       const int64_t parts = list.parts(codes.count, exact_blocks);
-      const Found* mine = found + (-1 - index) * parts;
+      const Found* mine = found + place_on_list(index) * parts;
       Found nearest = mine[0];
       for (int64_t part = 1; part < parts; ++part) {
         if (nearer(mine[part], nearest)) nearest = mine[part];

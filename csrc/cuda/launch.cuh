@@ -1,5 +1,5 @@
-// Launching kernels on one stream. The first error stays and ends the sequence: whoever launched
-// asks for it once, at the end.
+// Launches kernels on one stream. After the first error nothing more is launched, so that the
+// caller asks for the error once, at the end.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -21,7 +21,7 @@ class Launcher {
     error_ = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
   }
 
-  // Whatever else is enqueued: run() returns its error and is left out after one.
+  // Enqueues other work on the stream with run(), which returns its error; skipped after an error.
   template <class Run>
   void enqueue(Run run) {
     if (error_ == cudaSuccess) error_ = run(stream_);
@@ -33,6 +33,9 @@ class Launcher {
   cudaStream_t stream_;
   cudaError_t error_ = cudaSuccess;
 };
+
+// Parts of device memory begin at multiples of so many bytes.
+constexpr int64_t kDeviceAlignment = 256;
 
 constexpr int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

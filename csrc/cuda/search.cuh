@@ -1,12 +1,12 @@
-// Which kernels a search launches, and with what memory.
+// Plans a search and launches its kernels.
 #pragma once
 
 #include <stdint.h>
 
 #include <algorithm>
 
+#include "../arena.h"
 #include "../score_bound.h"
-#include "arena.h"
 #include "book.cuh"
 #include "exact_kernel.cuh"
 #include "finish_kernel.cuh"
@@ -34,7 +34,7 @@ template <class In, class Tile>
 SearchPlan plan_search(const Rows<const In>& z, const Codes<In>& codes, int processors,
                        void* workspace) {
   SearchPlan plan{};
-  Arena arena(workspace);
+  Arena arena(workspace, kDeviceAlignment);
   plan.exact_blocks = static_cast<unsigned>(4 * processors);
   plan.filtered = sizeof(Compute<In>) == sizeof(float) && !too_long<float>(codes.dim);
   int64_t answers = std::max<int64_t>(z.count, ExactTile::kRows * plan.exact_blocks);
@@ -49,7 +49,7 @@ SearchPlan plan_search(const Rows<const In>& z, const Codes<In>& codes, int proc
     plan.book.tiles = tiles;
     plan.book.centre = arena.take<float>(codes.dim);
     plan.book.codes = arena.take<float>(tiles * codes.dim * kTileCodes);
-    plan.book.start = arena.take<float>(tiles * kTileCodes);
+    plan.book.half_norm = arena.take<float>(tiles * kTileCodes);
     plan.book.facts = arena.take<BookFacts>(1);
     plan.list = arena.take<int64_t>(z.count);
   }
@@ -75,7 +75,7 @@ cudaError_t run_search(const Rows<const In>& z, const Codes<In>& codes, int64_t*
       launch(search<In, Tile>, grid, Tile::kThreads, z, codes, plan.book, plan.found);
       launch(collect<float>, blocks_for(z.count, 256), 256, plan.found, plan.ranges, z.count,
              plan.book.facts, plan.list, indices, distances);
-      to_measure = {plan.list, &plan.book.facts->in_doubt, z.count};
+      to_measure = {plan.list, &plan.book.facts->unsettled, z.count};
     }
   }
   launch(measure_all<In>, dim3(plan.exact_blocks), ExactTile::kThreads, z, codes, to_measure,

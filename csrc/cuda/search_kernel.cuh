@@ -1,4 +1,5 @@
-// The search of a block: float32 scores, then the bound, then float64 distances of what is left.
+// Searches with one block: float32 scores, then the bound, then float64 distances of the
+// candidates.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -13,7 +14,7 @@ namespace {
 
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-// What a warp knows of its 16 rows while it settles them: 8 of each half-warp.
+// The state of the 16 rows of a warp while it settles them; each half-warp has 8.
 struct Settling {
   double distance[16];  // of the code with the best score; infinite if the range has none
   double norm[16];      // |Z|
@@ -22,8 +23,8 @@ struct Settling {
 };
 
 // Settles the rows of a warp. Every code that the bound cannot rule out is measured; where only the
-// second best score of a thread says that there is one more, nobody knows which code that was, and
-// the row is left in doubt. first_code: the one that best.code counts from.
+// second best score of a thread says that there is one more, its code was not recorded, so the row
+// becomes unsettled. first_code: the one that best.code counts from.
 template <class In, class Tile>
 __device__ __forceinline__ void settle(const Rows<const In>& z, const Codes<In>& codes,
                                        const Book& book, int64_t first_row, int64_t first_code,
@@ -36,7 +37,7 @@ __device__ __forceinline__ void settle(const Rows<const In>& z, const Codes<In>&
   const unsigned of_half = 0xffffu << leader;
   const double scale = book.facts->scale;
 
-  // Padding may be asked for where there is nothing better; nobody uses the answer.
+  // Padding may be asked for where there is nothing better; its answer is not used.
   const auto code_at = [&](int code) {
     const int64_t k = first_code + code;
     return codes.row(k < codes.count ? k : codes.count - 1);
@@ -86,8 +87,8 @@ __device__ __forceinline__ void settle(const Rows<const In>& z, const Codes<In>&
     const int slot = 8 * half + i;
     const float bound = settling.bound[slot];
     const unsigned unknown = __ballot_sync(kAllLanes, best.second_of(i) >= bound) & of_half;
-    const bool in_doubt = !settling.ordinary[slot] || unknown != 0;
-    const bool candidate = best.score_of(i) >= bound && lane != winner[i] && !in_doubt;
+    const bool unsettled = !settling.ordinary[slot] || unknown != 0;
+    const bool candidate = best.score_of(i) >= bound && lane != winner[i] && !unsettled;
     unsigned left = __ballot_sync(kAllLanes, candidate) & of_half;
     const double distance = settling.distance[slot];
     Found nearest{distance, first_code + __shfl_sync(kAllLanes, best.code_of(i), winner[i])};
@@ -115,11 +116,12 @@ __device__ __forceinline__ void settle(const Rows<const In>& z, const Codes<In>&
       }
     }
     const int64_t n = first_row + place_in_tile<Tile::kRowThreads>(row_thread, i);
-    if (lane == leader && n < z.count) found[n] = in_doubt ? Found{0, kInDoubt} : nearest;
+    if (lane == leader && n < z.count) found[n] = unsettled ? Found{0, kUnsettled} : nearest;
   }
 }
 
-// A block per tile of rows (x) and range of code tiles (y). found: [ranges][N].
+// Searches; the grid has a block for each tile of rows (x) and range of code tiles (y).
+// found: [ranges][N].
 template <class In, class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerProcessor)
     search(Rows<const In> z, Codes<In> codes, Book book, Found* found) {
@@ -142,8 +144,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerProcessor)
                    found + range * z.count);
 }
 
-// What the ranges found, put together. Rows in doubt go on the list, and their index says where:
-// -1 - place. The order of the list is left to chance; nothing else is.
+// Merges what the ranges found. Unsettled rows go on the list, and their index says where. The
+// order of the list is left to chance; nothing else is.
 template <class T>
 __global__ void __launch_bounds__(256)
     collect(const Found* found, int64_t ranges, int64_t count, BookFacts* facts, int64_t* list,
@@ -151,17 +153,17 @@ __global__ void __launch_bounds__(256)
   const int64_t n = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (n >= count) return;
   Found nearest = found[n];
-  bool in_doubt = nearest.index == kInDoubt;
+  bool unsettled = nearest.index == kUnsettled;
   for (int64_t range = 1; range < ranges; ++range) {
     const Found other = found[range * count + n];
-    in_doubt |= other.index == kInDoubt;
+    unsettled |= other.index == kUnsettled;
     if (nearer(other, nearest)) nearest = other;
   }
-  if (in_doubt || nearest.index == kNoIndex) {
+  if (unsettled || nearest.index == kNoIndex) {
     const auto place = static_cast<int64_t>(
-        atomicAdd(reinterpret_cast<unsigned long long*>(&facts->in_doubt), 1ull));
+        atomicAdd(reinterpret_cast<unsigned long long*>(&facts->unsettled), 1ull));
     list[place] = n;
-    indices[n] = -1 - place;
+    indices[n] = listed_at(place);
   } else {
     indices[n] = nearest.index;
     distances[n] = static_cast<T>(nearest.distance);

@@ -8,9 +8,9 @@
 #include <math.h>
 #include <stdint.h>
 
+#include "../arena.h"
 #include "../elements.h"
 #include "../rows.h"
-#include "arena.h"
 #include "launch.cuh"
 #include "narrow.h"
 #include "segment_sum.h"
@@ -21,9 +21,9 @@ namespace {
 
 constexpr int64_t kChunk = 64;
 constexpr int kSumThreads = 128;
-constexpr uint32_t kNoSegment = UINT32_MAX;  // of a piece that is none
+constexpr uint32_t kNoSegment = UINT32_MAX;  // of a row or a piece that belongs to none
 
-// Rows that belong to no segment are sorted behind all others.
+// Labels each row with its segment. Rows that belong to none are sorted behind all others.
 __global__ void __launch_bounds__(kSumThreads)
     label_rows(const int64_t* indices, int64_t count, int64_t num_segments, uint32_t* segments,
                int64_t* rows, int* any_bad) {
@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kSumThreads)
   rows[n] = n;
 }
 
-// What a chunk adds up: the rows themselves ...
+// The source of the first round: a chunk adds up rows.
 template <class In>
 struct SortedRows {
   Rows<const In> src;
@@ -58,7 +58,8 @@ struct SortedErrors {
                   widen(codes.row(segment)[d * codes.element_stride]));
   }
 };
-// ... or what other chunks left.
+
+// The source of the other rounds: a chunk adds up the pieces that the last round left.
 struct Pieces {
   const double* sums;  // [pieces][D]
   int64_t dim;
@@ -94,15 +95,16 @@ struct WriteGradient {
   }
 };
 
-// What a chunk leaves of a segment that goes on in another.
+// The sum of a chunk's part of a segment that goes on in another chunk.
 struct Piece {
   uint32_t segment;
   double sum;
 };
 
-// A thread for each chunk and element. A chunk leaves two pieces at most, for the segment that it
-// begins in and for the one that it ends in; both places are always written, because the next
-// round reads them in order, and a place without a piece gets zero in the segment of its neighbour.
+// Sums chunks, with a thread for each chunk and element. A chunk leaves two pieces at most, for the
+// segment that it begins in and for the one that it ends in; both places are always written,
+// because the next round reads them in order, and a place without a piece gets zero in the segment
+// of its neighbour.
 template <class Source, class Write>
 __global__ void __launch_bounds__(kSumThreads)
     add_chunks(const uint32_t* segments, int64_t count, uint32_t num_segments, Source source,
@@ -186,7 +188,7 @@ struct SumPlan {
 
 inline SumPlan plan_sum(int64_t count, int64_t dim, int64_t num_segments, void* workspace) {
   SumPlan plan{};
-  Arena arena(workspace);
+  Arena arena(workspace, kDeviceAlignment);
   plan.any_bad = arena.take<int>(1);
   plan.segments = arena.take<uint32_t>(count);
   plan.sorted_segments = arena.take<uint32_t>(count);
@@ -206,7 +208,7 @@ inline SumPlan plan_sum(int64_t count, int64_t dim, int64_t num_segments, void* 
   return plan;
 }
 
-// Sorts the rows by segment, with what is not in a segment behind.
+// Sorts the rows by segment; those that belong to none lie behind.
 inline void sort_rows(const SumPlan& plan, const int64_t* indices, int64_t count,
                       int64_t num_segments, Launcher& launch) {
   launch.enqueue([&](cudaStream_t stream) {

@@ -1,5 +1,5 @@
-// One block's share of the search: float32 scores of some rows against a range of code tiles, and
-// for every row and every one of the 16 threads that share it the best and the second best score.
+// Scores the rows of one block in float32 against a range of code tiles. Each of the 16 threads
+// that share a row keeps its best and its second best score.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -28,7 +28,7 @@ struct Tile {
 
 namespace {
 
-// Which row of the tile a thread's i-th row is; the same for its codes.
+// Returns which row of the tile the i-th row of a thread is; codes are numbered alike.
 template <int kThreadsAcross>
 __device__ __forceinline__ int place_in_tile(int thread, int i) {
   return i / 4 * 4 * kThreadsAcross + thread * 4 + i % 4;
@@ -41,8 +41,8 @@ struct Stage {
   float codes[Tile::kDepth][kTileCodes];
 };
 
-// Each thread's best scores for its 8 rows, thread by thread. They are needed once a tile, and
-// registers belong to the scores, so they live in shared memory; no thread reads another's.
+// The best scores of each thread for its 8 rows. They are needed once a tile, and the scores fill
+// the registers, so they lie in shared memory; no thread reads another's.
 // Codes are counted from the first of the block's range.
 template <class Tile>
 struct Best {
@@ -50,7 +50,7 @@ struct Best {
   float4 second[2][Tile::kThreads];
   int4 code[2][Tile::kThreads];
 
-  // Of this thread, for its i-th row.
+  // The values of this thread for its i-th row.
   __device__ __forceinline__ float score_of(int i) const { return of(score, i); }
   __device__ __forceinline__ float second_of(int i) const { return of(second, i); }
   __device__ __forceinline__ int code_of(int i) const { return of(code, i); }
@@ -144,9 +144,9 @@ __device__ __forceinline__ void multiply(const Stage<Tile>& stage, float (&score
 }
 
 // Scores start from -|E|^2/2.
-__device__ __forceinline__ void start_scores(const float* start, int code_thread,
+__device__ __forceinline__ void start_scores(const float* half_norm, int code_thread,
                                              float (&score)[8][8]) {
-  const float4* from = reinterpret_cast<const float4*>(start);
+  const float4* from = reinterpret_cast<const float4*>(half_norm);
   const float4 a = from[code_thread], b = from[code_thread + kTileCodes / 8];
   const float values[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
 #pragma unroll
@@ -186,7 +186,7 @@ __device__ __forceinline__ void keep_best(const float (&score)[8][8], int first_
 }
 
 // Tiles [first, last) of the book. All threads of the block must come here; row_start and stages
-// are shared, and nobody may write them meanwhile.
+// are shared, and no thread may write them meanwhile.
 template <class In, class Tile>
 __device__ __forceinline__ void search_tiles(const Rows<const In>& z, const Book& book,
                                              int64_t first, int64_t last,
@@ -201,13 +201,13 @@ __device__ __forceinline__ void search_tiles(const Rows<const In>& z, const Book
   // Filtered rows are short enough to count their elements in 32 bits.
   const int dim = static_cast<int>(z.dim), tiles = static_cast<int>(last - first);
   const float* codes = book.codes + first * dim * kTileCodes;
-  const float* start = book.start + first * kTileCodes;
+  const float* half_norm = book.half_norm + first * kTileCodes;
   Feeder<In, Tile> feeder(z, book, book.facts->scale, row_start);
   feeder.load(0, codes);
   feeder.store(stages[0]);
   __syncthreads();
   float score[8][8];
-  start_scores(start, code_thread, score);
+  start_scores(half_norm, code_thread, score);
   int tile = 0, from = 0;
   for (int current = 0; tile < tiles; current ^= 1) {
     const int next = from + Tile::kDepth < dim ? from + Tile::kDepth : 0;
@@ -218,9 +218,9 @@ __device__ __forceinline__ void search_tiles(const Rows<const In>& z, const Book
     if (next == 0) {
       keep_best(score, tile * kTileCodes, best);
       ++tile;
-      if (more) start_scores(start + tile * kTileCodes, code_thread, score);
+      if (more) start_scores(half_norm + tile * kTileCodes, code_thread, score);
     }
-    // Everybody left the other stage before the last barrier.
+    // All threads left the other stage before the last barrier.
     if (more) feeder.store(stages[current ^ 1]);
 #ifndef VQVAE_FAST_TEST_WITHOUT_BARRIER  // a test takes it away to see that it is missed
     __syncthreads();

@@ -30,10 +30,10 @@ def backwards():
     return run
 
 
-def in_doubt(z, codebook):
+def unsettled(z, codebook):
     """How many rows the bound left to be measured against every code."""
     host_kernels.nearest_code(z, codebook)
-    return ctypes.c_int64.in_dll(host_kernels.library(), "host_rows_in_doubt").value
+    return ctypes.c_int64.in_dll(host_kernels.library(), "host_unsettled_rows").value
 
 
 def with_code(codebook, value):
@@ -41,7 +41,7 @@ def with_code(codebook, value):
     return codebook
 
 
-# Of 1000 rows hardly any may be in doubt: a search that measures them all is exact, too.
+# Of 1000 rows hardly any may be unsettled: a search that measures them all is exact, too.
 SETTLED = {
     "normal": lambda: (torch.randn(1000, 16), torch.randn(1500, 16)),
     "wide": lambda: (torch.randn(1000, 300), torch.randn(300, 300)),
@@ -68,15 +68,15 @@ SETTLED = {
 @pytest.mark.parametrize("case", SETTLED)
 def test_the_bound_settles_ordinary_rows(case):
     z, codebook = SETTLED[case]()
-    assert in_doubt(z, codebook) <= 0.02 * len(z)
+    assert unsettled(z, codebook) <= 0.02 * len(z)
 
 
 def test_rows_that_the_bound_may_not_settle():
     z, codebook = torch.randn(1000, 16), torch.randn(1500, 16)
     z[3, 2], z[70, 0], z[999, 15] = torch.nan, torch.inf, 1e38
-    assert 3 <= in_doubt(z, codebook) <= 20
-    assert in_doubt(torch.randn(50, 4), torch.zeros(300, 4)) == 50  # all equally near
-    assert in_doubt(torch.randn(50, 4).double(), torch.randn(9, 4).double()) == -1
+    assert 3 <= unsettled(z, codebook) <= 20
+    assert unsettled(torch.randn(50, 4), torch.zeros(300, 4)) == 50  # all equally near
+    assert unsettled(torch.randn(50, 4).double(), torch.randn(9, 4).double()) == -1
 
 
 @pytest.mark.parametrize("rows", [5, 700])
@@ -84,7 +84,7 @@ def test_the_order_of_blocks_leaves_no_trace(backwards, rows):
     z, codebook = torch.randn(rows, 9).round(), torch.randn(900, 9).round()
     first = host_kernels.quantize(z, codebook)
     again = backwards(host_kernels.quantize, z, codebook)
-    assert in_doubt(z, codebook) > 2  # or there was nothing to put in order
+    assert unsettled(z, codebook) > 2  # or there was nothing to put in order
     for part, other in zip(first, again, strict=True):
         assert torch.equal(part, other)
     indices = torch.randint(-1, 40, (rows,))

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "../../csrc/cpu/dispatch.h"
-#include "../../csrc/cpu/filter.h"
+#include "../../csrc/cpu/int8_filter/filter.h"
 #include "../../csrc/cpu/search.h"
 #include "../../csrc/elements.h"
 
@@ -223,8 +223,9 @@ void count_settled(const Case<In>& c, int64_t threads, Tally& tally) {
   if constexpr (has_filter<In>) {
     const InstructionSet& set = *available_instruction_sets().front();
     const ListedCodes<In> codes = list_all(c.codes);
-    if (set.filters == nullptr || !filter_serves(c.rows, codes, pool(threads))) return;
+    if (set.filters == nullptr) return;
     const Int8Filter<In>& filter = *set.filters->filter(static_cast<const In*>(nullptr));
+    if (!filter_serves(filter, c.rows, codes, pool(threads))) return;
     std::vector<int64_t> indices(c.rows.count), unsettled;
     std::vector<float> distances(c.rows.count);
     if (!filter_rows(filter, c.rows, codes, indices.data(), distances.data(), Rows<In>{},

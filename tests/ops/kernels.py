@@ -38,9 +38,9 @@ KERNELS = Implementation(
 ROOT = Path(__file__).parents[2]
 
 
-def build_settings() -> dict:
+def build_settings(root: Path = ROOT) -> dict:
     """The flags of setup.py, which is run for its names and builds nothing."""
-    lines = (ROOT / "setup.py").read_text().rpartition("setup(**")[0]
-    names: dict = {}
+    lines = (root / "setup.py").read_text().rpartition("setup(**")[0]
+    names: dict = {"__file__": str(root / "setup.py")}
     exec(compile(lines, "setup.py", "exec"), names)
     return names

@@ -29,7 +29,7 @@ def build(folder, *flags):
     common += [f"-D{name}={value}" for name, value in settings["MACROS"]]
     common.append("-DVQVAE_FAST_TEST_ALWAYS_WIDE")  # in small searches, too
     sources = {ROOT / settings["kernel_source"](isa): f for isa, f in settings["ISA_FLAGS"].items()}
-    drivers = ["search.cpp", "filter.cpp", "distinct.cpp", "dispatch.cpp"]
+    drivers = ["search.cpp", "int8_filter/filter.cpp", "codes/distinct.cpp", "dispatch.cpp"]
     sources |= {ROOT / "csrc" / "cpu" / name: [] for name in drivers} | {DRIVER: []}
 
     def compile_one(source):

@@ -50,8 +50,8 @@ std::vector<char> garbage(int64_t bytes) {
 
 extern "C" {
 
-// Rows of the last search that the bound left in doubt; -1 where there was no bound.
-int64_t host_rows_in_doubt = -1;
+// Rows of the last search that the bound left unsettled; -1 where there was no bound.
+int64_t host_unsettled_rows = -1;
 
 void host_blocks_backwards(int backwards) { host_cuda::blocks_backwards() = backwards != 0; }
 
@@ -67,7 +67,7 @@ int host_search(int type, const View* z, const View* book, int64_t* indices, voi
                             rows<In>(*quantized), workspace.data(), kProcessors, nullptr);
     const SearchPlan plan =
         plan_search<In, SearchTile>(latents, all_codes, kProcessors, workspace.data());
-    host_rows_in_doubt = plan.filtered ? plan.book.facts->in_doubt : -1;
+    host_unsettled_rows = plan.filtered ? plan.book.facts->unsettled : -1;
     return error;
   });
 }

@@ -1,0 +1,34 @@
+// Copies the chosen codes to where the caller wants them.
+#pragma once
+
+#include <stdint.h>
+
+#include <algorithm>
+
+#include "../../rows.h"
+
+namespace vqvae_fast {
+
+// codes: Codes or ListedCodes.
+template <class In, class Book>
+void gather(const Book& codes, const int64_t* indices, const Rows<In>& out, int64_t first,
+            int64_t last) {
+  if (out.data == nullptr) return;  // the caller wants none
+  // Feature maps are written along their rows.
+  constexpr int64_t kBlock = 64;
+  for (int64_t begin = first; begin < last; begin += kBlock) {
+    const int64_t end = std::min(begin + kBlock, last);
+    const int64_t step = out.element_stride == 1 ? out.dim : 1;
+    for (int64_t from = 0; from < out.dim; from += step) {
+      for (int64_t n = begin; n < end; ++n) {
+        const In* code = codes.row(indices[n]);
+        In* row = out.row(n);
+        for (int64_t d = from; d < from + step; ++d) {
+          row[d * out.element_stride] = code[d * codes.element_stride];
+        }
+      }
+    }
+  }
+}
+
+}  // namespace vqvae_fast

@@ -1,0 +1,164 @@
+// A block of rows on its way through the int8 filter: its memory, and how it is quantized.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+
+#include "../../arena.h"
+#include "../../score_bound.h"
+#include "../contract.h"
+#include "../raw_rows.h"
+#include "book.h"
+#include "centred.h"
+#include "quantize.h"
+
+namespace vqvae_fast {
+namespace {
+
+constexpr int64_t kInt8PassGroups = 64;  // groups between two measurements
+
+template <class Kernel>
+constexpr int64_t kInt8BlockRows = 4 * Kernel::kTileRows;
+
+// The codes of a group that share a lane, to be measured against a row of the block.
+struct Int8Candidate {
+  int32_t row;
+  int32_t place;  // group in the pass * lanes + lane
+
+  template <class Kernel>
+  int64_t first_code(int64_t first_group) const {
+    constexpr int64_t kLanes = Kernel::Simd::kWidth;
+    return (first_group + place / kLanes) * Kernel::kGroupCodes + place % kLanes;
+  }
+};
+
+// Candidates that a row may have in a pass of so many groups. To measure more would cost more than
+// a quarter of what the row costs in float32.
+inline int64_t most_listed(int64_t dim, int64_t groups) {
+  return 6 + groups * dim / (2 * (dim + 24));
+}
+
+// The memory of one thread, in one piece.
+template <class Kernel>
+struct Int8Block {
+  using Simd = typename Kernel::Simd;
+  using Mask = typename Simd::Mask;
+  static constexpr int64_t kRows = kInt8BlockRows<Kernel>;
+  static constexpr int64_t kLanes = Simd::kWidth;
+  // Vectors of lanes that hold the rows of a tile.
+  static constexpr int64_t kVectors = (Kernel::kTileRows + kLanes - 1) / kLanes;
+  static constexpr int64_t kLaneCodes = Kernel::kGroupCodes / kLanes;
+  static_assert(kRows <= kMaxRows && Kernel::kGroupCodes % kLanes == 0);
+
+  float* copies;       // [rows][D]: the rows, where they cannot be read in place
+  const float** raw;   // [rows]: the rows as they are
+  float* centred;      // [vectors of a tile][padded D][lanes]: on their way to integers
+  int32_t* tiles;      // [tiles][words][kTileRows]: quantized rows, as the kernel lays them out
+  float* ratio;        // [tiles]: units of a score in 1
+  Int8Sizes* sizes;    // [rows]
+  int32_t* bias;       // [rows]: what the offset of the codes' integers adds to a row's scores
+  bool* unsettled;     // [rows]: left to the float search
+  int32_t* best;       // [groups of a pass][rows][lanes]: the best score of the codes of a lane
+  int32_t* top;        // [rows]: the best of a pass
+  int32_t* top_place;  // [rows]: its group in the pass and its lane, as group * lanes + lane
+  int32_t* bound;      // [rows]: the score below which a code cannot be the nearest
+  Mask* reaching;      // [rows][groups of a pass]: the lanes that reach it
+  Int8Candidate* listed;
+  double* measured;  // [listed][codes of a lane]: their distances
+  int64_t bytes;     // of all this
+
+  template <class In>
+  Int8Block(const Int8Book<In>& book, void* scratch) {
+    const int64_t dim = book.codes.dim;
+    const int64_t groups = smaller(book.num_groups, kInt8PassGroups);
+    Arena arena(scratch, kAlignment);
+    copies = arena.take<float>(kRows * dim);
+    raw = arena.take<const float*>(kRows);
+    centred = arena.take<float>(kVectors * padded_dim(dim) * kLanes);
+    tiles = arena.take<int32_t>(kRows * book.words().all);
+    ratio = arena.take<float>(kRows / Kernel::kTileRows);
+    sizes = arena.take<Int8Sizes>(kRows);
+    bias = arena.take<int32_t>(kRows);
+    unsettled = arena.take<bool>(kRows);
+    best = arena.take<int32_t>(groups * kRows * kLanes);
+    top = arena.take<int32_t>(kRows);
+    top_place = arena.take<int32_t>(kRows);
+    bound = arena.take<int32_t>(kRows);
+    reaching = arena.take<Mask>(kRows * kInt8PassGroups);
+    const int64_t most = kRows * (most_listed(dim, groups) + 1);
+    // The last is written before it is known to count.
+    listed = arena.take<Int8Candidate>(most + 1);
+    measured = arena.take<double>(most * kLaneCodes);
+    bytes = arena.bytes();
+  }
+};
+
+// The unit that the integers of a tile need, for rows of at most that norm. Scores must not leave
+// the integers of 32 bits: rows much shorter or longer than the codes get a larger unit.
+template <class In>
+inline double unit_of(const Int8Book<In>& book, const Int8Extent& extent, double largest_norm) {
+  const double most = book.largest.norm / double(book.unit);
+  return larger(extent.unit(), larger(0.5 * book.largest.norm * most / kMaxHalfNorm,
+                                      largest_norm * most / kMaxProduct));
+}
+
+// Quantizes rows [begin, end) of the block, a tile. They share a unit, because they share the
+// codes' half norms as integers.
+template <class Kernel, class In>
+inline void quantize_tile(const Int8Block<Kernel>& block, const Int8Book<In>& book, int64_t begin,
+                          int64_t end) {
+  using Block = Int8Block<Kernel>;
+  using Simd = typename Kernel::Simd;
+  using Ints = typename Simd::Ints;
+  constexpr int64_t kWidth = Simd::kWidth;
+  const int64_t dim = book.codes.dim, stride = padded_dim(dim) * kWidth;
+  typename Simd::Mask settles[Block::kVectors];
+  double norms[Block::kVectors * kWidth], largest_norm = 0;
+  Int8Extent extent{0, 0};
+  for (int64_t v = 0; v < Block::kVectors; ++v) {
+    const float* vectors[kWidth];
+    const int64_t first = begin + v * kWidth;
+    for (int64_t l = 0; l < kWidth; ++l) vectors[l] = block.raw[smaller(first + l, end - 1)];
+    float* x = block.centred + v * stride;
+    const Centred<Simd> centred = subtract_centre<Simd>(vectors, 1, book.centre, dim, x);
+    reflect<Simd>(book.reflections, book.num_wide, dim, x);
+    settles[v] = centred.in_range & first_lanes<Simd>(end - first);
+    extent.raise_to(extent_of<Simd>(x, book.num_wide, dim, settles[v]));
+    centred.squares.store(norms + v * kWidth);
+    for (int64_t l = 0; l < smaller(kWidth, end - first); ++l) {
+      double& norm = norms[v * kWidth + l];
+      norm = sqrt(norm);
+      block.unsettled[first + l] = !(settles[v] >> l & 1);
+      if (settles[v] >> l & 1) largest_norm = larger(largest_norm, norm);
+    }
+  }
+  const double unit = unit_of(book, extent, largest_norm);
+  const float per_unit = float(1 / unit), rounded = 1 / per_unit;
+  block.ratio[begin / Kernel::kTileRows] = float(1 / (double(rounded) * book.unit));
+  int32_t* tile = block.tiles + begin * book.words().all;
+  for (int64_t v = 0; v < Block::kVectors; ++v) {
+    const int64_t first = v * kWidth;
+    const auto quantized = quantize<Simd, 0>(
+        block.centred + v * stride, book.num_wide, dim, rounded, per_unit, settles[v],
+        [&](int64_t w, Ints word) { Kernel::pack_rows(tile, book.words(), w, first, word); });
+    const Squares<Simd> squares(quantized.wide, quantized.narrow);
+    int32_t sums[kWidth];
+    Simd::store_ints(sums, quantized.narrow_sum);
+    for (int64_t l = 0; l < smaller(kWidth, end - begin - first); ++l) {
+      const int64_t r = begin + first + l;
+      block.sizes[r] = squares.sizes(l, norms[first + l], book.num_wide, dim);
+      block.bias[r] = block.unsettled[r] ? 0 : Kernel::kCodeOffset * sums[l];
+    }
+  }
+}
+
+template <class Kernel, class In>
+VQVAE_FAST_ALONE void quantize_rows(const Int8Block<Kernel>& block, const Int8Book<In>& book,
+                                    int64_t count) {
+  for (int64_t begin = 0; begin < count; begin += Kernel::kTileRows) {
+    quantize_tile(block, book, begin, smaller(begin + Kernel::kTileRows, count));
+  }
+}
+
+}  // namespace
+}  // namespace vqvae_fast

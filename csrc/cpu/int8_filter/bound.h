@@ -1,0 +1,56 @@
+// The bound below which the int8 filter may rule a code out.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+
+#include "../../score_bound.h"
+#include "block.h"
+#include "book.h"
+
+namespace vqvae_fast {
+namespace {
+
+// The share of the error that is allowed for: all of it, and what its own roundings may take.
+#ifdef VQVAE_FAST_TEST_LOOSE_BOUND
+constexpr double kErrorShare = 0.02;
+#else
+constexpr double kErrorShare = 1.000001;
+#endif
+
+// The score, in integers, below which no code can be as near to a row as `nearest`, a distance,
+// squared. docs/exactness.md derives it.
+class Int8Bound {
+ public:
+  template <class In>
+  explicit Int8Bound(const Int8Book<In>& book)
+      : largest_(book.largest),
+        half_norm_error_(8 * 0x1p-24),
+        distance_error_(double(book.codes.dim + 16) * 0x1p-52) {}
+
+  template <class Kernel>
+  int32_t operator()(const Int8Block<Kernel>& block, int64_t r, double nearest) const {
+    const Int8Sizes& row = block.sizes[r];
+    const double square = row.norm * row.norm, distance = sqrt(nearest);
+    const double radius = smaller(largest_.norm, row.norm + distance);
+    // A code that is near is near in either part.
+    const double wide = smaller(largest_.wide, row.wide + distance);
+    const double narrow = smaller(largest_.narrow, row.narrow + distance);
+    const double score_error =
+        row.wide_error * wide + (row.wide + row.wide_error) * largest_.wide_error +
+        row.narrow_error * narrow + (row.narrow + row.narrow_error) * largest_.narrow_error +
+        half_norm_error_ * radius * radius + distance_error_ * (square + nearest);
+    const double bound = 0.5 * (square - nearest) - kErrorShare * score_error;
+    const double ratio = double(block.ratio[r / Kernel::kTileRows]);
+    // One for the rounding of a half norm to an integer, one for that of this.
+    const double score = bound * ratio - 2 - fabs(bound * ratio) * 0x1p-22 + block.bias[r];
+    return int32_t(smaller(larger(score, double(kNoScore)), 2147483647.0));
+  }
+
+ private:
+  Int8Sizes largest_;
+  double half_norm_error_, distance_error_;
+};
+
+}  // namespace
+}  // namespace vqvae_fast

@@ -1,0 +1,161 @@
+// From the best score of each lane to the codes that may win, and their exact distances.
+#pragma once
+
+#include <stdint.h>
+
+#include "../../elements.h"
+#include "../best.h"
+#include "../contract.h"
+#include "../exact.h"
+#include "block.h"
+#include "book.h"
+
+namespace vqvae_fast {
+namespace {
+
+// Finds each row's best score in a pass, and its place. Four rows at a time, because one is a
+// chain of latencies.
+template <class Kernel>
+VQVAE_FAST_ALONE void find_tops(const Int8Block<Kernel>& block, int64_t count, int64_t groups) {
+  using Simd = typename Kernel::Simd;
+  using Ints = typename Simd::Ints;
+  constexpr int64_t kLanes = Simd::kWidth, kStride = Int8Block<Kernel>::kRows * kLanes;
+  constexpr int kTogether = 4;
+  static_assert(Int8Block<Kernel>::kRows % kTogether == 0);
+  for (int64_t r = 0; r < count; r += kTogether) {
+    const int32_t* best = block.best + r * kLanes;
+    Ints top[kTogether], group[kTogether];
+    VQVAE_FAST_UNROLL
+    for (int i = 0; i < kTogether; ++i) {
+      top[i] = Simd::load_ints(best + i * kLanes);
+      group[i] = Simd::broadcast_int(0);
+    }
+    for (int64_t g = 1; g < groups; ++g) {
+      best += kStride;
+      const Ints here = Simd::broadcast_int(int32_t(g));
+      VQVAE_FAST_UNROLL
+      for (int i = 0; i < kTogether; ++i) {
+        const Ints score = Simd::load_ints(best + i * kLanes);
+        const auto higher = Simd::greater(score, top[i]);
+        top[i] = Simd::max(score, top[i]);
+        group[i] = Simd::select(higher, here, group[i]);
+      }
+    }
+    for (int i = 0; i < kTogether; ++i) {
+      const int32_t highest = Simd::reduce_max(top[i]);
+      const int lane = lowest_bit(Simd::at_least(top[i], Simd::broadcast_int(highest)));
+      int32_t groups_of_lanes[kLanes];
+      Simd::store_ints(groups_of_lanes, group[i]);
+      block.top[r + i] = highest;
+      block.top_place[r + i] = groups_of_lanes[lane] * int32_t(kLanes) + lane;
+    }
+  }
+}
+
+// The codes of a lane of a group lie kLanes apart. Behind the last code there is padding; to take
+// the last code twice does no harm, nor does one that is not finite: it is never nearer.
+template <class Kernel>
+inline int64_t code_of(int64_t first, int j, int64_t last_code) {
+  return smaller(first + Int8Block<Kernel>::kLanes * j, last_code);
+}
+
+// Measures the listed lanes of groups. All are measured before any is decided: the latencies of
+// one overlap with the next.
+template <class Kernel, class In>
+VQVAE_FAST_ALONE void measure_listed(const Int8Block<Kernel>& block, const ListedCodes<In>& codes,
+                                     int64_t first_group, int64_t num_listed) {
+  constexpr int64_t kLaneCodes = Int8Block<Kernel>::kLaneCodes;
+  // A copy stays in registers: the compiler cannot know that nothing writes to `codes`.
+  const ListedCodes<In> local = codes;
+  for (int64_t i = 0; i < num_listed; ++i) {
+    const Int8Candidate listed = block.listed[i];
+    const int64_t first = listed.first_code<Kernel>(first_group);
+    const In* code[kLaneCodes];
+    VQVAE_FAST_UNROLL
+    for (int j = 0; j < kLaneCodes; ++j) {
+      code[j] = local.row(code_of<Kernel>(first, j, local.count - 1));
+    }
+    measure<typename Kernel::Simd::Doubles>(block.raw[listed.row], code, local.element_stride,
+                                            local.dim, block.measured + i * kLaneCodes);
+  }
+}
+
+// Lets the nearest of them win.
+template <class Kernel>
+VQVAE_FAST_ALONE void offer_listed(const Int8Block<Kernel>& block, int64_t last_code,
+                                   int64_t first_group, int64_t num_listed, Nearest out) {
+  constexpr int64_t kLaneCodes = Int8Block<Kernel>::kLaneCodes;
+  const double* distances = block.measured;
+  for (int64_t i = 0; i < num_listed; ++i, distances += kLaneCodes) {
+    const Int8Candidate listed = block.listed[i];
+    const int64_t first = listed.first_code<Kernel>(first_group);
+    Best nearest{distances[0], 0};
+    VQVAE_FAST_UNROLL
+    for (int j = 1; j < kLaneCodes; ++j) nearest.offer_later(distances[j], j);
+    Best best{out.distances[listed.row], out.indices[listed.row]};
+    best.offer(nearest.distance(), code_of<Kernel>(first, int(nearest.index()), last_code));
+    best.write(out, listed.row);
+  }
+}
+
+// Lists the lane of each row's best score, if that may win.
+template <class Kernel>
+inline int64_t list_tops(const Int8Block<Kernel>& block, int64_t count) {
+  int64_t listed = 0;
+  for (int64_t r = 0; r < count; ++r) {
+    block.listed[listed] = {int32_t(r), block.top_place[r]};
+    listed += !block.unsettled[r] && block.top[r] >= block.bound[r];
+  }
+  return listed;
+}
+
+// Finds the lanes of each group that reach the bound of row r.
+template <class Kernel>
+inline void find_reaching(const Int8Block<Kernel>& block, int64_t r, int64_t groups) {
+  using Simd = typename Kernel::Simd;
+  const auto bound = Simd::broadcast_int(block.bound[r]);
+  const int32_t* score = block.best + r * Simd::kWidth;
+  typename Simd::Mask* reaching = block.reaching + r * kInt8PassGroups;
+  for (int64_t g = 0; g < groups; ++g) {
+    reaching[g] = Simd::at_least(Simd::load_ints(score), bound);
+    score += Int8Block<Kernel>::kRows * Simd::kWidth;
+  }
+}
+
+// Lists whatever else reaches the bound. A row with too much of it becomes unsettled: float32 is
+// quicker there.
+template <class Kernel>
+VQVAE_FAST_ALONE int64_t list_others(const Int8Block<Kernel>& block, int64_t count, int64_t groups,
+                                     int64_t dim) {
+  using Simd = typename Kernel::Simd;
+  static_assert(kInt8PassGroups == 64, "a bit of a word for each group");
+  for (int64_t r = 0; r < count; ++r) {
+    if (block.top[r] >= block.bound[r]) find_reaching(block, r, groups);
+  }
+  const int64_t most = most_listed(dim, groups);
+  const uint64_t all = ~uint64_t{0} >> (kInt8PassGroups - groups);
+  int64_t num_listed = 0;
+  for (int64_t r = 0; r < count; ++r) {
+    if (block.unsettled[r] || block.top[r] < block.bound[r]) continue;
+    const typename Simd::Mask* reaching = block.reaching + r * kInt8PassGroups;
+    uint64_t some = Simd::not_empty(reaching) & all;
+    const int64_t before = num_listed;
+    for (; some != 0 && num_listed - before <= most; some &= some - 1) {
+      const int g = lowest_bit(some);
+      for (uint32_t lanes = reaching[g]; lanes != 0 && num_listed - before <= most;
+           lanes &= lanes - 1) {
+        const int32_t place = int32_t(g * Simd::kWidth + lowest_bit(lanes));
+        block.listed[num_listed] = {int32_t(r), place};
+        num_listed += place != block.top_place[r];  // that one is measured
+      }
+    }
+    if (num_listed - before > most) {
+      block.unsettled[r] = true;
+      num_listed = before;
+    }
+  }
+  return num_listed;
+}
+
+}  // namespace
+}  // namespace vqvae_fast

@@ -1,0 +1,191 @@
+#include "filter.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "../../elements.h"
+#include "../aligned_buffer.h"
+#include "../codes/gather.h"
+#include "../contract.h"
+#include "../float_search/owned_book.h"
+
+namespace vqvae_fast {
+namespace {
+
+// Below these sizes the work per row costs more than the filter saves.
+constexpr int64_t kFewestCodes = 256;
+constexpr int64_t kFewestElements = 1 << 14;
+// Integers cannot tell shorter codes apart, because those lie too close to each other.
+constexpr int64_t kSmallestDim = 8;
+// The smallest unit of the codes' integers: its square is an ordinary number in float32.
+constexpr float kSmallestUnit = 0x1p-47f;
+// Wide directions are looked for if the search has so many multiply-adds: then it costs little.
+#ifdef VQVAE_FAST_TEST_ALWAYS_WIDE
+constexpr double kWideWork = 0;
+#else
+constexpr double kWideWork = 1 << 27;
+#endif
+// At most so many rows are searched before the filter's success is judged again.
+constexpr int64_t kLargestChunk = 256;
+
+template <class In>
+int64_t num_tiles(const Int8Filter<In>& filter, int64_t rows) {
+  return (rows + filter.tile_rows - 1) / filter.tile_rows;
+}
+
+// Returns a centre for the codebook, the mean of some codes spread over it. Any centre is correct;
+// a good one makes the numbers small and the bound tight.
+template <class In>
+std::vector<float> mean_code(const ListedCodes<In>& codes) {
+  constexpr int64_t kSamples = 64;
+  const int64_t samples = std::min(codes.count, kSamples);
+  std::vector<float> mean(padded_dim(codes.dim)), sample(codes.dim);
+  float count = 0;
+  for (int64_t s = 0; s < samples; ++s) {
+    const In* code = codes.row(part_begin(codes.count, samples, s));
+    bool finite = true;
+    for (int64_t d = 0; d < codes.dim; ++d) {
+      sample[d] = widen(code[d * codes.element_stride]);
+      finite &= std::isfinite(sample[d]);
+    }
+    if (!finite) continue;
+    ++count;
+    for (int64_t d = 0; d < codes.dim; ++d) mean[d] += sample[d];
+  }
+  for (float& m : mean) m = std::isfinite(m) ? m / std::max(count, 1.0f) : 0;
+  return mean;
+}
+
+template <class In>
+struct OwnedInt8Book {
+  Int8Book<In> book;
+  std::vector<float> centre, reflections;
+  Buffer groups;
+  Buffer half_norm;
+};
+
+// Chooses the centre and, if it may pay, the directions that get 16 bits.
+template <class In>
+void choose_directions(const Int8Filter<In>& filter, const ListedCodes<In>& codes, int64_t rows,
+                       OwnedInt8Book<In>& owned) {
+  owned.centre = mean_code(codes);
+  owned.book.centre = owned.centre.data();
+  owned.book.num_wide = 0;
+  if (double(rows) * double(codes.count) * double(codes.dim) < kWideWork) return;
+  owned.reflections.resize(reflections_size(codes.dim));
+  owned.book.reflections = owned.reflections.data();
+  const Buffer scratch = allocate(filter.wide_scratch_bytes(codes.dim));
+  owned.book.num_wide =
+      filter.find_wide(codes, owned.book.centre, scratch.get(), owned.reflections.data());
+}
+
+// Packs the codebook for the filter. Returns false if its values do not suit integers.
+template <class In>
+bool pack_book(const Int8Filter<In>& filter, const ListedCodes<In>& codes, int64_t rows,
+               const ThreadPool& pool, OwnedInt8Book<In>& owned) {
+  Int8Book<In>& book = owned.book;
+  book.codes = codes;
+  book.group_codes = filter.group_codes;
+  book.num_groups = (codes.count + book.group_codes - 1) / book.group_codes;
+  choose_directions(filter, codes, rows, owned);
+  const int64_t parts = std::clamp<int64_t>(codes.count * codes.dim / kPackWork, 1,
+                                            std::min(pool.num_threads, book.num_groups));
+  std::vector<Buffer> scratch;
+  for (int64_t i = 0; i < parts; ++i) {
+    scratch.push_back(allocate(filter.pack_scratch_bytes(codes.dim)));
+  }
+  std::vector<Int8Extent> extents(parts);
+  pool.run(parts, [&](int64_t i) {
+    extents[i] = filter.extent(book, part_begin(book.num_groups, parts, i),
+                               part_begin(book.num_groups, parts, i + 1), scratch[i].get());
+  });
+  Int8Extent extent{0, 0};
+  for (const Int8Extent& part : extents) extent.raise_to(part);
+  book.unit = float(extent.unit());
+  if (!(book.unit >= kSmallestUnit && std::max(extent.wide, extent.narrow) <= kLargestElement)) {
+    return false;
+  }
+  owned.groups = allocate(book.num_groups * book.group_words() * int64_t{sizeof(int32_t)});
+  owned.half_norm = allocate(book.num_groups * book.group_codes * int64_t{sizeof(float)});
+  book.groups = static_cast<int32_t*>(owned.groups.get());
+  book.half_norm = static_cast<float*>(owned.half_norm.get());
+  std::vector<Int8Sizes> sizes(parts);
+  pool.run(parts, [&](int64_t i) {
+    sizes[i] = filter.pack(book, part_begin(book.num_groups, parts, i),
+                           part_begin(book.num_groups, parts, i + 1), scratch[i].get());
+  });
+  book.largest = {};
+  for (const Int8Sizes& part : sizes) book.largest.raise_to(part);
+  return true;
+}
+
+}  // namespace
+
+template <class In>
+bool filter_serves(const Int8Filter<In>& filter, const Rows<const In>& z,
+                   const ListedCodes<In>& codes, const ThreadPool& pool) {
+  // float32 divides the codes too where there are fewer tiles than threads.
+  return z.count > kFewRows && 2 * num_tiles(filter, z.count) >= pool.num_threads &&
+         codes.count >= kFewestCodes && codes.count * codes.dim >= kFewestElements &&
+         z.dim >= kSmallestDim && z.dim <= kInt8LargestDim;
+}
+
+template <class In>
+bool filter_rows(const Int8Filter<In>& filter, const Rows<const In>& z,
+                 const ListedCodes<In>& codes, int64_t* indices, float* distances,
+                 const Rows<In>& quantized, const ThreadPool& pool,
+                 std::vector<int64_t>& unsettled) {
+  OwnedInt8Book<In> owned;
+  if (!pack_book(filter, codes, z.count, pool, owned)) {
+    if (owned.book.unit > 0) return false;
+    // No usable code differs from the mean by more than a subnormal: most likely all are copies of
+    // one. float32 would measure them before the caller looks for copies, so every row is unsettled
+    // now.
+    unsettled.resize(z.count);
+    std::iota(unsettled.begin(), unsettled.end(), 0);
+    return true;
+  }
+  const int64_t parts = std::min(pool.num_threads, num_tiles(filter, z.count));
+  const int64_t chunk = kLargestChunk / filter.block_rows * filter.block_rows;
+  std::vector<std::vector<int64_t>> unsettled_of(parts);
+  pool.run(parts, [&](int64_t part) {
+    const Buffer scratch = allocate(filter.scratch_bytes(owned.book));
+    std::vector<int64_t>& mine = unsettled_of[part];
+    const int64_t begin = part_begin(z.count, parts, part);
+    const int64_t end = part_begin(z.count, parts, part + 1);
+    double exact[kLargestChunk];
+    int64_t of_chunk[kLargestChunk];
+    for (int64_t row = begin; row < end; row += chunk) {
+      const int64_t last = std::min(row + chunk, end);
+      // If the filter leaves too many rows unsettled, skip it for the rest.
+      if (int64_t(mine.size()) * 4 > (row - begin) + chunk) {
+        for (int64_t r = row; r < end; ++r) mine.push_back(r);
+        break;
+      }
+      const int64_t count =
+          filter.search(owned.book, z, row, last, scratch.get(), indices + row, exact, of_chunk);
+      for (int64_t r = row; r < last; ++r) distances[r] = float(exact[r - row]);
+      for (int64_t i = 0; i < count; ++i) indices[of_chunk[i]] = kAnyCode;
+      gather(codes, indices, quantized, row, last);
+      for (int64_t r = row; r < last; ++r) indices[r] = codes.place(indices[r]);
+      mine.insert(mine.end(), of_chunk, of_chunk + count);
+    }
+  });
+  for (const auto& mine : unsettled_of) {
+    unsettled.insert(unsettled.end(), mine.begin(), mine.end());
+  }
+  return true;
+}
+
+#define VQVAE_FAST_INSTANTIATE(In)                                                                \
+  template bool filter_serves(const Int8Filter<In>&, const Rows<const In>&,                       \
+                              const ListedCodes<In>&, const ThreadPool&);                         \
+  template bool filter_rows(const Int8Filter<In>&, const Rows<const In>&, const ListedCodes<In>&, \
+                            int64_t*, float*, const Rows<In>&, const ThreadPool&,                 \
+                            std::vector<int64_t>&)
+VQVAE_FAST_INSTANTIATE(float);
+VQVAE_FAST_INSTANTIATE(BFloat16);
+VQVAE_FAST_INSTANTIATE(Half);
+
+}  // namespace vqvae_fast

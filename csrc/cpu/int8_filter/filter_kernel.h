@@ -1,0 +1,111 @@
+// The search of the int8 filter, once for all instruction sets: a file of isa/ supplies an
+// Int8Kernel, which packs operands and scores tiles, with its Simd, and instantiates it. Unnamed
+// namespaces and no standard library, here and in what is included: nothing compiled here may be
+// shared with code built for a lesser machine.
+//
+// An Int8Kernel has
+//   Simd          lanes of float32 and int32 (isa/avx512vnni.cpp has one in full)
+//   kTileRows     rows that meet a panel together
+//   kGroupCodes   codes whose best scores are kept by lane, a multiple of the lanes
+//   kCodeOffset   128 if the integers of codes are packed as unsigned (q + 128), else 0
+//   pack_rows(tile, words, w, first, word)    places word w of rows [first, first + lanes)
+//   pack_codes(group, words, w, first, word)  the same of codes of a group
+//                 words says how many there are, and which of them are wide
+//   score_group(tiles, num_tiles, ratio, group, half_norm, words, best)
+//                 scores a block of rows against a group: best[row][lane]
+#pragma once
+
+#include <stdint.h>
+
+#include "../../elements.h"
+#include "../contract.h"
+#include "../raw_rows.h"
+#include "block.h"
+#include "book.h"
+#include "bound.h"
+#include "candidates.h"
+#include "pack.h"
+#include "wide_directions.h"
+
+namespace vqvae_fast {
+namespace {
+
+template <class Kernel>
+inline void raise_bounds(const Int8Block<Kernel>& block, const Int8Bound& bound, int64_t count,
+                         Nearest out) {
+  for (int64_t r = 0; r < count; ++r) {
+    if (out.indices[r] != kNoCode) block.bound[r] = bound(block, r, out.distances[r]);
+  }
+}
+
+template <class Kernel, class In>
+void filter_block(const Int8Block<Kernel>& block, const Int8Book<In>& book, int64_t count,
+                  Nearest out) {
+  const Int8Bound bound(book);
+  const int64_t tiles = (count + Kernel::kTileRows - 1) / Kernel::kTileRows;
+  quantize_rows(block, book, count);
+  for (int64_t r = 0; r < count; ++r) {
+    out.distances[r] = kInfinity;
+    out.indices[r] = kNoCode;
+    block.bound[r] = kNoScore;
+  }
+  for (int64_t first = 0; first < book.num_groups; first += kInt8PassGroups) {
+    const int64_t groups = smaller(kInt8PassGroups, book.num_groups - first);
+    for (int64_t g = 0; g < groups; ++g) {
+      Kernel::score_group(block.tiles, tiles, block.ratio,
+                          book.groups + (first + g) * book.group_words(),
+                          book.half_norm + (first + g) * Kernel::kGroupCodes, book.words(),
+                          block.best + g * block.kRows * block.kLanes);
+    }
+    find_tops(block, count, groups);
+    int64_t listed = list_tops(block, count);
+    measure_listed(block, book.codes, first, listed);
+    offer_listed(block, book.codes.count - 1, first, listed, out);
+    raise_bounds(block, bound, count, out);
+    listed = list_others(block, count, groups, book.codes.dim);
+    measure_listed(block, book.codes, first, listed);
+    offer_listed(block, book.codes.count - 1, first, listed, out);
+    raise_bounds(block, bound, count, out);
+  }
+}
+
+template <class Kernel, class In>
+int64_t filter_search(const Int8Book<In>& book, const Rows<const In>& z, int64_t first_row,
+                      int64_t last_row, void* scratch, int64_t* indices, double* distances,
+                      int64_t* unsettled) {
+  const Int8Block<Kernel> block(book, scratch);
+  int64_t num_unsettled = 0;
+  for (int64_t row = first_row; row < last_row; row += block.kRows) {
+    const int64_t count = smaller(block.kRows, last_row - row);
+    const Nearest out{indices + (row - first_row), distances + (row - first_row)};
+    read_rows(z, row, count, block.copies, block.raw);
+    filter_block(block, book, count, out);
+    for (int64_t r = 0; r < count; ++r) {
+      if (block.unsettled[r]) unsettled[num_unsettled++] = row + r;
+    }
+  }
+  return num_unsettled;
+}
+
+template <class Kernel, class In>
+int64_t filter_scratch_bytes(const Int8Book<In>& book) {
+  return Int8Block<Kernel>(book, nullptr).bytes;
+}
+
+template <class Kernel, class In>
+constexpr Int8Filter<In> make_filter() {
+  using Simd = typename Kernel::Simd;
+  return {Kernel::kTileRows,        kInt8BlockRows<Kernel>,   Kernel::kGroupCodes,
+          centred_bytes<Simd>,      WideScratch<Simd>::bytes, find_wide<Simd, In>,
+          find_extent<Kernel, In>,  pack_groups<Kernel, In>,  filter_scratch_bytes<Kernel, In>,
+          filter_search<Kernel, In>};
+}
+
+template <class Kernel>
+constexpr Int8Filters make_filters() {
+  return {make_filter<Kernel, float>(), make_filter<Kernel, BFloat16>(),
+          make_filter<Kernel, Half>()};
+}
+
+}  // namespace
+}  // namespace vqvae_fast

@@ -1,0 +1,28 @@
+// machines: x86_64
+// flags: -mavx512f -mavx512bw -mavx512dq -mavx512vl -mf16c -mfma
+// flags: -fno-tree-slp-vectorize
+//
+// The kernels name their vectors. What GCC's SLP vectorizer pairs up beside them, the addresses of
+// three codes for example, goes through memory and costs more than it saves.
+//
+// AVX-512: 32 registers hold 8 rows x 3 vectors of codes (24 accumulators) and the operands.
+#include "../float_search/search_kernel.h"
+#include "avx512_simd.h"
+
+namespace vqvae_fast {
+namespace {
+
+VQVAE_FAST_PROBE bool machine_has() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("fma");
+}
+
+}  // namespace
+
+namespace isa {
+extern constinit const Engines avx512_engines = make_engines<Avx512Float, Avx512Double>();
+extern constinit const InstructionSet avx512 = {"avx512", 20, machine_has, &avx512_engines};
+}  // namespace isa
+
+}  // namespace vqvae_fast

@@ -1,0 +1,127 @@
+// machines: x86_64
+// flags: -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mf16c -mfma
+// flags: -fno-tree-slp-vectorize
+//
+// The kernels name their vectors. What GCC's SLP vectorizer pairs up beside them, the addresses of
+// three codes for example, goes through memory and costs more than it saves.
+//
+// The int8 filter on AVX-512 VNNI: 32 registers hold 14 rows x 2 vectors of codes (28 accumulators)
+// and the operands. docs/performance.md tells what limits it.
+#include "../int8_filter/filter_kernel.h"
+#include "avx512_simd.h"
+
+namespace vqvae_fast {
+namespace {
+
+// Adds four products of unsigned and signed bytes to each lane. Left to the intrinsic, GCC 12
+// copies the accumulator before every one.
+inline void add_products(__m512i& sum, __m512i codes, __m512i row) {
+#if defined(__GNUC__)
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(row));
+#else
+  sum = _mm512_dpbusd_epi32(sum, codes, row);
+#endif
+}
+
+// Adds two products of signed 16-bit integers to each lane.
+inline void add_wide_products(__m512i& sum, __m512i codes, __m512i row) {
+#if defined(__GNUC__)
+  __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(row));
+#else
+  sum = _mm512_dpwssd_epi32(sum, codes, row);
+#endif
+}
+
+struct Vnni {
+  using Simd = Avx512Filter;
+  static constexpr int kTileRows = 14, kPanelCodes = 32, kGroupCodes = 2 * kPanelCodes;
+  static constexpr int kCodeOffset = 128;  // vpdpbusd takes unsigned bytes times signed ones
+
+  // tile: [words][kTileRows].
+  static void pack_rows(int32_t* tile, Int8Words, int64_t w, int64_t first, __m512i rows) {
+    static_assert(kTileRows <= Simd::kWidth, "one vector holds a word of all rows");
+    _mm512_mask_storeu_epi32(tile + w * kTileRows + first, (1 << kTileRows) - 1, rows);
+  }
+
+  // group: [panels][words][kPanelCodes].
+  static void pack_codes(int32_t* group, Int8Words words, int64_t w, int64_t first, __m512i codes) {
+    const int64_t panel = first / kPanelCodes;
+    _mm512_storeu_si512(group + (panel * words.all + w) * kPanelCodes + first % kPanelCodes, codes);
+  }
+
+  // Scores the rows of a block against one group: a panel stays in the L1 for all tiles.
+  VQVAE_FAST_ALONE static void score_group(const int32_t* tiles, int64_t num_tiles,
+                                           const float* ratio, const int32_t* group,
+                                           const float* half_norm, Int8Words words, int32_t* best) {
+    for (int64_t tile = 0; tile < num_tiles; ++tile) {
+      score_tile<true>(tiles + tile * kTileRows * words.all, group, half_norm, ratio[tile], words,
+                       best + tile * kTileRows * 16);
+    }
+    for (int64_t tile = 0; tile < num_tiles; ++tile) {
+      score_tile<false>(tiles + tile * kTileRows * words.all, group + words.all * kPanelCodes,
+                        half_norm + kPanelCodes, ratio[tile], words, best + tile * kTileRows * 16);
+    }
+  }
+
+ private:
+  // Adds the products of `words` words to the scores, and moves on behind them.
+  template <void (*kAdd)(__m512i&, __m512i, __m512i)>
+  VQVAE_FAST_INLINE static void add_words(__m512i (&scores)[kTileRows][2], int64_t words,
+                                          const int32_t*& rows, const int32_t*& panel) {
+    for (int64_t w = 0; w < words; ++w) {
+      const __m512i codes0 = _mm512_loadu_si512(panel);
+      const __m512i codes1 = _mm512_loadu_si512(panel + 16);
+      VQVAE_FAST_UNROLL
+      for (int i = 0; i < kTileRows; ++i) {
+        const __m512i row = _mm512_set1_epi32(rows[i]);
+        kAdd(scores[i][0], codes0, row);
+        kAdd(scores[i][1], codes1, row);
+      }
+      rows += kTileRows;
+      panel += kPanelCodes;
+    }
+  }
+
+  // Scores a tile of rows against one panel; keeps the best of each lane in best[row * 16].
+  template <bool kFirstPanel>
+  VQVAE_FAST_INLINE static void score_tile(const int32_t* rows, const int32_t* panel,
+                                           const float* half_norm, float ratio, Int8Words words,
+                                           int32_t* best) {
+    __m512i scores[kTileRows][2];
+    VQVAE_FAST_UNROLL
+    for (int j = 0; j < 2; ++j) {
+      const __m512 start =
+          _mm512_mul_ps(_mm512_loadu_ps(half_norm + 16 * j), _mm512_set1_ps(ratio));
+      const __m512i limited =
+          _mm512_max_epi32(_mm512_cvtps_epi32(start), _mm512_set1_epi32(kUnusable));
+      VQVAE_FAST_UNROLL
+      for (int i = 0; i < kTileRows; ++i) scores[i][j] = limited;
+    }
+    add_words<add_wide_products>(scores, words.wide, rows, panel);
+    add_words<add_products>(scores, words.all - words.wide, rows, panel);
+    VQVAE_FAST_UNROLL
+    for (int i = 0; i < kTileRows; ++i) {
+      __m512i top = _mm512_max_epi32(scores[i][0], scores[i][1]);
+      if (!kFirstPanel) top = _mm512_max_epi32(top, _mm512_loadu_si512(best + 16 * i));
+      _mm512_storeu_si512(best + 16 * i, top);
+    }
+  }
+};
+
+constexpr Int8Filters kFilters = make_filters<Vnni>();
+
+VQVAE_FAST_PROBE bool machine_has() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
+}
+
+}  // namespace
+
+namespace isa {
+extern const Engines avx512_engines;  // float32 and float64 are avx512.cpp's
+extern constinit const InstructionSet avx512vnni = {"avx512vnni", 30, machine_has, &avx512_engines,
+                                                    &kFilters};
+}  // namespace isa
+
+}  // namespace vqvae_fast
