@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vqvae_fast
-from vqvae_fast.nn import host_flag
+from vqvae_fast.nn.codebook import host_flag
 from vqvae_fast.nn.vector_quantize import VectorQuantize
 
 MASK = torch.arange(12) < torch.tensor([[5], [9]])

@@ -1,11 +1,17 @@
 """Modules around the search, and the small parts that they are made of."""
 
-from vqvae_fast.nn.dead_codes import replace_dead_codes
-from vqvae_fast.nn.ema import CodeMovingAverage, CodeUsage
+from vqvae_fast.nn.codebook.dead_codes import replace_dead_codes
+from vqvae_fast.nn.codebook.ema import CodeMovingAverage, CodeUsage
+from vqvae_fast.nn.codebook.kmeans import KMeans, KMeansInit, kmeans
+from vqvae_fast.nn.codebook.metrics import (
+    CodebookMetrics,
+    code_counts,
+    codebook_metrics,
+    perplexity,
+    usage,
+)
 from vqvae_fast.nn.grouped_residual_vq import GroupedResidualVQ
-from vqvae_fast.nn.kmeans import KMeans, KMeansInit, kmeans
 from vqvae_fast.nn.losses import LossBreakdown
-from vqvae_fast.nn.metrics import CodebookMetrics, code_counts, codebook_metrics, perplexity, usage
 from vqvae_fast.nn.one_hot import LazyOneHot
 from vqvae_fast.nn.random_projection_quantizer import RandomProjectionQuantizer
 from vqvae_fast.nn.residual_sim_vq import ResidualSimVQ

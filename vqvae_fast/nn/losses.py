@@ -8,7 +8,7 @@ from torch import Tensor
 from vqvae_fast.gather import copy_of_codes
 from vqvae_fast.nn import distances
 from vqvae_fast.nn.choosing import Chosen
-from vqvae_fast.nn.metrics import code_counts
+from vqvae_fast.nn.codebook.metrics import code_counts
 from vqvae_fast.nn.regularisers import masked_mean, orthogonal_loss
 
 

@@ -13,7 +13,7 @@ from vqvae_fast.distributed import is_distributed
 from vqvae_fast.gather import take_codes
 from vqvae_fast.nn.autocast import without_autocast
 from vqvae_fast.nn.beams import Beams
-from vqvae_fast.nn.codebook import Codebook
+from vqvae_fast.nn.codebook.codebook import Codebook
 from vqvae_fast.nn.estimators import directional_reparam
 from vqvae_fast.nn.implicit_codebook import ImplicitCodebook
 from vqvae_fast.nn.layout import Layout, to_places, vectors_to_places

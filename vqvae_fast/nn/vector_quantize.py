@@ -13,10 +13,10 @@ from vqvae_fast.distributed import is_distributed, world_size
 from vqvae_fast.dtypes import common_float
 from vqvae_fast.gather import take_codes
 from vqvae_fast.nn import distances
-from vqvae_fast.nn.affine_codebook import AffineCodebook
 from vqvae_fast.nn.autocast import without_autocast
 from vqvae_fast.nn.choosing import Choice, Chosen, CodebookTransform
-from vqvae_fast.nn.codebook import Codebook, EmaWeight
+from vqvae_fast.nn.codebook.affine_codebook import AffineCodebook
+from vqvae_fast.nn.codebook.codebook import Codebook, EmaWeight
 from vqvae_fast.nn.estimators import directional_reparam, rotate_to, straight_through
 from vqvae_fast.nn.layout import Heads, Layout, Places, to_places, to_tokens, vectors_to_places
 from vqvae_fast.nn.losses import (

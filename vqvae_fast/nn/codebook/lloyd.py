@@ -6,7 +6,7 @@ from torch.nn import functional as nn_functional
 
 from vqvae_fast import functional
 from vqvae_fast.distributed import each_from_its_turn, summed
-from vqvae_fast.nn.sampling import shuffled
+from vqvae_fast.nn.codebook.sampling import shuffled
 
 
 @torch.no_grad()

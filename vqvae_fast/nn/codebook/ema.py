@@ -8,8 +8,8 @@ from torch import Tensor
 
 from vqvae_fast import reference
 from vqvae_fast.distributed import summed, summed_segments
-from vqvae_fast.nn.metrics import code_counts
-from vqvae_fast.nn.wide_buffers import WideBuffers
+from vqvae_fast.nn.codebook.metrics import code_counts
+from vqvae_fast.nn.codebook.wide_buffers import WideBuffers
 
 
 class CodeUsage(WideBuffers):

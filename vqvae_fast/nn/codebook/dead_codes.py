@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from vqvae_fast.distributed import each_from_its_turn
-from vqvae_fast.nn.ema import CodeUsage, put
-from vqvae_fast.nn.sampling import stratified_positions, take_rows
+from vqvae_fast.nn.codebook.ema import CodeUsage, put
+from vqvae_fast.nn.codebook.sampling import stratified_positions, take_rows
 
 
 @torch.no_grad()

@@ -13,11 +13,11 @@ from vqvae_fast.agreement import require_same
 from vqvae_fast.distributed import each_from_its_turn, is_distributed, summed
 from vqvae_fast.dtypes import common_float
 from vqvae_fast.gather import copy_of_codes
-from vqvae_fast.nn.host_flag import HostFlag
-from vqvae_fast.nn.lloyd import lloyd
+from vqvae_fast.nn.codebook.host_flag import HostFlag
+from vqvae_fast.nn.codebook.lloyd import lloyd
+from vqvae_fast.nn.codebook.sampling import shuffled
+from vqvae_fast.nn.codebook.wide_buffers import WideBuffers
 from vqvae_fast.nn.quantize_dropout import undone_unless
-from vqvae_fast.nn.sampling import shuffled
-from vqvae_fast.nn.wide_buffers import WideBuffers
 from vqvae_fast.reference import smoothed_size
 
 if TYPE_CHECKING:

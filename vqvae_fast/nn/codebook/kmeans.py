@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from vqvae_fast import functional
 from vqvae_fast.distributed import from_first, rows_of_all, summed, world_size
-from vqvae_fast.nn.host_flag import HostFlag
-from vqvae_fast.nn.sampling import stratified_positions, take_rows
+from vqvae_fast.nn.codebook.host_flag import HostFlag
+from vqvae_fast.nn.codebook.sampling import stratified_positions, take_rows
 
 if TYPE_CHECKING:
     from typing_extensions import Self
