@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from vqvae_fast.nn.choosing import Choice
 from vqvae_fast.nn.estimators import rotate_to, straight_through
-from vqvae_fast.nn.losses import commitment_loss
 from vqvae_fast.nn.nearest_with_loss import nearest_with_loss
+from vqvae_fast.nn.steps.choosing import Choice
+from vqvae_fast.nn.steps.losses import commitment_loss
 from vqvae_fast.nn.vector_quantize import VectorQuantize
 
 NEAREST = Choice(False, False, None, 0.0, 0.0, None)

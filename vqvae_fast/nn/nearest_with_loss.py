@@ -1,6 +1,6 @@
 """The default quantizer in one piece: search, gather, commitment loss and gradient estimator.
 
-What :mod:`vqvae_fast.nn.choosing`, :mod:`vqvae_fast.nn.losses` and
+What :mod:`vqvae_fast.nn.steps.choosing`, :mod:`vqvae_fast.nn.steps.losses` and
 :mod:`vqvae_fast.nn.estimators` say one after the other, with one pass over the vectors where each
 of them takes some.
 """

@@ -11,22 +11,22 @@ from vqvae_fast import functional
 from vqvae_fast.agreement import require_same
 from vqvae_fast.distributed import is_distributed
 from vqvae_fast.gather import take_codes
-from vqvae_fast.nn.autocast import without_autocast
-from vqvae_fast.nn.beams import Beams
 from vqvae_fast.nn.codebook.codebook import Codebook
 from vqvae_fast.nn.estimators import directional_reparam
 from vqvae_fast.nn.implicit_codebook import ImplicitCodebook
-from vqvae_fast.nn.layout import Layout, to_places, vectors_to_places
-from vqvae_fast.nn.quantize_dropout import (
+from vqvae_fast.nn.residual_nearest_with_loss import Stage, residual_nearest_with_loss
+from vqvae_fast.nn.residual_vq_options import check, sizes_of_stages
+from vqvae_fast.nn.steps.autocast import without_autocast
+from vqvae_fast.nn.steps.beams import Beams
+from vqvae_fast.nn.steps.layout import Layout, to_places, vectors_to_places
+from vqvae_fast.nn.steps.quantize_dropout import (
     Runs,
     dropout_of_stages,
     left_out_unless,
     undone_unless,
 )
-from vqvae_fast.nn.regularisers import masked_mean
-from vqvae_fast.nn.residual_nearest_with_loss import Stage, residual_nearest_with_loss
-from vqvae_fast.nn.residual_vq_options import check, sizes_of_stages
-from vqvae_fast.nn.stages import padded_indices, sum_of_stages
+from vqvae_fast.nn.steps.regularisers import masked_mean
+from vqvae_fast.nn.steps.stages import padded_indices, sum_of_stages
 from vqvae_fast.nn.vector_quantize import VectorQuantize
 
 # What sends the processes different ways, where they differ in it.

@@ -12,22 +12,29 @@ from torch.optim import Optimizer
 from vqvae_fast.distributed import is_distributed, world_size
 from vqvae_fast.dtypes import common_float
 from vqvae_fast.gather import take_codes
-from vqvae_fast.nn import distances
-from vqvae_fast.nn.autocast import without_autocast
-from vqvae_fast.nn.choosing import Choice, Chosen, CodebookTransform
 from vqvae_fast.nn.codebook.affine_codebook import AffineCodebook
 from vqvae_fast.nn.codebook.codebook import Codebook, EmaWeight
 from vqvae_fast.nn.estimators import directional_reparam, rotate_to, straight_through
-from vqvae_fast.nn.layout import Heads, Layout, Places, to_places, to_tokens, vectors_to_places
-from vqvae_fast.nn.losses import (
+from vqvae_fast.nn.nearest_with_loss import nearest_with_loss
+from vqvae_fast.nn.residual_nearest_with_loss import Stage
+from vqvae_fast.nn.steps import distances
+from vqvae_fast.nn.steps.autocast import without_autocast
+from vqvae_fast.nn.steps.choosing import Choice, Chosen, CodebookTransform
+from vqvae_fast.nn.steps.layout import (
+    Heads,
+    Layout,
+    Places,
+    to_places,
+    to_tokens,
+    vectors_to_places,
+)
+from vqvae_fast.nn.steps.losses import (
     LossBreakdown,
     commitment_loss,
     cross_entropy_loss,
     orthogonality_loss,
 )
-from vqvae_fast.nn.nearest_with_loss import nearest_with_loss
-from vqvae_fast.nn.regularisers import masked_mean
-from vqvae_fast.nn.residual_nearest_with_loss import Stage
+from vqvae_fast.nn.steps.regularisers import masked_mean
 from vqvae_fast.nn.vector_quantize_options import check, check_topk, learning
 
 

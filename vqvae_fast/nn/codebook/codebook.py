@@ -17,7 +17,7 @@ from vqvae_fast.nn.codebook.host_flag import HostFlag
 from vqvae_fast.nn.codebook.lloyd import lloyd
 from vqvae_fast.nn.codebook.sampling import shuffled
 from vqvae_fast.nn.codebook.wide_buffers import WideBuffers
-from vqvae_fast.nn.quantize_dropout import undone_unless
+from vqvae_fast.nn.steps.quantize_dropout import undone_unless
 from vqvae_fast.reference import smoothed_size
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from vqvae_fast.gather import copy_of_codes
-from vqvae_fast.nn import distances
-from vqvae_fast.nn.choosing import Chosen
 from vqvae_fast.nn.codebook.metrics import code_counts
-from vqvae_fast.nn.regularisers import masked_mean, orthogonal_loss
+from vqvae_fast.nn.steps import distances
+from vqvae_fast.nn.steps.choosing import Chosen
+from vqvae_fast.nn.steps.regularisers import masked_mean, orthogonal_loss
 
 
 class LossBreakdown(NamedTuple):

@@ -8,7 +8,7 @@ from torch.nn import functional as nn_functional
 
 from vqvae_fast import functional
 from vqvae_fast.gather import take_codes
-from vqvae_fast.nn import distances
+from vqvae_fast.nn.steps import distances
 
 CodebookTransform = Callable[[Tensor], Tensor]
 
