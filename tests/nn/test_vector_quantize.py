@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import vqvae_fast
 from vqvae_fast.nn.codebook import host_flag
-from vqvae_fast.nn.vector_quantize import VectorQuantize
+from vqvae_fast.nn.drop_in.vector_quantize import VectorQuantize
 
 MASK = torch.arange(12) < torch.tensor([[5], [9]])
 GRADIENT = {"learnable_codebook": True, "ema_update": False}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae_fast.agreement import require_same
-from vqvae_fast.nn.residual_vq import ResidualVQ
+from vqvae_fast.nn.drop_in.residual_vq import ResidualVQ
 from vqvae_fast.nn.steps.quantize_dropout import draw_seed, skip_seed
 
 

@@ -14,6 +14,7 @@ from vqvae_fast.dtypes import common_float
 from vqvae_fast.gather import take_codes
 from vqvae_fast.nn.codebook.affine_codebook import AffineCodebook
 from vqvae_fast.nn.codebook.codebook import Codebook, EmaWeight
+from vqvae_fast.nn.drop_in.vector_quantize_options import check, check_topk, learning
 from vqvae_fast.nn.estimators import directional_reparam, rotate_to, straight_through
 from vqvae_fast.nn.nearest_with_loss import nearest_with_loss
 from vqvae_fast.nn.residual_nearest_with_loss import Stage
@@ -35,7 +36,6 @@ from vqvae_fast.nn.steps.losses import (
     orthogonality_loss,
 )
 from vqvae_fast.nn.steps.regularisers import masked_mean
-from vqvae_fast.nn.vector_quantize_options import check, check_topk, learning
 
 
 class VectorQuantize(nn.Module):
