@@ -17,9 +17,9 @@ from vqvae_fast.nn.drop_in.residual_vq import ResidualVQ
 from vqvae_fast.nn.drop_in.sim_vq import SimVQ
 from vqvae_fast.nn.drop_in.split_residual_vq import SplitResidualVQ
 from vqvae_fast.nn.drop_in.vector_quantize import VectorQuantize
-from vqvae_fast.nn.one_hot import LazyOneHot
 from vqvae_fast.nn.steps.losses import LossBreakdown
-from vqvae_fast.nn.vector_quantizer import VectorQuantizer
+from vqvae_fast.nn.vqvae.one_hot import LazyOneHot
+from vqvae_fast.nn.vqvae.vector_quantizer import VectorQuantizer
 
 __all__ = [
     "CodeMovingAverage",
