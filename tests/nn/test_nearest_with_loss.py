@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from vqvae_fast.autograd.estimators import rotate_to, straight_through
+from vqvae_fast.autograd.nearest_with_loss import nearest_with_loss
 from vqvae_fast.nn.drop_in.vector_quantize import VectorQuantize
-from vqvae_fast.nn.estimators import rotate_to, straight_through
-from vqvae_fast.nn.nearest_with_loss import nearest_with_loss
 from vqvae_fast.nn.steps.choosing import Choice
 from vqvae_fast.nn.steps.losses import commitment_loss
 

@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from vqvae_fast import reference
+from vqvae_fast.autograd.estimators import code_itself
 from vqvae_fast.distributed import (
     each_from_its_turn,
     from_first,
@@ -22,7 +23,6 @@ from vqvae_fast.functional import segment_sum
 from vqvae_fast.nn.codebook.ema import put
 from vqvae_fast.nn.codebook.metrics import code_counts
 from vqvae_fast.nn.codebook.sampling import stratified_positions
-from vqvae_fast.nn.estimators import code_itself
 from vqvae_fast.nn.vqvae.checks import check_feature_map, check_index_map, check_learning, positive
 from vqvae_fast.nn.vqvae.one_hot import LazyOneHot
 from vqvae_fast.sharded.code_shards import Batch, CodeShards

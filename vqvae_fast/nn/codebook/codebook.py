@@ -10,9 +10,9 @@ from torch.nn import functional as nn_functional
 
 from vqvae_fast import functional
 from vqvae_fast.agreement import require_same
+from vqvae_fast.autograd.gather import copy_of_codes
 from vqvae_fast.distributed import each_from_its_turn, is_distributed, summed
 from vqvae_fast.dtypes import common_float
-from vqvae_fast.gather import copy_of_codes
 from vqvae_fast.nn.codebook.host_flag import HostFlag
 from vqvae_fast.nn.codebook.lloyd import lloyd
 from vqvae_fast.nn.codebook.sampling import shuffled

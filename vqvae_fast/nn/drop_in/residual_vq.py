@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from vqvae_fast import functional
 from vqvae_fast.agreement import require_same
+from vqvae_fast.autograd.estimators import directional_reparam
+from vqvae_fast.autograd.gather import take_codes
+from vqvae_fast.autograd.residual_nearest_with_loss import Stage, residual_nearest_with_loss
 from vqvae_fast.distributed import is_distributed
-from vqvae_fast.gather import take_codes
 from vqvae_fast.nn.codebook.codebook import Codebook
 from vqvae_fast.nn.drop_in.implicit_codebook import ImplicitCodebook
 from vqvae_fast.nn.drop_in.residual_vq_options import check, sizes_of_stages
 from vqvae_fast.nn.drop_in.vector_quantize import VectorQuantize
-from vqvae_fast.nn.estimators import directional_reparam
-from vqvae_fast.nn.residual_nearest_with_loss import Stage, residual_nearest_with_loss
 from vqvae_fast.nn.steps.autocast import without_autocast
 from vqvae_fast.nn.steps.beams import Beams
 from vqvae_fast.nn.steps.layout import Layout, to_places, vectors_to_places

@@ -9,15 +9,15 @@ from torch.nn import functional as nn_functional
 from torch.nn.modules.module import _has_any_global_hook
 from torch.optim import Optimizer
 
+from vqvae_fast.autograd.estimators import directional_reparam, rotate_to, straight_through
+from vqvae_fast.autograd.gather import take_codes
+from vqvae_fast.autograd.nearest_with_loss import nearest_with_loss
+from vqvae_fast.autograd.residual_nearest_with_loss import Stage
 from vqvae_fast.distributed import is_distributed, world_size
 from vqvae_fast.dtypes import common_float
-from vqvae_fast.gather import take_codes
 from vqvae_fast.nn.codebook.affine_codebook import AffineCodebook
 from vqvae_fast.nn.codebook.codebook import Codebook, EmaWeight
 from vqvae_fast.nn.drop_in.vector_quantize_options import check, check_topk, learning
-from vqvae_fast.nn.estimators import directional_reparam, rotate_to, straight_through
-from vqvae_fast.nn.nearest_with_loss import nearest_with_loss
-from vqvae_fast.nn.residual_nearest_with_loss import Stage
 from vqvae_fast.nn.steps import distances
 from vqvae_fast.nn.steps.autocast import without_autocast
 from vqvae_fast.nn.steps.choosing import Choice, Chosen, CodebookTransform

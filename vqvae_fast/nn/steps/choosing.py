@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as nn_functional
 
 from vqvae_fast import functional
-from vqvae_fast.gather import take_codes
+from vqvae_fast.autograd.gather import take_codes
 from vqvae_fast.nn.steps import distances
 
 CodebookTransform = Callable[[Tensor], Tensor]

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vqvae_fast.gather import copy_of_codes
+from vqvae_fast.autograd.gather import copy_of_codes
 from vqvae_fast.nn.codebook.metrics import code_counts
 from vqvae_fast.nn.steps import distances
 from vqvae_fast.nn.steps.choosing import Chosen

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from vqvae_fast import functional
 from vqvae_fast.agreement import require_same
+from vqvae_fast.autograd.gather import copy_of_codes
 from vqvae_fast.distributed import is_distributed
 from vqvae_fast.dtypes import common_float
-from vqvae_fast.gather import copy_of_codes
 from vqvae_fast.nn.codebook.dead_codes import replace_dead_codes
 from vqvae_fast.nn.codebook.ema import CodeMovingAverage, CodeUsage
 from vqvae_fast.nn.codebook.kmeans import KMeansInit

@@ -1,8 +1,8 @@
 """The default quantizer in one piece: search, gather, commitment loss and gradient estimator.
 
 What :mod:`vqvae_fast.nn.steps.choosing`, :mod:`vqvae_fast.nn.steps.losses` and
-:mod:`vqvae_fast.nn.estimators` say one after the other, with one pass over the vectors where each
-of them takes some.
+:mod:`vqvae_fast.autograd.estimators` say one after the other, with one pass over the vectors where
+each of them takes some.
 """
 
 from typing import Any, NamedTuple
@@ -10,8 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vqvae_fast.backward_pass import add_scaled, leave_missing_gradients_out, scaled, sum_of
-from vqvae_fast.gather import sum_by_code, take_codes
+from vqvae_fast.autograd.backward_pass import (
+    add_scaled,
+    leave_missing_gradients_out,
+    scaled,
+    sum_of,
+)
+from vqvae_fast.autograd.gather import sum_by_code, take_codes
 from vqvae_fast.reference import rotated_gradient
 
 

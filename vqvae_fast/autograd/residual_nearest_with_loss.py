@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vqvae_fast.backward_pass import (
+from vqvae_fast.autograd.backward_pass import (
     add_scaled,
     is_recorded,
     leave_missing_gradients_out,
     scaled,
     sum_of,
 )
-from vqvae_fast.gather import sum_by_code, take_codes
+from vqvae_fast.autograd.gather import sum_by_code, take_codes
 from vqvae_fast.reference import rotated_gradient
 
 
@@ -59,7 +59,7 @@ def residual_nearest_with_loss(
         rows: [..., d], in float32 or float64, the codes' dtype.
         stages: run one after the other; the input of each is constant but for ``rows``.
         rotates: a stage's gradient to its input is that of
-            :func:`vqvae_fast.nn.estimators.rotate_to`, else straight-through.
+            :func:`vqvae_fast.autograd.estimators.rotate_to`, else straight-through.
     """
     residual = rows.detach()
     chosen, places, kept, losses = [], [], [], []

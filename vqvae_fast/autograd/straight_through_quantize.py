@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqvae_fast.backward_pass import is_recorded, leave_missing_gradients_out, sum_of
-from vqvae_fast.gather import sum_by_code, take_codes
+from vqvae_fast.autograd.backward_pass import is_recorded, leave_missing_gradients_out, sum_of
+from vqvae_fast.autograd.gather import sum_by_code, take_codes
 from vqvae_fast.reference import flat_indices
 
 

@@ -1,0 +1,1 @@
+"""Every autograd Function of the package, and what their backward passes share."""
