@@ -4,8 +4,8 @@ Stage by stage autograd would hold each stage's input and codes, Q times the vec
 indices and the codes say the same: the backward pass goes through the stages once more.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -21,19 +21,22 @@ from vqvae_fast.autograd.gather import sum_by_code, take_codes
 from vqvae_fast.reference import rotated_gradient
 
 
-class Stage(NamedTuple):
-    """A stage as :func:`residual_nearest_with_loss` runs it.
+class Stage(Protocol):
+    """One stage as :func:`residual_nearest_with_loss` runs it: begin, a search, learn."""
 
-    Attributes:
-        begin: called with the stage's input [..., d]; gives its codes [K, d], with a gradient where
-            they learn by one: then they are a copy if anything writes to them.
-        learn: called with the input and the indices that were found; may write to the codes.
-        writes: whether this or a later call does.
-    """
+    @property
+    def writes(self) -> bool:
+        """Whether :meth:`learn`, in this call or a later one, writes to the codes."""
 
-    begin: Callable[[Tensor], Tensor]
-    learn: Callable[[Tensor, Tensor], None]
-    writes: bool
+    def begin(self, residual: Tensor) -> Tensor:
+        """Called first, with the stage's input [..., d]; gives the codes [K, d] to search.
+
+        Where the codes learn by a gradient they have one, and are a copy if anything writes to
+        them.
+        """
+
+    def learn(self, residual: Tensor, indices: Tensor) -> None:
+        """Called after the search, without autograd, with the input and the indices [...]."""
 
 
 class ResidualNearestWithLoss(NamedTuple):

@@ -177,6 +177,11 @@ class Codebook(WideBuffers):
     def observe(self, rows: Tensor, mask: Tensor | None = None) -> None:
         """Learn from rows [C, ..., d], before the search, what :meth:`codes` depends on."""
 
+    def prepare(self, rows: Tensor, mask: Tensor | None = None) -> None:
+        """Before a training step's search: :meth:`init_once` and :meth:`observe`."""
+        self.init_once(rows, mask)
+        self.observe(rows, mask)
+
     @torch.no_grad()
     def set_codes(self, codes: Tensor) -> None:
         """Replace all codes [C, K, d], and the averages, which would bring back the old ones."""

@@ -333,7 +333,9 @@ class ResidualVQ(nn.Module):
             losses.append(loss)
         return total, torch.stack(indices, dim=-1), torch.stack(losses), inputs
 
-    def _plain_stages(self, start: Tensor, mask: Tensor | None, how: dict[str, Any]) -> list[Stage]:
+    def _plain_stages(
+        self, start: Tensor, mask: Tensor | None, how: dict[str, Any]
+    ) -> Sequence[Stage]:
         """The stages, if none does more than the default: less memory serves them all."""
         more = (
             not self.training
@@ -351,7 +353,9 @@ class ResidualVQ(nn.Module):
         alike = {(stage.commitment_weight, stage.rotation_trick) for stage in self._stages()}
         return plain if len(plain) == len(stages) and len(alike) == 1 else []
 
-    def _by_plain_stages(self, start: Tensor, stages: list[Stage]) -> tuple[Tensor, Tensor, Tensor]:
+    def _by_plain_stages(
+        self, start: Tensor, stages: Sequence[Stage]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """As :meth:`_by_stages`."""
         first = self._stage(0)
         with without_autocast(start.device.type):
