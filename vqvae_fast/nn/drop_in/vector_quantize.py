@@ -481,6 +481,54 @@ class VectorQuantize(nn.Module):
 
     # As one of many stages.
 
+    @property
+    def communicates(self) -> bool:
+        """Whether a training step calls the other processes, k-means aside."""
+        return self._codebook.communicates
+
+    def written(self) -> list[Tensor]:
+        """What a training step writes to; as :meth:`Codebook.written`."""
+        return self._codebook.written()
+
+    def codes_in_use(self) -> Tensor:
+        """The codes [C, K, d] as the search uses them, which need not be as they are stored."""
+        return self._codebook.codes()
+
+    def share_codebook(self, other: "VectorQuantize") -> None:
+        """Use the other quantizer's codes from now on."""
+        self._codebook = other._codebook
+
+    def finish_shared_step(self, vectors: Tensor, mask: Tensor | None) -> None:
+        """Write what several stages' calls have put into the averages, and expire codes, once.
+
+        Args:
+            vectors: [B, N, d], what all of them were given.
+            mask: bool [B, N], False for what does not count.
+        """
+        if self.ema_update:
+            self._codebook.update_ema()
+        self.update_in_place_optimizer()
+        self._codebook.expire_codes_(self._rows(vectors), None if mask is None else mask[None])
+
+    def as_search(self, rows: Tensor) -> Tensor | None:
+        """The codes [K, d], if in eval this is the search for the nearest of them and no more.
+
+        None if it is more, for rows [..., d] such as these or if something watches the calls of
+        this module.
+        """
+        book = self._codebook
+        plain = (
+            not (torch.is_grad_enabled() and (book.learnable_codebook or rows.requires_grad))
+            and not self.has_projections
+            and not self.use_cosine_sim
+            and not self.cosine_search
+            and type(book) is Codebook
+            and book.vq_bridge is None
+            and rows.dtype == book.embed.dtype == torch.float32
+            and not self.is_watched
+        )
+        return book.codes()[0] if plain else None
+
     def as_plain_stage(self, rows: Tensor, frozen: bool) -> PlainStage | None:
         """What one of many stages does to rows [..., d]: None if it is more than the default.
 
