@@ -2,7 +2,8 @@
 
 from vqvae_fast.nn.codebook.dead_codes import replace_dead_codes
 from vqvae_fast.nn.codebook.ema import CodeMovingAverage, CodeUsage
-from vqvae_fast.nn.codebook.kmeans import KMeans, KMeansInit, kmeans
+from vqvae_fast.nn.codebook.kmeans import KMeans, kmeans
+from vqvae_fast.nn.codebook.kmeans_init import KMeansInit
 from vqvae_fast.nn.codebook.metrics import (
     CodebookMetrics,
     code_counts,

@@ -1,19 +1,14 @@
-"""k-means on top of the exact search, and a codebook's initialisation by it."""
+"""k-means on the exact search: from samples that lie far apart, and from random ones."""
 
-import itertools
-from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import WeakValueDictionary
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional as nn_functional
 
 from vqvae_fast import functional
-from vqvae_fast.distributed import from_first, rows_of_all, summed, world_size
-from vqvae_fast.nn.codebook.host_flag import HostFlag
-from vqvae_fast.nn.codebook.sampling import stratified_positions, take_rows
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from vqvae_fast.distributed import each_from_its_turn, summed
+from vqvae_fast.nn.codebook.sampling import shuffled
 
 
 class KMeans(NamedTuple):
@@ -52,17 +47,17 @@ def kmeans(samples: Tensor, num_codes: int, iterations: int = 10) -> KMeans:
             f"num_codes and iterations must be at least 1, got {num_codes} and {iterations}"
         )
     samples = samples if samples.dtype == torch.float64 else samples.float()
-    codes = _seed(samples, num_codes)
+    codes = _distant_seeds(samples, num_codes)
     for _ in range(iterations):
         indices, distances = functional.nearest_code(samples, codes)
         sums, counts = functional.segment_sum(samples, indices, num_codes)
-        codes = torch.where((counts > 0)[:, None], sums / counts.clamp(min=1)[:, None], codes)
+        codes = _moved_to_means(codes, sums, counts)
         _fill_empty(codes, counts, samples, distances)
     indices, _ = functional.nearest_code(samples, codes)
     return KMeans(codes, functional.segment_sum(samples, indices, num_codes).counts)
 
 
-def _seed(samples: Tensor, num_codes: int) -> Tensor:
+def _distant_seeds(samples: Tensor, num_codes: int) -> Tensor:
     """Samples [n, D] to start from: [K, D]."""
     codes = samples[torch.randint(len(samples), (1,), device=samples.device)]
     distances = functional.nearest_code(samples, codes).distances
@@ -90,188 +85,64 @@ def _fill_empty(codes: Tensor, counts: Tensor, samples: Tensor, distances: Tenso
     codes[empty[: len(drawn)]] = samples[drawn]
 
 
-class KMeansInit(nn.Module):
-    """Collects the latents of the first training batches until there are enough for k-means.
+@torch.no_grad()
+def lloyd(
+    samples: Tensor,
+    valid: Tensor,
+    num_codes: int,
+    iterations: int,
+    *,
+    cosine: bool = False,
+    synced: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """k-means as vector-quantize-pytorch starts a codebook with it.
 
-    The state dict says whether that has happened. The vectors collected so far are no part of it,
-    since their number changes with every batch, and whatever copies a state dict or buffers in
-    place (AveragedModel, the average of a teacher) needs constant shapes. A checkpoint that is to
-    continue in between keeps :attr:`samples`, too; from any other it collects anew.
+    Lloyd's algorithm from random samples; a code without samples stays where it is.
 
     Args:
-        num_codes: K.
-        dim: D.
-        num_samples: vectors to collect.
-        iterations: rounds of k-means.
+        samples: [C, n, D], of each of C books.
+        valid: bool [C, n], which samples count.
+        num_codes: K. Where there are fewer samples, each is a code, and the others are copies.
+        iterations: rounds.
+        cosine: samples and codes are of unit length.
+        synced: the samples of all processes count, and all get the same codes.
 
-    Attributes:
-        samples: [n, D] with n < num_samples; [0, D] once it is done.
-
-    Buffers:
-        initted: 0-d bool; False makes the collection start.
+    Returns:
+        codes [C, K, D], and how many samples chose each in the last round, [C, K].
     """
-
-    initted: Tensor
-
-    def __init__(self, num_codes: int, dim: int, num_samples: int, iterations: int):
-        super().__init__()
-        self.num_codes, self.num_samples, self.iterations = num_codes, num_samples, iterations
-        self.samples = torch.empty(0, dim)
-        self.register_buffer("initted", torch.tensor(False))
-        self._initted = HostFlag(False)
-        self._enter()
-
-    @property
-    def done(self) -> bool:
-        """Whether the codebook has its codes."""
-        if torch.compiler.is_compiling():
-            self._read_initted()
-        return self._initted.of(self.initted)
-
-    @torch.compiler.assume_constant_result  # the compiler reads it while it makes a graph
-    def _read_initted(self) -> None:
-        self._initted.read(self.initted)
-
-    def start_(
-        self,
-        z: Tensor,
-        codebook: Tensor,
-        cluster_size: Tensor | None,
-        embed_avg: Tensor | None,
-        *,
-        synced: bool = False,
-    ) -> None:
-        """Take in a batch, and write the codes and their averages once there is enough of it.
-
-        torch.compile sees one op here, whose graph is left when the codes are there.
-
-        Args:
-            z: [..., D].
-            codebook: [K, D].
-            cluster_size: [K], if there is an average of it.
-            embed_avg: [K, D], the same.
-            synced: the vectors of all processes count, and all get the same codes.
-        """
-        torch.ops.vqvae_fast.start_by_kmeans_(
-            self.initted, codebook, cluster_size, embed_avg, z, self._key, synced
-        )
-
-    @torch.no_grad()
-    def collect(self, z: Tensor, *, synced: bool = False) -> KMeans | None:
-        """Take in a batch's vectors [..., D]; the codes once there are enough, else None."""
-        wanted = self.num_samples - len(self.samples)
+    pairs = zip(samples, valid, strict=True)
+    codes = torch.stack(
+        [_random_seeds(book, counted, num_codes, synced) for book, counted in pairs]
+    )
+    counts = codes.new_zeros(codes.shape[:-1])
+    for _ in range(iterations):
+        indices = functional.nearest_code(samples, codes).indices
+        sums, counts = functional.code_statistics(samples, torch.where(valid, indices, -1), codes)
         if synced:
-            wanted = -(-wanted // world_size())
-        count = z.shape[:-1].numel()
-        draws = torch.arange(min(wanted, count), device=z.device)
-        positions = draws
-        if count > len(draws):
-            positions = stratified_positions(draws, draws.new_tensor(len(draws)), count)
-        rows = take_rows(z, positions)
-        rows = rows[rows.isfinite().all(dim=1)]
-        if synced:  # at once, so that all processes hold the same samples
-            rows = rows_of_all(rows)
-        # Samples of the meta device, as a model is made on, are none; they cannot be moved.
-        self.samples = torch.cat([self.samples.to(rows), rows]) if len(self.samples) else rows
-        if len(self.samples) < self.num_samples:
-            return None
-        result = kmeans(self.samples, self.num_codes, self.iterations)
-        if synced:  # each process has drawn its own: the first one's count
-            result = KMeans(*(from_first(part) for part in result))
-        return result
-
-    def load_samples(self, samples: Tensor) -> None:
-        """Go on with the samples [n, D] that a checkpoint has kept.
-
-        Raises:
-            ValueError: they are not vectors of this codebook, or are more than it collects.
-        """
-        if not samples.is_floating_point() or samples.dim() != 2:
-            raise ValueError(f"samples must be floats [n, D], got {list(samples.shape)}")
-        if samples.shape[1] != self.samples.shape[1] or len(samples) >= self.num_samples:
-            wanted = f"[n < {self.num_samples}, D={self.samples.shape[1]}]"
-            raise ValueError(f"samples must be {wanted}, got {list(samples.shape)}")
-        self.samples = samples
-
-    def finish(self) -> None:
-        """Collect no more: the codebook has its codes."""
-        self._end(self.initted)
-
-    def train(self, mode: bool = True) -> "Self":
-        """Switch between training and eval; a compiled module then notices a changed initted."""
-        if not torch.compiler.is_compiling():
-            self._initted.read(self.initted)
-        return super().train(mode)
-
-    def _end(self, initted: Tensor) -> None:
-        self.samples = self.samples[:0].clone()
-        self._initted.write(initted, True)
-
-    def _enter(self) -> None:
-        """Be known to the op, which gets tensors and numbers only."""
-        self._key = next(_keys)
-        _by_key[self._key] = self
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch leaves it bare
-        self._enter()  # a copy is not the original
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        # Older checkpoints hold the samples; others begin the collection, or end it.
-        stored = state_dict.pop(prefix + "samples", self.samples[:0])
-        if any(name.startswith(prefix) for name in state_dict):
-            self.samples = stored.clone()
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._initted.read(self.initted)
+            sums, counts = summed(sums, counts)
+        codes = _moved_to_means(codes, sums, counts, unit_length=cosine)
+    return codes, counts
 
 
-_keys = itertools.count()
-_by_key: WeakValueDictionary[int, KMeansInit] = WeakValueDictionary()
-
-_library = torch.library.Library("vqvae_fast", "FRAGMENT")
-_library.define(
-    "start_by_kmeans_(Tensor(a!) initted, Tensor(b!) codebook, Tensor(c!)? cluster_size, "
-    "Tensor(d!)? embed_avg, Tensor z, int key, bool synced) -> ()"
-)
-
-
-def _start_by_kmeans_(
-    initted: Tensor,
-    codebook: Tensor,
-    cluster_size: Tensor | None,
-    embed_avg: Tensor | None,
-    z: Tensor,
-    key: int,
-    synced: bool,
-) -> None:
-    """Writes to the tensors that it is given: of a compiled module's they may be copies."""
-    init = _by_key[key]
-    if initted:  # something else has brought the codes: a compiled graph of collecting ends
-        init._read_initted()
-        return
-    if torch._C._current_graph_task_id() != -1:
-        return  # a backward pass computes a checkpointed step again, whose batch is collected
-    result = init.collect(z, synced=synced)
-    if result is None:
-        return
-    batch = torch.tensor(z.shape[:-1].numel(), dtype=result.counts.dtype, device=z.device)
-    if synced:
-        (batch,) = summed(batch)
-    # A code without samples counts as if it had one: a size of 0 would divide by it.
-    sizes = result.counts.clamp(min=1) * (batch / result.counts.sum())
-    codebook.copy_(result.codes)
-    if cluster_size is not None:
-        cluster_size.copy_(sizes)
-    if embed_avg is not None:
-        embed_avg.copy_(codebook * sizes[:, None])
-    init._end(initted)
+def _random_seeds(samples: Tensor, valid: Tensor, num_codes: int, synced: bool) -> Tensor:
+    """[n, D], bool [n] -> [K, D]."""
+    turns = torch.arange(num_codes, device=samples.device)
+    order, count = shuffled(valid)
+    seeds = samples.new_zeros(num_codes, samples.shape[1])
+    if len(samples):
+        seeds = samples[order[turns % count.clamp(min=1)]]
+    if not synced:
+        return seeds
+    seeds, found = each_from_its_turn(seeds, count > 0)
+    present = (~found).int().argsort(stable=True)  # those that were proposed come first
+    return seeds[present[turns % found.sum().clamp(min=1)]]
 
 
-@torch.library.register_fake("vqvae_fast::start_by_kmeans_", lib=_library)
-def _(*arguments: Any) -> None:
-    return None
-
-
-_library.impl("start_by_kmeans_", _start_by_kmeans_, "CompositeExplicitAutograd")
+def _moved_to_means(
+    codes: Tensor, sums: Tensor, counts: Tensor, *, unit_length: bool = False
+) -> Tensor:
+    """Codes [..., K, D] at the means of their samples; one without samples stays where it is."""
+    means = sums / counts.clamp(min=1)[..., None]
+    if unit_length:
+        means = nn_functional.normalize(means, dim=-1)
+    return torch.where((counts > 0)[..., None], means, codes)

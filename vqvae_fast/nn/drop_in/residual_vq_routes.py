@@ -14,16 +14,12 @@ from torch import Tensor
 from vqvae_fast import functional
 from vqvae_fast.autograd.estimators import directional_reparam
 from vqvae_fast.autograd.residual_nearest_with_loss import residual_nearest_with_loss
+from vqvae_fast.nn.codebook.undoing import Runs, undone_unless
 from vqvae_fast.nn.drop_in.vector_quantize import VectorQuantize
 from vqvae_fast.nn.drop_in.vector_quantize_routes import PlainStage
 from vqvae_fast.nn.steps.autocast import without_autocast
 from vqvae_fast.nn.steps.beams import Beams
-from vqvae_fast.nn.steps.quantize_dropout import (
-    QuantizeDropout,
-    Runs,
-    left_out_unless,
-    undone_unless,
-)
+from vqvae_fast.nn.steps.quantize_dropout import QuantizeDropout, left_out_unless
 from vqvae_fast.nn.steps.regularisers import masked_mean
 
 
