@@ -13,6 +13,7 @@ from torch import Tensor
 from vqvae_fast.autograd.backward_pass import (
     add_scaled,
     leave_missing_gradients_out,
+    mean_square_scale,
     scaled,
     sum_of,
 )
@@ -98,7 +99,7 @@ class _NearestWithLoss(torch.autograd.Function):
                 grad = rotated_gradient(grad, rows.detach(), quantized.detach())
             grad_rows = sum_of(grad, grad_error)
         if grad_loss is not None:
-            scale = grad_loss * (2.0 / max(error.numel(), 1))
+            scale = mean_square_scale(grad_loss, error)
             if ctx.needs_input_grad[0]:
                 grad_rows = add_scaled(grad_rows, error, scale)
             if ctx.codes_learn:  # a sum of errors: the difference of two sums would cancel

@@ -14,6 +14,7 @@ from vqvae_fast.autograd.backward_pass import (
     add_scaled,
     is_recorded,
     leave_missing_gradients_out,
+    mean_square_scale,
     scaled,
     sum_of,
 )
@@ -124,8 +125,8 @@ class _WithGradient(torch.autograd.Function):
                 if ctx.needs_input_grad[4 + stage]:
                     # A sum of errors: the difference of two sums would cancel.
                     sums = sum_by_code(residual - codes, indices[..., stage], books[stage])
-                    scale = grad_losses[stage] * (-2.0 / max(rows.numel(), 1))
-                    grads_of_books[stage] = scaled(sums, scale)
+                    scale = mean_square_scale(grad_losses[stage], rows)
+                    grads_of_books[stage] = scaled(sums, -scale)
         return grad_rows, None, None, None, *grads_of_books
 
 
@@ -175,6 +176,6 @@ def _grad_of_rows(
             passed = rotated_gradient(grad, residual.detach(), codes.detach())
         total = sum_of(total, passed)
         if grad_losses is not None:
-            scale = grad_losses[stage] * (2.0 / max(rows.numel(), 1))
+            scale = mean_square_scale(grad_losses[stage], rows)
             total = add_scaled(total, residual - codes, scale)
     return total
