@@ -108,3 +108,15 @@ def test_routes_follow_a_copy():
     other(torch.randn(2, 6, 4))
     assert torch.equal(module.codebook, before)
     assert not torch.equal(other.codebook, before)
+
+
+def test_routes_follow_a_changed_attribute(taken):
+    module = VectorQuantize(dim=4, codebook_size=8)
+    x = torch.randn(2, 6, 4, requires_grad=True)
+    torch.autograd.grad(module(x)[0].sum(), x)
+    module.rotation_trick = False
+    (straight,) = torch.autograd.grad(module(x)[0].sum(), x)
+    module.route_gradients_to_input = False
+    assert torch.equal(straight, torch.ones_like(x))
+    assert not module(x)[0].requires_grad
+    assert taken == ["OnePiece", "OnePiece", "StepByStep"]

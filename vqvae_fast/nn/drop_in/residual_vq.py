@@ -170,7 +170,7 @@ class ResidualVQ(nn.Module):
 
     def _make_routes(self) -> list[StagesRoute]:
         """The routes that a quantizer of this kind has, in the order in which they are tried."""
-        routes: list[StagesRoute] = [WithTargets(), ByBeams(self.beam_score_weights)]
+        routes: list[StagesRoute] = [WithTargets(), ByBeams()]
         if self.uniform_codebook_size and not self.implicit_neural_codebook:
             routes.append(AtOnce())
         alone = not self.shared_codebook and not self.implicit_neural_codebook
@@ -291,7 +291,13 @@ class ResidualVQ(nn.Module):
 
     def _through_stages(self, call: StagesCall) -> StagesOutcome:
         """By the first of the routes that serves the call."""
-        stages = Stages(self._stages(), tuple(self.mlps), self._dropout, self.quant_grad_frac)
+        stages = Stages(
+            self._stages(),
+            tuple(self.mlps),
+            self._dropout,
+            self.quant_grad_frac,
+            self.beam_score_weights,
+        )
         for route in self._routes:
             outcome = route.run(stages, call)
             if outcome is not None:

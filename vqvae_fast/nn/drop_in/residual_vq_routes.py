@@ -31,12 +31,14 @@ class Stages(NamedTuple):
         mlps: Q - 1 of them, which make the codes of all stages but the first; None for no change.
         dropout: draws the last stage in training.
         quant_grad_frac: share of a stage's gradient that reaches the stages before it.
+        beam_weights: of the stages' errors in the score of a way to quantize a vector.
     """
 
     layers: Sequence[VectorQuantize]
     mlps: Sequence[Callable[..., Tensor] | None]
     dropout: QuantizeDropout | None
     quant_grad_frac: float
+    beam_weights: Sequence[float]
 
     def runs(self, number: int, last: int | Tensor) -> Runs:
         """Whether a stage runs where ``last`` is the last."""
@@ -133,9 +135,6 @@ class WithTargets:
 class ByBeams:
     """Several ways to quantize each vector at once; the best of them counts."""
 
-    def __init__(self, weights: Sequence[float]):
-        self.weights = weights
-
     def run(self, stages: Stages, call: StagesCall) -> StagesOutcome | None:
         """As :meth:`StagesRoute.run`."""
         if call.beam_size <= 1:
@@ -183,7 +182,7 @@ class ByBeams:
             if not scored:  # without a commitment loss there is still a distance
                 loss = (quantized - beams.residual.unsqueeze(3)).square().mean(dim=-1).detach()
             taken = stages.passed(quantized)
-            beams = beams.extended(quantized, taken, chosen, loss, self.weights[number])
+            beams = beams.extended(quantized, taken, chosen, loss, stages.beam_weights[number])
             if isinstance(runs, Tensor):
                 ended = beams.best(1).ended_before(runs, ended)
             elif isinstance(last, Tensor) or number == last:

@@ -231,25 +231,16 @@ class VectorQuantize(nn.Module):
             else in_place_codebook_optimizer(self._codebook.parameters())
         )
         self.manual_in_place_optimizer_update = manual_in_place_optimizer_update
-        self._routes = Routes(
-            Kinds(
-                use_cosine_sim=use_cosine_sim,
-                cosine_search=cosine_search,
-                stochastic_sample_codes=stochastic_sample_codes,
-                straight_through=straight_through,
-                rotation_trick=learns.rotation_trick,
-                directional_reparam=directional_reparam,
-                route_gradients_to_input=route_gradients_to_input,
-                sync_update=sync_update_v > 0,
-                learnable_codebook=learns.learnable_codebook,
-                commitment_loss=self.has_commitment_loss,
-                commitment_use_cross_entropy_loss=commitment_use_cross_entropy_loss,
-                diversity_loss=self.has_codebook_diversity_loss,
-                orthogonal_loss=self.has_codebook_orthogonal_loss,
-                in_place_optimizer=in_place_codebook_optimizer is not None,
-            )
-        )
+        self._routes = self._make_routes()
         self.register_buffer("zero", torch.tensor(0.0), persistent=False)
+
+    def _make_routes(self) -> Routes:
+        return Routes(Kinds(*(bool(getattr(self, name)) for name in Kinds._fields)))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in Kinds._fields and "_routes" in vars(self):  # changed after the module was made
+            self._routes = self._make_routes()
 
     @property
     def ema_update(self) -> bool:

@@ -20,7 +20,7 @@ from vqvae_fast.nn.steps.losses import (
 
 
 class Kinds(NamedTuple):
-    """What is decided when a quantizer is made; VectorQuantize says what each name means."""
+    """Which routes a quantizer has: whether its attribute of each name is set."""
 
     use_cosine_sim: bool
     cosine_search: bool
@@ -29,19 +29,21 @@ class Kinds(NamedTuple):
     rotation_trick: bool
     directional_reparam: bool
     route_gradients_to_input: bool
-    sync_update: bool
+    sync_update_v: bool
     learnable_codebook: bool
-    commitment_loss: bool
+    has_commitment_loss: bool
     commitment_use_cross_entropy_loss: bool
-    diversity_loss: bool
-    orthogonal_loss: bool
-    in_place_optimizer: bool
+    has_codebook_diversity_loss: bool
+    has_codebook_orthogonal_loss: bool
+    in_place_codebook_optimizer: bool
 
     @property
     def needs_all_codes(self) -> bool:
         """Whether a loss or a gradient looks at more than the chosen codes."""
         return (
-            self.commitment_use_cross_entropy_loss or self.diversity_loss or self.straight_through
+            self.commitment_use_cross_entropy_loss
+            or self.has_codebook_diversity_loss
+            or self.straight_through
         )
 
     @property
@@ -58,7 +60,7 @@ class Kinds(NamedTuple):
     @property
     def commitment(self) -> Commitment:
         """The loss between vectors and codes in training."""
-        if not self.commitment_loss:
+        if not self.has_commitment_loss:
             return no_commitment
         if self.commitment_use_cross_entropy_loss:
             return partial(cross_entropy_loss, unit_length=self.use_cosine_sim)
@@ -74,15 +76,15 @@ class Kinds(NamedTuple):
             estimator = _rotation
         elif self.directional_reparam:
             estimator = _directional
-        return partial(_synchronous, estimator) if self.sync_update else estimator
+        return partial(_synchronous, estimator) if self.sync_update_v else estimator
 
     @property
     def regularisers(self) -> "tuple[Regulariser, ...]":
         """The further losses of training."""
         diversity: tuple[Regulariser, ...] = ()
-        if self.diversity_loss:
+        if self.has_codebook_diversity_loss:
             diversity = (Diversity(self.use_cosine_sim),)
-        return (*diversity, Orthogonality()) if self.orthogonal_loss else diversity
+        return (*diversity, Orthogonality()) if self.has_codebook_orthogonal_loss else diversity
 
 
 # The result's gradient to the rows: of (call, rows, quantized), the two last in one shape.

@@ -1,7 +1,7 @@
 """The ways from vectors to codes, one of which serves a call of VectorQuantize.
 
-A quantizer makes its routes once, of the kinds of search, gradient and loss that it was asked for.
-Each ``run`` says from top to bottom what a call does.
+A quantizer makes its routes when it is made, and anew if one of its attributes changes that says
+which search, gradient or loss it has. Each ``run`` says from top to bottom what a call does.
 """
 
 from typing import NamedTuple
@@ -110,11 +110,11 @@ class OnePiece(Training):
     def fits(kinds: Kinds) -> bool:
         """Whether a quantizer of these kinds has calls that ask for nothing more."""
         return (
-            kinds.commitment_loss
+            kinds.has_commitment_loss
             and kinds.route_gradients_to_input
             and not kinds.needs_all_codes
-            and not kinds.sync_update
-            and not kinds.in_place_optimizer
+            and not kinds.sync_update_v
+            and not kinds.in_place_codebook_optimizer
         )
 
     def serves(self, call: Call) -> bool:
@@ -145,8 +145,8 @@ class Routes:
     """All routes of a quantizer."""
 
     def __init__(self, kinds: Kinds):
-        by_steps = StepByStepInPlace if kinds.in_place_optimizer else StepByStep
-        each = commitment_of_each if kinds.commitment_loss else no_commitment
+        by_steps = StepByStepInPlace if kinds.in_place_codebook_optimizer else StepByStep
+        each = commitment_of_each if kinds.has_commitment_loss else no_commitment
         self._one_piece = OnePiece(kinds) if OnePiece.fits(kinds) else None
         # By (training, several codes for each vector).
         self._others: dict[tuple[bool, bool], Route] = {
