@@ -35,9 +35,10 @@ class ShardedVectorQuantizer(nn.Module):
     processes. All of them call it equally often; one may have an empty batch. A step sends 2 D
     numbers for every vector and none for a code (docs/scaling.md).
 
-    Its state are DTensors under VectorQuantizer's names. torch.distributed.checkpoint saves them
-    from W processes and loads them into any other number, or into a VectorQuantizer. Keep it out of
-    what divides or copies parameters itself: :func:`sharded_state` names what to leave alone.
+    The state is held in DTensors under VectorQuantizer's names. torch.distributed.checkpoint saves
+    them from W processes and loads them into any other number, or into a VectorQuantizer. Keep it
+    out of what divides or copies parameters itself: :func:`sharded_state` names what it must leave
+    alone.
 
     Args:
         n_e: K.

@@ -23,7 +23,7 @@ from vqvae_fast.reference import smoothed_size
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# What learns wrongly, or not at all, where the processes differ in it.
+# Attributes that must be the same in all processes, or the codes would learn wrongly or hang.
 _SAME_EVERYWHERE = (
     *("codebook_size", "num_codebooks", "learnable_codebook", "ema_update", "manual_ema_update"),
     *("decay", "eps", "threshold_ema_dead_code", "reset_cluster_size", "use_cosine_sim"),

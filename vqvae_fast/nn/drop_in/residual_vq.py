@@ -29,7 +29,7 @@ from vqvae_fast.nn.steps.layout import Layout, to_places, vectors_to_places
 from vqvae_fast.nn.steps.quantize_dropout import dropout_of_stages
 from vqvae_fast.nn.steps.stages import padded_indices, sum_of_stages
 
-# What sends the processes different ways, where they differ in it.
+# Attributes that must be the same in all processes: they decide which collectives a step calls.
 _SAME_EVERYWHERE = (
     *("dim", "codebook_dim", "num_quantizers", "codebook_sizes", "shared_codebook", "diveq"),
     *("quantize_dropout", "quantize_dropout_cutoff_index", "quantize_dropout_multiple_of"),
