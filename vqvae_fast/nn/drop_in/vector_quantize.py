@@ -363,9 +363,9 @@ class VectorQuantize(nn.Module):
                 self._rows(projected),
                 mask,
                 wanted,
-                frozen=freeze_codebook,
+                freeze_codebook,
+                averaging,
                 keeps_codes=targets is not None,
-                averaging=averaging,
             )
             chosen, loss, parts = self._routes.of(call, self.training).run(call)
             if targets is not None:
@@ -399,15 +399,17 @@ class VectorQuantize(nn.Module):
         rows: Tensor,
         mask: Tensor | None,
         wanted: Wanted,
-        frozen: bool | None = None,
-        **more: Any,
+        frozen: bool | None,
+        averaging: Averaging,
+        *,
+        keeps_codes: bool,
     ) -> Call:
         """What the routes see of a call; whatever padding holds, it has no effect in them."""
         counted = None if mask is None else self._heads.repeat(mask)
         if counted is not None:
             rows = torch.where(counted[..., None], rows, 0)
         frozen = self.freeze_codebook if frozen is None else frozen
-        return Call(self, self._codebook, rows, counted, wanted, frozen, **more)
+        return Call(self, self._codebook, rows, counted, wanted, frozen, keeps_codes, averaging)
 
     def _wanted(
         self,
@@ -528,10 +530,11 @@ class VectorQuantize(nn.Module):
         """
         book = self._codebook
         wanted = Wanted(None, self.sample_codebook_temp, None)
+        call = Call(self, book, rows, None, wanted, frozen)
         plain = (
             self.training
             and rows.requires_grad
-            and self._routes.in_one_piece(self._call(rows, None, wanted, frozen)) is not None
+            and self._routes.in_one_piece(call) is not None
             and not self.is_watched
             and not self.has_codebook_orthogonal_loss
             and not self.use_cosine_sim

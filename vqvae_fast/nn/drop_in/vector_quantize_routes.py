@@ -138,7 +138,8 @@ class OnePiece(Training):
 
 def _parts(call: Call, commitment: Tensor) -> LossBreakdown:
     """The commitment loss, and 0 for all others."""
-    return LossBreakdown(commitment, *(call.rows.new_zeros(()) for _ in range(3)))
+    zero = call.rows.new_zeros
+    return LossBreakdown(commitment, zero(()), zero(()), zero(()))
 
 
 class Routes:
