@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vqvae_fast.autograd import StraightThroughQuantize
+from vqvae_fast.autograd.straight_through_quantize import StraightThroughQuantize
 from vqvae_fast.reference import flat_indices
 from vqvae_fast.similarity import METRICS, as_euclidean, dissimilarity
 

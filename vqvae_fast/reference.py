@@ -257,7 +257,7 @@ def copy_of_codes(codebook: Tensor) -> Tensor:
 def rotated_gradient(grad: Tensor, z: Tensor, q: Tensor) -> Tensor:
     """The gradient to q [..., d] as the rotation trick passes it to z [..., d].
 
-    Fifty et al., arXiv 2410.06424, section 4.2: :func:`vqvae_fast.nn.estimators.rotate_to`.
+    Fifty et al., arXiv 2410.06424, section 4.2: :func:`vqvae_fast.autograd.estimators.rotate_to`.
     """
     (u, length_z), (v, length_q) = _direction(z), _direction(q)
     w, _ = _direction(u + v)

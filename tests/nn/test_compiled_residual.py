@@ -7,11 +7,11 @@ import torch
 from beside_the_peer import name
 from torch import nn
 
-from vqvae_fast.nn.grouped_residual_vq import GroupedResidualVQ
-from vqvae_fast.nn.quantize_dropout import QuantizeDropout
-from vqvae_fast.nn.residual_sim_vq import ResidualSimVQ
-from vqvae_fast.nn.residual_vq import ResidualVQ
-from vqvae_fast.nn.vector_quantize import VectorQuantize
+from vqvae_fast.nn.drop_in.grouped_residual_vq import GroupedResidualVQ
+from vqvae_fast.nn.drop_in.residual_sim_vq import ResidualSimVQ
+from vqvae_fast.nn.drop_in.residual_vq import ResidualVQ
+from vqvae_fast.nn.drop_in.vector_quantize import VectorQuantize
+from vqvae_fast.nn.steps.quantize_dropout import QuantizeDropout
 
 BASE = {"dim": 8, "codebook_size": 16, "num_quantizers": 2}
 MASK = torch.arange(12) < torch.tensor([[5], [9]])

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from vqvae_fast.nn.vector_quantize import VectorQuantize
+from vqvae_fast.nn.drop_in.vector_quantize import VectorQuantize
 
 LEARNS = {"learnable_codebook": True, "ema_update": False, "rotation_trick": False}
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from vqvae_fast.nn import CodeMovingAverage, CodeUsage, VectorQuantizer, replace_dead_codes
-from vqvae_fast.nn.sampling import stratified_positions, take_rows
+from vqvae_fast.nn.codebook.sampling import stratified_positions, take_rows
 
 
 @pytest.mark.parametrize("averages", ["usage", "moving"])

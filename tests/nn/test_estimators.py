@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vqvae_fast.nn.estimators import directional_reparam, rotate_to, straight_through
+from vqvae_fast.autograd.estimators import directional_reparam, rotate_to, straight_through
 
 SHAPE = (3, 50, 8)
 PAIRS = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 from beside_the_peer import check, name, pair
 
-from vqvae_fast.nn.grouped_residual_vq import GroupedResidualVQ
+from vqvae_fast.nn.drop_in.grouped_residual_vq import GroupedResidualVQ
 
 BASE = {"dim": 16, "codebook_size": 16, "num_quantizers": 3, "groups": 2}
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from vqvae_fast.nn import host_flag
-from vqvae_fast.nn.host_flag import HostFlag
+from vqvae_fast.nn.codebook import host_flag
+from vqvae_fast.nn.codebook.host_flag import HostFlag
 
 
 @pytest.fixture

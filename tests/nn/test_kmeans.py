@@ -6,7 +6,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from vqvae_fast.nn import KMeansInit, VectorQuantizer, kmeans, replace_dead_codes
-from vqvae_fast.nn.kmeans import _fill_empty
+from vqvae_fast.nn.codebook.kmeans import _fill_empty
 
 
 def blobs(count: int, per_blob: int, dim: int = 3) -> tuple[torch.Tensor, torch.Tensor]:

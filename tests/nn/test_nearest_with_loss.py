@@ -3,18 +3,18 @@
 import pytest
 import torch
 
-from vqvae_fast.nn.choosing import Choice
-from vqvae_fast.nn.estimators import rotate_to, straight_through
-from vqvae_fast.nn.losses import commitment_loss
-from vqvae_fast.nn.nearest_with_loss import nearest_with_loss
-from vqvae_fast.nn.vector_quantize import VectorQuantize
+from vqvae_fast.autograd.estimators import rotate_to, straight_through
+from vqvae_fast.autograd.nearest_with_loss import nearest_with_loss
+from vqvae_fast.nn.drop_in.vector_quantize import VectorQuantize
+from vqvae_fast.nn.steps.choosing import Best, Wanted
+from vqvae_fast.nn.steps.losses import commitment_loss
 
-NEAREST = Choice(False, False, None, 0.0, 0.0, None)
+NEAREST = Wanted(None, 0.0, None)
 
 
 def in_parts(rows, codes, rotates, codes_learn):
-    chosen = NEAREST.choose(rows, codes)
-    loss = commitment_loss(rows, chosen, None, topk=False, codes_learn=codes_learn)
+    chosen = Best(unit_length=False).choose(rows, codes, NEAREST)
+    loss = commitment_loss(rows, chosen if codes_learn else chosen.detached(), None)
     estimator = rotate_to if rotates else straight_through
     return estimator(rows, chosen.quantized), chosen.indices, loss
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vqvae_fast.nn.random_projection_quantizer import RandomProjectionQuantizer
+from vqvae_fast.nn.drop_in.random_projection_quantizer import RandomProjectionQuantizer
 
 peer = pytest.importorskip("vector_quantize_pytorch")
 

@@ -5,6 +5,7 @@ import torch
 from torch.nn.modules.module import register_module_forward_hook
 
 from vqvae_fast.nn import GroupedResidualVQ, ResidualVQ
+from vqvae_fast.nn.drop_in.residual_vq_routes import PlainStages
 
 LEARNING = [
     {},
@@ -23,14 +24,14 @@ def trained(learning, stage_by_stage, monkeypatch, *, n=60, k=24, d=9, dtype=tor
     """Outputs and gradients of three steps, and the state after them."""
     with monkeypatch.context() as patch:
         taken = []
-        plain_stages = ResidualVQ._plain_stages
+        in_one_piece = PlainStages.run
 
         def watched(*arguments):
-            stages = [] if stage_by_stage else plain_stages(*arguments)
-            taken.append(bool(stages))
-            return stages
+            outcome = None if stage_by_stage else in_one_piece(*arguments)
+            taken.append(outcome is not None)
+            return outcome
 
-        patch.setattr(ResidualVQ, "_plain_stages", watched)
+        patch.setattr(PlainStages, "run", watched)
         torch.manual_seed(0)
         quantizer = ResidualVQ(dim=d, codebook_size=k, num_quantizers=4, **learning, **more)
         quantizer.to(dtype).train()
@@ -110,14 +111,15 @@ def test_a_later_step_does_not_change_an_earlier_gradient():
 
 
 def test_groups_take_it_too(monkeypatch):
-    calls = []
-    by_plain_stages = ResidualVQ._by_plain_stages
+    outcomes = []
+    in_one_piece = PlainStages.run
     monkeypatch.setattr(
-        ResidualVQ, "_by_plain_stages", lambda *a: calls.append(1) or by_plain_stages(*a)
+        PlainStages, "run", lambda *a: outcomes.append(in_one_piece(*a)) or outcomes[-1]
     )
     quantizer = GroupedResidualVQ(dim=16, codebook_size=8, num_quantizers=2, groups=2)
     quantizer(torch.randn(1, 10, 16).requires_grad_())
-    assert len(calls) == 2
+    assert len(outcomes) == 2
+    assert None not in outcomes
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -6,9 +6,9 @@ import pytest
 import torch
 from beside_the_peer import check, name
 
-from vqvae_fast.nn.grouped_residual_vq import GroupedResidualVQ
-from vqvae_fast.nn.regularisers import orthogonal_loss
-from vqvae_fast.nn.residual_vq import ResidualVQ
+from vqvae_fast.nn.drop_in.grouped_residual_vq import GroupedResidualVQ
+from vqvae_fast.nn.drop_in.residual_vq import ResidualVQ
+from vqvae_fast.nn.steps.regularisers import orthogonal_loss
 
 BASE = {"dim": 8, "codebook_size": 16, "num_quantizers": 4}
 TOKENS = (2, 12, 8)

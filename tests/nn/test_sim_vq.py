@@ -5,8 +5,8 @@ import torch
 from beside_the_peer import check, name, pair
 
 import vqvae_fast
-from vqvae_fast.nn.residual_sim_vq import ResidualSimVQ
-from vqvae_fast.nn.sim_vq import SimVQ
+from vqvae_fast.nn.drop_in.residual_sim_vq import ResidualSimVQ
+from vqvae_fast.nn.drop_in.sim_vq import SimVQ
 
 BASE = {"dim": 8, "codebook_size": 16}
 STAGES = BASE | {"num_quantizers": 3}

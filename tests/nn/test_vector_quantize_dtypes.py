@@ -6,7 +6,7 @@ import pytest
 import torch
 from beside_the_peer import name, pair
 
-from vqvae_fast.nn.vector_quantize import VectorQuantize
+from vqvae_fast.nn.drop_in.vector_quantize import VectorQuantize
 
 GRADIENT = {"learnable_codebook": True, "ema_update": False}
 OPTIONS = [

@@ -6,7 +6,7 @@ import pytest
 import torch
 from beside_the_peer import check, name, pair
 
-from vqvae_fast.nn.vector_quantize import VectorQuantize
+from vqvae_fast.nn.drop_in.vector_quantize import VectorQuantize
 
 BASE = {"dim": 8, "codebook_size": 16}
 TOKENS = (2, 12, 8)

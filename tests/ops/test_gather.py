@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vqvae_fast.gather import sum_by_code, take_codes
+from vqvae_fast.autograd.gather import sum_by_code, take_codes
 
 
 def gradient(function, codebook, indices, upstream):

@@ -133,7 +133,7 @@ def test_a_library_of_another_version_leaves_the_calls_to_the_reference(tmp_path
 # Every op, called on tensors that suit it, and what it raises.
 EVERY_OP = """
 import torch, vqvae_fast
-from vqvae_fast.gather import copy_of_codes, take_codes
+from vqvae_fast.autograd.gather import copy_of_codes, take_codes
 
 ops = torch.ops.vqvae_fast
 z, one = torch.eye(3), torch.tensor(1.0)

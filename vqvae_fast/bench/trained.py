@@ -83,7 +83,7 @@ def trained_stages(codebook_size: int, dim: int, stages: int) -> tuple[Tensor, T
 
     The first book is the model's; each other is k-means', seeded, on what the books before leave.
     """
-    from vqvae_fast.nn.kmeans import kmeans
+    from vqvae_fast.nn import kmeans
 
     z, codebook, _ = trained(codebook_size, dim)
     books, residual = [codebook], z

@@ -1,6 +1,5 @@
 """A quantizer whose codes are divided over processes, for codebooks too large for one."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -10,6 +9,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from vqvae_fast import reference
+from vqvae_fast.autograd.estimators import code_itself
 from vqvae_fast.distributed import (
     each_from_its_turn,
     from_first,
@@ -19,12 +19,11 @@ from vqvae_fast.distributed import (
 )
 from vqvae_fast.dtypes import common_float
 from vqvae_fast.functional import segment_sum
-from vqvae_fast.nn.checks import check_feature_map, check_index_map, check_learning, positive
-from vqvae_fast.nn.ema import put
-from vqvae_fast.nn.estimators import code_itself
-from vqvae_fast.nn.metrics import code_counts
-from vqvae_fast.nn.one_hot import LazyOneHot
-from vqvae_fast.nn.sampling import stratified_positions
+from vqvae_fast.nn.codebook.ema import Averages, put
+from vqvae_fast.nn.codebook.metrics import code_counts
+from vqvae_fast.nn.codebook.sampling import stratified_positions
+from vqvae_fast.nn.vqvae.checks import check_feature_map, check_index_map, check_learning, positive
+from vqvae_fast.nn.vqvae.one_hot import LazyOneHot
 from vqvae_fast.sharded.code_shards import Batch, CodeShards
 
 
@@ -36,9 +35,10 @@ class ShardedVectorQuantizer(nn.Module):
     processes. All of them call it equally often; one may have an empty batch. A step sends 2 D
     numbers for every vector and none for a code (docs/scaling.md).
 
-    Its state are DTensors under VectorQuantizer's names. torch.distributed.checkpoint saves them
-    from W processes and loads them into any other number, or into a VectorQuantizer. Keep it out of
-    what divides or copies parameters itself: :func:`sharded_state` names what to leave alone.
+    The state is held in DTensors under VectorQuantizer's names. torch.distributed.checkpoint saves
+    them from W processes and loads them into any other number, or into a VectorQuantizer. Keep it
+    out of what divides or copies parameters itself: :func:`sharded_state` names what it must leave
+    alone.
 
     Args:
         n_e: K.
@@ -201,23 +201,22 @@ class ShardedVectorQuantizer(nn.Module):
     @torch.no_grad()
     def _move_on(self, rows: Tensor, counted: Tensor) -> None:
         """Average in rows [N, D]; counted [N] are the codes here that they chose, -1 none."""
-        sums_of: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] = segment_sum
-        if self.shards.copies is not None:
-            sums_of = partial(summed_segments, group=self.shards.copies)
-        size, average = self._averages()
-        if average is None:
-            _, counts = sums_of(rows[:, :1], counted, self.shards.count)
-            size.lerp_(counts.to(size.dtype), 1 - self.decay)
+        averages, copies = self._averages(), self.shards.copies
+        if averages.embed_avg is None:
+            counts = code_counts(counted, self.shards.count)
+            if copies is not None:
+                (counts,) = summed(counts, group=copies)
+            averages.average_in(counts, self.decay)
             return
         reference.moving_average_(
-            average,
-            size,
+            averages.embed_avg,
+            averages.cluster_size,
             self.codebook.to_local(),
             rows,
             counted,
             self.decay,
             self.eps,
-            segment_sum=sums_of,
+            segment_sum=segment_sum if copies is None else partial(summed_segments, group=copies),
             smoothed_size=self._smoothed_size,
         )
 
@@ -229,8 +228,8 @@ class ShardedVectorQuantizer(nn.Module):
     @torch.no_grad()
     def _replace_dead_codes(self, rows: Tensor) -> None:
         """Put the codes that are chosen too rarely on distinct ones of rows [N, D]."""
-        size, average = self._averages()
-        dead = (size < self.dead_code_threshold).nonzero()[:, 0]
+        averages = self._averages()
+        dead = (averages.cluster_size < self.dead_code_threshold).nonzero()[:, 0]
         numbers = numbers_of_all(len(dead), rows.device, self.shards.group)
         if not sum(numbers) or not (len(rows) or self.shards.copies):
             return
@@ -242,17 +241,15 @@ class ShardedVectorQuantizer(nn.Module):
             available = torch.tensor(len(rows) > 0, device=rows.device)
             codes, found = each_from_its_turn(codes, available, self.shards.copies)
             dead, codes = dead[found], codes[found]
-        put(size, dead, self.dead_code_threshold)
+        averages.reset(dead, codes, self.dead_code_threshold)
         put(self.codebook.to_local().detach(), dead, codes)
-        if average is not None:
-            put(average, dead, codes * self.dead_code_threshold)
 
-    def _averages(self) -> tuple[Tensor, Tensor | None]:
-        """The parts here: cluster_size [count], and embed_avg [count, D] with "ema"."""
+    def _averages(self) -> Averages:
+        """The parts here, of ``count`` codes."""
         assert self.ema is not None
-        buffers: list[Any] = [buffer for _, buffer in self.ema.named_buffers()]
-        parts = [buffer.to_local() for buffer in buffers]
-        return parts[0], parts[1] if len(parts) > 1 else None
+        buffers: dict[str, Any] = dict(self.ema.named_buffers())
+        parts = {name: buffer.to_local() for name, buffer in buffers.items()}
+        return Averages(parts["cluster_size"], parts.get("embed_avg"))
 
 
 def _uniform(shards: CodeShards, dim: int) -> Tensor:

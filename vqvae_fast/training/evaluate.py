@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vqvae_fast.models import VQVAE
-from vqvae_fast.nn.metrics import code_counts, perplexity
+from vqvae_fast.nn import code_counts, perplexity
 from vqvae_fast.training.processes import share, total
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from vqvae_fast.checkpoints.tensors import check_tensors
 from vqvae_fast.distributed import is_distributed
 from vqvae_fast.models import VQVAEOutput
-from vqvae_fast.nn.metrics import code_counts, perplexity
+from vqvae_fast.nn import code_counts, perplexity
 from vqvae_fast.training.processes import total
 
 # int64, as which the device counts them, holds more.

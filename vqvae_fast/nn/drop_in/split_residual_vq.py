@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from vqvae_fast.nn.residual_vq import ResidualVQ
+from vqvae_fast.nn.drop_in.residual_vq import ResidualVQ
 
 
 class SplitResidualVQ(nn.Module):

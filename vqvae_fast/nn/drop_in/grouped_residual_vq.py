@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from vqvae_fast.agreement import require_same
-from vqvae_fast.nn.quantize_dropout import draw_seed, skip_seed
-from vqvae_fast.nn.residual_vq import ResidualVQ
+from vqvae_fast.nn.drop_in.residual_vq import ResidualVQ
+from vqvae_fast.nn.steps.quantize_dropout import draw_seed, skip_seed
 
 
 class GroupedResidualVQ(nn.Module):

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from vqvae_fast.agreement import require_same
 from vqvae_fast.distributed import is_distributed
-from vqvae_fast.nn.quantize_dropout import dropout_of_stages, left_out_unless
-from vqvae_fast.nn.sim_vq import SimVQ
-from vqvae_fast.nn.stages import padded_indices, sum_of_stages
+from vqvae_fast.nn.drop_in.sim_vq import SimVQ
+from vqvae_fast.nn.steps.quantize_dropout import dropout_of_stages, left_out_unless
+from vqvae_fast.nn.steps.stages import padded_indices, sum_of_stages
 
 
 class ResidualSimVQ(nn.Module):

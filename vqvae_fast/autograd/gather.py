@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqvae_fast.backward_pass import is_recorded
+from vqvae_fast.autograd.backward_pass import is_recorded
 from vqvae_fast.reference import flat_indices
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vqvae_fast.distributed import is_distributed, summed
-from vqvae_fast.nn.codebook import Codebook
+from vqvae_fast.nn.codebook.codebook import Codebook
 
 
 class AffineCodebook(Codebook):

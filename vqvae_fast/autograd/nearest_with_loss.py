@@ -1,8 +1,8 @@
 """The default quantizer in one piece: search, gather, commitment loss and gradient estimator.
 
-What :mod:`vqvae_fast.nn.choosing`, :mod:`vqvae_fast.nn.losses` and
-:mod:`vqvae_fast.nn.estimators` say one after the other, with one pass over the vectors where each
-of them takes some.
+What :mod:`vqvae_fast.nn.steps.choosing`, :mod:`vqvae_fast.nn.steps.losses` and
+:mod:`vqvae_fast.autograd.estimators` say one after the other, with one pass over the vectors where
+each of them takes some.
 """
 
 from typing import Any, NamedTuple
@@ -10,8 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vqvae_fast.backward_pass import add_scaled, leave_missing_gradients_out, scaled, sum_of
-from vqvae_fast.gather import sum_by_code, take_codes
+from vqvae_fast.autograd.backward_pass import (
+    add_scaled,
+    leave_missing_gradients_out,
+    mean_square_scale,
+    scaled,
+    sum_of,
+)
+from vqvae_fast.autograd.gather import sum_by_code, take_codes
 from vqvae_fast.reference import rotated_gradient
 
 
@@ -93,7 +99,7 @@ class _NearestWithLoss(torch.autograd.Function):
                 grad = rotated_gradient(grad, rows.detach(), quantized.detach())
             grad_rows = sum_of(grad, grad_error)
         if grad_loss is not None:
-            scale = grad_loss * (2.0 / max(error.numel(), 1))
+            scale = mean_square_scale(grad_loss, error)
             if ctx.needs_input_grad[0]:
                 grad_rows = add_scaled(grad_rows, error, scale)
             if ctx.codes_learn:  # a sum of errors: the difference of two sums would cancel

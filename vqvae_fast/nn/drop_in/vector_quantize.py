@@ -9,26 +9,27 @@ from torch.nn import functional as nn_functional
 from torch.nn.modules.module import _has_any_global_hook
 from torch.optim import Optimizer
 
+from vqvae_fast.autograd.gather import take_codes
 from vqvae_fast.distributed import is_distributed, world_size
 from vqvae_fast.dtypes import common_float
-from vqvae_fast.gather import take_codes
-from vqvae_fast.nn import distances
-from vqvae_fast.nn.affine_codebook import AffineCodebook
-from vqvae_fast.nn.autocast import without_autocast
-from vqvae_fast.nn.choosing import Choice, Chosen, CodebookTransform
-from vqvae_fast.nn.codebook import Codebook, EmaWeight
-from vqvae_fast.nn.estimators import directional_reparam, rotate_to, straight_through
-from vqvae_fast.nn.layout import Heads, Layout, Places, to_places, to_tokens, vectors_to_places
-from vqvae_fast.nn.losses import (
-    LossBreakdown,
-    commitment_loss,
-    cross_entropy_loss,
-    orthogonality_loss,
+from vqvae_fast.nn.codebook.affine_codebook import AffineCodebook
+from vqvae_fast.nn.codebook.codebook import Codebook, EmaWeight
+from vqvae_fast.nn.drop_in.vector_quantize_call import Averaging, Call
+from vqvae_fast.nn.drop_in.vector_quantize_options import check, check_topk, learning
+from vqvae_fast.nn.drop_in.vector_quantize_parts import Kinds
+from vqvae_fast.nn.drop_in.vector_quantize_routes import PlainStage, Routes
+from vqvae_fast.nn.steps import distances
+from vqvae_fast.nn.steps.autocast import without_autocast
+from vqvae_fast.nn.steps.choosing import CodebookTransform, Wanted
+from vqvae_fast.nn.steps.layout import (
+    Heads,
+    Layout,
+    Places,
+    losses_to_places,
+    to_places,
+    to_tokens,
+    vectors_to_places,
 )
-from vqvae_fast.nn.nearest_with_loss import nearest_with_loss
-from vqvae_fast.nn.regularisers import masked_mean
-from vqvae_fast.nn.residual_nearest_with_loss import Stage
-from vqvae_fast.nn.vector_quantize_options import check, check_topk, learning
 
 
 class VectorQuantize(nn.Module):
@@ -230,7 +231,16 @@ class VectorQuantize(nn.Module):
             else in_place_codebook_optimizer(self._codebook.parameters())
         )
         self.manual_in_place_optimizer_update = manual_in_place_optimizer_update
+        self._routes = self._make_routes()
         self.register_buffer("zero", torch.tensor(0.0), persistent=False)
+
+    def _make_routes(self) -> Routes:
+        return Routes(Kinds(*(bool(getattr(self, name)) for name in Kinds._fields)))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in Kinds._fields and "_routes" in vars(self):  # changed after the module was made
+            self._routes = self._make_routes()
 
     @property
     def ema_update(self) -> bool:
@@ -293,7 +303,8 @@ class VectorQuantize(nn.Module):
         tokens, places = self._layout.tokens(x)
         rows = self._rows(self.project_in(tokens)).detach()
         chosen = self._heads.split_indices(self._layout.index_tokens(indices)[0])
-        counted = self._counted(self._layout.mask(tokens, places, mask, None))
+        mask = self._layout.mask(tokens, places, mask, None)
+        counted = None if mask is None else self._heads.repeat(mask)
         self._codebook.update(rows, chosen, counted)
 
     update_ema_indices = update_indices
@@ -342,69 +353,37 @@ class VectorQuantize(nn.Module):
         """
         tokens, places = self._layout.tokens(x)
         mask = self._layout.mask(tokens, places, mask, lens)
-        freeze = self.freeze_codebook if freeze_codebook is None else freeze_codebook
-        topk = None if topk is None else check_topk(topk, self)
-        if self.cosine_search and (indices is not None or codebook_transform_fn is not None):
-            raise ValueError(
-                "indices and codebook_transform_fn do not go with cosine_search: distances are not "
-                "what it chooses by"
-            )
-        temperature = sample_codebook_temp
-        temperature = self.sample_codebook_temp if temperature is None else temperature
+        wanted = self._wanted(topk, sample_codebook_temp, codebook_transform_fn, indices)
         targets = None if indices is None else self._targets(indices, tokens)
         self._codebook.check_weight(ema_update_weight)
+        averaging = Averaging(ema_update_weight, accum_ema_update, ema_update)
         projected = self.project_in(tokens)
         with without_autocast(x.device.type):
-            rows = self._rows(projected)
-            counted = self._counted(mask)
-            if counted is not None:  # whatever padding holds, it reaches neither loss nor gradient
-                rows = torch.where(counted[..., None], rows, 0)
-            if self.training:
-                self._codebook.init_once(rows.detach(), counted)
-                self._codebook.observe(rows.detach(), counted)
-            choice = self._choice(topk, temperature, codebook_transform_fn)
-            keep = targets is not None or self._needs_all_distances
-            codes = self._codes(rows, freeze, keep, ema_update)
-            commitment = None
-            if targets is None and counted is None and self._fuses(choice, rows):
-                quantized, found, commitment = nearest_with_loss(
-                    rows, codes, rotates=self.rotation_trick, codes_learn=self.learnable_codebook
-                )
-                chosen = Chosen(codes, found, quantized)
-            else:
-                chosen = choice.choose(rows, codes)
-            if self.training and not freeze and topk is None:
-                self._codebook.update(
-                    rows.detach(),
-                    chosen.indices,
-                    counted,
-                    weight=ema_update_weight,
-                    accumulate=accum_ema_update,
-                    ema_update=ema_update,
-                )
-            in_place = rows.new_zeros(())
-            if self.in_place_codebook_optimizer is not None and self.training and not freeze:
-                in_place = self._step_in_place(rows, chosen, counted)
-                chosen = choice.choose(rows, self._codes(rows, freeze, keep, ema_update))
-            quantized = chosen.quantized
-            if commitment is None:
-                commitment = self._commitment(rows, chosen, counted, topk, freeze)
-                if commitment.dim() > 0:
-                    commitment = to_places(commitment, places)
-                quantized = self._with_gradient(rows, quantized, topk)
-            loss, parts = self._losses(rows, chosen, counted, commitment, freeze)
+            call = self._call(
+                self._rows(projected),
+                mask,
+                wanted,
+                freeze_codebook,
+                averaging,
+                keeps_codes=targets is not None,
+            )
+            chosen, loss, parts = self._routes.of(call, self.training).run(call)
             if targets is not None:
-                loss = distances.cross_entropy(rows, chosen.codes, self.use_cosine_sim, targets)
+                loss = distances.cross_entropy(
+                    call.rows, chosen.codes, self.use_cosine_sim, targets
+                )
 
-        out = self.project_out(self._heads.merge(quantized).to(projected.dtype)).to(x.dtype)
+        out = self.project_out(self._heads.merge(chosen.quantized).to(projected.dtype)).to(x.dtype)
         found = self._heads.merge_indices(chosen.indices)
         if mask is not None:
             out, found = self._masked(tokens, mask, out, found)
         out, found = vectors_to_places(out, places), to_places(found, places)
         if indices is not None:
             return out, loss
+        loss = losses_to_places(loss, places)
         if return_loss_breakdown:
-            return out, found, loss, LossBreakdown(*parts, in_place)
+            commitment = losses_to_places(parts.commitment, places)
+            return out, found, loss, parts._replace(commitment=commitment)
         return out, found, loss
 
     def extra_repr(self) -> str:
@@ -415,8 +394,43 @@ class VectorQuantize(nn.Module):
 
     # From the input to rows of the codebook, and back.
 
-    def _counted(self, mask: Tensor | None) -> Tensor | None:
-        return None if mask is None else self._heads.repeat(mask)
+    def _call(
+        self,
+        rows: Tensor,
+        mask: Tensor | None,
+        wanted: Wanted,
+        frozen: bool | None,
+        averaging: Averaging,
+        *,
+        keeps_codes: bool,
+    ) -> Call:
+        """What the routes see of a call; whatever padding holds, it has no effect in them."""
+        counted = None if mask is None else self._heads.repeat(mask)
+        if counted is not None:
+            rows = torch.where(counted[..., None], rows, 0)
+        frozen = self.freeze_codebook if frozen is None else frozen
+        return Call(self, self._codebook, rows, counted, wanted, frozen, keeps_codes, averaging)
+
+    def _wanted(
+        self,
+        topk: int | None,
+        temperature: float | None,
+        transform: CodebookTransform | None,
+        indices: Tensor | None,
+    ) -> Wanted:
+        """What a call asks of the search.
+
+        Raises:
+            ValueError: it contradicts what the quantizer was made for.
+        """
+        topk = None if topk is None else check_topk(topk, self)
+        if self.cosine_search and (indices is not None or transform is not None):
+            raise ValueError(
+                "indices and codebook_transform_fn do not go with cosine_search: distances are not "
+                "what it chooses by"
+            )
+        temperature = self.sample_codebook_temp if temperature is None else temperature
+        return Wanted(topk, temperature, transform)
 
     def _rows(self, projected: Tensor) -> Tensor:
         """[B, N, d * heads] -> [C, ..., N, d], in float32 at least, of unit length for cosine."""
@@ -458,74 +472,77 @@ class VectorQuantize(nn.Module):
         codes = mask.view(*mask.shape, *[1] * (found.dim() - 2))
         return torch.where(vectors, out, padding), torch.where(codes, found, -1)
 
-    # The codes of rows [C, ..., N, d], and the losses.
+    # As one of many stages.
 
-    def _choice(
-        self, topk: int | None, temperature: float, transform: CodebookTransform | None
-    ) -> Choice:
-        drawn = self.training and self.stochastic_sample_codes
-        softened = self.training and self.straight_through and topk is None
-        return Choice(
-            self.use_cosine_sim,
-            self.cosine_search,
-            topk,
-            temperature if drawn else 0.0,
-            temperature if softened else 0.0,
-            transform,
+    @property
+    def communicates(self) -> bool:
+        """Whether a training step calls the other processes, k-means aside."""
+        return self._codebook.communicates
+
+    def written(self) -> list[Tensor]:
+        """What a training step writes to; as :meth:`Codebook.written`."""
+        return self._codebook.written()
+
+    def codes_in_use(self) -> Tensor:
+        """The codes [C, K, d] as the search uses them, which need not be as they are stored."""
+        return self._codebook.codes()
+
+    def share_codebook(self, other: "VectorQuantize") -> None:
+        """Use the other quantizer's codes from now on."""
+        self._codebook = other._codebook
+
+    def finish_shared_step(self, vectors: Tensor, mask: Tensor | None) -> None:
+        """Write what several stages' calls have put into the averages, and expire codes, once.
+
+        Args:
+            vectors: [B, N, d], what all of them were given.
+            mask: bool [B, N], False for what does not count.
+        """
+        if self.ema_update:
+            self._codebook.update_ema()
+        self.update_in_place_optimizer()
+        self._codebook.expire_codes_(self._rows(vectors), None if mask is None else mask[None])
+
+    def as_search(self, rows: Tensor) -> Tensor | None:
+        """The codes [K, d], if in eval this is the search for the nearest of them and no more.
+
+        None if it is more, for rows [..., d] such as these or if something watches the calls of
+        this module.
+        """
+        book = self._codebook
+        plain = (
+            not (torch.is_grad_enabled() and (book.learnable_codebook or rows.requires_grad))
+            and not self.has_projections
+            and not self.use_cosine_sim
+            and not self.cosine_search
+            and type(book) is Codebook
+            and book.vq_bridge is None
+            and rows.dtype == book.embed.dtype == torch.float32
+            and not self.is_watched
         )
+        return book.codes()[0] if plain else None
 
-    def _codes(
-        self, rows: Tensor, freeze: bool, keep: bool, ema_update: bool | None = None
-    ) -> Tensor:
-        codes = self._codebook.codes(keep, ema_update)
-        return (codes.detach() if freeze else codes).to(rows.dtype)
-
-    def _fuses(self, choice: Choice, rows: Tensor) -> bool:
-        """Whether :func:`nearest_with_loss` is all that is asked for."""
-        return (
-            self.training
-            and choice.is_nearest
-            and self.has_commitment_loss
-            and not self._needs_all_distances
-            and self.sync_update_v == 0
-            and self.in_place_codebook_optimizer is None
-            and self.route_gradients_to_input
-            # Without a gradient to the vectors the codes get that of the result.
-            and (rows.requires_grad or not self._codebook.learnable_codebook)
-        )
-
-    def as_plain_stage(self, rows: Tensor, freeze: bool) -> Stage | None:
+    def as_plain_stage(self, rows: Tensor, frozen: bool) -> PlainStage | None:
         """What one of many stages does to rows [..., d]: None if it is more than the default.
 
         The default is the nearest code, the commitment loss, an estimator, averages and expiry.
         If something watches the calls of this module, it is no plain stage, either.
         """
         book = self._codebook
-        codes = book.embed
-        choice = self._choice(None, self.sample_codebook_temp, None)
+        wanted = Wanted(None, self.sample_codebook_temp, None)
+        call = Call(self, book, rows, None, wanted, frozen)
         plain = (
-            rows.requires_grad
-            and self._fuses(choice, rows)
+            self.training
+            and rows.requires_grad
+            and self._routes.in_one_piece(call) is not None
             and not self.is_watched
             and not self.has_codebook_orthogonal_loss
             and not self.use_cosine_sim
             and not self.has_projections
             and self.heads == 1
-            and rows.dtype == codes.dtype == common_float(rows.dtype, torch.float32)
+            and rows.dtype == book.embed.dtype == common_float(rows.dtype, torch.float32)
         )
-        if not plain:
-            return None
-
-        def begin(residual: Tensor) -> Tensor:
-            book.init_once(residual[None])
-            book.observe(residual[None])
-            return self._codes(residual, freeze, False)[0]
-
-        def learn(residual: Tensor, indices: Tensor) -> None:
-            if not freeze:
-                book.update(residual[None], indices[None], None)
-
-        return Stage(begin, learn, book.writes())
+        return PlainStage(book, frozen) if plain else None
 
     @property
     def is_watched(self) -> bool:
@@ -541,87 +558,3 @@ class VectorQuantize(nn.Module):
             or getattr(self, "_compiled_call_impl", None) is not None
             or type(self) is not VectorQuantize
         )
-
-    @property
-    def _needs_all_distances(self) -> bool:
-        """Whether a loss or a gradient looks at more than the chosen codes."""
-        return (
-            self.commitment_use_cross_entropy_loss
-            or self.has_codebook_diversity_loss
-            or self.straight_through
-        )
-
-    def _with_gradient(self, rows: Tensor, quantized: Tensor, topk: int | None) -> Tensor:
-        """The quantized rows with the gradient that the estimator gives them."""
-        if not self.training:
-            return quantized
-        if topk is not None:
-            rows = rows[..., None, :].expand_as(quantized)
-        if rows.requires_grad and self.route_gradients_to_input:
-            if self.rotation_trick:
-                quantized = rotate_to(rows, quantized)
-            elif self.directional_reparam:
-                quantized = directional_reparam(rows, quantized, self.directional_reparam_variance)
-            else:
-                quantized = straight_through(rows, quantized)
-        if self.sync_update_v > 0:
-            quantized = quantized + self.sync_update_v * (quantized - quantized.detach())
-        return quantized
-
-    def _step_in_place(self, rows: Tensor, chosen: Chosen, counted: Tensor | None) -> Tensor:
-        loss = masked_mean((chosen.quantized - rows.detach()).square(), counted)
-        loss.backward()
-        if not self.manual_in_place_optimizer_update:
-            self.update_in_place_optimizer()
-        return loss
-
-    def _losses(
-        self,
-        rows: Tensor,
-        chosen: Chosen,
-        counted: Tensor | None,
-        commitment: Tensor,
-        freeze: bool,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """The whole loss, and its parts: commitment, diversity, orthogonality."""
-        diversity, orthogonality = rows.new_zeros(()), rows.new_zeros(())
-        loss = commitment * (self.commitment_weight if self.has_commitment_loss else 1.0)
-        if not self.training:
-            return loss, (commitment, diversity, orthogonality)
-        if self.has_codebook_diversity_loss:
-            diversity = distances.negative_entropy(
-                rows,
-                chosen.codes,
-                self.use_cosine_sim,
-                self.codebook_diversity_temperature,
-                counted,
-            )
-            loss = loss + diversity * self.codebook_diversity_loss_weight
-        if self.has_codebook_orthogonal_loss:
-            orthogonality = orthogonality_loss(
-                self._codebook.embed.detach() if freeze else self._codebook.embed,
-                chosen.indices,
-                counted,
-                active_only=self.orthogonal_reg_active_codes_only,
-                max_codes=self.orthogonal_reg_max_codes,
-            )
-            loss = loss + orthogonality * self.orthogonal_reg_weight
-        if not loss.requires_grad and not torch.compiler.is_compiling():
-            loss.requires_grad_()  # a loss without parts may be sent backward, too
-        return loss, (commitment, diversity, orthogonality)
-
-    def _commitment(
-        self,
-        rows: Tensor,
-        chosen: Chosen,
-        counted: Tensor | None,
-        topk: int | None,
-        freeze: bool,
-    ) -> Tensor:
-        """0-d, 0 in eval; with topk [B, N, k] also in eval, 0 where masked."""
-        if (not self.training and topk is None) or (self.training and not self.has_commitment_loss):
-            return rows.new_zeros(())
-        if self.commitment_use_cross_entropy_loss and topk is None:
-            return cross_entropy_loss(rows, chosen, counted, cosine=self.use_cosine_sim)
-        learn = (self.learnable_codebook and not freeze) or not self.training
-        return commitment_loss(rows, chosen, counted, topk=topk is not None, codes_learn=learn)

@@ -2,14 +2,39 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vqvae_fast import reference
 from vqvae_fast.distributed import summed, summed_segments
-from vqvae_fast.nn.metrics import code_counts
-from vqvae_fast.nn.wide_buffers import WideBuffers
+from vqvae_fast.nn.codebook.metrics import code_counts
+from vqvae_fast.nn.codebook.wide_buffers import WideBuffers
+
+
+class Averages(NamedTuple):
+    """The moving averages of K codes, or of those that this process has of a divided codebook.
+
+    Attributes:
+        cluster_size: [K], how many vectors of a batch choose each code.
+        embed_avg: [K, D], their sums, where the codes are averages.
+    """
+
+    cluster_size: Tensor
+    embed_avg: Tensor | None
+
+    def average_in(self, counts: Tensor, decay: float) -> None:
+        """Average in how often each code was chosen, [K]."""
+        self.cluster_size.lerp_(counts.to(self.cluster_size.dtype), 1 - decay)
+
+    def reset(self, which: Tensor, codes: Tensor, size: Tensor | float) -> None:
+        """As :meth:`CodeUsage.reset`: averages of codes that have always been where they are."""
+        put(self.cluster_size, which, size)
+        if self.embed_avg is not None:
+            mask = which.dtype == torch.bool
+            sizes = self.cluster_size if mask else self.cluster_size[which]
+            put(self.embed_avg, which, codes.to(self.embed_avg.dtype) * sizes[:, None])
 
 
 class CodeUsage(WideBuffers):
@@ -30,6 +55,11 @@ class CodeUsage(WideBuffers):
         self.decay = decay
         self.register_buffer("cluster_size", torch.ones(num_codes))
 
+    @property
+    def averages(self) -> Averages:
+        """The buffers."""
+        return Averages(self.cluster_size, None)
+
     @torch.no_grad()
     def update(self, z: Tensor, indices: Tensor, codebook: Tensor, *, synced: bool = False) -> None:
         """Average in one batch: z [..., D], indices z.shape[:-1] (-1: left out).
@@ -39,11 +69,11 @@ class CodeUsage(WideBuffers):
         counts = code_counts(indices, len(codebook))
         if synced:
             (counts,) = summed(counts)
-        self.cluster_size.lerp_(counts.to(self.cluster_size.dtype), 1 - self.decay)
+        self.averages.average_in(counts, self.decay)
 
     @torch.no_grad()
     def reset(self, which: Tensor, codes: Tensor, size: Tensor | float) -> None:
-        """Start some codes anew.
+        """Start some codes anew: the next :meth:`update` finds them where they were put.
 
         Args:
             which: bool [K], a mask; or int64 [n], distinct codes.
@@ -51,7 +81,7 @@ class CodeUsage(WideBuffers):
                 [n, D].
             size: their new cluster size, a number or a tensor like ``which``.
         """
-        put(self.cluster_size, which, size)
+        self.averages.reset(which, codes, size)
 
 
 class CodeMovingAverage(CodeUsage):
@@ -84,6 +114,11 @@ class CodeMovingAverage(CodeUsage):
         self.eps = eps
         self.register_buffer("embed_avg", codebook.detach().clone())
 
+    @property
+    def averages(self) -> Averages:
+        """The buffers."""
+        return Averages(self.cluster_size, self.embed_avg)
+
     @torch.no_grad()
     def update(self, z: Tensor, indices: Tensor, codebook: Tensor, *, synced: bool = False) -> None:
         """Average in one batch and write the new codes into ``codebook`` [K, D]."""
@@ -99,13 +134,6 @@ class CodeMovingAverage(CodeUsage):
             self.decay,
             self.eps,
         )
-
-    @torch.no_grad()
-    def reset(self, which: Tensor, codes: Tensor, size: Tensor | float) -> None:
-        """Start some codes anew; the next :meth:`update` finds them where they were put."""
-        super().reset(which, codes, size)
-        sizes = self.cluster_size if which.dtype == torch.bool else self.cluster_size[which]
-        put(self.embed_avg, which, codes.to(self.embed_avg.dtype) * sizes[:, None])
 
 
 def put(into: Tensor, which: Tensor, values: Tensor | float) -> None:

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from vqvae_fast import functional
+from vqvae_fast.autograd.estimators import rotate_to
+from vqvae_fast.autograd.gather import take_codes
 from vqvae_fast.dtypes import common_float
-from vqvae_fast.gather import take_codes
-from vqvae_fast.nn.autocast import without_autocast
-from vqvae_fast.nn.estimators import rotate_to
-from vqvae_fast.nn.layout import Layout, to_places, vectors_to_places
+from vqvae_fast.nn.steps.autocast import without_autocast
+from vqvae_fast.nn.steps.layout import Layout, to_places, vectors_to_places
 
 
 def _as_it_is(codebook: Tensor) -> Tensor:

@@ -10,20 +10,20 @@ from torch.nn import functional as nn_functional
 
 from vqvae_fast import functional
 from vqvae_fast.agreement import require_same
-from vqvae_fast.distributed import each_from_its_turn, is_distributed, summed
+from vqvae_fast.autograd.gather import copy_of_codes
+from vqvae_fast.distributed import is_distributed, summed
 from vqvae_fast.dtypes import common_float
-from vqvae_fast.gather import copy_of_codes
-from vqvae_fast.nn.host_flag import HostFlag
-from vqvae_fast.nn.lloyd import lloyd
-from vqvae_fast.nn.quantize_dropout import undone_unless
-from vqvae_fast.nn.sampling import shuffled
-from vqvae_fast.nn.wide_buffers import WideBuffers
+from vqvae_fast.nn.codebook.dead_codes import shuffled_replacements
+from vqvae_fast.nn.codebook.host_flag import HostFlag
+from vqvae_fast.nn.codebook.kmeans import lloyd
+from vqvae_fast.nn.codebook.undoing import undone_unless
+from vqvae_fast.nn.codebook.wide_buffers import WideBuffers
 from vqvae_fast.reference import smoothed_size
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# What learns wrongly, or not at all, where the processes differ in it.
+# Attributes that must be the same in all processes, or the codes would learn wrongly or hang.
 _SAME_EVERYWHERE = (
     *("codebook_size", "num_codebooks", "learnable_codebook", "ema_update", "manual_ema_update"),
     *("decay", "eps", "threshold_ema_dead_code", "reset_cluster_size", "use_cosine_sim"),
@@ -176,6 +176,11 @@ class Codebook(WideBuffers):
 
     def observe(self, rows: Tensor, mask: Tensor | None = None) -> None:
         """Learn from rows [C, ..., d], before the search, what :meth:`codes` depends on."""
+
+    def prepare(self, rows: Tensor, mask: Tensor | None = None) -> None:
+        """Before a training step's search: :meth:`init_once` and :meth:`observe`."""
+        self.init_once(rows, mask)
+        self.observe(rows, mask)
 
     @torch.no_grad()
     def set_codes(self, codes: Tensor) -> None:
@@ -369,34 +374,15 @@ class Codebook(WideBuffers):
         if self.use_cosine_sim:
             rows = nn_functional.normalize(rows, dim=-1)
         dead = self.cluster_size < self.threshold_ema_dead_code
-        pairs = list(zip(rows, valid, dead, strict=True))
-        moved, codes = (
-            torch.stack(part)
-            for part in zip(*(self._replacements(*pair) for pair in pairs), strict=True)
-        )
+        books = zip(rows, valid, dead, strict=True)
+        drawn = [shuffled_replacements(*book, synced=self.use_ddp) for book in books]
+        moved, codes = (torch.stack(part) for part in zip(*drawn, strict=True))
         codes = codes.to(self.embed_avg.dtype)
         size = torch.where(moved, self.reset_cluster_size, self.cluster_size)
         average = torch.where(moved[..., None], codes * self.reset_cluster_size, self.embed_avg)
         self.cluster_size.copy_(size)
         self.embed_avg.copy_(average)
         self.embed.copy_(torch.where(moved[..., None], codes.to(self.embed.dtype), self.embed))
-
-    def _replacements(self, rows: Tensor, valid: Tensor, dead: Tensor) -> tuple[Tensor, Tensor]:
-        """rows [n, d], valid [n], dead [K] -> the codes that move now, bool [K], and to where."""
-        order, count = shuffled(valid)
-        rank = dead.cumsum(0) - 1
-        if len(dead) > len(rows) or self.use_ddp:
-            # More dead codes than vectors: distinct vectors for some, and another time the others.
-            start = (torch.rand((), device=rows.device) * dead.sum()).long()
-            rank = (rank + start) % dead.sum().clamp(min=1)
-        moved = dead & (rank < count)
-        codes = rows.new_zeros(len(dead), rows.shape[-1])
-        if len(rows):
-            codes = rows[order[rank.clamp(0, len(rows) - 1)]]
-        if self.use_ddp:
-            codes, found = each_from_its_turn(codes, count > 0)
-            moved = dead & found
-        return moved, codes
 
     def check_weight(self, weight: EmaWeight) -> None:
         """Raise for an EMA weight that does not fit; of a function nothing is known yet."""

@@ -4,36 +4,40 @@ Stage by stage autograd would hold each stage's input and codes, Q times the vec
 indices and the codes say the same: the backward pass goes through the stages once more.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from vqvae_fast.backward_pass import (
+from vqvae_fast.autograd.backward_pass import (
     add_scaled,
     is_recorded,
     leave_missing_gradients_out,
+    mean_square_scale,
     scaled,
     sum_of,
 )
-from vqvae_fast.gather import sum_by_code, take_codes
+from vqvae_fast.autograd.gather import sum_by_code, take_codes
 from vqvae_fast.reference import rotated_gradient
 
 
-class Stage(NamedTuple):
-    """A stage as :func:`residual_nearest_with_loss` runs it.
+class Stage(Protocol):
+    """One stage as :func:`residual_nearest_with_loss` runs it: begin, a search, learn."""
 
-    Attributes:
-        begin: called with the stage's input [..., d]; gives its codes [K, d], with a gradient where
-            they learn by one: then they are a copy if anything writes to them.
-        learn: called with the input and the indices that were found; may write to the codes.
-        writes: whether this or a later call does.
-    """
+    @property
+    def writes(self) -> bool:
+        """Whether :meth:`learn`, in this call or a later one, writes to the codes."""
 
-    begin: Callable[[Tensor], Tensor]
-    learn: Callable[[Tensor, Tensor], None]
-    writes: bool
+    def begin(self, residual: Tensor) -> Tensor:
+        """Called first, with the stage's input [..., d]; gives the codes [K, d] to search.
+
+        Where the codes learn by a gradient they have one, and are a copy if anything writes to
+        them.
+        """
+
+    def learn(self, residual: Tensor, indices: Tensor) -> None:
+        """Called after the search, without autograd, with the input and the indices [...]."""
 
 
 class ResidualNearestWithLoss(NamedTuple):
@@ -59,7 +63,7 @@ def residual_nearest_with_loss(
         rows: [..., d], in float32 or float64, the codes' dtype.
         stages: run one after the other; the input of each is constant but for ``rows``.
         rotates: a stage's gradient to its input is that of
-            :func:`vqvae_fast.nn.estimators.rotate_to`, else straight-through.
+            :func:`vqvae_fast.autograd.estimators.rotate_to`, else straight-through.
     """
     residual = rows.detach()
     chosen, places, kept, losses = [], [], [], []
@@ -121,8 +125,8 @@ class _WithGradient(torch.autograd.Function):
                 if ctx.needs_input_grad[4 + stage]:
                     # A sum of errors: the difference of two sums would cancel.
                     sums = sum_by_code(residual - codes, indices[..., stage], books[stage])
-                    scale = grad_losses[stage] * (-2.0 / max(rows.numel(), 1))
-                    grads_of_books[stage] = scaled(sums, scale)
+                    scale = mean_square_scale(grad_losses[stage], rows)
+                    grads_of_books[stage] = scaled(sums, -scale)
         return grad_rows, None, None, None, *grads_of_books
 
 
@@ -172,6 +176,6 @@ def _grad_of_rows(
             passed = rotated_gradient(grad, residual.detach(), codes.detach())
         total = sum_of(total, passed)
         if grad_losses is not None:
-            scale = grad_losses[stage] * (2.0 / max(rows.numel(), 1))
+            scale = mean_square_scale(grad_losses[stage], rows)
             total = add_scaled(total, residual - codes, scale)
     return total

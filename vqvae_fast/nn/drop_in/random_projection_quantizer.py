@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqvae_fast.nn.vector_quantize import VectorQuantize
+from vqvae_fast.nn.drop_in.vector_quantize import VectorQuantize
 
 
 class RandomProjectionQuantizer(nn.Module):

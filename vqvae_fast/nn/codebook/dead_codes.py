@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from vqvae_fast.distributed import each_from_its_turn
-from vqvae_fast.nn.ema import CodeUsage, put
-from vqvae_fast.nn.sampling import stratified_positions, take_rows
+from vqvae_fast.nn.codebook.ema import CodeUsage, put
+from vqvae_fast.nn.codebook.sampling import shuffled, stratified_positions, take_rows
 
 
 @torch.no_grad()
@@ -55,3 +55,33 @@ def replace_dead_codes(
             which, codes = which[found], codes[found]
     usage.reset(which, codes, threshold)
     put(codebook, which, codes)
+
+
+def shuffled_replacements(
+    rows: Tensor, valid: Tensor, dead: Tensor, *, synced: bool
+) -> tuple[Tensor, Tensor]:
+    """Random vectors for dead codes, drawn by a permutation as vector-quantize-pytorch draws them.
+
+    Args:
+        rows: [n, d], the batch's vectors.
+        valid: bool [n], which of them count.
+        dead: bool [K].
+        synced: the vectors of all processes are drawn from, in turn.
+
+    Returns:
+        Which codes move now, bool [K], and to where, [K, d].
+    """
+    order, count = shuffled(valid)
+    rank = dead.cumsum(0) - 1
+    if len(dead) > len(rows) or synced:
+        # More dead codes than vectors: distinct vectors for some, and another time the others.
+        start = (torch.rand((), device=rows.device) * dead.sum()).long()
+        rank = (rank + start) % dead.sum().clamp(min=1)
+    moved = dead & (rank < count)
+    codes = rows.new_zeros(len(dead), rows.shape[-1])
+    if len(rows):
+        codes = rows[order[rank.clamp(0, len(rows) - 1)]]
+    if synced:
+        codes, found = each_from_its_turn(codes, count > 0)
+        moved = dead & found
+    return moved, codes

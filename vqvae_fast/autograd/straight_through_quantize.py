@@ -1,4 +1,4 @@
-"""The single definition of the gradient."""
+"""The Function of :func:`vqvae_fast.quantize`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,8 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqvae_fast.backward_pass import is_recorded, leave_missing_gradients_out, sum_of
-from vqvae_fast.gather import sum_by_code, take_codes
+from vqvae_fast.autograd.backward_pass import (
+    is_recorded,
+    leave_missing_gradients_out,
+    mean_square_scale,
+    sum_of,
+)
+from vqvae_fast.autograd.gather import sum_by_code, take_codes
 from vqvae_fast.reference import flat_indices
 
 
@@ -84,7 +89,7 @@ class StraightThroughQuantize(torch.autograd.Function):
         parts = [grad_quantized, grad_error]
         if grad_loss is not None:
             (error,) = ctx.saved_tensors
-            parts.append(grad_loss * (2.0 / _count(error)) * ctx.weights[0] * error)
+            parts.append(mean_square_scale(grad_loss, error) * ctx.weights[0] * error)
         total = sum_of(*parts)
         return None if total is None else total.to(ctx.dtype), None, None, None, None
 
@@ -101,7 +106,7 @@ def _differentiable_backward(
     """torch.ops.vqvae_fast.quantize_backward of functions that have a derivative."""
     dtype, z = z.dtype, _wide(z)
     codes = _wide(take_codes(codebook, indices))
-    scale = grad_loss * (2.0 / _count(z))
+    scale = mean_square_scale(grad_loss, z)
     grad_z = grad_quantized + scale * commitment_weight * (z - codes.detach())
     errors = scale * codebook_weight * (codes - z.detach())
     grad_codebook = sum_by_code(errors, indices, codebook)

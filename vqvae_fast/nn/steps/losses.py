@@ -1,15 +1,16 @@
 """The losses of a quantizer: commitment, cross-entropy, diversity, orthogonality."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from vqvae_fast.gather import copy_of_codes
-from vqvae_fast.nn import distances
-from vqvae_fast.nn.choosing import Chosen
-from vqvae_fast.nn.metrics import code_counts
-from vqvae_fast.nn.regularisers import masked_mean, orthogonal_loss
+from vqvae_fast.autograd.gather import copy_of_codes
+from vqvae_fast.nn.codebook.metrics import code_counts
+from vqvae_fast.nn.steps import distances
+from vqvae_fast.nn.steps.choosing import Chosen
+from vqvae_fast.nn.steps.regularisers import masked_mean, orthogonal_loss
 
 
 class LossBreakdown(NamedTuple):
@@ -21,37 +22,36 @@ class LossBreakdown(NamedTuple):
     inplace_optimize: Tensor
 
 
-def commitment_loss(
-    rows: Tensor, chosen: Chosen, counted: Tensor | None, *, topk: bool, codes_learn: bool
-) -> Tensor:
-    """How far the codes are from the vectors: mean((z - q)^2).
+# The loss between vectors and codes: of rows [C, ..., d], what they chose, and which of them count,
+# bool [C, ...], all unless given.
+Commitment = Callable[[Tensor, Chosen, Tensor | None], Tensor]
 
-    Args:
-        rows: [C, ..., d].
-        chosen: their codes.
-        counted: bool [C, ...]; all rows unless given.
-        topk: each row has several codes, and the first dimension is 1.
-        codes_learn: the loss has a gradient to the codes, too.
 
-    Returns:
-        0-d; with topk [B, N, k], 0 where masked.
-    """
-    quantized = chosen.quantized if codes_learn else chosen.quantized.detach()
-    if not topk:
-        return masked_mean((quantized - rows).square(), counted)
-    errors = (quantized - rows[..., None, :]).square().mean(dim=-1)[0]
+def commitment_loss(rows: Tensor, chosen: Chosen, counted: Tensor | None) -> Tensor:
+    """How far the codes are from the vectors: mean((z - q)^2); 0-d."""
+    return masked_mean((chosen.quantized - rows).square(), counted)
+
+
+def commitment_of_each(rows: Tensor, chosen: Chosen, counted: Tensor | None) -> Tensor:
+    """The same of each of k codes by itself, [B, N, k], 0 where masked; C is 1."""
+    errors = (chosen.quantized - rows[..., None, :]).square().mean(dim=-1)[0]
     return errors if counted is None else errors * counted[0, ..., None]
 
 
+def no_commitment(rows: Tensor, chosen: Chosen, counted: Tensor | None) -> Tensor:
+    """0, where there is no such loss."""
+    return rows.new_zeros(())
+
+
 def cross_entropy_loss(
-    rows: Tensor, chosen: Chosen, counted: Tensor | None, *, cosine: bool
+    rows: Tensor, chosen: Chosen, counted: Tensor | None, *, unit_length: bool
 ) -> Tensor:
     """-log softmax(-distances)[code], in the place of the commitment loss; 0-d."""
     if counted is None:  # a copy: the caller gets the indices, and may write to them
         targets = torch.ops.vqvae_fast.copy_of_codes(chosen.indices)
     else:
         targets = torch.where(counted, chosen.indices, -1)
-    return distances.cross_entropy(rows, chosen.codes, cosine, targets)
+    return distances.cross_entropy(rows, chosen.codes, unit_length, targets)
 
 
 def orthogonality_loss(

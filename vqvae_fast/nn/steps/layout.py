@@ -33,6 +33,11 @@ def to_places(tokens: Tensor, places: Places) -> Tensor:
     return tokens.unflatten(1, places.spatial) if places.spatial else tokens.squeeze(1)
 
 
+def losses_to_places(losses: Tensor, places: Places) -> Tensor:
+    """A loss of each token, [B, N, ...], as :func:`to_places`; one of all tokens, 0-d, as it is."""
+    return to_places(losses, places) if losses.dim() > 0 else losses
+
+
 class Heads(NamedTuple):
     """Cuts the dimensions of a token into heads.
 

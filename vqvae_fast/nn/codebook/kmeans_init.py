@@ -1,93 +1,19 @@
-"""k-means on top of the exact search, and a codebook's initialisation by it."""
+"""The start of a codebook by k-means over the first training batches."""
 
 import itertools
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
-from vqvae_fast import functional
 from vqvae_fast.distributed import from_first, rows_of_all, summed, world_size
-from vqvae_fast.nn.host_flag import HostFlag
-from vqvae_fast.nn.sampling import stratified_positions, take_rows
+from vqvae_fast.nn.codebook.host_flag import HostFlag
+from vqvae_fast.nn.codebook.kmeans import KMeans, kmeans
+from vqvae_fast.nn.codebook.sampling import stratified_positions, take_rows
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-
-class KMeans(NamedTuple):
-    """Result of :func:`kmeans`."""
-
-    codes: Tensor
-    counts: Tensor
-
-
-@torch.no_grad()
-def kmeans(samples: Tensor, num_codes: int, iterations: int = 10) -> KMeans:
-    """Lloyd's algorithm from samples that lie far apart.
-
-    The first codes are samples drawn with probability proportional to their squared distance from
-    the codes drawn before, as in k-means++ (Arthur and Vassilvitskii, 2007), but as many at a time
-    as there are already: the whole start costs one search, not K. A code that loses all its
-    samples is drawn anew in the same way. Random draws come from torch's default generator of the
-    samples' device.
-
-    Args:
-        samples: [n, D], n >= 1, finite.
-        num_codes: K; it may exceed n: every sample is then a code, and the others are copies.
-        iterations: number of rounds.
-
-    Returns:
-        ``(codes, counts)``: [K, D], and [K] the number of samples nearest to each code; float32
-        (float64 for float64 samples).
-
-    Raises:
-        ValueError: there are no samples, or a number is not positive.
-    """
-    if samples.dim() != 2 or len(samples) == 0:
-        raise ValueError(f"samples must be [n >= 1, D], got {list(samples.shape)}")
-    if num_codes < 1 or iterations < 1:
-        raise ValueError(
-            f"num_codes and iterations must be at least 1, got {num_codes} and {iterations}"
-        )
-    samples = samples if samples.dtype == torch.float64 else samples.float()
-    codes = _seed(samples, num_codes)
-    for _ in range(iterations):
-        indices, distances = functional.nearest_code(samples, codes)
-        sums, counts = functional.segment_sum(samples, indices, num_codes)
-        codes = torch.where((counts > 0)[:, None], sums / counts.clamp(min=1)[:, None], codes)
-        _fill_empty(codes, counts, samples, distances)
-    indices, _ = functional.nearest_code(samples, codes)
-    return KMeans(codes, functional.segment_sum(samples, indices, num_codes).counts)
-
-
-def _seed(samples: Tensor, num_codes: int) -> Tensor:
-    """Samples [n, D] to start from: [K, D]."""
-    codes = samples[torch.randint(len(samples), (1,), device=samples.device)]
-    distances = functional.nearest_code(samples, codes).distances
-    while len(codes) < num_codes:
-        new = samples[_draw(distances, min(len(codes), num_codes - len(codes)))]
-        if len(new) == 0:  # every sample is a code already
-            rest = (num_codes - len(codes),)
-            new = samples[torch.randint(len(samples), rest, device=samples.device)]
-        distances = torch.minimum(distances, functional.nearest_code(samples, new).distances)
-        codes = torch.cat([codes, new])
-    return codes
-
-
-def _draw(weights: Tensor, number: int) -> Tensor:
-    """Up to ``number`` distinct positions by weight [n]; never one whose weight is 0."""
-    # The largest of weight / exponential is a draw by weight; the largest m are m distinct draws.
-    keys = weights / torch.empty_like(weights).exponential_()
-    return keys.topk(min(number, int((weights > 0).sum()))).indices
-
-
-def _fill_empty(codes: Tensor, counts: Tensor, samples: Tensor, distances: Tensor) -> None:
-    """Move codes without samples, in place, to distinct samples far from their codes."""
-    empty = (counts == 0).nonzero()[:, 0]
-    drawn = _draw(distances, len(empty))
-    codes[empty[: len(drawn)]] = samples[drawn]
 
 
 class KMeansInit(nn.Module):

@@ -2,28 +2,24 @@
 
 import functools
 import random
-from collections.abc import Callable, Iterable
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from vqvae_fast.distributed import is_distributed, summed
+from vqvae_fast.nn.codebook.undoing import Runs
 
 # vector-quantize-pytorch's: the seeds of equal generators are equal.
 _SEEDS = 10_000
-
-# Whether a stage runs: 0-d where only the device knows.
-Runs = bool | Tensor
-Result = TypeVar("Result")
 
 
 class QuantizeDropout(nn.Module):
     """Draws the last stage (Zeghidour et al., SoundStream, arXiv 2107.03312, section III-C).
 
     torch.compile gets it as a tensor: Python must not wait for it, so all stages are computed, and
-    those behind it masked (:func:`undone_unless`, :func:`left_out_unless`). Eager Python knows it,
-    and computes no more than it says. The same draws mean the same stages.
+    those behind it masked (:func:`left_out_unless`) and their writes undone
+    (:func:`vqvae_fast.nn.codebook.undoing.undone_unless`). Eager Python knows it, and computes no
+    more than it says. The same draws mean the same stages.
 
     Args:
         stages: Q.
@@ -55,21 +51,6 @@ class QuantizeDropout(nn.Module):
             seed = torch.full((), seed, device=device, dtype=torch.int64)
         last: Tensor = torch.ops.vqvae_fast.last_stage(seed % _SEEDS, *self._range)
         return last
-
-
-def undone_unless(
-    runs: Runs, state: Callable[[], Iterable[Tensor]], step: Callable[[], Result]
-) -> Result:
-    """What step gives; what it has written to state, it has not where the stage does not run."""
-    if not isinstance(runs, Tensor):
-        return step()
-    with torch.no_grad():
-        before = [(tensor, tensor.clone()) for tensor in state()]
-    result = step()
-    with torch.no_grad():
-        for tensor, old in before:
-            tensor.copy_(torch.where(runs, tensor, old))
-    return result
 
 
 def left_out_unless(

@@ -35,6 +35,11 @@ def sum_of(*gradients: Tensor | None) -> Tensor | None:
     return functools.reduce(torch.add, present) if present else None
 
 
+def mean_square_scale(grad_loss: Tensor, errors: Tensor) -> Tensor:
+    """What mean(errors^2) multiplies each error with in its gradient; an empty mean is 0."""
+    return grad_loss * (2.0 / max(errors.numel(), 1))
+
+
 def scaled(gradient: Tensor, scale: Tensor) -> Tensor:
     """gradient * scale; in the gradient's memory if nothing records the pass."""
     return gradient * scale if is_recorded() else gradient.mul_(scale)

@@ -7,15 +7,15 @@ from torch import Tensor, nn
 
 from vqvae_fast import functional
 from vqvae_fast.agreement import require_same
+from vqvae_fast.autograd.gather import copy_of_codes
 from vqvae_fast.distributed import is_distributed
 from vqvae_fast.dtypes import common_float
-from vqvae_fast.gather import copy_of_codes
-from vqvae_fast.nn.checks import check_feature_map, check_index_map, check_learning, positive
-from vqvae_fast.nn.dead_codes import replace_dead_codes
-from vqvae_fast.nn.ema import CodeMovingAverage, CodeUsage
-from vqvae_fast.nn.kmeans import KMeansInit
-from vqvae_fast.nn.metrics import code_counts, perplexity
-from vqvae_fast.nn.one_hot import LazyOneHot
+from vqvae_fast.nn.codebook.dead_codes import replace_dead_codes
+from vqvae_fast.nn.codebook.ema import CodeMovingAverage, CodeUsage
+from vqvae_fast.nn.codebook.kmeans_init import KMeansInit
+from vqvae_fast.nn.codebook.metrics import code_counts, perplexity
+from vqvae_fast.nn.vqvae.checks import check_feature_map, check_index_map, check_learning, positive
+from vqvae_fast.nn.vqvae.one_hot import LazyOneHot
 
 # Samples that k-means gets for each code unless told otherwise.
 _SAMPLES_PER_CODE = 4

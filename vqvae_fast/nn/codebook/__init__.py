@@ -1,0 +1,1 @@
+"""The codes of a quantizer and all state that they learn by."""

@@ -1,0 +1,1 @@
+"""The quantizers of vector-quantize-pytorch, and those that are made of them."""

@@ -1,0 +1,1 @@
+"""The quantizer of the reference VQ-VAE."""
