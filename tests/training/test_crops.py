@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
+from vqvae_fast.errors import UserError
 from vqvae_fast.training.data.crops import ImageData, Regions, split_regions, to_unit_range
-from vqvae_fast.training.errors import UserError
 
 
 def numbered_pixels(sizes: list[tuple[int, int]]) -> list[np.ndarray]:

@@ -22,8 +22,8 @@ def main(arguments: list[str] | None = None) -> None:
         import torch
 
         from vqvae_fast.cli.app import app
+        from vqvae_fast.errors import UserError
         from vqvae_fast.settings import UnknownSettingError, UnmetRequestError
-        from vqvae_fast.training.errors import UserError
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("vqvae_fast"):
             raise

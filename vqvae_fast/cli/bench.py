@@ -8,12 +8,12 @@ from typing import Any
 import click
 import torch
 
+from vqvae_fast.atomic import atomic_file
 from vqvae_fast.bench import environment, layer, search, tables
 from vqvae_fast.bench.data import Shape, gaussian
 from vqvae_fast.bench.threads import check_threads
 from vqvae_fast.cli.output import FILE_NAME, check_file, overwrite_option
-from vqvae_fast.training.atomic import atomic_file
-from vqvae_fast.training.errors import UserError
+from vqvae_fast.errors import UserError
 
 # The reference VQ-VAE on CIFAR-10, DAC's short codes, GCP-VQVAE's codebook, a large one.
 SEARCH_SHAPES = (

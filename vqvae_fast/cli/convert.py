@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
+from vqvae_fast.atomic import atomic_file
 from vqvae_fast.checkpoints import read_quantizer
 from vqvae_fast.cli.output import FILE_NAME, check_file, overwrite_option
-from vqvae_fast.training.atomic import atomic_file
-from vqvae_fast.training.errors import UserError
+from vqvae_fast.errors import UserError
 
 
 @click.command(short_help="Take the quantizer out of a checkpoint.")

@@ -5,10 +5,10 @@ from pathlib import Path
 import click
 
 from vqvae_fast.cli.output import FILE_NAME, check_file, device_option, overwrite_option, run_option
+from vqvae_fast.errors import UserError
 from vqvae_fast.training.checkpoint import load_model
 from vqvae_fast.training.codes import decoded_name, read_codes
 from vqvae_fast.training.config import pick_device
-from vqvae_fast.training.errors import UserError
 from vqvae_fast.training.files import write_image
 from vqvae_fast.training.reconstruct import decode_image
 

@@ -13,7 +13,7 @@ from vqvae_fast.cli.output import (
 )
 from vqvae_fast.training.checkpoint import load_model
 from vqvae_fast.training.config import pick_device
-from vqvae_fast.training.evaluate import psnr
+from vqvae_fast.training.evaluation import psnr
 from vqvae_fast.training.files import check_format, read_image, write_image
 from vqvae_fast.training.reconstruct import reconstruct_image
 

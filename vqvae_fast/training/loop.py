@@ -10,13 +10,13 @@ from torch import Tensor
 
 from vqvae_fast.checkpoints.tensors import check_tensors
 from vqvae_fast.distributed import is_distributed, world_size
+from vqvae_fast.errors import UserError
 from vqvae_fast.models import VQVAEOutput
 from vqvae_fast.nn import KMeansInit
 from vqvae_fast.training import checkpoint, recipe
 from vqvae_fast.training.config import TrainConfig, pick_device
 from vqvae_fast.training.data import ImageData
-from vqvae_fast.training.errors import UserError
-from vqvae_fast.training.evaluate import Evaluation, evaluate
+from vqvae_fast.training.evaluation import Evaluation, evaluate
 from vqvae_fast.training.interrupt import StopRequest
 from vqvae_fast.training.processes import (
     any_of_all,

@@ -11,9 +11,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vqvae_fast.atomic import atomic_file
 from vqvae_fast.models import VQVAE
-from vqvae_fast.training.atomic import atomic_file
-from vqvae_fast.training.evaluate import Evaluation, psnr
+from vqvae_fast.training.evaluation import Evaluation, psnr
 
 # Okabe and Ito's colours, which colour-blind readers tell apart as well.
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#666666"

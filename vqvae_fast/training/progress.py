@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vqvae_fast.training.evaluate import psnr
+from vqvae_fast.training.evaluation import psnr
 
 
 class Progress:

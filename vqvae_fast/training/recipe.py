@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from vqvae_fast.checkpoints.tensors import check_tensors
+from vqvae_fast.errors import UserError
 from vqvae_fast.models import VQVAE
 from vqvae_fast.training.config import TrainConfig
 from vqvae_fast.training.data import ImageData
-from vqvae_fast.training.errors import UserError
 
 # A code is dead below this share of the vectors that an average code gets. The encoder moves fast
 # in the first steps and leaves most of k-means' codes behind. How soon they are replaced depends

@@ -10,13 +10,13 @@ import torch
 from torch.utils.data import Dataset
 
 from vqvae_fast.distributed import world_size
+from vqvae_fast.errors import UserError
 from vqvae_fast.models import VQVAE
 from vqvae_fast.training import pictures
 from vqvae_fast.training.checkpoint import load_checkpoint, save_checkpoint
 from vqvae_fast.training.config import TrainConfig, pick_device
 from vqvae_fast.training.data import ImageData, absolute_source, open_data, source_label
-from vqvae_fast.training.errors import UserError
-from vqvae_fast.training.evaluate import Evaluation
+from vqvae_fast.training.evaluation import Evaluation
 from vqvae_fast.training.loop import Trainer, run_steps
 from vqvae_fast.training.processes import from_first, in_all, is_first
 from vqvae_fast.training.runfolder import (

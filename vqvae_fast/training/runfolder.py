@@ -8,9 +8,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from vqvae_fast.training.atomic import atomic_file, hidden_folder
+from vqvae_fast.atomic import atomic_file, hidden_folder
+from vqvae_fast.errors import UserError, check_input, user_path
 from vqvae_fast.training.config import TrainConfig, is_number
-from vqvae_fast.training.errors import UserError, check_input, user_path
 from vqvae_fast.training.runlock import LOCK, locked
 
 CONFIG, METRICS, RESULT, CHECKPOINT = "config.json", "metrics.jsonl", "result.json", "checkpoint.pt"

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqvae_fast.training.errors import UserError
+from vqvae_fast.errors import UserError
 
 Image = NDArray[np.uint8] | NDArray[np.floating]
 Boxes = NDArray[np.int64]

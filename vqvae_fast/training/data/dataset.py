@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from vqvae_fast.errors import UserError
 from vqvae_fast.training.data.arrays import as_images
 from vqvae_fast.training.data.crops import (
     Image,
@@ -15,7 +16,6 @@ from vqvae_fast.training.data.crops import (
     split_data,
     whole_boxes,
 )
-from vqvae_fast.training.errors import UserError
 
 
 class DatasetImages:

@@ -4,8 +4,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from vqvae_fast.errors import UserError
 from vqvae_fast.training.data.crops import Image, ImageData, split_data
-from vqvae_fast.training.errors import UserError
 from vqvae_fast.training.files import image_size, read_image
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
