@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqvae_fast.models.reference_checkpoint import NUMPY_CONSTRUCTORS
+from vqvae_fast.checkpoints.formats.reference_vqvae import NUMPY_CONSTRUCTORS
 from vqvae_fast.regular_files import check_regular
 
 # Where training scripts keep the weights; those averaged for use come first.
