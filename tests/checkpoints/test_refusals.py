@@ -16,7 +16,7 @@ from torch import Tensor
 
 import vqvae_fast
 from vqvae_fast.checkpoints import StoredQuantizer
-from vqvae_fast.checkpoints.formats.reference_vqvae import NUMPY_CONSTRUCTORS
+from vqvae_fast.checkpoints.files import NUMPY_CONSTRUCTORS
 from vqvae_fast.checkpoints.stored import FORMAT
 
 CODES = torch.randn(8, 4)
