@@ -7,6 +7,7 @@ from vqvae_fast.checkpoints.tensors import check_tensors
 from vqvae_fast.distributed import is_distributed
 from vqvae_fast.models import VQVAEOutput
 from vqvae_fast.nn.metrics import code_counts, perplexity
+from vqvae_fast.training.pixel_scale import mse_of_pixels
 from vqvae_fast.training.processes import total
 
 # int64, as which the device counts them, holds more.
@@ -61,7 +62,12 @@ class Window:
         self._counts.zero_()
         self._finite_steps.zero_()
         self._steps = 0
-        return {"loss": loss, "mse": mse / 4, "perplexity": perplexity, "codes_used": used}
+        return {
+            "loss": loss,
+            "mse": mse_of_pixels(mse),
+            "perplexity": perplexity,
+            "codes_used": used,
+        }
 
     def state(self) -> dict[str, Tensor | int]:
         """For the checkpoint: a resumed run writes the same next line."""

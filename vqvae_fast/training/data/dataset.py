@@ -9,13 +9,13 @@ from torch.utils.data import Dataset
 from vqvae_fast.errors import UserError
 from vqvae_fast.training.data.arrays import as_images
 from vqvae_fast.training.data.crops import (
-    Image,
     ImageData,
     Regions,
     crop_of,
     split_data,
     whole_boxes,
 )
+from vqvae_fast.training.pixel_scale import Image
 
 
 class DatasetImages:
