@@ -1,15 +1,27 @@
-"""Training needs more than the library does; whoever lacks it is told what to install."""
+"""The optional packages: pip install vqvae_fast[train], vqvae_fast[bench]."""
 
-from importlib.util import find_spec
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-_NEEDED = {"tqdm": "tqdm", "PIL": "pillow", "matplotlib": "matplotlib"}
+
+class MissingExtraError(ModuleNotFoundError):
+    """A package of an extra is not installed; the message is one sentence that names the extra."""
 
 
-def check_extras() -> None:
-    """Raise at import, not after minutes of training when the first picture is drawn."""
-    missing = [name for module, name in _NEEDED.items() if find_spec(module) is None]
-    if missing:
-        raise ModuleNotFoundError(
-            f"vqvae_fast.training needs {', '.join(missing)}: pip install vqvae_fast[train]",
-            name=missing[0],
-        )
+@contextmanager
+def needs_extra(extra: str, user: str) -> Iterator[None]:
+    """Imports in this context need packages of an extra; ``user`` is the thing that needs them.
+
+    Raises:
+        MissingExtraError: an import does not find a package.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "vqvae_fast"):
+            raise
+        raise MissingExtraError(
+            f"{user} needs {package}, which is not installed: pip install vqvae_fast[{extra}]",
+            name=package,
+        ) from error

@@ -214,14 +214,11 @@ def test_library_imports_none_of_the_extras():
     assert (result.returncode, result.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("missing", ["click", "tqdm", "PIL", "matplotlib"])
-def test_missing_extra_is_told_in_one_sentence(missing):
+def test_a_missing_click_is_told_in_one_sentence():
     # None in sys.modules makes an import fail as that of an absent package does.
     code = (
-        "import sys, importlib.util as util\n"
-        f"sys.modules[{missing!r}] = None\n"
-        "find = util.find_spec\n"
-        f"util.find_spec = lambda name: None if name == {missing!r} else find(name)\n"
+        "import sys\n"
+        "sys.modules['click'] = None\n"
         "from vqvae_fast.cli import main\n"
         "main(['--version'])"
     )
@@ -235,4 +232,4 @@ def test_missing_extra_is_told_in_one_sentence(missing):
     )
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
-    assert "pip install vqvae_fast[train]" in result.stderr
+    assert "click is not installed: pip install click" in result.stderr

@@ -36,7 +36,7 @@ _STEPS = 600
 _DISTRIBUTIONS = ("torch", "numpy", "pillow", "scikit-image", "scikit-learn")
 _DAMAGED = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error)
 
-unavailable = needs("vqvae_fast.training", "what training needs", "train")
+unavailable = needs("vqvae_fast.training.run", "what training needs", "train")
 
 
 def trained(

@@ -13,7 +13,7 @@ from vqvae_fast.training.files import write_image
 from vqvae_fast.training.reconstruct import decode_image
 
 
-@click.command(short_help="Turn codes into images.", context_settings={"show_default": True})
+@click.command(context_settings={"show_default": True})
 @click.argument("codes", type=FILE_NAME)
 @run_option
 @click.option(

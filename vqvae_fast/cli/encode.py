@@ -13,7 +13,7 @@ from vqvae_fast.training.files import read_image
 from vqvae_fast.training.reconstruct import encode_image
 
 
-@click.command(short_help="Turn images into codes.", context_settings={"show_default": True})
+@click.command(context_settings={"show_default": True})
 @click.argument("images", nargs=-1, required=True, type=FILE_NAME)
 @run_option
 @click.option(

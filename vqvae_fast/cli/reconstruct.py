@@ -18,7 +18,7 @@ from vqvae_fast.training.files import check_format, read_image, write_image
 from vqvae_fast.training.reconstruct import reconstruct_image
 
 
-@click.command(short_help="Encode and decode an image.", context_settings={"show_default": True})
+@click.command(context_settings={"show_default": True})
 @click.argument("image", type=FILE_NAME)
 @run_option
 @click.option(
