@@ -15,6 +15,7 @@ from vqvae_fast.atomic import atomic_file
 from vqvae_fast.models import VQVAE
 from vqvae_fast.training.evaluation import Evaluation, psnr
 from vqvae_fast.training.pixel_scale import mse_of_pixels, to_pixels
+from vqvae_fast.training.runfolder import Row
 
 # Okabe and Ito's colours, which colour-blind readers tell apart as well.
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#666666"
@@ -51,7 +52,7 @@ def save_reconstructions(
     _save(figure, path)
 
 
-def save_curves(path: Path, rows: Sequence[dict[str, float]], num_codes: int) -> None:
+def save_curves(path: Path, rows: Sequence[Row], num_codes: int) -> None:
     """Loss, reconstruction error, perplexity and codes used over the steps.
 
     Args:
@@ -146,12 +147,12 @@ def _show(axis: Axes, image: Tensor) -> None:
 
 def _curve(
     axis: Axes,
-    rows: Sequence[dict[str, float]],
+    rows: Sequence[Row],
     key: str,
     label: str,
     colour: str = _BLUE,
 ) -> None:
-    points = [(row["step"], row[key]) for row in rows if key in row]
+    points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
     if points:
         # A line through one point is invisible.
         style = "o-" if len(points) < _FEW else "-"
