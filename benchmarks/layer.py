@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from tqdm import tqdm
+
 from benchmarks import command_line
 from vqvae_fast.bench import environment, layer
 from vqvae_fast.bench.data import LAYER_SHAPES, TINY_SHAPES
@@ -15,7 +17,15 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
     shapes = options.shapes or (TINY_SHAPES if options.quick else LAYER_SHAPES)
     rounds, min_seconds = (1, 0.0) if options.quick else (options.rounds, 0.1)
     head = environment.describe("benchmarks.layer", options.threads)
-    record = head | layer.run(shapes, options.threads, rounds, min_seconds, not options.no_memory)
+    with tqdm(total=len(shapes), desc="layer", unit="shape", disable=None) as bar:
+        record = head | layer.run(
+            shapes,
+            options.threads,
+            rounds,
+            min_seconds,
+            not options.no_memory,
+            lambda entry: bar.update(),
+        )
     command_line.publish(record, layer.markdown(record), options, "layer")
     return record
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.reference_vqvae import ReferenceVQVAE, reference_optimizer
+from vqvae_fast.training.pixel_scale import mse_of_pixels
 
 
 class Trained(NamedTuple):
@@ -48,5 +49,5 @@ def train_reference(
         (error / variance + output.embedding_loss).backward()
         optimizer.step()
         if (step + 1) % 10 == 0:
-            curve.append((step + 1, float(error.detach()) / 4))
+            curve.append((step + 1, mse_of_pixels(float(error.detach()))))
     return Trained(model.eval(), time.monotonic() - start, curve)

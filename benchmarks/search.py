@@ -7,6 +7,7 @@ from the photographs at its first run (minutes) and keeps.
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from benchmarks import command_line
 from vqvae_fast.bench import environment, search, trained
@@ -40,9 +41,17 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
         (1, 1, 0.0) if options.quick else (options.rounds, options.passes, 0.1)
     )
     head = environment.describe("benchmarks.search", options.threads)
-    record = head | search.run(
-        datasets, options.threads, rounds, min_seconds, not options.no_memory, passes
-    )
+    total = passes * len(datasets)
+    with tqdm(total=total, desc="search", unit="shape", disable=None) as bar:
+        record = head | search.run(
+            datasets,
+            options.threads,
+            rounds,
+            min_seconds,
+            not options.no_memory,
+            passes,
+            lambda entry: bar.update(),
+        )
     command_line.publish(record, search.markdown(record), options, "search")
     return record
 

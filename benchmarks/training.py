@@ -21,6 +21,7 @@ from torch import Tensor
 from benchmarks import results
 from benchmarks.reference_training import train_reference
 from vqvae_fast.bench import environment, tables
+from vqvae_fast.training.pixel_scale import mse_of_pixels
 
 if TYPE_CHECKING:
     from vqvae_fast.training import ImageData
@@ -59,7 +60,7 @@ def measure(forward: Forward, crops: Tensor) -> Measured:
         x_hat, indices = forward(x)
         squares += float((x_hat - x).double().square().sum())
         counts += torch.bincount(indices.flatten(), minlength=NUM_CODES)
-    mse = squares / crops.numel() / 4.0  # a difference of 2 on [-1, 1] is one of 1 on [0, 1]
+    mse = mse_of_pixels(squares / crops.numel())
     share = counts[counts > 0].double() / counts.sum()
     perplexity = float(torch.exp(-(share * share.log()).sum()))
     return Measured(-10.0 * math.log10(mse), int((counts > 0).sum()), perplexity)

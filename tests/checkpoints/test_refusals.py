@@ -16,8 +16,8 @@ from torch import Tensor
 
 import vqvae_fast
 from vqvae_fast.checkpoints import StoredQuantizer
+from vqvae_fast.checkpoints.files import NUMPY_CONSTRUCTORS
 from vqvae_fast.checkpoints.stored import FORMAT
-from vqvae_fast.models.reference_checkpoint import NUMPY_CONSTRUCTORS
 
 CODES = torch.randn(8, 4)
 NAME = "vq.embedding.weight"

@@ -70,4 +70,22 @@ def test_a_wrong_answer_of_ours_is_an_error(monkeypatch, capsys):
     monkeypatch.setattr(search, "OURS", wrong)
     monkeypatch.setattr(search, "SEARCH_PEERS", (wrong,))
     assert call("bench", *SMALL) == 1
-    assert "nothing was measured" in capsys.readouterr().err
+    assert "nothing more was measured" in capsys.readouterr().err
+
+
+def test_each_table_is_printed_before_the_next_shape_is_measured(monkeypatch, capsys):
+    printed, original = [], search.measure
+
+    def measure(*arguments):
+        printed.append(capsys.readouterr().out)
+        return original(*arguments)
+
+    monkeypatch.setattr(search, "measure", measure)
+    assert call("bench", *SMALL, "--shape", "96,33,4") == 0
+    before_first, before_second = printed
+    assert "cores, kernels:" in before_first
+    assert "search: 128 vectors" in before_second
+    # A reason that holds at every shape is told once.
+    rest = capsys.readouterr().out
+    assert "search: 96 vectors" in rest
+    assert (before_second + rest).count("absent: no-such-package") == 1

@@ -8,8 +8,8 @@ import zipfile
 import pytest
 import torch
 
+from vqvae_fast.atomic import atomic_file
 from vqvae_fast.training import UserError, load_model, resume, train
-from vqvae_fast.training.atomic import atomic_file
 from vqvae_fast.training.checkpoint import load_checkpoint, save_checkpoint
 from vqvae_fast.training.runfolder import read_config
 

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from vqvae_fast.training.data.crops import ImageData, Regions, split_regions, to_unit_range
-from vqvae_fast.training.errors import UserError
+from vqvae_fast.errors import UserError
+from vqvae_fast.training.data.crops import ImageData, Regions, split_regions
+from vqvae_fast.training.pixel_scale import to_model_scale
 
 
 def numbered_pixels(sizes: list[tuple[int, int]]) -> list[np.ndarray]:
@@ -43,7 +44,7 @@ def test_held_out_regions_share_no_pixel_with_training_and_lose_none(sizes, shar
 
 def test_crops_of_a_batch_and_of_validation_come_from_their_own_regions():
     data = image_data([(40, 100), (20, 60)], crop=8, share=0.2)
-    train = {v for r in range(2) for v in to_unit_range(data.train.read(r)).ravel().tolist()}
+    train = {v for r in range(2) for v in to_model_scale(data.train.read(r)).ravel().tolist()}
     for step in range(20):
         assert set(data.batch(0, step, 16).ravel().tolist()) <= train
     assert not set(data.validation(200).ravel().tolist()) & train
@@ -69,10 +70,10 @@ def test_batch_is_a_function_of_seed_and_step_alone():
 
 
 def test_pixels_map_to_minus_one_and_one():
-    levels = to_unit_range(np.array([0, 255], dtype=np.uint8))
+    levels = to_model_scale(np.array([0, 255], dtype=np.uint8))
     assert levels.dtype == np.float32
     assert levels.tolist() == [-1.0, 1.0]
-    assert to_unit_range(np.array([0.0, 0.5, 1.0])).tolist() == [-1.0, 0.0, 1.0]
+    assert to_model_scale(np.array([0.0, 0.5, 1.0])).tolist() == [-1.0, 0.0, 1.0]
 
 
 def test_variance_is_that_of_the_training_pixels_on_the_models_scale():
@@ -93,5 +94,5 @@ def test_preview_is_held_out_and_as_large_as_the_regions_allow():
     data = image_data([(40, 100), (30, 150)], crop=8, share=0.2)
     tiles = data.preview(8, multiple=4)
     assert [tuple(tile.shape) for tile in tiles] == [(1, 20, 20)] * 2
-    train = {v for r in range(2) for v in to_unit_range(data.train.read(r)).ravel().tolist()}
+    train = {v for r in range(2) for v in to_model_scale(data.train.read(r)).ravel().tolist()}
     assert not {v for tile in tiles for v in tile.ravel().tolist()} & train

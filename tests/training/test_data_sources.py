@@ -225,3 +225,13 @@ def test_datasets_of_mixed_channels_are_refused_by_the_first_batch(first):
         UserError, match=rf"all images must have {first} channels, got one with {odd}"
     ):
         data.batch(0, 0, 64)
+
+
+def test_a_dataset_of_dicts_is_told_its_keys():
+    items = [{"image": torch.rand(3, 16, 16), "label": 0}] * 10
+    for found in (items, [(item, 0) for item in items]):
+        with pytest.raises(
+            UserError,
+            match=r"must be an image or a tuple .* got a dict with the keys 'image', 'label'$",
+        ):
+            open_data(found)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vqvae_fast.errors import UserError
 from vqvae_fast.training.data import open_data
-from vqvae_fast.training.errors import UserError
 from vqvae_fast.training.files import read_image
 from vqvae_fast.training.runfolder import METRICS, read_metrics
 

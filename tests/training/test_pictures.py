@@ -8,7 +8,7 @@ from PIL import Image
 
 from vqvae_fast.models import VQVAE
 from vqvae_fast.training import UserError, pictures, train
-from vqvae_fast.training.evaluate import psnr
+from vqvae_fast.training.evaluation import psnr
 from vqvae_fast.training.files import check_format, read_image, write_image
 from vqvae_fast.training.reconstruct import reconstruct_image
 

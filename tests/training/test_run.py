@@ -10,7 +10,7 @@ from torch.utils.data import TensorDataset
 
 from vqvae_fast.training import TrainConfig, UserError, load_model, resume, train
 from vqvae_fast.training.data import open_data
-from vqvae_fast.training.evaluate import evaluate
+from vqvae_fast.training.evaluation import evaluate
 from vqvae_fast.training.loop import Trainer
 
 

@@ -1,11 +1,10 @@
 """The quantizer layer, forward and backward, against its peer."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vqvae_fast.bench import memory, tables
 from vqvae_fast.bench.data import (
@@ -113,17 +112,23 @@ def compare(
 
 
 def run(
-    shapes: Iterable[Shape], threads: int, rounds: int, min_seconds: float, with_memory: bool
+    shapes: Iterable[Shape],
+    threads: int,
+    rounds: int,
+    min_seconds: float,
+    with_memory: bool,
+    found: Callable[[dict[str, Any]], object] = lambda entry: None,
 ) -> dict[str, Any]:
-    """The record behind its head: one entry per shape."""
+    """The record behind its head: one entry per shape; ``found`` gets each when it is there."""
     entries = []
     with all_threads(threads):
-        for shape in tqdm(list(shapes), desc="layer", unit="shape", disable=None):
+        for shape in shapes:
             entry = compare(gaussian(shape), rounds, min_seconds)
             for name, line in entry["contenders"].items() if with_memory else ():
                 peak = memory.measure(memory.LAYER, name, shape, threads)
                 line["peak_memory"] = peak.total if peak else None
             entries.append(entry)
+            found(entry)
     return {
         "rounds": rounds,
         "timed": {peer.name: peer.timed for peer in LAYER_PEERS},

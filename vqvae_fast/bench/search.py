@@ -3,10 +3,8 @@
 import math
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
-
-from tqdm import tqdm
 
 from vqvae_fast.bench import memory, tables
 from vqvae_fast.bench.data import Shape, Vectors
@@ -134,26 +132,28 @@ def run(
     min_seconds: float,
     with_memory: bool,
     passes: int = 1,
+    found: Callable[[dict[str, Any]], object] = lambda entry: None,
 ) -> dict[str, Any]:
     """The record behind its head: peak, one entry per shape and kind of data.
 
     The rounds of one pass lie within seconds and meet one state of the machine: their quartiles
     say nothing of another minute's. ``passes`` go through all shapes again, with the contenders
-    built anew.
+    built anew. ``found`` gets the entry of a shape as soon as it is measured, in each pass.
     """
     meter, why_no_peak = try_meter(threads)
     datasets = list(datasets)
     measured: list[list[Measured]] = [[] for _ in datasets]
     with all_threads(threads):
-        turns = [place for _ in range(passes) for place in range(len(datasets))]
-        for place in tqdm(turns, desc="search", unit="shape", disable=None):
-            measured[place].append(measure(datasets[place], meter, rounds, min_seconds))
-        entries = [entry(*found) for found in zip(datasets, measured, strict=True)]
-        for vectors, found in zip(datasets, entries, strict=True):
-            if with_memory and found["data"] == "Gaussian" and found["dtype"] == "float32":
-                found["memory"] = memory_of(vectors.shape, threads)
+        for _ in range(passes):
+            for vectors, mine in zip(datasets, measured, strict=True):
+                mine.append(measure(vectors, meter, rounds, min_seconds))
+                found(entry(vectors, mine))
+        entries = [entry(*both) for both in zip(datasets, measured, strict=True)]
+        for vectors, result in zip(datasets, entries, strict=True):
+            if with_memory and result["data"] == "Gaussian" and result["dtype"] == "float32":
+                result["memory"] = memory_of(vectors.shape, threads)
     timed = {peer.name: peer.timed for peer in SEARCH_PEERS}
-    everywhere = [set(found["skipped"].items()) for found in entries]
+    everywhere = [set(result["skipped"].items()) for result in entries]
     skipped = dict(sorted(set.intersection(*everywhere))) if everywhere else {}
     return {
         "rounds": rounds,

@@ -36,7 +36,7 @@ _STEPS = 600
 _DISTRIBUTIONS = ("torch", "numpy", "pillow", "scikit-image", "scikit-learn")
 _DAMAGED = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error)
 
-unavailable = needs("vqvae_fast.training", "what training needs", "train")
+unavailable = needs("vqvae_fast.training.run", "what training needs", "train")
 
 
 def trained(
@@ -61,8 +61,8 @@ def trained(
         ModuleNotFoundError: the extra ``train`` is not installed.
         UserError: settings that cannot be, or no photographs.
     """
+    from vqvae_fast.atomic import atomic_file
     from vqvae_fast.training import TrainConfig
-    from vqvae_fast.training.atomic import atomic_file
 
     steps = settings.pop("steps", _STEPS)
     defaults = {"device": "cpu", "eval_every": steps + 1, "eval_crops": 64}

@@ -7,18 +7,31 @@ import pickle
 import re
 import stat
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from vqvae_fast.models.reference_checkpoint import NUMPY_CONSTRUCTORS
 from vqvae_fast.regular_files import check_regular
 
 # Where training scripts keep the weights; those averaged for use come first.
 _WRAPPERS = ("ema", "best_state", "model", "state_dict", "model_state_dict", "module")
+
+# Training scripts store figures as numpy arrays (the reference VQ-VAE's its loss curves), which
+# torch's restricted unpickler refuses unless their (harmless) constructors are named. Files written
+# under numpy 1 and numpy 2 name the same function differently.
+_reconstruct: Any = np.empty(0).__reduce__()[0]
+NUMPY_CONSTRUCTORS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    (_reconstruct, "numpy.core.multiarray._reconstruct"),
+    (_reconstruct, "numpy._core.multiarray._reconstruct"),
+    np.ndarray,
+    np.dtype,
+    type(np.dtype(np.float32)),
+    type(np.dtype(np.float64)),
+]
 
 # Files that nest deeper, or hold themselves, are nobody's.
 _DEEPEST = 4

@@ -22,17 +22,18 @@ def main(arguments: list[str] | None = None) -> None:
         import torch
 
         from vqvae_fast.cli.app import app
+        from vqvae_fast.errors import UserError
+        from vqvae_fast.extras import MissingExtraError
         from vqvae_fast.settings import UnknownSettingError, UnmetRequestError
-        from vqvae_fast.training.errors import UserError
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("vqvae_fast"):
             raise
-        _fail(f"{error.name} is not installed: pip install vqvae_fast[train]", 1)
+        _fail(f"{error.name} is not installed: pip install {error.name}", 1)
     try:
         status = app.main(arguments, prog_name="vqvae-fast", standalone_mode=False)
     except click.ClickException as error:
         _fail_together(error.format_message(), error.exit_code)
-    except (UserError, UnknownSettingError, UnmetRequestError) as error:
+    except (UserError, MissingExtraError, UnknownSettingError, UnmetRequestError) as error:
         _fail_together(str(error), 1)
     except (click.Abort, KeyboardInterrupt):
         _fail_together("interrupted", INTERRUPTED)

@@ -1,18 +1,46 @@
 """The commands together."""
 
+from importlib import import_module
+
 import click
 
 import vqvae_fast
-from vqvae_fast.cli.bench import bench
-from vqvae_fast.cli.convert import convert
-from vqvae_fast.cli.decode import decode
-from vqvae_fast.cli.encode import encode
-from vqvae_fast.cli.info import info
-from vqvae_fast.cli.reconstruct import reconstruct
-from vqvae_fast.cli.train import train
+from vqvae_fast.extras import needs_extra
+
+# The name of each command, which is that of its module and of the function in it, and its help.
+_COMMANDS = {
+    "train": "Train a VQ-VAE on images.",
+    "reconstruct": "Encode and decode an image.",
+    "encode": "Turn images into codes.",
+    "decode": "Turn codes into images.",
+    "convert": "Take the quantizer out of a checkpoint.",
+    "info": "Say which kernels this machine gets, and why.",
+    "bench": "Measure this machine: ours beside what else there is, in a minute or two.",
+}
+
+
+class _Commands(click.Group):
+    """Imports a command when it runs: the commands need different packages, and some need none."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return super().get_command(ctx, cmd_name)
+        with needs_extra("train", cmd_name):
+            module = import_module(f"vqvae_fast.cli.{cmd_name}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # click would import every command for the first sentence of its help.
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
 
 
 @click.group(
+    cls=_Commands,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
@@ -24,12 +52,3 @@ def app(context: click.Context, /) -> None:
     """Train a VQ-VAE on images, and look at what it does to them."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
-
-
-app.add_command(train)
-app.add_command(reconstruct)
-app.add_command(encode)
-app.add_command(decode)
-app.add_command(convert)
-app.add_command(info)
-app.add_command(bench)

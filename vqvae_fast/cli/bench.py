@@ -2,18 +2,18 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import click
 import torch
 
+from vqvae_fast.atomic import atomic_file
 from vqvae_fast.bench import environment, layer, search, tables
 from vqvae_fast.bench.data import Shape, gaussian
 from vqvae_fast.bench.threads import check_threads
 from vqvae_fast.cli.output import FILE_NAME, check_file, overwrite_option
-from vqvae_fast.training.atomic import atomic_file
-from vqvae_fast.training.errors import UserError
+from vqvae_fast.errors import UserError
 
 # The reference VQ-VAE on CIFAR-10, DAC's short codes, GCP-VQVAE's codebook, a large one.
 SEARCH_SHAPES = (
@@ -50,7 +50,7 @@ def _parse(
     "--threads",
     type=click.IntRange(min=1),
     show_default="torch's",
-    help="For everybody.",
+    help="Of every contender.",
 )
 @click.option(
     "--json", "out", metavar="FILE", help="Write all figures there; - for stdout, without tables."
@@ -73,18 +73,36 @@ def bench(
         check_threads(threads)
     except ValueError as error:
         raise UserError(str(error)) from error
-    record = measure(shapes, rounds, threads)
     if out == "-":
-        click.echo(json.dumps(record, indent=1))
+        click.echo(json.dumps(measure(shapes, rounds, threads), indent=1))
         return
-    click.echo("\n".join(report(record)))
+    record = measure(shapes, rounds, threads, click.echo)
     if file:
         with atomic_file(file) as temporary:
             temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def measure(shapes: Sequence[Shape], rounds: int, threads: int) -> dict[str, Any]:
-    """The record: head, and those of :mod:`vqvae_fast.bench.search` and ``layer``."""
+def measure(
+    shapes: Sequence[Shape],
+    rounds: int,
+    threads: int,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """The record: head, and those of :mod:`vqvae_fast.bench.search` and ``layer``.
+
+    Args:
+        shapes: what to measure; none stands for the default shapes.
+        rounds: turns of each contender.
+        threads: of every contender.
+        say: takes the lines for a terminal, each table as soon as it is measured.
+    """
+    head = environment.describe("bench", threads)
+    head["command"] = " ".join(["vqvae-fast", *sys.argv[1:]])
+    say(
+        f"{head['cpu']}, {head['threads']} of {head['cores']} cores, "
+        f"kernels: {head['isa']}, torch {torch.__version__}"
+    )
+    told: set[tuple[str, str]] = set()
     try:
         searches = search.run(
             [gaussian(shape) for shape in shapes or SEARCH_SHAPES],
@@ -92,55 +110,57 @@ def measure(shapes: Sequence[Shape], rounds: int, threads: int) -> dict[str, Any
             rounds,
             _TURN_SECONDS,
             with_memory=False,
+            found=lambda entry: say("\n".join(_search_table(entry, told))),
         )
+        if "gflops" in searches["peak"]:
+            say(f"\nmeasured float32 peak: {searches['peak']['gflops']:.0f} GFLOP/s")
         layers = layer.run(
-            shapes or LAYER_SHAPES, threads, rounds, _TURN_SECONDS, with_memory=False
+            shapes or LAYER_SHAPES,
+            threads,
+            rounds,
+            _TURN_SECONDS,
+            with_memory=False,
+            found=lambda entry: say("\n".join(_layer_table(entry, told))),
         )
     except (search.InexactError, layer.WrongLayerError) as error:
-        raise UserError(f"nothing was measured: {error}; please report this") from error
-    head = environment.describe("bench", threads)
-    head["command"] = " ".join(["vqvae-fast", *sys.argv[1:]])
-    return head | {"search": searches, "layer": layers}
-
-
-def report(record: dict[str, Any]) -> Iterator[str]:
-    """The record as lines for a terminal."""
-    yield (
-        f"{record['cpu']}, {record['threads']} of {record['cores']} cores, "
-        f"kernels: {record['isa']}, torch {record['versions']['torch']}"
-    )
-    peak = record["search"]["peak"]
-    if "gflops" in peak:
-        yield f"measured float32 peak: {peak['gflops']:.0f} GFLOP/s"
-    for entry in record["search"]["results"]:
-        yield f"\nsearch: {_sizes(entry)}"
-        yield from _aligned(
-            (
-                name,
-                tables.milliseconds(line["seconds"]) + " ms",
-                f"{line['gflops']:.0f} GFLOP/s",
-                f"{tables.share(line['share_of_peak'])} of peak",
-                _compared(line),
-            )
-            for name, line in entry["contenders"].items()
-        )
-        for name, reason in entry["skipped"].items():
-            if name not in record["search"]["skipped"]:
-                yield f"  {name}: {reason}"
-    for entry in record["layer"]["results"]:
-        yield f"\nquantizer layer, forward and backward: {_sizes(entry)}"
-        yield from _aligned(
-            (name, tables.milliseconds(line["seconds"]) + " ms", _compared(line))
-            for name, line in entry["contenders"].items()
-        )
-    skipped = record["search"]["skipped"] | record["layer"]["skipped"]
-    if skipped:
-        yield "\nnot run:"
-        yield from (f"  {name}: {reason}" for name, reason in skipped.items())
-    yield (
+        raise UserError(f"nothing more was measured: {error}; please report this") from error
+    say(
         "\nTimes are milliseconds a call, median (quartiles); GFLOP/s counts 2NKD. Integer kernels "
         "may exceed the float32 peak."
     )
+    return head | {"search": searches, "layer": layers}
+
+
+def _search_table(entry: dict[str, Any], told: set[tuple[str, str]]) -> Iterator[str]:
+    yield f"\nsearch: {_sizes(entry)}"
+    yield from _aligned(
+        (
+            name,
+            tables.milliseconds(line["seconds"]) + " ms",
+            f"{line['gflops']:.0f} GFLOP/s",
+            f"{tables.share(line['share_of_peak'])} of peak",
+            _compared(line),
+        )
+        for name, line in entry["contenders"].items()
+    )
+    yield from _not_run(entry, told)
+
+
+def _layer_table(entry: dict[str, Any], told: set[tuple[str, str]]) -> Iterator[str]:
+    yield f"\nquantizer layer, forward and backward: {_sizes(entry)}"
+    yield from _aligned(
+        (name, tables.milliseconds(line["seconds"]) + " ms", _compared(line))
+        for name, line in entry["contenders"].items()
+    )
+    yield from _not_run(entry, told)
+
+
+def _not_run(entry: dict[str, Any], told: set[tuple[str, str]]) -> Iterator[str]:
+    """Why contenders are missing; a reason that was ``told`` at another shape is not repeated."""
+    for name, reason in entry["skipped"].items():
+        if (name, reason) not in told:
+            told.add((name, reason))
+            yield f"  {name}: {reason}"
 
 
 def _sizes(entry: dict[str, Any]) -> str:

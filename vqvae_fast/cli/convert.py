@@ -4,13 +4,13 @@ from pathlib import Path
 
 import click
 
+from vqvae_fast.atomic import atomic_file
 from vqvae_fast.checkpoints import read_quantizer
 from vqvae_fast.cli.output import FILE_NAME, check_file, overwrite_option
-from vqvae_fast.training.atomic import atomic_file
-from vqvae_fast.training.errors import UserError
+from vqvae_fast.errors import UserError
 
 
-@click.command(short_help="Take the quantizer out of a checkpoint.")
+@click.command()
 @click.argument("source", metavar="IN", type=FILE_NAME)
 @click.argument("out", metavar="OUT", type=FILE_NAME)
 @click.option("--prefix", metavar="NAME", help="Which one, where IN holds several.")

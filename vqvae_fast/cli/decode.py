@@ -5,15 +5,15 @@ from pathlib import Path
 import click
 
 from vqvae_fast.cli.output import FILE_NAME, check_file, device_option, overwrite_option, run_option
+from vqvae_fast.errors import UserError
 from vqvae_fast.training.checkpoint import load_model
 from vqvae_fast.training.codes import decoded_name, read_codes
 from vqvae_fast.training.config import pick_device
-from vqvae_fast.training.errors import UserError
 from vqvae_fast.training.files import write_image
 from vqvae_fast.training.reconstruct import decode_image
 
 
-@click.command(short_help="Turn codes into images.", context_settings={"show_default": True})
+@click.command(context_settings={"show_default": True})
 @click.argument("codes", type=FILE_NAME)
 @run_option
 @click.option(

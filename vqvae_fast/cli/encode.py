@@ -5,15 +5,15 @@ from pathlib import Path
 import click
 
 from vqvae_fast.cli.output import FILE_NAME, check_file, device_option, overwrite_option, run_option
+from vqvae_fast.errors import UserError
 from vqvae_fast.training.checkpoint import load_model
 from vqvae_fast.training.codes import ImageCodes, decoded_name, write_codes
 from vqvae_fast.training.config import pick_device
-from vqvae_fast.training.errors import UserError
 from vqvae_fast.training.files import read_image
 from vqvae_fast.training.reconstruct import encode_image
 
 
-@click.command(short_help="Turn images into codes.", context_settings={"show_default": True})
+@click.command(context_settings={"show_default": True})
 @click.argument("images", nargs=-1, required=True, type=FILE_NAME)
 @run_option
 @click.option(

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from vqvae_fast.training.errors import UserError
+from vqvae_fast.errors import UserError
 
 
 class _FileName(click.Path):

@@ -13,12 +13,12 @@ from vqvae_fast.cli.output import (
 )
 from vqvae_fast.training.checkpoint import load_model
 from vqvae_fast.training.config import pick_device
-from vqvae_fast.training.evaluate import psnr
+from vqvae_fast.training.evaluation import psnr
 from vqvae_fast.training.files import check_format, read_image, write_image
 from vqvae_fast.training.reconstruct import reconstruct_image
 
 
-@click.command(short_help="Encode and decode an image.", context_settings={"show_default": True})
+@click.command(context_settings={"show_default": True})
 @click.argument("image", type=FILE_NAME)
 @run_option
 @click.option(

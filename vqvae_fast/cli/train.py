@@ -131,10 +131,16 @@ def _result(
 
 def _report(result: TrainResult) -> None:
     """Say how the run ended."""
-    if result.held_out is None or result.training is None:
+    if result.interrupted:
         click.echo(
             f"stopped at step {result.step}; continue with: vqvae-fast train --resume {result.run}",
             err=True,
+        )
+        return
+    if result.held_out is None or result.training is None:
+        click.echo(
+            f"step {result.step}: k-means has not collected its vectors, and there are no codes; "
+            f"continue with: vqvae-fast train --resume {result.run} --steps N"
         )
         return
     codes = len(result.held_out.counts)

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from vqvae_fast.checkpoints.formats.reference_vqvae import read_reference_checkpoint
 from vqvae_fast.models.decoder import Decoder
 from vqvae_fast.models.encoder import Encoder
-from vqvae_fast.models.reference_checkpoint import read_reference_checkpoint
 from vqvae_fast.nn import VectorQuantizer
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vqvae_fast.atomic import atomic_file
 from vqvae_fast.checkpoints.tensors import check_sizes, check_tensors
+from vqvae_fast.errors import UserError, check_input
 from vqvae_fast.models import VQVAE
-from vqvae_fast.training.atomic import atomic_file
 from vqvae_fast.training.config import MOST
-from vqvae_fast.training.errors import UserError, check_input
 from vqvae_fast.training.recipe import is_finite
 from vqvae_fast.training.runfolder import CHECKPOINT, open_run
 

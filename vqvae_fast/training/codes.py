@@ -26,9 +26,9 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vqvae_fast.atomic import atomic_file
+from vqvae_fast.errors import UserError, check_input
 from vqvae_fast.models import VQVAE
-from vqvae_fast.training.atomic import atomic_file
-from vqvae_fast.training.errors import UserError, check_input
 from vqvae_fast.training.files import MOST_PIXELS
 from vqvae_fast.training.npz import UNREADABLE, Header, read_blocks, read_headers
 from vqvae_fast.training.reconstruct import grid_of

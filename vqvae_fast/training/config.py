@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from vqvae_fast.errors import UserError
 from vqvae_fast.training.data import DEFAULT_PHOTOGRAPHS
-from vqvae_fast.training.errors import UserError
 
 _COUNTS = (
     "codebook_size",

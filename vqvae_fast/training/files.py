@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import ImageOps, UnidentifiedImageError
 
-from vqvae_fast.training.atomic import atomic_file
-from vqvae_fast.training.errors import UserError, check_input
+from vqvae_fast.atomic import atomic_file
+from vqvae_fast.errors import UserError, check_input
 
 # In these EXIF orientations width and height change places.
 _TURNED = (5, 6, 7, 8)

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from vqvae_fast.checkpoints.tensors import check_tensors
 from vqvae_fast.distributed import is_distributed, world_size
+from vqvae_fast.errors import UserError
 from vqvae_fast.models import VQVAEOutput
-from vqvae_fast.nn import KMeansInit
 from vqvae_fast.training import checkpoint, recipe
+from vqvae_fast.training.collection import collection_of, collectors
 from vqvae_fast.training.config import TrainConfig, pick_device
 from vqvae_fast.training.data import ImageData
-from vqvae_fast.training.errors import UserError
-from vqvae_fast.training.evaluate import Evaluation, evaluate
+from vqvae_fast.training.evaluation import Evaluation, evaluate
 from vqvae_fast.training.interrupt import StopRequest
 from vqvae_fast.training.processes import (
     any_of_all,
@@ -27,7 +27,7 @@ from vqvae_fast.training.processes import (
     share,
 )
 from vqvae_fast.training.progress import Progress
-from vqvae_fast.training.runfolder import Metrics
+from vqvae_fast.training.runfolder import Metrics, Row
 from vqvae_fast.training.window import Window
 
 # Steps at the end of a run whose batches are drawn again to count the codes in use.
@@ -69,6 +69,8 @@ class Trainer:
         self.window = Window(config.codebook_size, self.device)
         self.held_out = data.validation(config.eval_crops).to(self.device)
         self.step = 0
+        # How far k-means' collection is; None once the codebook has its codes.
+        self.collection = collection_of(self.model)
         self._model = data_parallel(self.model)
         self._forward = torch.compile(self._loss) if config.compile else self._loss
 
@@ -80,7 +82,7 @@ class Trainer:
         mse = (output.x_hat.float() - x).square().mean() * part
         return StepResult(mse / self.variance + output.embedding_loss * part, mse, output)
 
-    def advance(self) -> dict[str, float] | None:
+    def advance(self) -> Row | None:
         """One step; a row of metrics where one is due."""
         config = self.config
         part = share(config.batch_size)
@@ -98,20 +100,33 @@ class Trainer:
             raise UserError(f"torch.compile does not work here: {_essence(error)}") from error
         self.optimizer.step()
         self.step += 1
-        self.window.add(*result, recipe.is_finite(self.model))
+        if self.collection is not None:
+            self.collection = collection_of(self.model)
+        has_codes = self.collection is None
+        self.window.add(*result, recipe.is_finite(self.model), has_codes)
         measured = self.step % config.eval_every == 0
         if not measured and self.step % config.log_every:
             return None
         self.check_finite()
-        row = {"step": self.step, **self.window.read()}
+        row: Row = {"step": self.step, **self.window.read()}
         if measured:
-            held_out = self.evaluate(self.held_out)
+            held_out = self.evaluate(self.held_out) if has_codes else None
             row |= {
-                "held_out_mse": held_out.mse,
-                "held_out_psnr": held_out.psnr,
-                "held_out_codes_used": held_out.codes_used,
+                "held_out_mse": held_out and held_out.mse,
+                "held_out_psnr": held_out and held_out.psnr,
+                "held_out_codes_used": held_out and held_out.codes_used,
             }
+        if self.collection is not None:
+            collected, wanted = self.collection
+            row |= {"kmeans_collected": collected, "kmeans_samples": wanted}
         return row
+
+    def first_step_with_codes(self) -> int:
+        """The step in which k-means will have collected its vectors, or this one."""
+        if self.collection is None:
+            return self.step
+        missing = self.collection.wanted - self.collection.collected
+        return self.step - (-missing // recipe.vectors_per_step(self.config, self.data))
 
     def check_finite(self) -> None:
         """Raise UserError if a step has diverged, in all processes alike; waits for the device.
@@ -151,7 +166,7 @@ class Trainer:
             "config": self.config.to_dict(),
             "model_config": self.model.config,
             "model": self.model.state_dict(),
-            "samples": {name: part.samples for name, part in self._collectors().items()},
+            "samples": {name: part.samples for name, part in collectors(self.model).items()},
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "random": of_all(checkpoint.random_state(self.device)),
@@ -173,6 +188,7 @@ class Trainer:
         try:
             checkpoint.load_weights(self.model, state["model"])
             self._load_samples(state.get("samples", {}))
+            self.collection = collection_of(self.model)
             recipe.load_moments(self.optimizer, state["optimizer"], state["step"])
             self.window.load(state["window"])
             self.step = state["step"]
@@ -189,14 +205,9 @@ class Trainer:
         if not isinstance(samples, dict):
             raise ValueError(f"samples must be a dict, got {type(samples).__name__}")
         check_tensors(samples)
-        for name, part in self._collectors().items():
+        for name, part in collectors(self.model).items():
             if name in samples:
                 part.load_samples(samples[name])
-
-    def _collectors(self) -> dict[str, KMeansInit]:
-        """The parts that collect samples for k-means, which a state dict does not hold."""
-        parts = self.model.named_modules()
-        return {name: part for name, part in parts if isinstance(part, KMeansInit)}
 
 
 def _diverged(step: int, what: str) -> str:

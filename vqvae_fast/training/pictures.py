@@ -11,9 +11,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vqvae_fast.atomic import atomic_file
 from vqvae_fast.models import VQVAE
-from vqvae_fast.training.atomic import atomic_file
-from vqvae_fast.training.evaluate import Evaluation, psnr
+from vqvae_fast.training.evaluation import Evaluation, psnr
+from vqvae_fast.training.pixel_scale import mse_of_pixels, to_pixels
+from vqvae_fast.training.runfolder import Row
 
 # Okabe and Ito's colours, which colour-blind readers tell apart as well.
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#666666"
@@ -37,7 +39,7 @@ def save_reconstructions(
     x = torch.stack(list(tiles))
     # One at a time: eight large tiles of a deep model need not fit into memory together.
     x_hat = torch.cat([model(tile[None].to(device))[1].float().cpu() for tile in x])
-    errors = (x_hat - x).square().mean(dim=(1, 2, 3)) / 4
+    errors = mse_of_pixels((x_hat - x).square().mean(dim=(1, 2, 3)))
     figure = Figure(figsize=(1.35 * len(x) + 0.7, 3.3), dpi=150, layout="constrained")
     figure.suptitle(f"Images the model was not trained on (held-out PSNR {held_out_psnr:.1f} dB)")
     axes: NDArray[np.object_] = figure.subplots(2, len(x), squeeze=False)
@@ -50,7 +52,7 @@ def save_reconstructions(
     _save(figure, path)
 
 
-def save_curves(path: Path, rows: Sequence[dict[str, float]], num_codes: int) -> None:
+def save_curves(path: Path, rows: Sequence[Row], num_codes: int) -> None:
     """Loss, reconstruction error, perplexity and codes used over the steps.
 
     Args:
@@ -128,12 +130,6 @@ def save_usage(path: Path, training: Evaluation, held_out: Evaluation) -> None:
     _save(figure, path)
 
 
-def to_pixels(image: Tensor) -> NDArray[np.uint8]:
-    """[C, H, W] in [-1, 1] -> [H, W, C] uint8, rounded, values beyond the range clipped."""
-    pixels = image.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-    return pixels.permute(1, 2, 0).cpu().numpy()
-
-
 def _show(axis: Axes, image: Tensor) -> None:
     pixels = to_pixels(image)
     axis.imshow(
@@ -151,12 +147,12 @@ def _show(axis: Axes, image: Tensor) -> None:
 
 def _curve(
     axis: Axes,
-    rows: Sequence[dict[str, float]],
+    rows: Sequence[Row],
     key: str,
     label: str,
     colour: str = _BLUE,
 ) -> None:
-    points = [(row["step"], row[key]) for row in rows if key in row]
+    points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
     if points:
         # A line through one point is invisible.
         style = "o-" if len(points) < _FEW else "-"

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vqvae_fast.distributed import is_distributed, summed, world_size
+from vqvae_fast.errors import UserError
 from vqvae_fast.models import VQVAE, VQVAEOutput
-from vqvae_fast.training.errors import UserError
 
 T = TypeVar("T")
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vqvae_fast.training.evaluate import psnr
+from vqvae_fast.training.evaluation import psnr
+from vqvae_fast.training.runfolder import Row
 
 
 class Progress:
@@ -34,7 +35,7 @@ class Progress:
             bar_format="{desc}{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} "
             "[{elapsed}<{remaining}]{postfix}",
         )
-        self._first, self._row = first, dict[str, float]()
+        self._first, self._row = first, Row()
 
     def __enter__(self) -> "Progress":
         return self
@@ -51,9 +52,9 @@ class Progress:
         """One step done."""
         self._bar.update()
 
-    def show(self, row: dict[str, float]) -> None:
+    def show(self, row: Row) -> None:
         """New figures: a line of metrics.jsonl."""
-        self._row |= row
+        self._row = row
         if self._bar.disable:
             if "held_out_psnr" in row:
                 print(self._line(), file=sys.stderr, flush=True)
@@ -64,14 +65,17 @@ class Progress:
 
     def _figures(self) -> str:
         row = self._row
+        training = f"loss {row['loss']:.3f}, recon {psnr(row['mse']):.1f} dB, "
+        if row["perplexity"] is None:
+            collected, wanted = row["kmeans_collected"], row["kmeans_samples"]
+            return training + f"k-means has collected {collected} of {wanted} vectors"
         return (
-            f"loss {row['loss']:.3f}, recon {psnr(row['mse']):.1f} dB, "
-            f"perplexity {row['perplexity']:.0f}, codes {row['codes_used']:.0f}/{self._codes}"
+            training
+            + f"perplexity {row['perplexity']:.0f}, codes {row['codes_used']:.0f}/{self._codes}"
         )
 
     def _line(self) -> str:
         row = self._row
-        return (
-            f"step {row['step']:.0f}/{self._last}: {self._figures()}, "
-            f"held-out {row['held_out_psnr']:.2f} dB"
-        )
+        line = f"step {row['step']}/{self._last}: {self._figures()}"
+        held_out = row["held_out_psnr"]
+        return line if held_out is None else f"{line}, held-out {held_out:.2f} dB"

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from vqvae_fast.checkpoints.tensors import check_tensors
+from vqvae_fast.errors import UserError
 from vqvae_fast.models import VQVAE
 from vqvae_fast.training.config import TrainConfig
 from vqvae_fast.training.data import ImageData
-from vqvae_fast.training.errors import UserError
 
 # A code is dead below this share of the vectors that an average code gets. The encoder moves fast
 # in the first steps and leaves most of k-means' codes behind. How soon they are replaced depends
@@ -42,14 +42,14 @@ def learning_rate(config: TrainConfig, data: ImageData, step: int) -> float:
     return config.lr * (min(1.0, (config.steps - step) / cooling) if cooling else 1.0)
 
 
-def _vectors(config: TrainConfig, data: ImageData) -> int:
+def vectors_per_step(config: TrainConfig, data: ImageData) -> int:
     """Vectors of a step, N."""
     return int(config.batch_size * (data.crop // 2**config.downsampling) ** 2)
 
 
 def _is_large(config: TrainConfig, data: ImageData) -> bool:
     """Whether the codebook learns by averages, and has more codes than a step has vectors."""
-    return config.quantizer == "ema" and config.codebook_size > _vectors(config, data)
+    return config.quantizer == "ema" and config.codebook_size > vectors_per_step(config, data)
 
 
 def build_model(config: TrainConfig, data: ImageData) -> VQVAE:
@@ -61,7 +61,7 @@ def build_model(config: TrainConfig, data: ImageData) -> VQVAE:
     dim = config.dim or (_LARGE_DIM if large else _DIM)
     quantizer: dict[str, Any] = {"learning": config.quantizer}
     if not reference:
-        choices = _vectors(config, data) / config.codebook_size  # of a code, in the average
+        choices = vectors_per_step(config, data) / config.codebook_size  # of a code, in the average
         quantizer |= {
             "decay": max(0.99, 1 - choices / _VECTORS_REMEMBERED),
             "kmeans_init": True,

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqvae_fast.models import VQVAE
-from vqvae_fast.training.data.crops import to_unit_range
-from vqvae_fast.training.pictures import to_pixels
+from vqvae_fast.training.pixel_scale import to_model_scale, to_pixels
 
 # Side of a tile in latents: 64 latents are 256 pixels at the default downsampling, 50 MB of
 # activations at 128 channels.
@@ -86,7 +85,7 @@ def encode_image(model: VQVAE, pixels: NDArray[np.uint8], tile: int = _TILE) -> 
     indices = torch.empty(rows, columns, dtype=torch.int64)
     for y, x in _tiles(rows, columns, tile, _halo(model)):
         part = padded[y.begin * unit : y.end * unit, x.begin * unit : x.end * unit]
-        image = torch.from_numpy(to_unit_range(part).transpose(2, 0, 1).copy())[None].to(device)
+        image = torch.from_numpy(to_model_scale(part).transpose(2, 0, 1).copy())[None].to(device)
         _keep(indices, model.encode(image)[0].cpu(), y, x, 1)
     return indices
 

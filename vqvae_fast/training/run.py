@@ -10,13 +10,13 @@ import torch
 from torch.utils.data import Dataset
 
 from vqvae_fast.distributed import world_size
+from vqvae_fast.errors import UserError
 from vqvae_fast.models import VQVAE
 from vqvae_fast.training import pictures
 from vqvae_fast.training.checkpoint import load_checkpoint, save_checkpoint
 from vqvae_fast.training.config import TrainConfig, pick_device
 from vqvae_fast.training.data import ImageData, absolute_source, open_data, source_label
-from vqvae_fast.training.errors import UserError
-from vqvae_fast.training.evaluate import Evaluation
+from vqvae_fast.training.evaluation import Evaluation
 from vqvae_fast.training.loop import Trainer, run_steps
 from vqvae_fast.training.processes import from_first, in_all, is_first
 from vqvae_fast.training.runfolder import (
@@ -40,10 +40,11 @@ class TrainResult(NamedTuple):
         run: the run folder.
         model: the trained model, in eval mode.
         step: steps done.
-        interrupted: a signal ended the run early; the three below are then None.
+        interrupted: a signal ended the run early.
         seconds: time of the steps done by this call.
-        held_out: figures on the fixed held-out crops.
-        training: figures on the training crops of the last 32 steps, drawn again.
+        held_out: figures on the fixed held-out crops; None if the run was interrupted, or has
+            ended before k-means had its vectors, so that there are no codes.
+        training: figures on the training crops of the last 32 steps, drawn again; or None, too.
     """
 
     run: Path
@@ -169,7 +170,11 @@ def _resume(
 def _finish(
     trainer: Trainer, run: Path, progress: bool | None, say: Callable[[str], None]
 ) -> TrainResult:
-    """Train to the end, then measure and draw."""
+    """Train to the end, then measure and draw.
+
+    A run that ends before k-means has its vectors leaves a model without codes. It is told, not
+    refused: the run may be continued with more steps, on the trajectory of a longer one.
+    """
     if not is_first():
         say = _say_nothing
     say(f"data    {trainer.data.description}")
@@ -178,6 +183,12 @@ def _finish(
     others = f", {world_size()} processes" if world_size() > 1 else ""
     say(f"device  {trainer.device}{threads}{others}")
     say(f"run     {run}")
+    needed = trainer.first_step_with_codes()
+    if trainer.collection is not None and needed > trainer.config.steps:
+        say(
+            f"note    k-means makes the codebook of the first {trainer.collection.wanted} vectors, "
+            f"which takes {needed} steps: after {trainer.config.steps} the model has no codes yet"
+        )
     # What a shorter run has measured is not true of the model that follows.
     if is_first():
         (run / RESULT).unlink(missing_ok=True)
@@ -186,8 +197,10 @@ def _finish(
     model = trainer.model.eval()
     if interrupted:
         return TrainResult(run, model, trainer.step, True, seconds, None, None)
-    held_out = trainer.evaluate(trainer.held_out)
-    training = trainer.evaluate(trainer.recent_batches())
+    held_out = training = None
+    if trainer.collection is None:
+        held_out = trainer.evaluate(trainer.held_out)
+        training = trainer.evaluate(trainer.recent_batches())
     images = (trainer.step - first) * trainer.config.batch_size
     result = TrainResult(run, model, trainer.step, False, seconds, held_out, training)
     if not is_first():
@@ -196,17 +209,18 @@ def _finish(
         run / RESULT,
         {
             "step": trainer.step,
-            "held_out": _figures(held_out),
-            "training": _figures(training),
+            "held_out": held_out and _figures(held_out),
+            "training": training and _figures(training),
             "codebook_size": trainer.config.codebook_size,
             "seconds": round(seconds, 3),
             "images_per_second": round(images / max(seconds, 1e-9), 1),
         },
     )
-    tiles = trainer.data.preview(_PREVIEW_IMAGES, 2**trainer.config.downsampling)
-    pictures.save_reconstructions(run / "reconstructions.png", model, tiles, held_out.psnr)
     pictures.save_curves(run / "curves.png", read_metrics(run), trainer.config.codebook_size)
-    pictures.save_usage(run / "usage.png", training, held_out)
+    if held_out is not None and training is not None:
+        tiles = trainer.data.preview(_PREVIEW_IMAGES, 2**trainer.config.downsampling)
+        pictures.save_reconstructions(run / "reconstructions.png", model, tiles, held_out.psnr)
+        pictures.save_usage(run / "usage.png", training, held_out)
     return result
 
 

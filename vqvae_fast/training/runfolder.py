@@ -8,12 +8,15 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from vqvae_fast.training.atomic import atomic_file, hidden_folder
+from vqvae_fast.atomic import atomic_file, hidden_folder
+from vqvae_fast.errors import UserError, check_input, user_path
 from vqvae_fast.training.config import TrainConfig, is_number
-from vqvae_fast.training.errors import UserError, check_input, user_path
 from vqvae_fast.training.runlock import LOCK, locked
 
 CONFIG, METRICS, RESULT, CHECKPOINT = "config.json", "metrics.jsonl", "result.json", "checkpoint.pt"
+
+# A line of metrics.jsonl. What describes the codebook is null until the codebook has its codes.
+Row = dict[str, Any]
 
 # What renaming a folder to a name that is taken ends in.
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
@@ -138,14 +141,14 @@ class Metrics:
         with atomic_file(self._path) as temporary:
             temporary.write_text("".join(map(_line, self.rows)), encoding="utf-8")
 
-    def add(self, row: dict[str, float]) -> None:
+    def add(self, row: Row) -> None:
         """Append a row; each is on the disk before the next step."""
         self.rows.append(row)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(_line(row))
 
 
-def read_metrics(run: Path) -> list[dict[str, float]]:
+def read_metrics(run: Path) -> list[Row]:
     """The rows of a run's metrics.jsonl; a last line that a crash has cut off is left out.
 
     Raises:
@@ -178,12 +181,12 @@ def read_json(text: bytes) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
-def _row(line: bytes) -> dict[str, float]:
+def _row(line: bytes) -> Row:
     row = read_json(line)
     if not isinstance(row, dict):
         raise ValueError(f"got a value of type {type(row).__name__}")
     for name, value in row.items():
-        if not is_number(value):
+        if value is not None and not is_number(value):
             raise ValueError(f"{name[:40]} is not a number")
     step = row.get("step")
     if not isinstance(step, int) or step < 1:
@@ -191,5 +194,5 @@ def _row(line: bytes) -> dict[str, float]:
     return row
 
 
-def _line(row: dict[str, float]) -> str:
+def _line(row: Row) -> str:
     return json.dumps(row) + "\n"

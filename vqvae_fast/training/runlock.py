@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vqvae_fast.training.errors import UserError
+from vqvae_fast.errors import UserError
 
 LOCK = ".lock"
 

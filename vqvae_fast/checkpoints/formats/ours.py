@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from vqvae_fast.checkpoints.formats.reference_vqvae import reference_beta
 from vqvae_fast.checkpoints.stored import FORMAT, StoredQuantizer
 from vqvae_fast.checkpoints.tensors import check_tensors
-from vqvae_fast.models.reference_checkpoint import reference_beta
 
 _VQVAE = "vector_quantization."
 _OURS = FORMAT.rstrip("0123456789")

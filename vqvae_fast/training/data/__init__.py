@@ -5,13 +5,13 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from vqvae_fast.errors import UserError, user_path
 from vqvae_fast.training.data.arrays import open_array
 from vqvae_fast.training.data.cifar10 import open_cifar10
 from vqvae_fast.training.data.crops import ImageData
 from vqvae_fast.training.data.dataset import from_dataset
 from vqvae_fast.training.data.folder import open_folder
 from vqvae_fast.training.data.photos import DEFAULT_PHOTOGRAPHS, PHOTOGRAPHS, open_photos
-from vqvae_fast.training.errors import UserError, user_path
 
 # Crops of images that differ in size.
 _CROP = 32

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vqvae_fast.errors import UserError, check_input
 from vqvae_fast.training.data.crops import ImageData, crop_of, split_data
-from vqvae_fast.training.errors import UserError, check_input
 from vqvae_fast.training.npz import UNREADABLE, read_headers
 
 _CHANNELS = (1, 3)

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vqvae_fast.errors import UserError, check_input
 from vqvae_fast.training.data.crops import ImageData, Regions, crop_of, whole_boxes
-from vqvae_fast.training.errors import UserError, check_input
 
 # A record is a label, then 1024 red, 1024 green and 1024 blue values of a 32x32 image.
 _RECORD = 1 + 3 * 32 * 32

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqvae_fast.training.errors import UserError
+from vqvae_fast.errors import UserError
+from vqvae_fast.training.pixel_scale import Image, to_model_scale
 
-Image = NDArray[np.uint8] | NDArray[np.floating]
 Boxes = NDArray[np.int64]
 
 
@@ -30,13 +30,6 @@ class Images(Protocol):
 # are then measured on the same crops.
 _HELD_OUT_SEED = 0
 _VARIANCE_REGIONS = 2048
-
-
-def to_unit_range(image: Image) -> NDArray[np.float32]:
-    """Pixel values as the model sees them: [-1, 1], float32."""
-    if image.dtype == np.uint8:
-        return image.astype(np.float32) * np.float32(2 / 255) - np.float32(1)
-    return image.astype(np.float32) * np.float32(2) - np.float32(1)
 
 
 @dataclass(frozen=True)
@@ -90,7 +83,7 @@ class Regions:
             top = int(down * (pixels.shape[0] - side + 1))
             left = int(across * (pixels.shape[1] - side + 1))
             crop = pixels[top : top + side, left : left + side]
-            place[:] = to_unit_range(crop[:, ::-1] if flip < 0.5 else crop).transpose(2, 0, 1)
+            place[:] = to_model_scale(crop[:, ::-1] if flip < 0.5 else crop).transpose(2, 0, 1)
         return torch.from_numpy(crops)
 
 
@@ -134,7 +127,7 @@ class ImageData:
         count = 0
         regions = np.linspace(0, len(self.train) - 1, min(len(self.train), _VARIANCE_REGIONS))
         for region in np.unique(regions.astype(int)):
-            pixels = to_unit_range(self.train.read(int(region))).astype(np.float64)
+            pixels = to_model_scale(self.train.read(int(region))).astype(np.float64)
             total += float(pixels.sum())
             squares += float(np.square(pixels).sum())
             count += pixels.size
@@ -156,7 +149,7 @@ class ImageData:
         for region in regions:
             pixels = self.held_out.read(int(region))
             top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
-            tile = to_unit_range(pixels[top : top + side, left : left + side])
+            tile = to_model_scale(pixels[top : top + side, left : left + side])
             tiles.append(torch.from_numpy(tile.transpose(2, 0, 1).copy()))
         return tiles
 

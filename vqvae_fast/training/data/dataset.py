@@ -1,21 +1,22 @@
 """Any torch Dataset as training data."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from vqvae_fast.errors import UserError
 from vqvae_fast.training.data.arrays import as_images
 from vqvae_fast.training.data.crops import (
-    Image,
     ImageData,
     Regions,
     crop_of,
     split_data,
     whole_boxes,
 )
-from vqvae_fast.training.errors import UserError
+from vqvae_fast.training.pixel_scale import Image
 
 
 class DatasetImages:
@@ -44,6 +45,12 @@ class DatasetImages:
         item = self._dataset[index]
         if isinstance(item, tuple | list):
             item = item[0]
+        if isinstance(item, Mapping):
+            keys = ", ".join(map(repr, item)) or "none"
+            raise UserError(
+                f"item {index} of the Dataset must be an image or a tuple that begins with one, "
+                f"got a {type(item).__name__} with the keys {keys}"
+            )
         pixels = item.detach().cpu().numpy() if isinstance(item, torch.Tensor) else np.asarray(item)
         pixels = pixels[..., None] if pixels.ndim == 2 else pixels
         # as_images speaks of batches: one image is a batch of one.

@@ -4,9 +4,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from vqvae_fast.training.data.crops import Image, ImageData, split_data
-from vqvae_fast.training.errors import UserError
+from vqvae_fast.errors import UserError
+from vqvae_fast.training.data.crops import ImageData, split_data
 from vqvae_fast.training.files import image_size, read_image
+from vqvae_fast.training.pixel_scale import Image
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 # Decoded pixels kept in memory; images beyond it are decoded again whenever one is drawn.

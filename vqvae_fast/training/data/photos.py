@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from vqvae_fast.errors import UserError
 from vqvae_fast.training.data.crops import ImageData
 from vqvae_fast.training.data.folder import open_files
-from vqvae_fast.training.errors import UserError
 
 _SKIMAGE, _SKLEARN = ("skimage", "data"), ("sklearn", "datasets/images")
 

@@ -2,30 +2,16 @@
 
 import pickle
 import re
-from collections.abc import Callable
 from os import PathLike
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from vqvae_fast.checkpoints.files import NUMPY_CONSTRUCTORS
 from vqvae_fast.regular_files import check_regular
 
 _RESIDUAL = re.compile(r"(encoder|decoder)\.\w+\.\d+\.stack\.(\d+)\.(.+)")
-
-# The reference's training script stores its loss curves as numpy arrays, which torch's restricted
-# unpickler refuses unless their (harmless) constructors are named. Files written under numpy 1
-# and numpy 2 name the same function differently.
-_reconstruct: Any = np.empty(0).__reduce__()[0]
-NUMPY_CONSTRUCTORS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-    (_reconstruct, "numpy.core.multiarray._reconstruct"),
-    (_reconstruct, "numpy._core.multiarray._reconstruct"),
-    np.ndarray,
-    np.dtype,
-    type(np.dtype(np.float32)),
-    type(np.dtype(np.float64)),
-]
 
 
 def read_reference_checkpoint(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vqvae_fast.models import VQVAE
 from vqvae_fast.nn import code_counts, perplexity
+from vqvae_fast.training.pixel_scale import mse_of_pixels
 from vqvae_fast.training.processes import share, total
 
 
@@ -69,6 +70,5 @@ def evaluate(
     model.train(was_training)
     if divided:
         squares, counts = total(squares), total(counts)
-    # A difference of 2 on the model's scale [-1, 1] is one of 1 on the pixels' scale [0, 1].
-    mse = float(squares) / images.numel() / 4
+    mse = mse_of_pixels(float(squares) / images.numel())
     return Evaluation(mse, psnr(mse), float(perplexity(counts)), int((counts > 0).sum()), counts)
