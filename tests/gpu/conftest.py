@@ -1,7 +1,8 @@
 """Tests on a CUDA device, for each of its backends.
 
-They are collected only where there is such a device. All tensors that a test makes without naming a device lie there: so the tests of
-tests/ops run here as they are. VQVAE_FAST_GPU_TESTS=cpu rehearses on a CPU what does not depend on CUDA itself.
+They are collected only where there is such a device. All tensors that a test makes without naming a
+device lie there, so the tests of tests/ops run here as they are. VQVAE_FAST_GPU_TESTS=cpu rehearses
+on a CPU what does not depend on CUDA itself.
 """
 
 import os
