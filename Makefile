@@ -1,7 +1,7 @@
 # make train   set up .venv if needed, then train a VQ-VAE on real photographs into $(RUN), or go
 #              on where Ctrl-C stopped it; make train ARGS="--seed 1 ..." starts a run of its own
 # make test    set up .venv if needed, then lint, types and the quick tests, some of them in Triton's
-#              interpreter: within 5 minutes on two cores; make test ARGS="-k search -x" runs a part
+#              interpreter; make test ARGS="-k search -x" runs a part
 # make test-all   every test, and of the GPU kernels what needs no GPU: make test-interpret (Triton's
 #              interpreter) and make gpu-check (compiled, read, asserted)
 # make test-sanitizers   the C++ kernels, attacked at random among the sanitizers, for some minutes
