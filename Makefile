@@ -1,7 +1,9 @@
 # make train   set up .venv if needed, then train a VQ-VAE on real photographs into $(RUN), or go
 #              on where Ctrl-C stopped it; make train ARGS="--seed 1 ..." starts a run of its own
-# make test    set up .venv if needed, then lint, types, tests, and of the GPU kernels what needs no GPU:
-#              make test-interpret (Triton's interpreter) and make gpu-check (compiled, read, asserted)
+# make test    set up .venv if needed, then lint, types and the quick tests, some of them in Triton's
+#              interpreter; make test ARGS="-k search -x" runs a part
+# make test-all   every test, and of the GPU kernels what needs no GPU: make test-interpret (Triton's
+#              interpreter) and make gpu-check (compiled, read, asserted)
 # make test-sanitizers   the C++ kernels, attacked at random among the sanitizers, for some minutes
 # make fuzz    random cases against the oracle and against the peer, with a new seed each time;
 #              make fuzz ARGS="--seconds 600 --keep-going" (tests/fuzz/README.md)
@@ -21,7 +23,7 @@ OLDEST_TRITON := $(VENV)/triton-3.5.0
 CXX_FILES := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'vqvae_fast/*.cpp' 'tests/*.cpp' \
   'tests/*.h' 'tests/*.cuh'
 
-.PHONY: train test test-interpret test-sanitizers fuzz test-gpu gpu-check lint format bench bench-compare bench-gpu gpu-first gpu-first-wheels clean prerequisites
+.PHONY: train test test-all test-interpret test-sanitizers fuzz test-gpu gpu-check lint format bench bench-compare bench-gpu gpu-first gpu-first-wheels clean prerequisites
 
 train: $(VENV)/.built
 ifdef ARGS
@@ -36,27 +38,32 @@ else
 	fi
 endif
 
+# Two processes on two cores: threads that wait for work must not spin on the other's core.
+PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+# Triton binds its interpreter when a kernel is decorated: a process of its own.
+INTERPRETER := TRITON_INTERPRET=1 VQVAE_FAST_BACKEND=triton
+# pyproject.toml leaves out what is marked slow, unless -m says otherwise.
+EVERYTHING := -m ""
+
 ifdef ARGS
 test: $(VENV)/.built lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 else
-test: $(VENV)/.built lint test-interpret gpu-check
-	$(BIN)/python -m pytest -n 2
+test: $(VENV)/.built lint
+	$(PYTEST) -n 2 --dist worksteal
+	$(INTERPRETER) $(PYTEST) -n 2 tests/ops -m 'interpreted and not slow'
 endif
 
-# Triton binds its interpreter when a kernel is decorated: a process of its own. 16-bit types go through
-# the same opcheck as the others, slowly.
-INTERPRETED := $(addprefix tests/ops/test_,search_contract.py search_adversarial.py segment_sum.py \
-  triton_sums.py quantize_backward.py quantize_gradient.py dispatcher.py residual.py similarity.py \
-  offsets.py triton_search.py triton_one_launch.py matrix_unit.py) \
-  -k 'not (opcheck and 16)'
+test-all: $(VENV)/.built lint test-interpret gpu-check
+	$(PYTEST) -n 2 --dist worksteal $(EVERYTHING) $(ARGS)
 
+# 16-bit types go through the same opcheck as the others, slowly.
 test-interpret: $(VENV)/.built
-	TRITON_INTERPRET=1 VQVAE_FAST_BACKEND=triton $(BIN)/python -m pytest -n 2 $(INTERPRETED) $(ARGS)
+	$(INTERPRETER) $(PYTEST) -n 2 tests/ops -m interpreted -k 'not (opcheck and 16)' $(ARGS)
 
-# The CPU kernels among the sanitizers for longer than make test does it.
+# The CPU kernels among the sanitizers for longer than make test-all does it.
 test-sanitizers: $(VENV)/.built
-	VQVAE_FAST_ATTACK_ROUNDS=3000 $(BIN)/python -m pytest tests/ops/test_attack.py tests/cuda/test_sanitizers.py $(ARGS)
+	VQVAE_FAST_ATTACK_ROUNDS=3000 $(PYTEST) $(EVERYTHING) tests/ops/test_attack.py tests/cuda/test_sanitizers.py $(ARGS)
 
 fuzz: $(VENV)/.built
 	$(BIN)/python tests/fuzz/exactness.py $(ARGS)
@@ -64,7 +71,7 @@ fuzz: $(VENV)/.built
 
 # Says that there is no CUDA device, and fails, rather than skip.
 test-gpu: $(VENV)/.built
-	VQVAE_FAST_REQUIRE_CUDA=1 $(BIN)/python -m pytest tests/gpu tests/ops $(ARGS)
+	VQVAE_FAST_REQUIRE_CUDA=1 $(PYTEST) $(EVERYTHING) tests/gpu tests/ops $(ARGS)
 
 # With the pinned version of Triton, and the searches with the oldest served one, too.
 gpu-check: $(VENV)/.built $(OLDEST_TRITON)

@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -53,6 +54,21 @@ void search(const Tensor& z, const Tensor& codebook, const Tensor& indices, cons
     search_one(z[h], codebook[h], indices[h], distances[h],
                quantized.defined() ? quantized[h] : quantized);
   }
+}
+
+// Of a search of one codebook; None where the filter does not serve it.
+std::optional<int64_t> settled_by_filter(const Tensor& z, const Tensor& codebook) {
+  check_search(z, codebook);
+  TORCH_CHECK_VALUE(codebook.dim() == 2, "codebook must be [K, D], got ", codebook.sizes());
+  int64_t settled = -1;
+  with_element_type(z.scalar_type(), "z", [&](auto* element) {
+    using In = std::remove_pointer_t<decltype(element)>;
+    Tensor copy;
+    settled = rows_settled_by_filter<In>(as_rows<const In>(z, &copy), as_codes<In>(codebook),
+                                         torch_pool());
+  });
+  if (settled < 0) return std::nullopt;
+  return settled;
 }
 
 std::tuple<Tensor, Tensor> nearest_code(const Tensor& z, const Tensor& codebook) {
@@ -213,6 +229,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         "Names of the instruction sets of this build that this machine has, best first.");
   m.def("set_cpu_isa", vqvae_fast::select_instruction_set, pybind11::arg("name"),
         "Use the named instruction set; ValueError where this machine lacks it.");
+  m.def("rows_settled_by_filter", vqvae_fast::settled_by_filter, pybind11::arg("z"),
+        pybind11::arg("codebook"),
+        "How many rows of this search the integer filter settles; None where it does not serve.");
   m.def(
       "build_info",
       [] {

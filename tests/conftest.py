@@ -14,10 +14,15 @@ with warnings.catch_warnings():
 
 def pytest_report_header():
     if settings.current.triton_interprets:
-        return "vqvae_fast: Triton kernels in Triton's interpreter"
-    if _native.extension is None:
-        return f"vqvae_fast: reference kernels only ({_native.reason})"
-    return f"vqvae_fast: C++ kernels, {', '.join(_native.extension.available_cpu_isas())}"
+        kernels = "Triton kernels in Triton's interpreter"
+    elif _native.extension is None:
+        kernels = f"reference kernels only ({_native.reason})"
+    else:
+        kernels = f"C++ kernels, {', '.join(_native.extension.available_cpu_isas())}"
+    lines = [f"vqvae_fast: {kernels}"]
+    if not torch.cuda.is_available():
+        lines.append("vqvae_fast: no CUDA device, so the tests of tests/gpu are not collected")
+    return lines
 
 
 def pytest_sessionstart(session):

@@ -66,6 +66,7 @@ def make(*arguments):
     return subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_a_wheel_with_a_compiler_has_the_kernels(source, tmp_path):
     process, wheel = build_wheel(source, VQVAE_FAST_REQUIRE_EXT="1")
     assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-2000:]
@@ -77,6 +78,7 @@ def test_a_wheel_with_a_compiler_has_the_kernels(source, tmp_path):
     assert searched.stderr == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "environment",
     [{"VQVAE_FAST_NO_EXT": "1"}, {"CXX": "no-such-compiler", "CC": "no-such-compiler"}],
@@ -92,6 +94,7 @@ def test_a_wheel_without_a_compiler_works_and_says_so_once(source, tmp_path, env
     assert searched.stderr.count("exact but slower") == 1
 
 
+@pytest.mark.slow
 def test_a_required_extension_that_cannot_be_built_is_an_error(source):
     process, wheel = build_wheel(
         source, CXX="no-such-compiler", CC="no-such-compiler", VQVAE_FAST_REQUIRE_EXT="1"
@@ -121,12 +124,13 @@ def test_make_names_the_part_of_python_that_is_missing(lacking, sentence, tmp_pa
 
 
 @needs_make
-@pytest.mark.skipif(
-    not all((Path(sys.prefix) / made).exists() for made in (".built", "triton-3.5.0")),
-    reason="this environment was not made by make test",
+@pytest.mark.parametrize(
+    ("target", "made"), [("test", [".built"]), ("test-all", [".built", "triton-3.5.0"])]
 )
-def test_a_second_make_installs_and_builds_nothing():
-    process = make("--dry-run", "test", f"VENV={sys.prefix}")
+def test_a_second_make_installs_and_builds_nothing(target, made):
+    if not all((Path(sys.prefix) / name).exists() for name in made):
+        pytest.skip(f"this environment was not made by make {target}")
+    process = make("--dry-run", target, f"VENV={sys.prefix}")
     assert process.returncode == 0
     assert "-m pytest" in process.stdout
     assert "pip install" not in process.stdout

@@ -294,9 +294,21 @@ void search_codebook(const Rows<const In>& z, const Codes<In>& codes, int64_t* i
   search_listed(z, codes, unsettled, out, unfiltered(Effort::kUnlimited));
 }
 
+template <class In>
+int64_t rows_settled_by_filter(const Rows<const In>& z, const Codes<In>& codes,
+                               const ThreadPool& pool) {
+  std::vector<int64_t> indices(z.count), left;
+  std::vector<Compute<In>> distances(z.count);
+  const Answers<In> unused{indices.data(), distances.data(), Rows<In>{}};
+  const bool served = search_filtered(instruction_set(), z, list_all(codes), unused, pool, left);
+  return served ? z.count - int64_t(left.size()) : -1;
+}
+
 #define VQVAE_FAST_INSTANTIATE(In)                                                               \
   template void search_codebook(const Rows<const In>&, const Codes<In>&, int64_t*, Compute<In>*, \
-                                const Rows<In>&, const ThreadPool&)
+                                const Rows<In>&, const ThreadPool&);                             \
+  template int64_t rows_settled_by_filter(const Rows<const In>&, const Codes<In>&,               \
+                                          const ThreadPool&)
 VQVAE_FAST_INSTANTIATE(float);
 VQVAE_FAST_INSTANTIATE(double);
 VQVAE_FAST_INSTANTIATE(BFloat16);

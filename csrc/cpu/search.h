@@ -12,4 +12,10 @@ template <class In>
 void search_codebook(const Rows<const In>& z, const Codes<In>& codes, int64_t* indices,
                      Compute<In>* distances, const Rows<In>& quantized, const ThreadPool& pool);
 
+// How many rows of such a search the integer filter settles without the float search; -1 where the
+// filter does not serve it. Tests ask, because results do not show which way they were found.
+template <class In>
+int64_t rows_settled_by_filter(const Rows<const In>& z, const Codes<In>& codes,
+                               const ThreadPool& pool);
+
 }  // namespace vqvae_fast

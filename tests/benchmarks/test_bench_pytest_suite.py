@@ -11,6 +11,7 @@ import torch
 
 pytest.importorskip("pytest_benchmark")
 
+pytestmark = pytest.mark.slow  # each test runs pytest in a process of its own
 ROOT = Path(__file__).parents[2]
 
 

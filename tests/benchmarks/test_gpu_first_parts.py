@@ -11,7 +11,10 @@ import pytest
 from benchmarks.gpu_first import step
 from vqvae_fast.bench.data import Shape, gaussian
 
-pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed"),
+]
 
 # The probe where the interpreter multiplies as a unit does, whose name is the argument.
 AS_A_UNIT = """

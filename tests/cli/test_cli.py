@@ -107,6 +107,7 @@ def test_every_option_reaches_the_config(images, tmp_path, capsys):
         assert config[option.strip("-").replace("-", "_")] == expected
 
 
+@pytest.mark.slow
 def test_the_photographs_can_be_chosen(tmp_path, capsys):
     run = tmp_path / "run"
     names = ("--photographs", "coffee, china")
@@ -160,6 +161,7 @@ def test_ctrl_c_leaves_a_checkpoint_that_resumes_on_the_same_trajectory(images, 
     assert metrics.read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_photographs_are_trained_on_and_drawn(tmp_path, capsys):
     run = tmp_path / "run"
     assert call("train", "--out", run, "--steps", 10, *SMALL) == 0

@@ -9,9 +9,10 @@ import subprocess
 import host_kernels
 import pytest
 
-pytestmark = pytest.mark.skipif(
-    host_kernels.why_not() is not None, reason=str(host_kernels.why_not())
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(host_kernels.why_not() is not None, reason=str(host_kernels.why_not())),
+]
 DRIVER = host_kernels.HOST / "driver.cpp"
 SORT = [source for source in host_kernels.SOURCES if source.stem == "sort"]
 

@@ -30,6 +30,7 @@ def peer_fuzzer():
 FUZZERS = {"exactness": lambda: exactness.FUZZER, "against the peer": peer_fuzzer}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default:Using a target size:UserWarning")  # of the peer's, its losses
 @pytest.mark.parametrize("name", FUZZERS)
 def test_nothing_is_found(name):

@@ -61,6 +61,7 @@ def test_quantizer(options, training):
     assert_same_steps(module.train(training), (2, 4, 5, 5), quantize)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learning", ["gradient", "ema"])
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
 def test_quantizer_with_inductor(learning):
@@ -106,7 +107,7 @@ def test_the_one_hot_can_be_read_inside_the_graph():
     )
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "options", [{}, {"learning": "ema"}, {"learning": "ema", "dead_code_threshold": 0.5}]
 )
@@ -174,7 +175,7 @@ def test_a_graph_that_collects_is_left_when_codes_are_copied_in():
     assert torch.equal(module.codebook, source.codebook)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "make",
     [

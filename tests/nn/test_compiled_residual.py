@@ -115,6 +115,7 @@ def test_dropout_does_not_break_the_graph_of_evaluation():
     torch.testing.assert_close(compiled(x), module(x))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
 def test_dropout_with_inductor():
     options = BASE | {"num_quantizers": 4, "quantize_dropout": True, "threshold_ema_dead_code": 1}
@@ -137,6 +138,7 @@ def test_a_seed_leaves_out_the_same_stages_compiled(make):
         torch.testing.assert_close(compiled(x, **call), eager(x, **call))
 
 
+@pytest.mark.slow
 def test_every_last_stage_is_as_likely_compiled_as_eager():
     dropout = QuantizeDropout(8, 2, 3)
     torch.manual_seed(0)
@@ -180,6 +182,7 @@ def _seed_of_the_first_stage():
     return next(seed for seed in range(99) if QuantizeDropout(2, 0, 1).last(cpu, seed) == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
 @pytest.mark.parametrize(
     "options",
@@ -198,6 +201,7 @@ def test_inductor_takes_the_gradient_of_the_codes_that_were_searched(options):
     assert_same_steps(eager, other, torch.compile(other, fullgraph=True), [(2, 12, 8)] * 2, {})
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
 @pytest.mark.parametrize("options", [{}, {"codebook_diversity_loss_weight": 0.1}], ids=name)
 def test_the_backward_pass_of_inductor_leaves_the_result_alone(options):

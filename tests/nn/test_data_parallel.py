@@ -119,6 +119,7 @@ def test_they_are_those_of_one_process_with_the_whole_batch(states, case):
             torch.testing.assert_close(states[0][wrapped][key], value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", COMPILED)
 def test_compiled_steps_learn_the_same(states, case):
     for state in states:
@@ -144,6 +145,7 @@ def end_early(rank, folder):
     trained(CASES["averages"], parts(), DistributedDataParallel)
 
 
+@pytest.mark.slow
 def test_a_lost_process_ends_the_others_with_an_error(tmp_path):
     begin = time.monotonic()
     with pytest.raises(mp.ProcessExitedException, match=r"exit code \d|signal"):

@@ -89,9 +89,9 @@ def test_averages_follow_to_float64_and_to_another_device():
 
 
 def test_usage_alone():
-    averages = CodeUsage(3, decay=0.5)
+    averages = CodeUsage(3, decay=0.75)  # not 0.5, with which the past weighs as much as the batch
     averages.update(torch.zeros(4, 2), torch.tensor([0, 0, 2, -1]), torch.zeros(3, 2))
-    assert averages.cluster_size.tolist() == [1.5, 0.5, 1.0]
+    assert averages.cluster_size.tolist() == [1.25, 0.75, 1.0]
 
 
 def test_reset_survives_the_next_write():

@@ -236,6 +236,7 @@ def assert_as_eager(model, inputs, dynamic=None):
         torch.testing.assert_close(model.state_dict(), other.state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", MODELS)
 def test_sizes_that_change(name, training):

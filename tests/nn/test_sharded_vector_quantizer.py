@@ -249,6 +249,7 @@ def test_as_one_quantizer_with_all_codes(folder):
             assert torch.equal(tensor, first)
 
 
+@pytest.mark.slow
 def test_checkpoints_fit_other_numbers_of_processes(folder):
     for world in (1, 3):
         mp.spawn(load, args=(world, str(folder)), nprocs=world)
@@ -256,6 +257,7 @@ def test_checkpoints_fit_other_numbers_of_processes(folder):
     assert torch.equal(one, three)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 def test_checkpoints_fit_a_quantizer_in_one_piece(folder):
     whole = VectorQuantizer(K, D, dead_code_threshold=0.01)
@@ -356,5 +358,6 @@ def empty_part(rank, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_every_process_has_codes(tmp_path):
     mp.spawn(empty_part, args=(str(tmp_path),), nprocs=3)

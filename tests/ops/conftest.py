@@ -3,24 +3,22 @@ from collections.abc import Callable, Iterator
 import host_kernels
 import pytest
 import torch
-from kernels import DTYPES, INSTRUCTION_SETS, KERNELS, Implementation
+from kernels import (
+    DTYPES,
+    EVERY_SET,
+    EVERY_WAY,
+    HOST_CUDA,
+    INSTRUCTION_SETS,
+    KERNELS,
+    ON_THE_HOST,
+    REFERENCE,
+    Implementation,
+    compiled,
+)
 
 import vqvae_fast
 from benchmarks.matrix_unit import UNITS, matrix_product
-from vqvae_fast import _native, reference, settings
-
-REFERENCE = Implementation(
-    reference.nearest_code,
-    reference.quantize,
-    reference.segment_sum,
-    reference.quantize_backward,
-)
-HOST_CUDA = Implementation(
-    host_kernels.nearest_code,
-    host_kernels.quantize,
-    host_kernels.segment_sum,
-    host_kernels.quantize_backward,
-)
+from vqvae_fast import _native, settings
 
 
 @pytest.fixture(autouse=True)
@@ -54,12 +52,27 @@ def restore() -> Iterator[None]:
         _native.extension.set_cpu_isa(isa)
 
 
-# In a process of Triton's interpreter (make test-interpret) its kernels serve the ops.
-ALL = (
-    ["triton"]
-    if settings.current.triton_interprets
-    else ["reference", *INSTRUCTION_SETS, "cuda on the host"]
-)
+# What a test asks of searches and sums it asks of the reference and of the portable kernels; all
+# other kernels must return the bits of the portable ones. No instruction set has a backward pass of
+# its own, so a test of it meets the op in one of them; CUDA's rounds in its own way. In a process
+# of Triton's interpreter (make test-interpret) its kernels serve the ops.
+IMPLEMENTATIONS = {
+    "reference": REFERENCE,
+    "every instruction set": EVERY_SET,
+    "the op": KERNELS,
+    ON_THE_HOST: HOST_CUDA,
+    "triton": KERNELS,
+    "triton in one launch": KERNELS,
+}
+
+
+def served_by(module: str) -> list[str]:
+    """The implementations that the tests of a module meet."""
+    if settings.current.triton_interprets:
+        return ["triton"]
+    if module == "test_quantize_backward":
+        return ["reference", "the op", ON_THE_HOST]
+    return ["reference", *(["every instruction set"] if EVERY_WAY else [])]
 
 
 @pytest.fixture(autouse=settings.current.triton_interprets)
@@ -75,7 +88,12 @@ def fresh_plans() -> Iterator[None]:
 # Tests of the search meet both of its forms in Triton. The modules that are named here run under
 # the rules by which matrix units add; elsewhere the interpreter multiplies as numpy does.
 ONE_LAUNCH = "triton in one launch"
-UNITS_OF_FORMS = [("triton", "ampere"), ("triton", "hopper"), (ONE_LAUNCH, "hopper")]
+UNITS_OF_FORMS = [
+    ("triton", "hopper"),
+    pytest.param("triton", "ampere", marks=pytest.mark.slow),
+    pytest.param(ONE_LAUNCH, "hopper", marks=pytest.mark.slow),
+]
+MATRIX_UNITS = ["hopper", pytest.param("ampere", marks=pytest.mark.slow)]
 UNDER_EACH_UNIT = ("test_search_adversarial", "test_residual", "test_matrix_unit")
 
 
@@ -84,39 +102,46 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     needs_no_unit = "float64" in metafunc.function.__name__  # nor does it have another form
     if not settings.current.triton_interprets or needs_no_unit:
         if "implementation" in names:
-            metafunc.parametrize("implementation", ALL, indirect=True)
+            metafunc.parametrize("implementation", served_by(module), indirect=True)
     elif module in UNDER_EACH_UNIT and "implementation" in names:
         both = ("implementation", "matrix_unit")
         metafunc.parametrize(both, UNITS_OF_FORMS, indirect=True)
     elif module in UNDER_EACH_UNIT:
-        metafunc.parametrize("matrix_unit", ["ampere", "hopper"], indirect=True)
+        metafunc.parametrize("matrix_unit", MATRIX_UNITS, indirect=True)
     elif "implementation" in names:
-        forms = [*ALL, ONE_LAUNCH] if module.startswith("test_search") else ALL
-        metafunc.parametrize("implementation", forms, indirect=True)
+        searches = module.startswith("test_search")
+        one_launch = [pytest.param(ONE_LAUNCH, marks=pytest.mark.slow)] if searches else []
+        metafunc.parametrize("implementation", [*served_by(module), *one_launch], indirect=True)
 
 
 @pytest.fixture
 def implementation(
     request: pytest.FixtureRequest, restore: None, monkeypatch: pytest.MonkeyPatch
 ) -> Implementation:
-    """The reference, every instruction set's kernels and CUDA's stand-in; or Triton's forms."""
+    """One of the ways in which the ops can be served."""
     if request.param.startswith("triton"):
         from vqvae_fast.triton import search
 
         form = "direct" if request.param == ONE_LAUNCH else "filter"
         monkeypatch.setattr(search, "forced_form", form)
-    if request.param == "reference":
-        return REFERENCE
-    if request.param == "cuda on the host":
-        if reason := host_kernels.why_not():
-            pytest.skip(reason)
-        return HOST_CUDA
-    if request.param in INSTRUCTION_SETS:
-        _native.extension.set_cpu_isa(request.param)
-    return KERNELS
+    if request.param == ON_THE_HOST and (reason := host_kernels.why_not()):
+        pytest.skip(reason)
+    return IMPLEMENTATIONS[request.param]
 
 
-@pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+# The interpreter takes its time: the quick suite meets two dtypes in it.
+QUICK_DTYPES = (
+    (torch.float32, torch.float16) if settings.current.triton_interprets else tuple(DTYPES)
+)
+
+
+@pytest.fixture(
+    params=[
+        dtype if dtype in QUICK_DTYPES else pytest.param(dtype, marks=pytest.mark.slow)
+        for dtype in DTYPES
+    ],
+    ids=lambda dtype: str(dtype).removeprefix("torch."),
+)
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
 
@@ -128,13 +153,7 @@ def search_everywhere(restore: None) -> Callable:
         pytest.skip("the C++ extension is not there")
 
     def run(z: torch.Tensor, codebook: torch.Tensor) -> list:
-        results = []
-        for isa in INSTRUCTION_SETS:
-            _native.extension.set_cpu_isa(isa)
-            results.append((isa, vqvae_fast.nearest_code(z, codebook)))
-        if host_kernels.why_not() is None:
-            on_the_host = vqvae_fast.functional.NearestCode(*host_kernels.nearest_code(z, codebook))
-            results.append(("cuda on the host", on_the_host))
-        return results
+        found = [(name, compiled(name).nearest_code(z, codebook)) for name in EVERY_WAY]
+        return [(name, vqvae_fast.functional.NearestCode(*result)) for name, result in found]
 
     return run

@@ -1,12 +1,17 @@
 """The kernels that there are to test on this machine."""
 
+import hashlib
+import os
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import host_kernels
 import torch
+from torch import Tensor
 
-from vqvae_fast import _native
+from vqvae_fast import _native, reference
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -33,6 +38,81 @@ KERNELS = Implementation(
     lambda src, indices, count: torch.ops.vqvae_fast.segment_sum(src, indices, count),
     lambda *arguments: torch.ops.vqvae_fast.quantize_backward(*arguments),
 )
+REFERENCE = Implementation(
+    reference.nearest_code,
+    reference.quantize,
+    reference.segment_sum,
+    reference.quantize_backward,
+)
+# The CUDA kernels' own source, compiled for the CPU.
+ON_THE_HOST = "cuda on the host"
+HOST_CUDA = Implementation(
+    host_kernels.nearest_code,
+    host_kernels.quantize,
+    host_kernels.segment_sum,
+    host_kernels.quantize_backward,
+)
+
+
+def same_bits(first: Tensor, second: Tensor) -> bool:
+    """Equal bits, but that all NaNs are equal: the contract says nothing of their sign."""
+    if first.is_floating_point() and first.isnan().any():
+        if not torch.equal(first.isnan(), second.isnan()):
+            return False
+        first, second = (t.nan_to_num(0.0, torch.inf, -torch.inf) for t in (first, second))
+    first, second = (t.contiguous().flatten().view(torch.uint8) for t in (first, second))
+    return torch.equal(first, second)
+
+
+# The portable instruction set comes first: the others are compared with it.
+EVERY_WAY = [*reversed(INSTRUCTION_SETS), *([] if host_kernels.why_not() else [ON_THE_HOST])]
+
+
+def compiled(name: str) -> Implementation:
+    """The kernels of one instruction set, which is chosen, or CUDA's stand-in."""
+    if name == ON_THE_HOST:
+        return HOST_CUDA
+    _native.extension.set_cpu_isa(name)
+    return KERNELS
+
+
+def in_each(op: str) -> Callable:
+    """The op in every instruction set and on CUDA's stand-in, which must return the same bits.
+
+    The result, or the error, of the portable kernels is handed on: what a test asks of it holds for
+    all of them.
+    """
+
+    def run(*arguments: object) -> object:
+        wanted: object = None
+        for name in EVERY_WAY:
+            try:
+                found = getattr(compiled(name), op)(*arguments)
+            except (IndexError, TypeError, ValueError) as error:
+                found = error
+            if wanted is None:
+                wanted = found
+            elif isinstance(wanted, Exception):
+                assert type(found) is type(wanted), f"{name} raised no {wanted!r}: {found!r}"
+            else:
+                assert not isinstance(found, Exception), f"{name} raised {found!r}"
+                for mine, portable in zip(found, wanted, strict=True):
+                    assert mine.shape == portable.shape
+                    assert mine.stride() == portable.stride(), name
+                    assert same_bits(mine, portable), f"{name} has other bits than portable"
+        if isinstance(wanted, Exception):
+            raise wanted
+        return wanted
+
+    return run
+
+
+EVERY_SET = Implementation(
+    in_each("nearest_code"),
+    in_each("quantize"),
+    in_each("segment_sum"),
+    KERNELS.quantize_backward,
+)
 
 
 ROOT = Path(__file__).parents[2]
@@ -44,3 +124,15 @@ def build_settings(root: Path = ROOT) -> dict:
     names: dict = {"__file__": str(root / "setup.py")}
     exec(compile(lines, "setup.py", "exec"), names)
     return names
+
+
+def compiled_once(command: list[str | Path], sources: bytes) -> Path:
+    """The file that ``command -o FILE`` makes: kept for each command and content of its sources."""
+    words = "\0".join(map(str, command)).encode()
+    made = ROOT / "build" / "tests" / hashlib.sha256(words + sources).hexdigest()[:16]
+    if not made.exists():
+        made.parent.mkdir(parents=True, exist_ok=True)
+        partial = made.with_suffix(f".{os.getpid()}")  # another process may be at it, too
+        subprocess.run([*command, "-o", partial], check=True)
+        partial.replace(made)
+    return made

@@ -10,6 +10,8 @@ import torch._dynamo.utils
 import vqvae_fast
 from vqvae_fast import backends, ops
 
+pytestmark = pytest.mark.interpreted
+
 
 def samples(requires_grad, dtype=torch.float32):
     """Arguments of nearest_code and quantize."""

@@ -8,7 +8,7 @@ unit as they are written here.
 
 import pytest
 import torch
-from search_oracle import check
+from search_oracle import check, wrong_rows
 from test_residual import check_all
 from torch import Tensor
 
@@ -23,6 +23,8 @@ import triton.language as tl
 
 from vqvae_fast.triton import search
 from vqvae_fast.triton.bound import lowest_score
+
+pytestmark = pytest.mark.interpreted
 
 ROWS, CODES = 64, 300
 SMALLEST = 2.0**-24  # of float16's subnormal numbers
@@ -183,3 +185,26 @@ def test_a_bound_that_forgets_the_subnormals_is_too_high(matrix_unit, dim):
     assert rows_below_their_bound(z, codebook[11], UNITS[matrix_unit], **rounding) == 0
     forgetful = {**rounding, "NORMAL": 0.0}
     assert rows_below_their_bound(z, codebook[11], UNITS[matrix_unit], **forgetful) > ROWS // 8
+
+
+def products_that_additions_lose(dim: int) -> tuple[Tensor, Tensor]:
+    """Two codes that may win: what the nearer one gains, all additions of a unit leave out.
+
+    The first product is 1.5 and the last -1.5. Between them the nearer code has products below
+    2^-25, of which no step keeps any; the farther one has half of their sum in a single product.
+    Both rise above the other codes by the same product.
+    """
+    z, codes = torch.zeros(ROWS, dim), torch.zeros(CODES, dim)
+    nearer, farther = 150, 20
+    both = torch.tensor([nearer, farther])
+    z[:, 0], z[:, -1], codes[:, 0], codes[:, -1] = 24.0, -24.0, 2.0**-4, 2.0**-4
+    z[:, -2], codes[both, -2] = 0.125, 2.0**-4
+    z[:, 1:-3], codes[nearer, 1:-3] = float16(torch.tensor(0.9 * 2.0**-11)), 2.0**-14
+    z[:, -3], codes[farther, -3] = float16((dim - 4) * z[0, 1] / 2), 2.0**-14
+    return z, book(codes)
+
+
+@pytest.mark.parametrize("dim", [128, 256])
+def test_products_that_additions_lose_are_within_the_bound(implementation, dim):
+    z, codebook = products_that_additions_lose(dim)
+    assert not wrong_rows(implementation.nearest_code(z, codebook)[0], z, codebook)

@@ -6,6 +6,8 @@ import sys
 import pytest
 import torch
 
+pytestmark = pytest.mark.interpreted
+
 FAR = (1 << 30) + 8  # the third row begins past 2^31 elements
 
 

@@ -5,6 +5,8 @@ import torch
 
 from vqvae_fast import reference
 
+pytestmark = pytest.mark.interpreted
+
 SHAPES = {
     "rows": ((40, 6), (17, 6)),
     "one row": ((6,), (17, 6)),

@@ -3,6 +3,8 @@ import torch
 
 import vqvae_fast
 
+pytestmark = pytest.mark.interpreted
+
 SHAPES = {
     "rows": ((40, 6), (17, 6), False),
     "one row": ((6,), (17, 6), False),

@@ -8,6 +8,8 @@ from test_search_contract import LAYOUTS
 import vqvae_fast
 from vqvae_fast import reference, settings
 
+pytestmark = pytest.mark.interpreted
+
 
 def stages(z, codebooks, indices):
     """The residual and the indices of each stage, from the chosen codes."""

@@ -4,6 +4,8 @@ from search_oracle import check
 
 from vqvae_fast import settings
 
+pytestmark = pytest.mark.interpreted
+
 # Tiles are 8 x 48, 8 x 24, 4 x 24, 4 x 12 and 4 x 8 (rows x codes), blocks 64 to 128 rows, passes
 # 1024 panels: every size here is off all of them. 4099 is a row longer than a block of the L1.
 SHAPES = [

@@ -3,6 +3,8 @@ import torch
 
 import vqvae_fast
 
+pytestmark = pytest.mark.interpreted
+
 SHAPES = [(1, 1, 1), (7, 1, 5), (300, 17, 8), (1000, 5000, 3), (513, 64, 33), (40, 7, 300)]
 
 

@@ -8,6 +8,8 @@ from kernels import DTYPES
 import vqvae_fast
 from vqvae_fast import _native, reference, settings
 
+pytestmark = pytest.mark.interpreted
+
 METRICS = ["cosine", "dot"]
 
 

@@ -12,6 +12,8 @@ if not settings.current.triton_interprets:
 from vqvae_fast.triton import search
 from vqvae_fast.triton.forms import direct_form
 
+pytestmark = pytest.mark.interpreted
+
 
 def direct_launch(z, codebook):
     """The grid of a search in one launch, and its constants."""

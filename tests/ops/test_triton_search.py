@@ -13,6 +13,8 @@ from vqvae_fast.triton import measure, prepare, scan, search, settle
 from vqvae_fast.triton.launch import Plan, Pointer
 from vqvae_fast.triton.rows import books_at, rows_at
 
+pytestmark = pytest.mark.interpreted
+
 
 @pytest.fixture(autouse=True)
 def _five_kernels(monkeypatch):

@@ -7,10 +7,13 @@ import torch
 
 from vqvae_fast import reference, settings
 
-pytestmark = pytest.mark.skipif(
-    not settings.current.triton_interprets,
-    reason="Triton's interpreter needs VQVAE_FAST_BACKEND=triton and TRITON_INTERPRET=1",
-)
+pytestmark = [
+    pytest.mark.interpreted,
+    pytest.mark.skipif(
+        not settings.current.triton_interprets,
+        reason="Triton's interpreter needs VQVAE_FAST_BACKEND=triton and TRITON_INTERPRET=1",
+    ),
+]
 
 
 @pytest.fixture

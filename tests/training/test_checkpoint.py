@@ -1,5 +1,4 @@
 import contextlib
-import dataclasses
 import json
 import os
 import pickle
@@ -9,14 +8,9 @@ import pytest
 import torch
 
 from vqvae_fast.atomic import atomic_file
-from vqvae_fast.training import UserError, load_model, resume, train
+from vqvae_fast.training import UserError, load_model, resume
 from vqvae_fast.training.checkpoint import load_checkpoint, save_checkpoint
 from vqvae_fast.training.runfolder import read_config
-
-
-@pytest.fixture
-def run(tiny, no_pictures):
-    return train(dataclasses.replace(tiny, steps=3)).run
 
 
 def test_checkpoint_loads_without_running_code(run):

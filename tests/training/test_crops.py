@@ -59,6 +59,13 @@ def test_crops_reach_every_column_and_are_flipped_half_of_the_time():
     assert len(first) == 20 - 8 + 1
 
 
+def test_crops_reach_every_row():
+    data = image_data([(20, 16)], crop=8, share=0.5)  # both parts are as wide as a crop
+    crops = data.train.crops(np.random.default_rng(0), 600, 8, 1)
+    first = {round(v, 6) for v in crops[:, 0, 0, :].min(dim=1).values.tolist()}
+    assert len(first) == 20 - 8 + 1
+
+
 def test_batch_is_a_function_of_seed_and_step_alone():
     data = image_data([(40, 100)], crop=8, share=0.2)
     before = data.batch(3, 5, 4)

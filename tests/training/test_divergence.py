@@ -43,7 +43,9 @@ def trainer_of(tiny, **changes):
     return Trainer(dataclasses.replace(tiny, **changes), data, data.variance())
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    "value", [math.nan, *(pytest.param(v, marks=pytest.mark.slow) for v in (math.inf, -math.inf))]
+)
 @pytest.mark.parametrize("what", ["weight", "code", "loss"])
 def test_the_step_that_diverged_is_named(tiny, tmp_path, monkeypatch, value, what):
     trainer = trainer_of(tiny, log_every=10, eval_every=10)
@@ -99,6 +101,7 @@ def test_large_weights_are_finite(tiny):
         assert not is_finite(trainer.model)
 
 
+@pytest.mark.slow
 def test_of_several_processes_all_stop(tiny, tmp_path):
     options = f"--codebook-size 16 --dim 4 --batch-size 4 --lr 1e30 --device cpu --data {tiny.data}"
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

@@ -81,7 +81,9 @@ def test_same_seed_same_bits_and_another_seed_others(tiny, quantizer):
 
 
 @pytest.mark.parametrize("quantizer", ["ema", "gradient"])
-@pytest.mark.parametrize("stop", [1, 5, 6])
+@pytest.mark.parametrize(
+    "stop", [pytest.param(1, marks=pytest.mark.slow), 5, pytest.param(6, marks=pytest.mark.slow)]
+)
 def test_resumed_run_repeats_the_whole_run_bit_for_bit(tiny, quantizer, stop):
     tiny = dataclasses.replace(tiny, quantizer=quantizer)
     whole = train(tiny)
@@ -93,6 +95,7 @@ def test_resumed_run_repeats_the_whole_run_bit_for_bit(tiny, quantizer, stop):
     assert resumed.training.mse == whole.training.mse
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # torch's compiler warns of its own insides
 def test_a_compiled_run_follows_the_eager_one(tiny):
     eager = train(tiny)
@@ -130,7 +133,7 @@ def test_callers_random_state_is_left_alone(tiny):
     assert torch.equal(before, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("quantizer", ["ema", "gradient"])
+@pytest.mark.parametrize("quantizer", ["ema", pytest.param("gradient", marks=pytest.mark.slow)])
 def test_training_on_photographs_learns(tiny, quantizer):
     config = dataclasses.replace(
         tiny,
@@ -256,6 +259,7 @@ def test_ema_recipe_does_not_let_the_codebook_die(tiny):
     assert quantizer["kmeans_init"]
 
 
+@pytest.mark.slow
 def test_compiled_step_is_the_step(tiny, monkeypatch):
     """What is handed to torch.compile is what runs; its own failures are told in one sentence."""
     compiled = []

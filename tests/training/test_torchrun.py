@@ -70,6 +70,7 @@ def rows(run: Path):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
 def test_the_run_is_that_of_one_process(runs, processes):
     """Five images a batch: the shares are not equal."""
@@ -85,6 +86,7 @@ def test_the_run_is_that_of_one_process(runs, processes):
         assert figures[0][part] == pytest.approx(figures[1][part], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_first_process_alone_speaks_and_writes(runs):
     run, said = runs[3]
     assert said.count("held out  PSNR") == 1
@@ -92,6 +94,7 @@ def test_the_first_process_alone_speaks_and_writes(runs):
     assert {path.name for path in run.iterdir()} == {path.name for path in runs[1][0].iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantizer", ["gradient", "ema"])
 def test_a_resumed_run_goes_on_as_the_whole_one(options, tmp_path, quantizer):
     options = [*options, "--quantizer", quantizer]
@@ -106,6 +109,7 @@ def test_a_resumed_run_goes_on_as_the_whole_one(options, tmp_path, quantizer):
     assert rows(tmp_path / "parts")[-1]["step"] == 30
 
 
+@pytest.mark.slow
 def test_a_signal_ends_all_with_a_checkpoint(options, tmp_path):
     run = tmp_path / "run"
     process = subprocess.Popen(
@@ -128,6 +132,7 @@ def test_a_signal_ends_all_with_a_checkpoint(options, tmp_path):
     assert rows(run)[-1]["step"] == step + 20
 
 
+@pytest.mark.slow
 def test_a_lost_process_ends_the_others(options, tmp_path):
     run = tmp_path / "run"
     process = subprocess.Popen(
@@ -147,6 +152,7 @@ def test_a_lost_process_ends_the_others(options, tmp_path):
     assert "SIGKILL" in said or "exitcode  : -9" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -170,6 +176,7 @@ def test_a_user_s_error_is_said_once(options, tmp_path, arguments, sentence):
     assert time.monotonic() - begin < 20  # no process has waited for its patience to end
 
 
+@pytest.mark.slow
 def test_what_another_process_alone_finds_is_said_by_the_first(options, tmp_path):
     """The folder of the data is there for one process alone, as on another machine."""
     script = tmp_path / "script.py"
@@ -195,6 +202,7 @@ def test_what_another_process_alone_finds_is_said_by_the_first(options, tmp_path
     assert done.stderr.count("vqvae-fast: ") == 1
 
 
+@pytest.mark.slow
 def test_what_the_first_process_alone_finds_ends_all(options, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
@@ -210,6 +218,7 @@ def test_what_the_first_process_alone_finds_ends_all(options, tmp_path):
     assert "gloo" not in done.stderr.lower()  # nobody waited in a collective for who had gone
 
 
+@pytest.mark.slow
 def test_a_run_that_is_being_written_is_refused_by_all(options, tmp_path):
     run = tmp_path / "run"
     train(1, *options, "--steps", 2, "--out", run)
@@ -224,6 +233,7 @@ def test_a_run_that_is_being_written_is_refused_by_all(options, tmp_path):
     assert {path: path.read_bytes() for path in run.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_a_large_codebook_s_run_is_that_of_one_process(options, tmp_path):
     options = [*options, "--quantizer", "ema", "--codebook-size", 250, "--steps", 30]
     for n in (1, 2):

@@ -8,6 +8,7 @@ from benchmarks.gpu_first.step import ROOT, Emit, Setting, Step
 
 _FOLDER = "tests/gpu"
 _PYTEST = ("-m", "pytest", "-q", "-o", "filterwarnings=", "-W", "default", "-p", "no:cacheprovider")
+_PYTEST += ("-m", "")  # the slow ones, too
 _REHEARSED = "test_gpu_agreement.py"
 _SUMMARY = re.compile(r"(\d+) (passed|failed|error|skipped|xfailed)")
 

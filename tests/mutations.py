@@ -1,0 +1,370 @@
+"""Deliberate faults, each of which a test must catch: ``python tests/mutations.py [NAME...]``.
+
+Each fault is put alone into a copy of the tree, the compiled extension is built again where it lies
+in the C++ sources, and the named tests run until the first failure. What is printed is a table in
+Markdown; the program fails where a fault survives, no longer applies, or its tests fail without it.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SOURCES = ("csrc/", "vqvae_fast/")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A line of the sources, found by its text in whichever file it lies, and a wrong one.
+
+    tests: arguments of pytest. interpreted: they run in Triton's interpreter. slow: they are
+    marked slow, so that `make test-all` alone has them.
+    """
+
+    name: str
+    text: str
+    replacement: str
+    tests: str
+    interpreted: bool = False
+    slow: bool = False
+
+
+OPS, NN, TRAINING = "tests/ops/test_", "tests/nn/test_", "tests/training/test_"
+FAULTS = [
+    # ---- the CPU kernels (csrc) ------------------------------------------------------------------
+    Fault(
+        "few rows: no rounding error",
+        "const double error = 5 * double(dim + 8) * Precision<T>::unit;",
+        "const double error = 0 * double(dim + 8) * Precision<T>::unit;",
+        OPS + "search_adversarial.py -k few_rows",
+    ),
+    Fault(
+        "float search: no rounding error of a score",
+        "return 1.02 * (double(dim + 8) * Precision<T>::unit + double(dim / 8 + 8) * 0x1p-53);",
+        "return 0 * double(dim) * Precision<T>::unit;",
+        OPS + "search_adversarial.py",
+    ),
+    Fault(
+        "float search: a later code wins a tie between parts",
+        "if (d < distance || (d == distance && part.indices[n] < index)) {",
+        "if (d <= distance) {",
+        OPS + "search_bits.py " + OPS + "search_contract.py",
+    ),
+    Fault(
+        "float search: rows whose second best may win are not looked at again",
+        "if (Simd::at_least(Simd::load(block.second(r)), bounds) != 0) {",
+        "if (false) {",
+        OPS + "search_adversarial.py",
+    ),
+    Fault(
+        "integer filter: it serves one dimension less",
+        "constexpr int64_t kSmallestDim = 8;",
+        "constexpr int64_t kSmallestDim = 7;",
+        OPS + "filter.py",
+    ),
+    Fault(
+        "integer filter: the chosen code's number in a list is taken for its place",
+        "for (int64_t r = row; r < last; ++r) indices[r] = codes.place(indices[r]);",
+        "",
+        OPS + "search_duplicates.py " + OPS + "filter.py",
+    ),
+    Fault(
+        "integer filter: the rows that it leaves are forgotten",
+        "mine.insert(mine.end(), unsettled, unsettled + count);",
+        "",
+        OPS + "filter.py",
+    ),
+    Fault(
+        "sums: masked rows count",
+        "if (indices[n] >= 0) ++count[indices[n]];",
+        "++count[indices[n] >= 0 ? indices[n] : 0];",
+        OPS + "segment_sum.py",
+    ),
+    Fault(
+        "moving average: the batch has the weight of the past",
+        "const Lerp<T> lerp{T(1 - decay)};",
+        "const Lerp<T> lerp{T(decay)};",
+        OPS + "moving_average.py",
+    ),
+    Fault(
+        "residual backward pass: the loss moves a row the wrong way",
+        "const auto of_row = Doubles::broadcast(passed.of_row + of_error);",
+        "const auto of_row = Doubles::broadcast(passed.of_row - of_error);",
+        OPS + "residual_backward.py",
+    ),
+    # ---- the Triton kernels ----------------------------------------------------------------------
+    Fault(
+        "Triton's bound: no error of the additions",
+        "addition = (dims + 16) * 3.0e-7 * aligned_to + SUBNORMAL",
+        "addition = 0.0 * aligned_to",
+        OPS + "matrix_unit.py",
+        interpreted=True,
+    ),
+    Fault(
+        "Triton's bound: no error of packing",
+        "code_rounding = max_rounding + 1.2e-7 * radius",
+        "code_rounding = 0.0 * radius",
+        OPS + "search_adversarial.py " + OPS + "matrix_unit.py",
+        interpreted=True,
+    ),
+    Fault(
+        "Triton's bound: the number of the tile is forgotten",
+        "lowest -= 3.1e-5 * tl.abs(lowest)",
+        "lowest -= 0.0 * tl.abs(lowest)",
+        OPS + "triton_search.py " + OPS + "search_adversarial.py",
+        interpreted=True,
+    ),
+    # ---- gradients -------------------------------------------------------------------------------
+    Fault(
+        "gradient of z: half of the commitment",
+        "parts.append(grad_loss * (2.0 / _count(error)) * ctx.weights[0] * error)",
+        "parts.append(grad_loss * (1.0 / _count(error)) * ctx.weights[0] * error)",
+        OPS + "quantize_gradient.py",
+    ),
+    Fault(
+        "second derivative: the codebook's weight is the commitment's",
+        "errors = scale * codebook_weight * (codes - z.detach())",
+        "errors = scale * commitment_weight * (codes - z.detach())",
+        OPS + "quantize_gradient.py",
+    ),
+    Fault(
+        "loss: one weight is left out",
+        "loss = distances.sum() * ((commitment_weight + codebook_weight) / _count(z))",
+        "loss = distances.sum() * (codebook_weight / _count(z))",
+        OPS + "quantize_gradient.py",
+    ),
+    Fault(
+        "rotation trick: the gradient passes straight through",
+        "return rotated_gradient(grad, z.detach(), q.detach()), None",
+        "return grad, None",
+        NN + "estimators.py",
+    ),
+    # ---- averages, expiry, k-means ---------------------------------------------------------------
+    Fault(
+        "usage: the batch has the weight of the past",
+        "self.cluster_size.lerp_(counts.to(self.cluster_size.dtype), 1 - self.decay)",
+        "self.cluster_size.lerp_(counts.to(self.cluster_size.dtype), self.decay)",
+        NN + "ema.py",
+    ),
+    Fault(
+        "reset: the sum of a code that starts anew is the code itself",
+        "put(self.embed_avg, which, codes.to(self.embed_avg.dtype) * sizes[:, None])",
+        "put(self.embed_avg, which, codes.to(self.embed_avg.dtype))",
+        NN + "ema.py " + NN + "dead_codes.py",
+    ),
+    Fault(
+        "expiry: living codes move, dead ones stay",
+        "dead = usage.cluster_size < threshold",
+        "dead = usage.cluster_size > threshold",
+        NN + "dead_codes.py",
+    ),
+    Fault(
+        "expiry: the codes move, their averages do not",
+        "usage.reset(which, codes, threshold)",
+        "",
+        NN + "dead_codes.py",
+    ),
+    Fault(
+        "sampling: every stratum begins at 0",
+        "low = rank * total // strata",
+        "low = rank * 0",
+        NN + "dead_codes.py",
+    ),
+    Fault(
+        "k-means: empty codes stay empty",
+        "codes[empty[: len(drawn)]] = samples[drawn]",
+        "",
+        NN + "kmeans.py",
+    ),
+    Fault(
+        "k-means: vectors that are not finite are samples",
+        "rows = rows[rows.isfinite().all(dim=1)]",
+        "",
+        NN + "kmeans.py",
+    ),
+    # ---- loaders and training --------------------------------------------------------------------
+    Fault(
+        "crops: the last row is never drawn",
+        "top = int(down * (pixels.shape[0] - side + 1))",
+        "top = int(down * (pixels.shape[0] - side))",
+        TRAINING + "crops.py",
+    ),
+    Fault(
+        "crops: no crop is flipped",
+        "crop[:, ::-1] if flip < 0.5 else crop",
+        "crop",
+        TRAINING + "crops.py",
+    ),
+    Fault(
+        "images: the range is [0, 1]",
+        "return image.astype(np.float32) * np.float32(2 / 255) - np.float32(1)",
+        "return image.astype(np.float32) * np.float32(1 / 255)",
+        TRAINING + "crops.py " + TRAINING + "data_sources.py",
+    ),
+    Fault(
+        "held-out regions share pixels with the training ones",
+        "kept.append((image, 0, cut, height, width - cut))",
+        "kept.append((image, 0, cut - 1, height, width - cut))",
+        TRAINING + "crops.py",
+    ),
+    Fault(
+        "batches: every step draws the same",
+        "rng = np.random.default_rng([seed, step])",
+        "rng = np.random.default_rng([seed, 0])",
+        TRAINING + "crops.py " + TRAINING + "run.py " + TRAINING + "recipe.py",
+    ),
+    Fault(
+        "atomic files: the file itself is written",
+        "temporary = folder / path.name",
+        "temporary = path",
+        TRAINING + "checkpoint.py",
+    ),
+    Fault(
+        "recipe: a code is dead at a share of 0",
+        '"dead_code_threshold": _DEAD_SHARE * choices,',
+        '"dead_code_threshold": 0.0 * choices,',
+        TRAINING + "recipe.py",
+    ),
+    Fault(
+        "recipe: the learning rate never falls",
+        "_COOLING_SHARE = 0.5",
+        "_COOLING_SHARE = 0.0",
+        TRAINING + "recipe.py",
+    ),
+    Fault(
+        "checkpoint: the optimizer's steps are not compared",
+        'if averages["step"] != step:',
+        "if False:",
+        TRAINING + "checkpoint.py",
+    ),
+    # ---- the command line ------------------------------------------------------------------------
+    Fault(
+        "command line: a file is replaced without --overwrite",
+        '    if not overwrite:\n        raise UserError(f"{path} exists',
+        '    if False:\n        raise UserError(f"{path} exists',
+        "tests/cli",
+    ),
+    Fault(
+        "command line: two images may be decoded to one name",
+        "if decoded in seen:",
+        "if False:",
+        "tests/cli/test_codes.py",
+    ),
+    Fault(
+        "command line: the bits per pixel are bytes",
+        "{8 * size / pixels:.4f} bits per pixel",
+        "{size / pixels:.4f} bits per pixel",
+        "tests/cli/test_codes.py",
+    ),
+]
+
+
+def source_of(fault: Fault, tree: Path) -> Path:
+    """The one file of the sources that holds the fault's text, once."""
+    found = [
+        path
+        for folder in SOURCES
+        for path in sorted((tree / folder).rglob("*"))
+        if path.suffix in (".py", ".cpp", ".h") and fault.text in path.read_text()
+    ]
+    if len(found) != 1 or found[0].read_text().count(fault.text) != 1:
+        raise ValueError(f"the text must stand in one place, got {[str(path) for path in found]}")
+    return found[0]
+
+
+def copy_tree(target: Path) -> None:
+    """What git tracks and what is new beside it, and the compiled extension with its objects."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    extensions = [str(path.relative_to(ROOT)) for path in (ROOT / "vqvae_fast").glob("*.so")]
+    for name in [*filter(None, listed.split("\0")), *extensions]:
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+
+
+def run(tree: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Python with the package of this tree."""
+    environment = os.environ | {"PYTHONPATH": str(tree), "OMP_WAIT_POLICY": "PASSIVE"} | variables
+    return subprocess.run(
+        [sys.executable, *command], cwd=tree, env=environment, capture_output=True, text=True
+    )
+
+
+def build(tree: Path) -> None:
+    done = run(tree, "setup.py", "build_ext", "--inplace", VQVAE_FAST_REQUIRE_EXT="1")
+    if done.returncode:
+        raise RuntimeError(f"the extension does not build:\n{done.stderr[-2000:]}")
+
+
+def is_compiled(fault: Fault, tree: Path) -> bool:
+    try:
+        return source_of(fault, tree).suffix != ".py"
+    except ValueError:
+        return False
+
+
+def test(tree: Path, fault: Fault) -> tuple[int, str]:
+    """pytest's status, and the test that failed first."""
+    variables = {"TRITON_INTERPRET": "1", "VQVAE_FAST_BACKEND": "triton"}
+    marker = "" if fault.slow else "not slow"
+    options = ["-m", "pytest", "-x", "-q", "-m", marker, "-p", "no:cacheprovider"]
+    arguments = fault.tests.split()
+    done = run(tree, *options, *arguments, **(variables if fault.interpreted else {}))
+    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"pytest ended with {done.returncode}:\n{done.stdout[-2000:]}")
+    return done.returncode, failed[0].split(" - ")[0].partition(" ")[2] if failed else ""
+
+
+def try_fault(tree: Path, fault: Fault) -> str:
+    """What became of it: which test caught it, or what is wrong."""
+    try:
+        path = source_of(fault, tree)
+    except ValueError as error:
+        return f"does not apply: {error}"
+    whole, compiled = path.read_text(), path.suffix != ".py"
+    try:
+        path.write_text(whole.replace(fault.text, fault.replacement))
+        if compiled:
+            build(tree)
+        status, caught_by = test(tree, fault)
+    finally:
+        path.write_text(whole)
+    return f"caught by `{caught_by}`" if status else "SURVIVED"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="parts of names; all faults if there are none")
+    names = parser.parse_args().names
+    chosen = [fault for fault in FAULTS if not names or any(name in fault.name for name in names)]
+    bad = 0
+    print("| fault | result | seconds |\n|---|---|--:|", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder)
+        copy_tree(tree)
+        built_with_fault = False
+        for fault in chosen:
+            begin = time.monotonic()
+            try:
+                if built_with_fault and not is_compiled(fault, tree):
+                    build(tree)
+                    built_with_fault = False
+                result = try_fault(tree, fault)
+                built_with_fault |= is_compiled(fault, tree)
+            except RuntimeError as error:
+                result = str(error)
+            bad += not result.startswith("caught")
+            print(f"| {fault.name} | {result} | {time.monotonic() - begin:.0f} |", flush=True)
+    return bad > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
