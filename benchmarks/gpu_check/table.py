@@ -1,4 +1,4 @@
-"""The table of what was compiled, and what must hold of it."""
+"""The table of the compiled kernels, and the conditions that they must meet."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from vqvae_fast.triton_version import at_least
 BAR = ("sm_90", "search", "scan", 64, "bfloat16")
 MOST_ARITHMETIC = 2.0
 # Instructions that a warp may issue for a tile of the scan, by D, on BAR's target: all of the main
-# loop's body, each once, whatever unit runs it. A tile has 128 codes, 64 where D = 256.
+# loop's body, each once, on any unit. A tile has 128 codes, or 64 if D = 256.
 MOST_OF_TILE = {8: 110, 64: 200, 256: 225}
 
 
@@ -31,7 +31,7 @@ class Row(NamedTuple):
         loop: instructions of the innermost loop with a product.
         group: of `settle`, instructions of a warp for a group; finishing.py says which.
         barriers: of `exact`, barriers in its loop over dimensions.
-        arithmetic: of them, those that compute, a score; None where a turn finishes no score.
+        arithmetic: of them, those that compute, for each score; None if a turn finishes none.
     """
 
     version: str
@@ -122,7 +122,7 @@ def _scores_of_loop(launch: Launch) -> int | None:
 
 
 def defects(row: Row) -> list[str]:
-    """What must not be, in sentences; empty for a sound kernel."""
+    """The kernel's defects, in sentences; empty for a sound kernel."""
     _, most_shared = TARGETS[row.target]
     found = []
     if row.spilled:
@@ -165,7 +165,7 @@ def sets_the_bar(row: Row) -> bool:
 
 
 def missing(found: list[Row], target: str) -> list[str]:
-    """What a table of a target must have and lacks, in sentences."""
+    """The rows that a target's table must have but lacks, in sentences."""
     if target != BAR[0]:
         return []
     lacking = []
