@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 SIZES = (512, 4096, 16384, 65536)
 STEPS, SEEDS = 3000, (0, 1, 2)
-# Of the encoder's vectors; our recipe chooses its own, the peer's module projects them.
+# Length of the encoder's vectors. Our recipe chooses its own; the peer's module projects them.
 DIM = 64
 VECTORS_PER_CODE, VECTORS_PER_CROP, VECTORS_PER_STEP = 128, 64, 2048
 # Crops on which the error is measured, the same for all runs, and how many are encoded at a time.

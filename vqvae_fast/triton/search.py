@@ -194,7 +194,7 @@ class _Search(NamedTuple):
 
     @property
     def alignment(self) -> int:
-        """Of all rows and codes."""
+        """The alignment of all rows and codes."""
         return min(self.row_alignment, _book_alignment(self.codebook))
 
 
