@@ -1,8 +1,8 @@
-"""Do two runs agree? ``python -m benchmarks.agreement FIRST.json SECOND.json`` says.
+"""Compares two runs: ``python -m benchmarks.agreement FIRST.json SECOND.json``.
 
 Both records are of one benchmark, on one machine, as ``--json`` writes them. A contender's ratio to
-ours agrees where the second run's median lies between the lowest and the highest round of the first
-run: that is the noise that a run states. Exit status 1 when too few agree.
+ours agrees if the second run's median lies between the lowest and the highest round of the first
+run, which is the noise that a run states. Exit status 1 when too few agree.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from benchmarks import results
 from vqvae_fast.bench import tables
 
-# Three passes see three states of a shared machine; the next one may be a fourth.
+# Three passes see three states of a shared machine; the next pass may see a fourth.
 LEAST_AGREEMENT = 0.9
 _SAME = ("benchmark", "machine", "threads")
 
@@ -42,7 +42,7 @@ class Line(NamedTuple):
 
 
 def ratios(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(shape, data and contender, ratio) of everybody who is compared with somebody else."""
+    """(shape, data and contender, ratio) of every contender that is compared with another."""
     for entry in record["results"]:
         n, k, d = entry["shape"].values()
         for name, line in entry["contenders"].items():
@@ -105,7 +105,7 @@ def _ranged(ratio: dict[str, Any]) -> str:
 
 
 def main(given: list[str] | None = None) -> int:
-    """Print how far they agree; 1 when too few do, 2 when they cannot be compared."""
+    """Print how far they agree; return 1 if too few do, 2 if they cannot be compared."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.agreement", description=__doc__)
     parser.add_argument("first", type=Path)
     parser.add_argument("second", type=Path)

@@ -1,12 +1,14 @@
-"""Do large codebooks stay alive, and are they worth it? ``python -m benchmarks.alive``.
+"""Measures codes in use and errors of large codebooks: ``python -m benchmarks.alive``.
 
-The photographs' VQ-VAE with more and more codes, by our recipe and by what vector-quantize-pytorch
-advises, on the same crops and the same number of steps, from several seeds: one alone may lie a
-tenth of a decibel off. What is there already is not run again.
+It trains the photographs' VQ-VAE with more and more codes, by our recipe and by the one that
+vector-quantize-pytorch advises, on the same crops and with the same number of steps. It uses
+several seeds, because one alone may differ by a tenth of a decibel. Runs that have a result are
+skipped.
 
-Held out are strips all over the photographs: codes in use are to tell of the codebook, and the
-right-hand part of a photograph, which ``vqvae-fast train`` holds out, shows other things than the
-rest. A code gets as many held-out vectors in the average, whatever their number.
+Strips all over the photographs are held out. The number of codes in use shall describe the
+codebook, and the right-hand part of a photograph, which ``vqvae-fast train`` holds out, shows other
+things than the rest. The number of held-out vectors grows with the codes, so each code gets equally
+many in the average.
 """
 
 import argparse
@@ -37,12 +39,12 @@ if TYPE_CHECKING:
 
 SIZES = (512, 4096, 16384, 65536)
 STEPS, SEEDS = 3000, (0, 1, 2)
-# Of the encoder's vectors; our recipe chooses its own, the peer's module projects them.
+# Length of the encoder's vectors. Our recipe chooses its own; the peer's module projects them.
 DIM = 64
 VECTORS_PER_CODE, VECTORS_PER_CROP, VECTORS_PER_STEP = 128, 64, 2048
-# Crops of which the error is measured, the same for all; and how many are encoded at a time.
+# Crops on which the error is measured, the same for all runs, and how many are encoded at a time.
 ERROR_CROPS, CHUNK = 8192, 1024
-# Of what is measured on: the same for all.
+# The seed of the held-out crops, the same for all runs.
 HELD_OUT_SEED = 0
 # Pixels: every fifth strip of this width is held out.
 STRIP = 40
@@ -159,7 +161,7 @@ TRAINERS: dict[str, Callable[["ImageData", int, int, int], VQVAE]] = {
 
 
 def counted(model: VQVAE, regions: "Regions", num_codes: int, side: int) -> Tensor:
-    """How often crops of the regions choose every code: VECTORS_PER_CODE times in the average."""
+    """How often crops of the regions choose each code: VECTORS_PER_CODE times in the average."""
     rng, counts = np.random.default_rng(HELD_OUT_SEED), torch.zeros(num_codes, dtype=torch.int64)
     left = -(-VECTORS_PER_CODE * num_codes // VECTORS_PER_CROP)
     while left:
@@ -249,7 +251,7 @@ def markdown(record: dict[str, Any]) -> str:
 
 
 def main(given: list[str] | None = None) -> dict[str, Any]:
-    """Run what is not there yet; print the table, and write it after every run."""
+    """Run the missing runs; print the table, and write it after every run."""
     from vqvae_fast.training import open_data
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.alive", description=__doc__)

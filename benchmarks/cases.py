@@ -1,4 +1,4 @@
-"""What pytest's suites run on: named shapes with Gaussian vectors, or with a trained model's."""
+"""The cases of pytest's suites: named shapes with Gaussian vectors, or with a trained model's."""
 
 import functools
 import re
@@ -14,7 +14,7 @@ from vqvae_fast.bench.data import PUBLISHED, SWEEP_SHAPES, Shape, gaussian, gaus
 from vqvae_fast.bench.exactness import Smallest, smallest_distances
 from vqvae_fast.bench.peers.base import always
 
-# What is larger, and the sweep, runs with --full only.
+# Larger cases, and the sweep, run with --full only.
 _LARGE_FLOPS = 2e10
 _TRAINED_STAGES = 4
 
@@ -24,7 +24,7 @@ class Named(Protocol):
 
     @property
     def name(self) -> str:
-        """Of the backend, in words."""
+        """The name of the backend."""
         ...
 
 
@@ -34,10 +34,10 @@ class Case(NamedTuple):
     Attributes:
         name: its part of the test's id.
         shape: of a stage.
-        source: "Gaussian", "trained" or what else the data is, in words.
-        make: makes the data: what the suite takes.
+        source: "Gaussian", "trained" or another name of the data.
+        make: makes the data that the suite takes.
         stages: how many times the shape is searched.
-        full: whether it waits for --full.
+        full: whether it runs with --full only.
         unavailable: None, or the reason why the data cannot be made here.
     """
 

@@ -1,7 +1,8 @@
-"""Charts of the benchmarks' records, one function a picture; :mod:`benchmarks.report` uses them.
+"""Draws charts of the records, a function for each; :mod:`benchmarks.report` calls them.
 
-Matplotlib's Figure is used without pyplot: no window, no global state. Colours are Okabe and Ito's,
-which colour-blind readers tell apart, with two more, and every series has a marker of its own.
+It uses matplotlib's Figure without pyplot, so there is no window and no global state. Colours are
+Okabe and Ito's, which colour-blind readers tell apart, with two more, and every series has a marker
+of its own.
 """
 
 import itertools
@@ -38,7 +39,7 @@ class Style(NamedTuple):
 
 
 def styles(names: Iterable[str]) -> dict[str, Style]:
-    """Ours is blue and round; the search's peers look the same everywhere, others as they come."""
+    """Ours is blue and round; the search's peers look the same everywhere, others take the rest."""
     ordered = sorted(dict.fromkeys(names), key=lambda name: not name.startswith(_OURS))
     places = {name: _SEARCHES.index(name) for name in ordered if name in _SEARCHES}
     free = (place for place in itertools.count() if place not in places.values())
@@ -50,7 +51,7 @@ def styles(names: Iterable[str]) -> dict[str, Style]:
 
 
 def speed_up(path: Path, rows: Sequence[tuple[str, Mapping[str, Any]]], title: str) -> None:
-    """How many times faster ours is, a line a shape and a dot a peer with its quartiles.
+    """Draw how many times faster ours is: a line for each shape, a dot for each peer.
 
     Args:
         path: the PNG to write.
@@ -101,7 +102,7 @@ def roofline(
     roofs: Mapping[str, float],
     bandwidth: float | None,
 ) -> None:
-    """What was reached beside what the machine can do.
+    """Draw the rates that were reached beside the machine's limits.
 
     Args:
         path: the PNG to write.
@@ -142,11 +143,11 @@ def roofline(
 
 
 def scaling(path: Path, sweep: Mapping[str, Any], kind: str, title: str) -> None:
-    """Time, and memory where it was measured, over a size; slopes in the legends.
+    """Draw time, and memory if it was measured, over a size, with slopes in the legends.
 
     Args:
         path: the PNG to write.
-        sweep: of :mod:`benchmarks.sweep`'s record.
+        sweep: one of the sweeps in :mod:`benchmarks.sweep`'s record.
         kind: "search" or "layer".
         title: of the chart.
     """
@@ -186,7 +187,7 @@ def scaling(path: Path, sweep: Mapping[str, Any], kind: str, title: str) -> None
 
 
 def training_curves(path: Path, runs: Mapping[str, Mapping[str, Any]], window: int = 15) -> None:
-    """PSNR of the training crops over the steps, one line a recipe, and a seed that has a curve.
+    """Draw the PSNR of the training crops over the steps: a line for each recipe and seed.
 
     Args:
         path: the PNG to write.
@@ -218,9 +219,9 @@ def training_curves(path: Path, runs: Mapping[str, Mapping[str, Any]], window: i
 
 
 def alive(path: Path, runs: Iterable[Mapping[str, Any]]) -> None:
-    """Reconstruction error and codes in use over the number of codes, a line a recipe.
+    """Draw the reconstruction error and the codes in use over the number of codes, by recipe.
 
-    Lines join the means of the seeds, bars reach from the least to the most.
+    Lines join the means of the seeds; bars reach from the least to the largest.
 
     Args:
         path: the PNG to write.

@@ -1,4 +1,4 @@
-"""What the benchmarks' command lines share: options, data, output."""
+"""Options, data and output that the benchmarks' command lines share."""
 
 import argparse
 import zipfile
@@ -63,7 +63,7 @@ def add_cpu_options(made: argparse.ArgumentParser) -> None:
 
 
 def add_data_options(made: argparse.ArgumentParser) -> None:
-    """Vectors of trained models beside Gaussian ones."""
+    """Add options for vectors of trained models beside Gaussian ones."""
     made.add_argument(
         "--run", nargs="*", type=Path, default=[], help="run folders of vqvae-fast train"
     )

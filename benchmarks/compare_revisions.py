@@ -1,8 +1,8 @@
-"""This tree beside an earlier revision: ``python -m benchmarks.compare_revisions BASE``.
+"""Compares this tree with a revision: ``python -m benchmarks.compare_revisions BASE``.
 
-Builds the revision in a folder of its own, and runs :mod:`benchmarks.quick_times` of this tree with
-either package in turn, a process each. Ratios are taken round by round. Exit status 1 when anything
-is slower than the noise explains.
+It builds the revision in a separate folder, and runs :mod:`benchmarks.quick_times` of this tree
+with each package in turn, each time in a new process. Ratios are taken round by round. The exit
+status is 1 if anything is slower than the noise explains.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from vqvae_fast.bench import tables
 from vqvae_fast.bench.interleave import Timing, ratio, summarise
 
 ROOT = Path(__file__).parents[1]
-# Slower or faster by less than this is called the same, however quiet the machine was.
+# Differences below this count as none, even on a quiet machine.
 TOLERANCE = 0.05
 
 
@@ -39,7 +39,7 @@ class Line(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Slower or faster, where three quarters of the rounds say so by the tolerance."""
+        """Slower or faster, if three quarters of the rounds differ by more than the tolerance."""
         if self.ratio.q25 > 1 + TOLERANCE:
             return "slower"
         return "faster" if self.ratio.q75 < 1 / (1 + TOLERANCE) else "same"
@@ -47,7 +47,7 @@ class Line(NamedTuple):
 
 @contextlib.contextmanager
 def built(revision: str) -> Iterator[Path]:
-    """A tree of the revision with its extension, gone afterwards.
+    """A built tree of the revision, which is deleted afterwards.
 
     Raises:
         CannotCompareError: no such revision, or it does not build.
@@ -82,13 +82,13 @@ def measured(tree: Path, only: str) -> dict[str, float]:
 def compare(
     base: Path, here: Path, rounds: int, only: str = ""
 ) -> tuple[dict[str, Line], list[str]]:
-    """All cases that both have, and the names of those that the base lacks.
+    """The cases that both have, and the names of those that the base lacks.
 
     Args:
         base: a built tree.
-        here: another.
-        rounds: each is one process with either, in alternating order.
-        only: what the cases' names contain.
+        here: another built tree.
+        rounds: each runs one process with each tree, in alternating order.
+        only: a text that the cases' names contain.
     """
     taken: dict[Path, list[dict[str, float]]] = {base: [], here: []}
     for number in tqdm(range(rounds), desc="rounds", disable=None):
@@ -139,7 +139,7 @@ def _run(command: list[str], folder: Path, environment: Mapping[str, str] | None
 
 
 def main(given: list[str] | None = None) -> int:
-    """Print the table; 1 when something became slower."""
+    """Print the table; return 1 if something became slower."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.compare_revisions", description=__doc__
     )

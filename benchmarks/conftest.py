@@ -1,4 +1,4 @@
-"""What the suites share: the option --full, and the contest that every test is."""
+"""The suites share the option --full and the contest that every test runs."""
 
 import time
 import warnings
@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session")
 def machine():
-    """What is the same for all records, with the same number of threads for everybody."""
+    """The data that all records share; all contenders get the same number of threads."""
     threads = torch.get_num_threads()
     with all_threads(threads):
         yield {
@@ -54,7 +54,7 @@ def machine():
 
 @pytest.fixture(scope="session")
 def meter(machine):
-    """The meter of the machine's peak, or None, and why."""
+    """The meter of the machine's peak, or None and the reason."""
     return try_meter(machine["threads"])
 
 
@@ -72,12 +72,12 @@ def contest(benchmark, machine, meter):
         flops: float | None = None,
         matrices: int = 0,
     ) -> None:
-        """Ours must be right; what is too large, or not there, is skipped with its reason.
+        """Run one contest. Ours must be right; a peer that is missing or too large is skipped.
 
         Args:
             peer: of any kind; those whose name begins with "ours" are ours.
             case: what it runs on.
-            build: gives the call to time; what it does itself is not timed.
+            build: returns the call to time; building is not timed.
             check: the call's first result -> the share of it that is wrong.
             flops: of a call, if they are not those of the case's scores.
             matrices: how many matrices [N, K] the peer holds at its peak.

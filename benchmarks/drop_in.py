@@ -1,4 +1,4 @@
-"""Our drop-ins beside vector-quantize-pytorch's modules: ``python -m benchmarks.drop_in``."""
+"""Times our drop-ins beside vector-quantize-pytorch's: ``python -m benchmarks.drop_in``."""
 
 import importlib
 from collections.abc import Callable
@@ -20,7 +20,7 @@ unavailable = needs(PEER, "vector-quantize-pytorch")
 
 
 class WrongStepError(AssertionError):
-    """Our first step is not the peer's: nothing is timed."""
+    """Our first step differs from the peer's, so nothing is timed."""
 
 
 class Configuration(NamedTuple):
@@ -32,7 +32,7 @@ class Configuration(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Id in tables and tests."""
+        """The id in tables and tests."""
         return f"{self.module} ({self.label})"
 
 
@@ -64,7 +64,7 @@ def build(package: str, configuration: Configuration, shape: Shape) -> nn.Module
     module: nn.Module = cls(dim=shape.d, codebook_size=shape.k, **configuration.arguments)
     for name, value in module.state_dict().items():
         if name.endswith(("_codebook.embed", "_codebook.embed_avg")):
-            # The same for both, or the first average would throw the codes away.
+            # Both need it, or the first average would discard the codes.
             generator = torch.Generator().manual_seed(1)
             with torch.no_grad():
                 value.copy_(torch.randn(value.shape, generator=generator))
@@ -89,7 +89,7 @@ def step_of(module: nn.Module, shape: Shape) -> Callable[[], StepResult]:
 
 
 def check(configuration: Configuration, shape: Shape) -> None:
-    """One step of both from the same state: outputs and gradients within float32's rounding.
+    """Check one step of both from the same state: they must agree within float32's rounding.
 
     Raises:
         WrongStepError: they differ in more than one row of a thousand, which near ties explain.

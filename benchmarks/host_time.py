@@ -1,10 +1,10 @@
-"""What a GPU search costs the host: ``python -m benchmarks.host_time``, on any machine.
+"""Measures what a GPU search costs the host: ``python -m benchmarks.host_time``, on any machine.
 
-Kernels are compiled for an H100 that is not there, and each launch is handed over to a driver that
-does nothing. All else of a call runs: checks, dispatcher, plan, allocations and, where Triton is
-left to launch in its own way, its choice of the compiled kernel. Tensors lie in the CPU's memory,
-whose allocator stands for CUDA's; torch's own arithmetic, a fill and the loss, runs there, so N is
-small. What the driver itself takes for a launch, some 2 us and more, is not in the figures.
+Kernels are compiled for an H100, which need not be present, and each launch goes to a driver that
+does nothing. Everything else in a call runs: checks, dispatcher, plan, allocations and, if Triton
+launches in its own way, its choice of the compiled kernel. Tensors are in the CPU's memory, whose
+allocator replaces CUDA's. torch's own arithmetic, a fill and the loss, runs there, so N is small.
+The figures do not include the driver's own time for a launch, some 2 us and more.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ _CALLS = 200
 
 
 class Launcher:
-    """Stands where Triton's launcher for a compiled kernel does, and launches nothing.
+    """Replaces Triton's launcher for a compiled kernel, and launches nothing.
 
     Attributes:
         count: launches so far.
@@ -57,13 +57,13 @@ class Launcher:
         pass
 
     def __call__(self, *arguments: object) -> None:
-        """Counts and remembers."""
+        """Counts the launch and stores its arguments."""
         Launcher.count += 1
         Launcher.last = arguments
 
 
 class _Utilities:
-    """What Triton asks of a driver when it loads a kernel."""
+    """The functions of a driver that Triton calls when it loads a kernel."""
 
     def load_binary(self, *arguments: object) -> tuple[int, int, int, int, int]:
         return 1, 1, 0, 0, 1024  # module, function, registers, spills, threads
@@ -76,7 +76,7 @@ class _Utilities:
 
 
 class _Driver:
-    """Stands where CUDA's driver does: one H100, and one stream."""
+    """Replaces CUDA's driver: one H100, and one stream."""
 
     launcher_cls = Launcher
     utils = _Utilities()
@@ -93,7 +93,7 @@ class _Driver:
 
 @contextlib.contextmanager
 def made_up_h100() -> Iterator[type[Launcher]]:
-    """The Triton kernels serve CPU tensors and launch nothing; gives what counts the launches."""
+    """Let the Triton kernels serve CPU tensors and launch nothing; yields the launch counter."""
     if triton.knobs.runtime.interpret:
         raise RuntimeError("needs Triton's compiler, but TRITON_INTERPRET=1 asks for no compiling")
     before = triton.runtime.driver._active
@@ -142,14 +142,14 @@ def _plan(z: Tensor, codebook: Tensor) -> launch.Plan:
 
 
 def _allocations(z: Tensor, codebook: Tensor) -> None:
-    """What torch does inside a call of the kernels' quantize, by itself."""
+    """torch's own part of a call of the kernels' quantize."""
     search._results(z)
     torch.empty_like(z)
     _plan(z, codebook).arena(z.device)
 
 
 def compare(shape: Shape, rounds: int) -> dict[str, Any]:
-    """The entry of a shape: microseconds a call of each part, round by round."""
+    """The entry of a shape: microseconds of a call for each part, round by round."""
     z, codebook, _ = gaussian(shape)
     parts: dict[str, Callable[[], object]] = {
         "vqvae_fast.quantize": lambda: vqvae_fast.quantize(z, codebook),

@@ -1,6 +1,6 @@
-"""A training step as the codebook grows to a million codes: ``benchmarks.large_codebooks``.
+"""Times a training step of codebooks up to a million codes: ``benchmarks.large_codebooks``.
 
-vector-quantize-pytorch comes along for as long as its N x K numbers fit into memory.
+vector-quantize-pytorch is timed, too, as long as its N x K numbers fit into memory.
 """
 
 from typing import Any

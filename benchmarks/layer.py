@@ -1,4 +1,4 @@
-"""The quantizer layer, forward and backward, against its peer: ``python -m benchmarks.layer``."""
+"""Times the quantizer layer, forward and backward, and its peer: ``python -m benchmarks.layer``."""
 
 from typing import Any
 

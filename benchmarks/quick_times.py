@@ -1,7 +1,7 @@
-"""Seconds a call of what this package is for, as JSON: what ``compare_revisions`` runs.
+"""Times the package's main functions and prints JSON, for ``compare_revisions``.
 
-Stands alone, so that it measures whichever ``vqvae_fast`` is imported: torch, and that package's
-public names. What a revision does not have is left out.
+The script uses torch and the public names of ``vqvae_fast`` only, so that it measures whichever
+package is imported. It leaves out functions that a revision does not have.
 """
 
 import json
@@ -22,7 +22,7 @@ SUMS = ((65536, 8192, 64), (2048, 512, 64))
 
 
 def searches(name: str, n: int, k: int, d: int) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Float32 and bfloat16, Gaussian; and codes that differ most along a few directions."""
+    """Gaussian float32 and bfloat16, and codes that differ most along a few directions."""
     z, codebook = torch.randn(n, d), torch.randn(k, d)
     scale = torch.logspace(1, -1, d)
     yield f"search {name}", lambda: vqvae_fast.nearest_code(z, codebook)
@@ -63,7 +63,7 @@ def times(only: str = "") -> dict[str, float]:
             torch.manual_seed(0)
             try:
                 calls = list(cases("x".join(map(str, shape)), *shape))
-            except AttributeError:  # an earlier revision without it
+            except AttributeError:  # an earlier revision does not have it
                 continue
             for name, call in calls:
                 if only in name:

@@ -1,8 +1,8 @@
 """The VQ-VAE of the reference article, rebuilt in plain PyTorch to train against.
 
 Written from the article (arXiv 1711.00937) and from what a recorded step of the public
-implementation shows; it uses nothing of this package and is no copy of that implementation. What
-sets it apart from this package's model is kept on purpose, because it is what is measured:
+implementation shows; it uses nothing of this package and is no copy of that implementation. Its
+differences from this package's model are kept on purpose, because the benchmark measures them:
 
 * one residual layer serves every place of a stack, so its weights are shared;
 * the residual layer's first ReLU works in place, so the skip connection adds to relu(x);
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 
 class _ResidualLayer(nn.Module):
-    """relu, 3x3 to the inner width, relu, 1x1 back, plus the input that the relu has changed."""
+    """relu, 3x3 to the inner width, relu, 1x1 back; the input that the relu changed is added."""
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class _Decoder(nn.Module):
 
 
 class ReferenceQuantized(NamedTuple):
-    """What the reference's quantizer gives: indices are [N] in the order batch, height, width."""
+    """The results of the reference's quantizer; indices [N] in the order batch, height, width."""
 
     loss: Tensor
     quantized: Tensor

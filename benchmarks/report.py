@@ -1,4 +1,4 @@
-"""Charts of a results folder, and a page that shows them: ``python -m benchmarks.report``."""
+"""Draws a results folder's charts and writes their page: ``python -m benchmarks.report``."""
 
 import argparse
 import json
@@ -18,8 +18,8 @@ class Picture(NamedTuple):
     Attributes:
         name: of the PNG.
         record: of the JSON.
-        caption: what a reader sees in it.
-        draw: (path, record) -> nothing; False where the record holds nothing for it.
+        caption: says what the chart shows.
+        draw: (path, record) -> whether the record has data for the chart.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Picture(NamedTuple):
 
 
 class BadRecordError(ValueError):
-    """A record is not what the benchmark of its name writes; the message says where."""
+    """A record differs from what the benchmark of its name writes; the message says where."""
 
 
 def _search_speed_up(data: str) -> Callable[[Path, Record], bool]:
@@ -183,7 +183,7 @@ PICTURES = (
 
 
 def load(path: Path) -> Record | None:
-    """A record, or None where there is no such file.
+    """A record, or None if there is no such file.
 
     Raises:
         BadRecordError: it is not JSON.
@@ -235,7 +235,7 @@ def write(folder: Path) -> Path:
 
 
 def main(given: list[str] | None = None) -> int:
-    """Draw, and say where."""
+    """Draw the charts, and print the page's path."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument(
         "folder",

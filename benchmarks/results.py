@@ -1,4 +1,4 @@
-"""Where results go."""
+"""The files to which results are written."""
 
 import json
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""The search against its peers and the machine's peak: ``python -m benchmarks.search``.
+"""Times the search, its peers and the machine's peak: ``python -m benchmarks.search``.
 
-On Gaussian data and, unless shapes are given, on latents and codebooks of models that it trains
-from the photographs at its first run (minutes) and keeps.
+The data are Gaussian and, unless shapes are given, latents and codebooks of models. The first run
+trains these from the photographs, which takes minutes, and keeps them.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a step of the sharded quantizer sends, and what it waits for: ``benchmarks.sharded``.
+"""Measures the bytes and the waits of the sharded quantizer's step: ``benchmarks.sharded``.
 
 1, 2 and 4 processes of this machine (gloo, one thread each) share one codebook. Each has its own
 N vectors, so that the work grows with the processes, as in data parallel.
@@ -28,16 +28,16 @@ from vqvae_fast.sharded import ShardedVectorQuantizer
 SHAPES = (Shape(2048, 65536, 32), Shape(2048, 262144, 32), Shape(1024, 262144, 128))
 QUICK = (Shape(64, 64, 8),)
 PROCESSES = (1, 2, 4)
-# How many numbers a process sends of what it hands over, where W take part: ring algorithms.
+# The numbers that a process sends for each number it passes in, if W take part: ring algorithms.
 _SENT = {
     "all_gather": lambda number, w: number * (w - 1),
     "all_reduce": lambda number, w: 2 * number * (w - 1) / w,
-    "all_to_all_single": None,  # counted exactly: all that is not for itself
+    "all_to_all_single": None,  # exact: everything that is not for the process itself
 }
 
 
 class Traffic:
-    """Bytes and seconds of the collectives that are called while it watches."""
+    """Counts the bytes and seconds of the collectives that are called inside its context."""
 
     def __init__(self) -> None:
         self.bytes = 0.0
@@ -45,7 +45,7 @@ class Traffic:
 
     @contextmanager
     def watch(self) -> Iterator["Traffic"]:
-        """Replace the collectives by such as are counted."""
+        """Replace the collectives by versions that are counted."""
         kept = {name: getattr(dist, name) for name in _SENT}
         for name, collective in kept.items():
             setattr(dist, name, functools.partial(self._counted, name, collective))
@@ -144,7 +144,7 @@ def run(shape: Shape, processes: int, learning: str, rounds: int) -> dict[str, A
 
 
 def predicted(shape: Shape, processes: int, learning: str) -> float:
-    """Bytes that a process sends in a step, as docs/scaling.md works them out."""
+    """Bytes that a process sends in a step, by the formulas of docs/scaling.md."""
     n, _, d = shape
     others = processes - 1
     gathered = 4 * n * d * others

@@ -1,4 +1,4 @@
-"""The segment sum against torch's ways to sum rows by code: ``python -m benchmarks.sums``."""
+"""Times the segment sum and torch's ways to sum rows by code: ``python -m benchmarks.sums``."""
 
 from typing import Any
 
@@ -25,14 +25,14 @@ OURS = SUM_PEERS[0].name
 
 
 class WrongSumError(AssertionError):
-    """A sum of ours is wrong: nothing is timed."""
+    """A sum of ours is wrong, so nothing is timed."""
 
 
 def compare(shape: Shape, rounds: int, min_seconds: float) -> dict[str, Any]:
     """The JSON record of one shape: rows whose codes are drawn uniformly.
 
     Raises:
-        WrongSumError: our sums or counts are not those of float64.
+        WrongSumError: our sums or counts differ from those in float64.
     """
     generator = torch.Generator().manual_seed(0)
     src = torch.randn(shape.n, shape.d, generator=generator)

@@ -1,4 +1,4 @@
-"""Time and memory against the number of codes, their length, the rows: ``benchmarks.sweep``."""
+"""Measures time and memory over the codes, their length and the rows: ``benchmarks.sweep``."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ class Sweep(NamedTuple):
     """One size grows, the others stay.
 
     Attributes:
-        axis: "n", "k" or "d": what grows.
+        axis: "n", "k" or "d", the size that grows.
         title: in words.
         shapes: in the order of that size.
         with_layers: time the layer's training step, too, and measure the memory of both.
@@ -43,13 +43,13 @@ SWEEPS = (
     Sweep("d", "length of a code", tuple(Shape(4096, 8192, 8 << i) for i in range(6))),
     Sweep("n", "vectors", tuple(Shape(4**i, 1024, 64) for i in range(8))),
 )
-# The kernel counts resident memory in batches of pages: less is noise, and has no slope.
+# The kernel counts resident memory in batches of pages: smaller numbers are noise without a slope.
 _LEAST_MEMORY = 1 << 20
 QUICK = (Sweep("k", "codes", (Shape(64, 16, 8), Shape(64, 32, 8), Shape(64, 64, 8)), True),)
 
 
 def slope(sizes: Sequence[float], figures: Sequence[float]) -> float | None:
-    """How a figure grows: the exponent over the upper half of the sizes, by least squares."""
+    """The exponent of a figure's growth over the upper half of the sizes, by least squares."""
     first = len(sizes) // 2 if len(sizes) > 3 else 0
     x = [math.log(size) for size in sizes[first:]]
     y = [math.log(figure) for figure in figures[first:]]

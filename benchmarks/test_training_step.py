@@ -23,7 +23,7 @@ from vqvae_fast.bench.peers.base import always
 
 
 class Model(NamedTuple):
-    """What :func:`benchmarks.training_step.contender` makes, as a peer."""
+    """The result of :func:`benchmarks.training_step.contender`, as a peer."""
 
     name: str
     timed: str = "a whole training step: forward, loss, backward, Adam"
@@ -56,7 +56,7 @@ IMAGE_CASES = (
 
 @functools.cache
 def _convolution_flops() -> float:
-    """Of a step, forward and backward."""
+    """Operations of a step, forward and backward."""
     step = whole_step(contender(NAMES[0], 2), _noise())
     with FlopCounterMode(display=False) as counter:
         step()

@@ -1,8 +1,8 @@
-"""Our training recipes against the reference's: ``python -m benchmarks.training``.
+"""Compares our training recipes with the reference's: ``python -m benchmarks.training``.
 
 Every run sees the same crops for the same seed and is measured by the same function on the same
-held-out crops. A run's result is written as soon as it is there, and what is there is not run
-again: stop and start as you like, one process at a time on one results file.
+held-out crops. A run's result is written as soon as it is known, and runs that have a result are
+skipped, so you can stop and start at any time. Run one process at a time on one results file.
 """
 
 import argparse
@@ -132,9 +132,9 @@ def run_one(
 
 
 def load(path: Path, steps: int, crops: int) -> dict[str, dict[str, Any]]:
-    """The runs that are there already, by "recipe-seed"; those of another length do not count.
+    """The runs that have a result, by "recipe-seed".
 
-    Nor do any that were measured on another number of held-out crops.
+    Runs of another length, or measured on another number of held-out crops, do not count.
     """
     if not path.is_file():
         return {}
@@ -144,7 +144,7 @@ def load(path: Path, steps: int, crops: int) -> dict[str, dict[str, Any]]:
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """The record as a table: a row a recipe, the range over the seeds in brackets."""
+    """The record as a table: a row for each recipe, with the range over the seeds in brackets."""
     rows = []
     for recipe in RECIPES:
         runs = [run for run in record["runs"].values() if run["recipe"] == recipe]
@@ -209,7 +209,7 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
 
 
 def main(given: list[str] | None = None) -> dict[str, Any]:
-    """Run what is not there yet, seed by seed; print the table."""
+    """Run the missing runs, seed by seed; print the table."""
     from vqvae_fast.training import open_data
 
     options = _arguments(given)

@@ -1,8 +1,8 @@
-"""A training step of the VQ-VAE, ours and the reference's: ``python -m benchmarks.training_step``.
+"""Times a training step of our VQ-VAE and the reference's: ``benchmarks.training_step``.
 
-The article's sizes: images of 32 x 32 pixels, 128 channels, two residual layers of 32, codes of 64
-numbers. A step is forward, loss, backward and Adam; the quantizer's part of it is timed alone, on
-the latents of the same model.
+The sizes are the article's: images of 32 x 32 pixels, 128 channels, two residual layers of 32,
+codes of 64 numbers. A step is forward, loss, backward and Adam; the quantizer's part of it is timed
+alone, on the latents of the same model.
 """
 
 from collections.abc import Callable
@@ -70,7 +70,7 @@ NAMES = ("ours (EMA)", "ours (gradient)", REFERENCE)
 
 
 def whole_step(of: Contender, images: Tensor) -> Callable[[], Tensor]:
-    """Forward, backward and Adam; gives the loss."""
+    """Run forward, backward and Adam; return the loss."""
     optimizer = reference_optimizer(of.model)
 
     def call() -> Tensor:

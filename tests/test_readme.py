@@ -15,18 +15,36 @@ from vqvae_fast.bench.data import SEARCH_SHAPES, Shape
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SCALING = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+PERFORMANCE = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
 EXAMPLES, OF_SCALING = (
     re.findall(r"```python\n(.*?)```", text, re.DOTALL) for text in (README, SCALING)
 )
 
 
-def test_there_is_an_example_for_each_kind_of_user():
-    assert len(EXAMPLES) == 3
+@pytest.mark.parametrize("call", ["VectorQuantize(", "nearest_code(", "train("])
+def test_there_is_an_example_for_each_kind_of_user(call):
+    assert any(call in example for example in EXAMPLES)
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README))
-def test_links_point_to_files(link):
-    assert "://" in link or (ROOT / link).is_file()
+PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *(ROOT / "docs").glob("*.md")]
+LINKS = [
+    (page, link)
+    for page in PAGES
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+]
+
+
+@pytest.mark.parametrize(("page", "link"), LINKS)
+def test_links_point_to_files_and_headings(page, link):
+    if "://" in link:
+        return
+    path, _, anchor = link.partition("#")
+    target = page.parent / path if path else page
+    assert target.is_file()
+    if anchor:
+        heads = re.findall(r"^#+ (.*)", target.read_text(encoding="utf-8"), re.MULTILINE)
+        anchors = [re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads]
+        assert anchor in anchors
 
 
 @pytest.mark.parametrize("example", [*EXAMPLES, *OF_SCALING])
@@ -36,6 +54,12 @@ def test_examples_import_what_there_is(example):
     assert imports
     for node in imports:
         exec(compile(ast.Module([node], []), "README.md", "exec"), {})
+
+
+def test_the_first_example_runs():
+    names = {"x": torch.randn(2, 5, 256)}
+    exec(EXAMPLES[0], names)
+    assert names["quantized"].shape == names["x"].shape
 
 
 def test_the_module_example_runs():
@@ -66,15 +90,15 @@ PEERS = (
 
 
 def quoted(number, unit=""):
-    """A figure as the README gives it: three digits, ratios two."""
+    """A figure as the tables give it: three digits, ratios two."""
     digits = 2 if unit == "x" else 3
     short = f"{number:.0f}" if number >= 10 ** (digits - 1) else f"{number:#.{digits}g}"
     return short.rstrip(".") + unit
 
 
 def rows_below(head):
-    """The rows of the README's table whose head begins so."""
-    lines = README.splitlines()
+    """The rows of the table in docs/performance.md whose head begins so."""
+    lines = PERFORMANCE.splitlines()
     begin = next(i for i, line in enumerate(lines) if line.startswith(head)) + 2
     return lines[begin : lines.index("", begin)]
 
@@ -112,6 +136,18 @@ def test_the_summary_of_all_shapes_is_what_was_measured():
         f"{len(of_faiss)} shapes, those of published models among them, it is {quoted(faiss, 'x')} "
         f"as fast as FAISS in the geometric mean, and at least {quoted(least, 'x')} as fast "
         "as any peer."
+    ) in " ".join(README.split())
+
+
+def test_the_range_of_modules_is_what_was_measured():
+    steps = json.loads((RESULTS / "drop_in.json").read_text())["results"]
+    faster = [entry["times_faster"]["median"] for entry in steps]
+    ours, peers = zip(*(entry["peak_memory"].values() for entry in steps), strict=True)
+    smaller = [peer / own for own, peer in zip(ours, peers, strict=True)]
+    assert (
+        f"is {min(faster):.0f} to {max(faster):.0f} times as fast as that of "
+        f"vector-quantize-pytorch 1.32 and needs {min(smaller):.0f} to {max(smaller):.0f} times "
+        "less memory"
     ) in " ".join(README.split())
 
 

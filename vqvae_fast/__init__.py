@@ -3,10 +3,10 @@
 Three ways in:
 
 * call the search: :func:`nearest_code`, :func:`quantize`, :func:`segment_sum`; on a GPU
-  :func:`warm_up` compiles ahead what they launch;
-* swap a module: :class:`VectorQuantize`, :class:`ResidualVQ` and their like for
-  vector-quantize-pytorch's, :class:`VectorQuantizer` for the reference VQ-VAE's, :class:`VQVAE` for
-  a whole model; with its weights: :func:`load_quantizer`;
+  :func:`warm_up` compiles their kernels ahead of time;
+* swap a module: :class:`VectorQuantize`, :class:`ResidualVQ` and others replace those of
+  vector-quantize-pytorch, :class:`VectorQuantizer` that of the reference VQ-VAE, :class:`VQVAE` a
+  whole model; :func:`load_quantizer` brings the weights;
 * train: ``vqvae-fast train`` on the command line, :mod:`vqvae_fast.training` from Python.
 """
 

@@ -2,8 +2,9 @@
 
 ``extension`` holds the CPU kernels and ``cuda_extension`` those for CUDA; each is the module, or
 None where it was not built or must not be used, and ``reason`` and ``cuda_reason`` then say why in
-a sentence. A module that is there but cannot be used is worth one warning: the package still works,
-only slower. There is none where a call raises instead, because the module was asked for by name.
+a sentence. A module that exists but cannot be used causes one warning: the package
+still works, only slower. There is no warning if a call raises instead, because the module was asked
+for by name.
 
 ``isa_problem`` says what is wrong with VQVAE_FAST_CPU_ISA, if anything is.
 """
@@ -69,7 +70,7 @@ def _absent(kind: str) -> str:
 def _load(name: str, kind: str) -> tuple[ModuleType | None, str]:
     """The module of this name beside this file, or the reason why there is none."""
     full_name = f"vqvae_fast.{name}"
-    # Beside this file and nowhere else: another installation's module is not ours.
+    # Search beside this file only: another installation's module must not be loaded.
     spec = PathFinder.find_spec(full_name, [str(Path(__file__).parent)])
     if spec is None or spec.loader is None:
         return None, _absent(kind)
@@ -94,8 +95,8 @@ def _load(name: str, kind: str) -> tuple[ModuleType | None, str]:
 def _built_for(spec: ModuleSpec) -> str:
     """The numbers that a compiled module was built with, as its file says.
 
-    The file is searched and not the loaded module asked: loading cannot be undone, and a library of
-    another version could end the process.
+    This searches the file instead of asking the loaded module, because loading cannot be undone and
+    a library of another version could end the process.
     """
     assert spec.origin is not None
     with open(spec.origin, "rb") as file:
@@ -110,7 +111,7 @@ def _built_for(spec: ModuleSpec) -> str:
 
 
 def _select_isa() -> str:
-    """Use the instruction set that was asked for; what is wrong with its name, or ""."""
+    """Use the requested instruction set; return what is wrong with its name, or ""."""
     if extension is not None and settings.current.cpu_isa is not None:
         try:
             extension.set_cpu_isa(settings.current.cpu_isa)

@@ -5,5 +5,5 @@ setup.py and pyproject.toml read this file, and the extensions are built with bo
 
 __version__ = "0.1.0"
 
-# Raise it with every change to the functions or ops of an extension: older builds are then refused.
+# Raise it with every change to an extension's functions or ops: older builds are then refused.
 EXTENSION_CONTRACT = 2

@@ -1,6 +1,6 @@
-"""Processes that learn one codebook have the same quantizer: checked once, before they learn.
+"""Checks once, before they learn, that processes that share a codebook have the same quantizer.
 
-Without it, codebooks of different sizes end in an abort inside the collective, or in a wait.
+Without this check, codebooks of different sizes lead to an abort inside a collective, or to a hang.
 """
 
 import json
@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from vqvae_fast.distributed import texts_of_all
 
-# What has been compared in each group. A copy of a module is another one, in every process.
+# The modules that have been compared in each group. A copy of a module is a new one, in all.
 _compared: "WeakKeyDictionary[dist.ProcessGroup, WeakSet[object]]" = WeakKeyDictionary()
 
 
@@ -26,18 +26,18 @@ def require_same(
 ) -> None:
     """Compare arguments with those of the other processes, the first time for this owner.
 
-    All processes call it at the same place. Where torch.compile traces, the caller must be a method
+    All processes call it at the same place. If torch.compile traces, the caller must be a method
     that ``torch.compiler.assume_constant_result`` marks: the comparison then runs while the graph
-    is made, and is no part of it.
+    is built and is not part of it.
 
     Args:
-        owner: what has the arguments.
-        title: what it is called in the message.
-        arguments: gives them by name, and is called this once: it may wait for the device. A value
-            that JSON does not know counts as str() shows it.
-        device: where the processes can send tensors from.
-        groups: which processes; of several groups, as the dimensions of a mesh, those that are
-            reached over all of them in turn. None stands for all processes.
+        owner: the module that has the arguments.
+        title: its name in the message.
+        arguments: returns them by name. It is called only once and may wait for the device. A value
+            that JSON does not know is compared by its str().
+        device: a device from which the processes can send tensors.
+        groups: the processes to compare. Several groups, such as the dimensions of a mesh, are
+            compared one after the other. None stands for all processes.
 
     Raises:
         ValueError: an argument differs. All processes raise it; torch.compile puts an error of its
@@ -74,6 +74,6 @@ def _differences(records: list[tuple[int, dict[str, Any]]]) -> list[str]:
 
 
 def _in(ranks: list[int]) -> str:
-    """The ranks in words; of many, the first."""
+    """The ranks in words; only the first of many."""
     shown = ", ".join(map(str, ranks[:8])) + (", ..." if len(ranks) > 8 else "")
     return f"in process{'es' if len(ranks) > 1 else ''} {shown}"

@@ -1,8 +1,8 @@
-"""Which kernels serve a call, and why.
+"""Chooses the kernels that serve a call, and says why.
 
 Each check says whether one backend can serve tensors on a device, and gives the reason; the first
 that can is chosen. A backend that is asked for by name (:mod:`vqvae_fast.settings`) gets the same
-check: where it says no, the call is an error rather than a slower answer.
+check. If it fails, the call raises an error instead of using a slower backend.
 """
 
 import functools
@@ -45,7 +45,7 @@ class Backend(NamedTuple):
     reason: str
 
 
-# The least of what Triton's launchers are: a module of C that includes Python.h.
+# The smallest C module that, like Triton's launchers, includes Python.h.
 _LAUNCHER = """
 #include <Python.h>
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "vqvae_fast_probe", NULL, -1, NULL};
@@ -63,8 +63,8 @@ def _compiler() -> str | None:
 def _launcher_problem() -> str | None:
     """Why Triton cannot build a module for Python, as it does for every launch, or None.
 
-    It is asked to build one: it knows its compiler, its flags and Python's headers itself, and
-    keeps what it built in its cache, so that the next process does not build it again.
+    Triton builds a small module here, because it knows its compiler, its flags and Python's headers
+    itself. It keeps the module in its cache, so the next process does not build it again.
     """
     build = importlib.import_module("triton.runtime.build")
     try:
@@ -78,7 +78,7 @@ def _launcher_problem() -> str | None:
 
 
 def _unfit_gpu(device: torch.device) -> str | None:
-    """Why the Triton kernels are not for this GPU."""
+    """Why the Triton kernels cannot serve this GPU, or None."""
     if torch.version.hip is not None:
         name = torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
         unit = matrix_units.of_amd(name)
@@ -91,7 +91,7 @@ def _unfit_gpu(device: torch.device) -> str | None:
 
 
 def _copies(device: torch.device) -> str:
-    """What the kernels do without, or dare, where Triton leaves out a fence; or nothing."""
+    """The consequence of a fence that Triton leaves out, as the end of a sentence, or ""."""
     if not torch.cuda.is_available() or torch.version.hip is not None:
         return ""
     version, (major, _minor) = triton_version.installed(), torch.cuda.get_device_capability(device)
@@ -169,7 +169,7 @@ _CHECKS: dict[str, Callable[[torch.device], Backend]] = {
     "cpu": can_run_cpu,
     "reference": can_run_reference,
 }
-# The devices that a request by name is about: on all others the choice stays automatic.
+# The devices to which a request by name applies: on all others the choice stays automatic.
 _SERVES = {"triton": ("cuda",), "cuda": ("cuda",), "cpu": ("cpu",), "reference": ("cpu", "cuda")}
 
 
@@ -209,7 +209,7 @@ def chosen(device: torch.device | str) -> Backend:
 
 @functools.cache
 def kernels(device: torch.device, name: str | None = None) -> Kernels:
-    """The ops of the chosen backend, or of the one with this name. Both are settled once.
+    """The ops of the chosen backend, or of the one with this name; the choice is made once.
 
     Raises:
         ValueError: there is no backend of this name, or :func:`chosen` raises it.

@@ -1,4 +1,4 @@
-"""What the quantizers tell each other when a model is trained by several processes."""
+"""The collectives by which quantizers exchange data when several processes train a model."""
 
 import torch
 import torch.distributed as dist
@@ -18,7 +18,7 @@ def world_size() -> int:
 
 
 def summed(*tensors: Tensor, group: "dist.ProcessGroup | None" = None) -> tuple[Tensor, ...]:
-    """The sums over all processes, in one collective; tensors of one dtype."""
+    """The sums over all processes, in one collective; all tensors must have one dtype."""
     packed = torch.cat([t.reshape(-1) for t in tensors])
     dist.all_reduce(packed, group=group)
     parts = packed.split([t.numel() for t in tensors])
@@ -48,7 +48,7 @@ def rows_of_all(
 ) -> Tensor:
     """The rows [n, ...] of all processes, in the processes' order; n may differ.
 
-    ``sizes``: every process's n, where that is known.
+    ``sizes``: every process's n, if it is known.
     """
     if sizes is None:
         sizes = numbers_of_all(len(rows), rows.device, group)
@@ -72,7 +72,7 @@ def texts_of_all(
 
 
 def from_first(tensor: Tensor, group: "dist.ProcessGroup | None" = None) -> Tensor:
-    """The first process's tensor, everywhere."""
+    """The first process's tensor, in all processes."""
     tensor = tensor.contiguous()
     dist.broadcast(tensor, 0 if group is None else dist.get_global_rank(group, 0), group=group)
     return tensor
@@ -85,11 +85,11 @@ def each_from_its_turn(
     *,
     turns: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Every row from one of the processes, which take turns: the same rows everywhere.
+    """Take each row from one of the processes, in turn; all processes get the same rows.
 
     Args:
-        rows: [n, D], what this process proposes.
-        available: 0-d bool, whether it has anything to propose.
+        rows: [n, D], the rows that this process proposes.
+        available: 0-d bool, whether it has rows to propose.
         group: these processes instead of all.
         turns: int64 [n], the number of each row's turn; 0, 1, ... unless given.
 

@@ -1,10 +1,10 @@
-"""The dtype that holds the numbers of several."""
+"""The common dtype of several float dtypes."""
 
 import torch
 
 
 def common_float(*dtypes: torch.dtype) -> torch.dtype:
-    """What ``torch.promote_types`` says of float dtypes.
+    """The result of ``torch.promote_types`` for float dtypes.
 
     ``torch.export`` writes a call of ``torch.promote_types`` into its graph, where torch.compile
     refuses it ("torch.* op returned non-Tensor", torch 2.13).

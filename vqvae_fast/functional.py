@@ -61,30 +61,30 @@ def nearest_code(
             more than 4e-6 of |z| * max|e|. Both take z and the codebook in a copy, which for "dot"
             is two columns wider.
         backend: "triton", "cuda", "cpu" or "reference" instead of the one that is chosen for the
-            device (``vqvae-fast info`` lists them), whatever the environment asks for
-            (:mod:`vqvae_fast.settings`); all give exact answers.
+            device (``vqvae-fast info`` lists them). It overrides the environment
+            (:mod:`vqvae_fast.settings`). All give exact answers.
 
     Returns:
         ``(indices, distances)``, both of shape z.shape[:-1] and without gradient. indices are
         int64, the lowest of exact ties. distances are sum((z - e)^2), or 1 - cos(z, e), or -z.e;
         float32 (float64 for float64 input). A row with a NaN gets index 0 and distance NaN; a code
-        with a NaN or an infinity is never chosen unless every code is such. For the cosine, zero
+        with a NaN or an infinity is never chosen unless all codes have one. For the cosine, zero
         vectors and zero codes count as NaN: they have no direction.
 
     Raises:
-        ValueError: a shape, or the devices, do not fit; there is no such metric or backend; an
-            environment variable asks for what does not exist.
+        ValueError: shapes or devices do not match; there is no such metric or backend; an
+            environment variable asks for something that does not exist.
         TypeError: a dtype is not a float type, or the two differ.
         RuntimeError: the backend that was asked for, here or in the environment, cannot run here;
-            the message says why. Like the ValueError, all functions of this module raise it.
+            the message says why. All functions of this module raise this error and the ValueError.
 
-    Memory is O(N + K) beside inputs and outputs, plus one packed copy of the codebook: N x K is
-    never written. The same inputs give the same bits whatever the number of threads.
+    Memory is O(N + K) beside inputs and outputs, plus one packed copy of the codebook: N x K
+    numbers are never written. The same inputs give the same bits for every number of threads.
     """
     _check_tensors(z=z, codebook=codebook)
     z, codebook = _autocast_to_float32(z, codebook)
     _check_search(z, codebook)
-    # Detached, or the dispatcher marks the distances as if they had a gradient to warn about.
+    # Without detach the dispatcher would mark the distances as if they had a gradient.
     z, codebook = z.detach(), codebook.detach()
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
@@ -121,7 +121,7 @@ def quantize(
         channel_first: the vectors lie along dimension 1, as in feature maps [B, D, height, width].
         sparse: the codebook's gradient is a sparse tensor of the chosen codes, as that of
             ``torch.nn.Embedding(sparse=True)``, for ``torch.optim.SparseAdam`` or ``SGD``: a step
-            then costs nothing for the codes that nobody chose. Not under ``torch.compile``.
+            then costs nothing for the codes that no vector chose. Not under ``torch.compile``.
 
     Returns:
         ``(quantized, indices, loss, distances)``: quantized like z; indices and distances as from
@@ -147,7 +147,7 @@ def quantize(
 
 
 def residual_nearest_code(z: Tensor, codebooks: Tensor) -> ResidualNearestCode:
-    """Quantize every latent vector in stages, each of which takes what the last has left (RVQ).
+    """Quantize every latent vector in stages, each of which takes the last one's residual (RVQ).
 
     From ``residual = z``, stage q finds the :func:`nearest_code` of the residual in
     ``codebooks[q]`` and subtracts it, in z's dtype (residual VQ as in SoundStream, Zeghidour et
@@ -161,16 +161,15 @@ def residual_nearest_code(z: Tensor, codebooks: Tensor) -> ResidualNearestCode:
     Returns:
         ``(indices, quantized)``: indices [..., Q] int64; quantized like z, the sum of the chosen
         codes, added in the order of the stages in z's dtype. A row with a NaN gets index 0 in all
-        stages; all else follows from the stages, too.
+        stages. Other special values follow from the stages.
 
     Raises:
         ValueError: a shape, or the devices, do not fit.
         TypeError: a dtype is not a float type, or the two differ.
 
     On a GPU all stages are one launch for D <= 64 and K <= 32768, or D <= 128 and K <= 16384,
-    except in float64. Elsewhere
-    each stage is a search. Both choose the same codes, unless float64 cannot tell which of two is
-    nearer (1e-14 of the distance).
+    except in float64. Otherwise each stage is a search. Both choose the same codes, unless float64
+    cannot tell which of two is nearer (1e-14 of the distance).
     """
     _check_tensors(z=z, codebooks=codebooks)
     z, codebooks = _autocast_to_float32(z, codebooks)
@@ -190,7 +189,7 @@ def residual_nearest_code(z: Tensor, codebooks: Tensor) -> ResidualNearestCode:
 
 
 def segment_sum(src: Tensor, indices: Tensor, num_segments: int) -> SegmentSum:
-    """Sum the rows of every segment: what EMA statistics and codebook gradients are made of.
+    """Sum the rows of every segment, as EMA statistics and codebook gradients need it.
 
     Args:
         src: [..., D] rows, any strides, a float dtype.
@@ -205,11 +204,11 @@ def segment_sum(src: Tensor, indices: Tensor, num_segments: int) -> SegmentSum:
     Raises:
         ValueError: a shape, or the devices, do not fit.
         TypeError: src is not a float type or indices are not int64.
-        IndexError: an index is not below ``num_segments``. To tell, the indices of CUDA tensors are
-            waited for; ``torch.compile`` leaves this check out.
+        IndexError: an index is not below ``num_segments``. On CUDA this check
+            synchronizes; it is skipped under ``torch.compile``.
     """
     result = _segment_sum(src, indices, num_segments)
-    # On a GPU the op itself waits for nothing, and gives such an index no access to memory.
+    # On a GPU the op itself never waits, and never reads or writes memory at such an index.
     checked = indices.is_cuda and indices.numel() > 0 and not torch.compiler.is_compiling()
     if checked and int(indices.max()) >= num_segments:
         raise IndexError(f"indices must be below num_segments={num_segments}")
@@ -258,7 +257,7 @@ def _check_tensors(**arguments: object) -> None:
 
 
 def _integer(name: str, number: Any) -> int:
-    """The number, if it is an integer; NumPy's are, too."""
+    """The number, if it is an integer, of NumPy or Python."""
     if isinstance(number, (int, torch.SymInt)):
         return number  # type: ignore[return-value]  # torch.compile's sizes stay what they are
     try:
@@ -268,7 +267,10 @@ def _integer(name: str, number: Any) -> int:
 
 
 def _autocast_to_float32(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-    """Autocast leaves custom ops alone, and a search in bfloat16 would not be the exact one."""
+    """Under autocast take 16-bit tensors in float32, in which the search is exact.
+
+    Autocast itself does not cast for custom ops.
+    """
     device = z.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         narrow = (torch.bfloat16, torch.float16)

@@ -1,10 +1,10 @@
-"""What the dispatcher knows: the schemas, the fakes and the kernels of torch.ops.vqvae_fast.*.
+"""Registers the schemas, the fakes and the kernels of torch.ops.vqvae_fast.* with the dispatcher.
 
-:mod:`vqvae_fast.backends` chooses: for the CPU once, at import, where the compiled extension then
-registers its kernels under the same names, so that a call costs no choice; for CUDA at the first
-call on a device. Everything else is served by :mod:`vqvae_fast.reference`. Inputs are validated by
-:mod:`vqvae_fast.functional`; the ops themselves only refuse what would be unsafe, and every call
-where the choice that was asked for cannot be met.
+:mod:`vqvae_fast.backends` chooses the kernels. For the CPU it chooses once, at import: the compiled
+extension then registers its kernels under the same names, so a call costs no choice. For CUDA it
+chooses at the first call on a device. :mod:`vqvae_fast.reference` serves everything else.
+:mod:`vqvae_fast.functional` validates inputs; the ops themselves only refuse unsafe ones, and every
+call for which the requested backend cannot run.
 """
 
 import contextlib
@@ -48,8 +48,8 @@ _define(
     "moving_average_(Tensor(a!) average, Tensor(b!) cluster_size, Tensor(c!) codebook, Tensor src, "
     "Tensor indices, float decay, float eps) -> ()"
 )
-# What the codes are now. torch's compiler would read them again in the backward pass, when a moving
-# average has been written to them; what an op has returned it keeps.
+# These ops return the codes as they are now. torch's compiler would otherwise read them again in
+# the backward pass, after a moving average has changed them; the result of an op it keeps.
 _define("take_codes(Tensor codebook, Tensor indices) -> Tensor")
 _define("copy_of_codes(Tensor codebook) -> Tensor")
 _define(
@@ -60,7 +60,7 @@ _define(
 
 
 def _quantize_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """The readable formula around the segment sum of whoever serves the device."""
+    """The readable formula, with the segment sum of the device's backend."""
     return reference.quantize_backward(
         *arguments, segment_sum=torch.ops.vqvae_fast.segment_sum.default
     )
@@ -72,7 +72,7 @@ def _moving_average_(*arguments: Any) -> None:
 
 
 def _residual_stage_by_stage(z: Tensor, codebooks: Tensor) -> tuple[Tensor, Tensor]:
-    """The readable loop around the search of whoever serves the device."""
+    """The readable loop, with the search of the device's backend."""
     return reference.residual_nearest_code(
         z, codebooks, nearest_code=torch.ops.vqvae_fast.nearest_code.default
     )
@@ -80,17 +80,18 @@ def _residual_stage_by_stage(z: Tensor, codebooks: Tensor) -> tuple[Tensor, Tens
 
 @contextlib.contextmanager
 def _kernels_for(t: Tensor, name: str | None = None) -> Iterator[backends.Kernels]:
-    """The kernels for a tensor, to be called inside.
+    """The kernels for a tensor; call them inside this context.
 
-    Autograd lies around the ops, never inside; and Triton launches on the current device, which
-    must be the tensor's. For a CPU tensor that costs next to nothing.
+    It switches autograd off, which works around the ops and never inside. It makes the tensor's
+    device current, because Triton launches on the current device. For a CPU tensor that costs next
+    to nothing.
     """
     with torch.no_grad(), torch.cuda.device_of(t):
         yield backends.kernels(t.device, name)
 
 
 def _residual_nearest_code(z: Tensor, codebooks: Tensor) -> tuple[Tensor, Tensor]:
-    """The chosen backend's own launch of all stages, where it has one."""
+    """The chosen backend's own launch of all stages, if it has one."""
     with _kernels_for(z) as kernels:
         own = getattr(kernels, "residual_nearest_code", _residual_stage_by_stage)
         return own(z, codebooks)
@@ -112,7 +113,7 @@ def _nearest_code_on(z: Tensor, codebook: Tensor, backend: str) -> tuple[Tensor,
         return kernels.nearest_code(z, codebook)
 
 
-# Each op as it is served where nothing else serves it.
+# The fallback of each op, on devices and for ops that no other kernel serves.
 _DEFAULT: dict[str, Callable[..., Any]] = {
     "nearest_code": reference.nearest_code,
     "quantize": reference.quantize,
@@ -124,7 +125,7 @@ _DEFAULT: dict[str, Callable[..., Any]] = {
     "moving_average_": _moving_average_,
     "residual_nearest_code": _residual_stage_by_stage,
 }
-# The same ops, those that a backend may have, by the one that is chosen.
+# Those ops that a backend may have, served by the chosen backend.
 _CHOSEN = {
     name: _chosen_kernel(name)
     for name in ("nearest_code", "quantize", "segment_sum", "quantize_backward")
@@ -145,7 +146,7 @@ def _serve_cpu() -> None:
     """Settle which kernels serve CPU tensors."""
     try:
         served = backends.chosen("cpu").name
-    except (ValueError, RuntimeError):  # not now: the package can be imported to say what is wrong
+    except (ValueError, RuntimeError):  # the first call raises it, not the import
         _register(dict.fromkeys(_DEFAULT, _refuse), "CPU")
         return
     if served == "triton":

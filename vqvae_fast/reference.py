@@ -1,7 +1,7 @@
-"""The readable oracle: every op in plain PyTorch, in float64, on any device.
+"""The readable reference: every op in plain PyTorch, in float64, on any device.
 
-The kernels are checked against this page, and it serves every call that no kernel serves.
-It keeps the same contract: exact answers, lowest index on ties, never N x K in memory.
+The kernels are checked against this module, and it serves every call that no kernel serves. It
+keeps the same contract: exact answers, lowest index on ties, never N x K numbers in memory.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-# Elements of the largest temporary: 4 Mi float64 scores are 32 MiB, whatever N and K are.
+# Elements of the largest temporary: 4 Mi float64 scores are 32 MiB, for every N and K.
 _CHUNK_ELEMENTS = 1 << 22
 
 
@@ -60,8 +60,8 @@ def _nearest_in_chunk(rows: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     underflow = z.shape[1] * torch.finfo(torch.float64).tiny
     bound = relative * (zc.norm(dim=1) * largest_code + largest_code.square()) + underflow
 
-    # Whatever the bound cannot rule out is measured directly. A NaN compares false with all, so
-    # "not less" keeps it among the candidates.
+    # Codes that the bound cannot rule out are measured directly. A NaN compares false with
+    # everything, so "not less" keeps it among the candidates.
     best = scores.amax(dim=1)
     candidates = ~(scores < (best - 2 * bound)[:, None]) & usable
     row, code = candidates.nonzero(as_tuple=True)
@@ -100,7 +100,7 @@ def residual_nearest_code(
     *,
     nearest_code: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = nearest_code,
 ) -> tuple[Tensor, Tensor]:
-    """Each stage quantizes what the stages before it have left.
+    """Each stage quantizes the residual of the stages before it.
 
     Args:
         z: [..., D].
@@ -152,9 +152,9 @@ def smoothed_size(
     total: Tensor | None = None,
     num_codes: int | None = None,
 ) -> Tensor:
-    """cluster_size [..., K], none of which is zero (arXiv 1711.00937, appendix A.1).
+    """Smooth cluster_size [..., K] so that none is zero (arXiv 1711.00937, appendix A.1).
 
-    Of a part of a codebook, ``total`` [..., 1] and ``num_codes`` are those of the whole.
+    For a part of a codebook, ``total`` [..., 1] and ``num_codes`` are those of the whole.
     """
     total = cluster_size.sum(dim=-1, keepdim=True) if total is None else total
     num_codes = cluster_size.shape[-1] if num_codes is None else num_codes
@@ -175,13 +175,14 @@ def moving_average_(
     segment_sum: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] = segment_sum,
     smoothed_size: Callable[[Tensor, float], Tensor] = smoothed_size,
 ) -> None:
-    """Move the averages on by a batch and write them into the codes.
+    """Update the averages with a batch and write them into the codes.
 
     Van den Oord et al., arXiv 1711.00937, appendix A.1.
 
     Args:
-        average: [K, D], or [H, K, D] with separate books: of the sums of each code's vectors.
-        cluster_size: [K], or [H, K]: of their numbers.
+        average: [K, D], or [H, K, D] with separate books: the average sum of each
+            code's vectors.
+        cluster_size: [K], or [H, K]: the average number of each code's vectors.
         codebook: [K, D], or [H, K, D].
         src: [..., D], or [H, ..., D].
         indices: int64, src.shape[:-1]; rows with a negative index are left out.
@@ -194,7 +195,7 @@ def moving_average_(
     sums, counts = segment_sum(src, flat, cluster_size.numel())
     cluster_size.lerp_(counts.view_as(cluster_size).to(cluster_size.dtype), 1 - decay)
     average.lerp_(sums.view_as(average).to(average.dtype), 1 - decay)
-    # Straight into the codes: nothing as large as they are is made on the way.
+    # Divide into the codes directly: no temporary is as large as the codes.
     torch.div(average, smoothed_size(cluster_size, eps)[..., None], out=codebook)
 
 
@@ -231,8 +232,8 @@ def quantize_backward(
     per_element = grad_loss.to(wide) * (2.0 / max(z.numel(), 1))
     grad_z = torch.empty_like(z)
     grad_z.copy_(grad_quantized + (per_element * commitment_weight) * error)
-    # A sum of the errors, not the difference of two sums: far from the origin the two sums would
-    # agree in all their digits.
+    # Sum the errors instead of subtracting two sums: far from the origin the two sums would agree
+    # in all their digits.
     sums, _ = segment_sum(error, flat, len(codes))
     grad_codebook = (sums * (per_element * -codebook_weight)).to(codebook.dtype)
     return grad_z, grad_codebook.view(codebook.shape)
@@ -273,10 +274,10 @@ def _direction(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _divisor(length: Tensor) -> Tensor:
-    """No vector is divided by zero.
+    """The length, but not less than 1e-6, so that no vector is divided by zero.
 
-    The number is a literal: a global one is an input to torch.compile(dynamic=True), which does not
-    find it in the second backward pass that it traces.
+    The number is a literal: a global one would be an input to torch.compile(dynamic=True), which
+    does not find it in the second backward pass that it traces.
     """
     return length.clamp(min=1e-6)
 
@@ -292,15 +293,15 @@ def residual_backward(
 ) -> Tensor:
     """Gradient of the vectors that went through the stages of residual quantization.
 
-    A stage quantizes what the stages before it have left, which counts as constant but for z. Its
-    loss is mean((residual - code)^2).
+    A stage quantizes the residual of the stages before it, which counts as constant except for z.
+    Its loss is mean((residual - code)^2).
 
     Args:
         grad_quantized: like z, of the sum of the codes.
         grad_losses: [Q], of the stages' losses.
         z: [..., D].
         books: Q times [K, D], the codes as they were in the search.
-        indices: int64 [..., Q], the codes that it chose.
+        indices: int64 [..., Q], the codes that the search chose.
         rotates: the gradient is rotated, else it passes straight through.
 
     Returns:

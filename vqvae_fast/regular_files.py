@@ -1,4 +1,4 @@
-"""The one rule about what may be opened for reading: regular files."""
+"""The rule for all files that the package reads: only regular files are opened."""
 
 import os
 import stat
@@ -8,9 +8,9 @@ from os import PathLike
 def check_regular(path: str | PathLike[str]) -> None:
     """Raise ValueError if a path leads to a pipe, a socket or a device.
 
-    Opening a pipe waits until another process writes to it, and a device may never end, so
-    neither is ever opened. Symbolic links are followed. Folders pass: the callers have their own
-    words for them.
+    Opening a pipe waits until another process writes to it, and a device may never end, so neither
+    is ever opened. Symbolic links are followed. Folders pass: the callers raise their own errors
+    for them.
 
     Raises:
         OSError: there is no such file, or the system does not let us look at it.

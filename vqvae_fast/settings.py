@@ -10,10 +10,10 @@ answers may be wrong.
 ``TRITON_INTERPRET=1`` (Triton's own) with ``VQVAE_FAST_BACKEND=triton`` serves CPU tensors by
 Triton's interpreter.
 
-What is asked for by name runs, or else the first call raises: a ValueError for a value that has no
-meaning, a RuntimeError for a backend that cannot run here. Importing the package never raises, so
-that ``vqvae-fast info`` can say what is wrong. Variables that are set after the import have no
-effect.
+A backend that is asked for by name runs, or the first call raises: a ValueError for a value that
+has no meaning, a RuntimeError for a backend that cannot run here. Importing the package never
+raises, so that ``vqvae-fast info`` can say what is wrong. Variables that are set after the import
+have no effect.
 """
 
 import os
@@ -42,7 +42,8 @@ class Settings(NamedTuple):
         cpu_isa: the name of an instruction set; None takes the best one.
         no_extension: the compiled extensions are left out.
         triton_interprets: Triton's interpreter serves CPU tensors.
-        unfenced_copies: speed comes before a right answer where Triton leaves out a fence.
+        unfenced_copies: the kernels take the faster form, whose answers may be wrong, if Triton
+            leaves out a fence.
         tiles: the path of a file with tile sizes; None takes the package's own.
         problem: what is wrong with a value, in a sentence; "" if nothing is.
     """

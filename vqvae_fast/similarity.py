@@ -9,7 +9,7 @@ METRICS = ("euclidean", "cosine", "dot")
 
 
 def as_euclidean(z: Tensor, codebook: Tensor, metric: str) -> tuple[Tensor, Tensor]:
-    """Vectors and codes of which the nearest are the most similar of these.
+    """Vectors and codes for which the nearest code is the most similar one.
 
     Args:
         z: [..., D].
@@ -32,7 +32,7 @@ def dissimilarity(
 ) -> Tensor:
     """1 - cos(z, e), or -z.e, of every vector [..., D] and its code.
 
-    ``indices`` and ``distances`` [...] are what the search has found for :func:`as_euclidean`.
+    ``indices`` and ``distances`` [...] are the search's results for :func:`as_euclidean`.
     """
     if metric == "cosine":  # |a - b|^2 = 2 - 2 a.b on the unit sphere
         return distances / 2
@@ -49,10 +49,10 @@ def _directions(x: Tensor) -> Tensor:
 
 
 def _in_a_unit_ball(codebook: Tensor) -> tuple[Tensor, Tensor]:
-    """codebook [..., K, D] by a power of two, so that elements are below 1; its largest norm [...].
+    """Scales codebook [..., K, D] by a power of two to elements below 1; also its largest norm.
 
     Near the end of the dtype's range, norms and the columns that _on_a_sphere adds would overflow
-    or lose their digits. The factor rounds nothing but elements that are nothing beside others.
+    or lose their digits. The factor rounds only elements that are negligible beside others.
     """
     usable = codebook.isfinite().all(dim=-1, keepdim=True)
     largest = torch.where(usable, codebook.abs(), 0).amax(dim=(-2, -1), keepdim=True)
@@ -62,10 +62,10 @@ def _in_a_unit_ball(codebook: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _near_a_sphere(z: Tensor, radius: Tensor) -> Tensor:
-    """z [..., D], scaled by a power of two to a norm just below the radius; two columns of zeros.
+    """Scales z [..., D] by a power of two to a norm just below the radius; adds two zero columns.
 
-    Where a vector's product with a code is about as large as both squares, the distance is as
-    telling as the product. The scale does not change which code wins, and rounds nothing.
+    If a vector's product with a code is about as large as both squares, the distance is as
+    accurate as the product. The scale does not change which code wins, and rounds nothing.
     """
     z = _without_exponent(z, z.abs().amax(dim=-1, keepdim=True))
     norm = torch.linalg.vector_norm(z, dim=-1)
@@ -85,7 +85,7 @@ def _on_a_sphere(codes: Tensor, radius: Tensor, dtype: torch.dtype) -> Tensor:
     """codes [..., K, D] with two columns that bring every code's norm to the radius.
 
     |z - e|^2 = |z|^2 + radius^2 - 2 z.e then falls as the product rises. One column in `dtype`
-    would miss the radius by its rounding; the second takes up what the first has left.
+    would miss the radius by its rounding; the second holds the remainder.
     """
     rest = radius[..., None] ** 2 - codes.square().sum(dim=-1)
     rest = rest.clamp(min=0)

@@ -1,4 +1,4 @@
-"""Which version of Triton is installed, and what a version leaves out."""
+"""The installed version of Triton, and the fence that some versions leave out."""
 
 import importlib
 import importlib.metadata
@@ -16,7 +16,7 @@ _READ_SHARED_MEMORY = (9, 10, 11)
 
 
 def installed() -> str:
-    """As its package says, or, where that has another name (as for ROCm), the module itself."""
+    """The package's version, or the module's if the package has another name (as for ROCm)."""
     try:
         return importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:
@@ -24,7 +24,7 @@ def installed() -> str:
 
 
 def at_least(version: str, least: tuple[int, ...]) -> bool:
-    """Whether a version's leading numbers reach ``least``; those that it does not have are 0."""
+    """Whether a version's leading numbers reach ``least``; missing numbers count as 0."""
     (leading,) = re.findall(r"^v?(\d+(?:\.\d+)*)", version) or ["0"]
     numbers = [int(part) for part in leading.split(".")]
     numbers += [0] * (len(least) - len(numbers))

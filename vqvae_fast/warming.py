@@ -1,4 +1,4 @@
-"""Compiling ahead: the GPU kernels that a call needs, before a graph capture or the first step."""
+"""Compiles the GPU kernels that a call needs before a graph capture or before the first step."""
 
 import json
 import socket
@@ -42,8 +42,8 @@ def warm_up(
         group: the processes that call it; all of them unless given.
 
     Returns:
-        Whether Triton serves the tensors' device. Where it does not, as on a CPU, nothing is to be
-        compiled, and nothing is done.
+        Whether Triton serves the tensors' device. If not, as on a CPU, there is nothing to compile,
+        and the function does nothing.
 
     Raises:
         ValueError: shapes or devices do not fit each other; ``residual`` and ``channel_first``
@@ -70,7 +70,7 @@ def warm_up(
 
 
 def _call_all(z: Tensor, codebook: Tensor, residual: bool, channel_first: bool) -> None:
-    """Makes every call that tensors like these may come to, and drops the results."""
+    """Makes every call that tensors like these may cause, and drops the results."""
     z, codebook = z.detach(), codebook.detach()
     if residual:
         functional.residual_nearest_code(z, codebook)
@@ -94,8 +94,8 @@ def _first_of_each_host_first(
 ) -> None:
     """Runs ``call`` in the first process of each host, then in the others.
 
-    A process that fails tells the others instead of leaving them to wait: each takes part in all
-    collectives, whatever has happened to it.
+    A process that fails tells the others, so that they do not wait: each takes part in all
+    collectives even after an error.
     """
     rank = dist.get_rank(group)
     mine = json.dumps([socket.gethostname(), compiles])

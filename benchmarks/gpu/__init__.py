@@ -1,5 +1,5 @@
-"""The search, the layer and the segment sum on a GPU: ``python -m benchmarks.gpu``.
+"""Times search, layer and segment sum on a GPU: ``python -m benchmarks.gpu``.
 
 ``device`` measures one call, ``contest`` lets contenders take turns, ``search``, ``layer`` and
-``sums`` say who competes and check the answers, ``goals`` judges, ``report`` writes the tables.
+``sums`` name the contenders and check the answers, ``goals`` judges, ``report`` writes the tables.
 """

@@ -29,7 +29,7 @@ from vqvae_fast.bench.data import (
 from vqvae_fast.bench.peers import GPU_SEARCH_PEERS, LAYER_PEERS, RESIDUAL_PEERS, SUM_PEERS
 
 KINDS = ("search", "layer", "sums", "residual")
-# Of the 8 minutes; a job that has begun is finished.
+# Seconds of the 8 minutes after which no job begins; a job that has begun is finished.
 _SECONDS = 420.0
 
 
@@ -44,12 +44,12 @@ class Job(NamedTuple):
 
     @property
     def name(self) -> str:
-        """In words, for the progress bar and the list of what was left out."""
+        """A name for the progress bar and the list of jobs that were left out."""
         return f"{self.kind} {self.shape.name} {self.data} {self.dtype}"
 
 
 def jobs(options: argparse.Namespace, gpu: Gpu) -> Iterator[Job]:
-    """What the goals are about first: where the time is short, the last are left out."""
+    """The jobs, those that the goals are about first: if time is short, the last are left out."""
     wide, narrow = torch.float32, torch.bfloat16
     shapes = options.shapes
     if "search" in options.only:
@@ -101,7 +101,7 @@ def _residual(gpu: Gpu, shape: Shape, stages: int) -> Callable[[int], dict[str, 
 
 
 def run(todo: list[Job], gpu: Gpu, rounds: int, seconds: float, out: Path) -> dict[str, Any]:
-    """Measure one job after the other; what there is is written after each."""
+    """Measure one job after the other, and write the results after each."""
     begin = time.monotonic()
     record: dict[str, Any] = gpu.describe() | {
         "rounds": rounds,
@@ -123,7 +123,7 @@ def run(todo: list[Job], gpu: Gpu, rounds: int, seconds: float, out: Path) -> di
 
 
 def _entry(job: Job, rounds: int) -> dict[str, Any]:
-    """The job's record; what goes wrong with ours is in it, and does not end the others."""
+    """The job's record; it contains an error of ours, which does not end the other jobs."""
     begin = time.monotonic()
     try:
         entry = job.run(rounds)
@@ -142,7 +142,7 @@ def _entry(job: Job, rounds: int) -> dict[str, Any]:
 
 
 def finish(record: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Judge what there is and write it."""
+    """Judge the results so far and write them."""
     judged = goals(record["results"], record["gpu"]["name"])
     record["goals"] = [goal._asdict() for goal in judged]
     results.write(out, record, markdown(record))
@@ -150,7 +150,7 @@ def finish(record: dict[str, Any], out: Path) -> dict[str, Any]:
 
 
 def main(given: list[str] | None = None) -> int:
-    """The exit status: 0, or 1 without a device and where an answer of ours was wrong."""
+    """The exit status: 0, or 1 if there is no device or an answer of ours was wrong."""
     parser = command_line.parser("benchmarks.gpu", __doc__, rounds=3)
     command_line.add_data_options(parser)
     parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS)

@@ -1,4 +1,4 @@
-"""One contest: everybody is built and checked, then times are taken in turns."""
+"""Runs one contest: builds and checks all contenders, then takes times in turns."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -13,7 +13,7 @@ _GRAPH_SECONDS = 0.002
 
 
 class Clock(Protocol):
-    """What a contest needs of a device (:class:`benchmarks.gpu.device.Gpu`)."""
+    """The methods of a device that a contest needs (:class:`benchmarks.gpu.device.Gpu`)."""
 
     def seconds(self, call: Callable[[], Any]) -> float:
         """A turn of a call."""
@@ -22,20 +22,20 @@ class Clock(Protocol):
         """The call replayed from a graph."""
 
     def peak_bytes(self, call: Callable[[], Any]) -> int:
-        """What a call allocates at most."""
+        """The most memory that a call allocates."""
 
     def release(self) -> None:
-        """Gives memory back."""
+        """Frees memory."""
 
 
 class Contender(NamedTuple):
-    """Who competes.
+    """A contender.
 
     Attributes:
         name: id in tables and JSON.
         ours: a failure of ours ends the contest; a peer's is a line in the table.
         unavailable: None, or why it cannot run here.
-        build: makes the call that is timed; what it does itself is not.
+        build: makes the call that is timed; building is not timed.
         check: the call's result -> the share of it that is wrong; raises for a wrong one of ours.
         graph: whether the call may be captured in a CUDA graph.
     """
@@ -49,7 +49,7 @@ class Contender(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a contest gave: a line for each contender that ran, and why others did not."""
+    """The result of a contest: a line for each contender that ran, and why others did not."""
 
     lines: dict[str, dict[str, Any]]
     failed: dict[str, str]
@@ -59,10 +59,10 @@ class Outcome(NamedTuple):
 def compete(
     contenders: Iterable[Contender], rival_of: Callable[[str], str], clock: Clock, rounds: int
 ) -> Outcome:
-    """Check, then time; ratios are against the contender that ``rival_of`` names.
+    """Check all contenders, then time them; ratios are against the one that ``rival_of`` names.
 
     Raises:
-        Exception: whatever one of ours raised.
+        Exception: any that one of ours raised.
     """
     clock.release()
     outcome = Outcome({}, {}, {})
@@ -107,7 +107,7 @@ def compete(
 def _replay(
     contender: Contender, line: dict[str, Any], call: Callable[[], Any], clock: Clock
 ) -> None:
-    """Adds the time in a graph to a short call's line; last, since a capture may go wrong."""
+    """Adds the time in a graph to a short call's line; comes last, because a capture may fail."""
     if line["seconds"]["median"] > _GRAPH_SECONDS:
         return
     try:
@@ -118,7 +118,7 @@ def _replay(
 
 
 def _turn(clock: Clock, call: Callable[[], Any]) -> float:
-    """Infinity where the device's memory does not suffice."""
+    """Infinity if the device's memory does not suffice."""
     try:
         return clock.seconds(call)
     except torch.OutOfMemoryError:

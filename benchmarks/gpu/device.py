@@ -26,7 +26,7 @@ def why_not() -> str | None:
 
 
 class Gpu:
-    """The current CUDA device. What a CPU cannot do is all in here."""
+    """The current CUDA device. Only this class needs one."""
 
     def __init__(self) -> None:
         self.device = torch.device("cuda", torch.cuda.current_device())
@@ -45,14 +45,14 @@ class Gpu:
     def seconds_in_graph(self, call: Callable[[], Any]) -> float:
         """The same work replayed from a CUDA graph, with a warm L2 cache.
 
-        What is left is the GPU's part: no Python, no launches.
+        The time is the GPU's alone, without Python and launches.
         """
         from triton.testing import do_bench_cudagraph
 
         return 1e-3 * float(do_bench_cudagraph(call, return_mode="median"))
 
     def peak_bytes(self, call: Callable[[], Any]) -> int:
-        """What torch's allocator held at most during a call beyond what it held before."""
+        """The most that torch's allocator held during a call, minus what it held before."""
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -61,12 +61,12 @@ class Gpu:
         return torch.cuda.max_memory_allocated() - before
 
     def release(self) -> None:
-        """Gives back what the last contest left in torch's pools."""
+        """Frees the memory that the last contest left in torch's pools."""
         gc.collect()
         torch.cuda.empty_cache()
 
     def limits(self, size: int = 8192) -> dict[str, float]:
-        """What the device itself reaches: products of size x size matrices, and copies of 1 GiB."""
+        """The device's own rates: products of size x size matrices, and copies of 1 GiB."""
         a, b = torch.randn(2, size, size, device=self.device)
         operations = 2.0 * size**3
         measured = {}
@@ -119,9 +119,10 @@ class Gpu:
 
 
 def _driver(uuid: str) -> dict[str, str]:
-    """Driver, power limit and highest clock of one GPU, where nvidia-smi tells them.
+    """Driver, power limit and highest clock of one GPU, if nvidia-smi reports them.
 
-    By its UUID: CUDA_VISIBLE_DEVICES renumbers the devices for torch, and not for nvidia-smi.
+    The GPU is named by its UUID: CUDA_VISIBLE_DEVICES renumbers the devices for torch, but not for
+    nvidia-smi.
     """
     fields = ("driver_version", "power.limit", "clocks.max.sm")
     tool = shutil.which("nvidia-smi")

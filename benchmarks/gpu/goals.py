@@ -1,4 +1,4 @@
-"""The goals, and how far what was measured is from them."""
+"""The goals, and the distance of the measured figures from them."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -7,7 +7,7 @@ from vqvae_fast.bench.data import Shape
 from vqvae_fast.bench.peers import OURS
 
 # The goals are for these devices, whose matrix units and clocks are the same; on others the figures
-# are given and not judged.
+# are reported but not judged.
 JUDGED = ("H100", "H200")
 # Milliseconds of the whole search for N = 65536, in a graph where it is short enough for one. For
 # K = 8192: what the Triton kernels should reach; 0.045, 0.11 and 0.42 stay the aim of a kernel
@@ -38,7 +38,8 @@ class Goal(NamedTuple):
         target: the least (or, for times in ms, the greatest) figure that meets it.
         unit: "ms" or "times".
         measured: the figure, or None.
-        met: whether; None where it was not measured or the device is not the goal's.
+        met: whether the figure meets it; None if it was not measured or the goal is for other
+            devices.
         gap: in words: what is missing, or why there is no figure.
     """
 
@@ -51,7 +52,7 @@ class Goal(NamedTuple):
 
 
 def goals(entries: Iterable[dict[str, Any]], device_name: str) -> list[Goal]:
-    """Every goal that the entries of a record say something about, or should."""
+    """Every goal that the entries of a record have a figure for, or should have."""
     found = {_key(entry): entry for entry in entries if entry["data"] == "Gaussian"}
     lines = [*_times(found), *_against_torch(found), *_against_flash(found), *_layers(found)]
     return [_judged(line, device_name) for line in lines]
@@ -123,7 +124,7 @@ def _ratio(entry: dict[str, Any] | None, peer: str, text: str, target: float) ->
 
 
 def _line(entry: dict[str, Any] | None, name: str) -> tuple[dict[str, Any] | None, str]:
-    """The contender's line, or None and why there is none."""
+    """The contender's line, or None and the reason why there is none."""
     if entry is None:
         return None, "the shape was not run"
     if name in entry["contenders"]:

@@ -16,7 +16,7 @@ def compare(vectors: Vectors, clock: Clock, rounds: int) -> dict[str, Any]:
     """The JSON record of one shape.
 
     Raises:
-        WrongLayerError: our first step is not what the readable formula gives.
+        WrongLayerError: our first step differs from the readable formula.
     """
     fmap = feature_map(vectors.z)
     learning = {peer.name: peer.learning for peer in LAYER_PEERS}

@@ -104,7 +104,7 @@ def _figures(kind: str, line: dict[str, Any], limits: dict[str, float]) -> tuple
 
 
 def _not_measured(record: dict[str, Any]) -> str:
-    """Jobs that the time did not suffice for, and contenders that could not run."""
+    """Jobs for which there was no time, and contenders that could not run."""
     lines = [f"- {job}\n" for job in record["left_out"]]
     reasons = {
         (name, reason): None

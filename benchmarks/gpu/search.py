@@ -1,4 +1,4 @@
-"""The search: who competes, and whether the answers are right."""
+"""The search: names the contenders, and checks the answers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ _SAMPLE = 1024
 
 
 class InexactError(AssertionError):
-    """An answer of ours breaks the exactness contract: nothing is timed."""
+    """An answer of ours breaks the exactness contract, so nothing is timed."""
 
 
 def compare(
@@ -25,7 +25,7 @@ def compare(
     rounds: int,
     peers: Sequence[SearchPeer] | None = None,
 ) -> dict[str, Any]:
-    """The JSON record of one shape. peers: who competes, by default everybody.
+    """The JSON record of one shape. peers: the contenders, by default all.
 
     Raises:
         InexactError: our answer is not exact. A peer's inexactness is recorded instead.

@@ -12,7 +12,7 @@ from vqvae_fast.bench.peers import SUM_PEERS, SumPeer
 
 
 class WrongSumError(AssertionError):
-    """A sum of ours is wrong: nothing is timed."""
+    """A sum of ours is wrong, so nothing is timed."""
 
 
 def compare(

@@ -1,1 +1,1 @@
-"""Static checks of the Triton kernels: compiled for GPUs that need not be there."""
+"""Static checks of the Triton kernels, compiled for GPUs that need not be present."""

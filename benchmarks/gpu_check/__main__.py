@@ -18,14 +18,14 @@ from benchmarks.gpu_check.cases import (
 from benchmarks.gpu_check.offline import TARGETS
 from benchmarks.gpu_check.table import Row, defects, markdown, missing, rows
 
-# The sums' kernels are many and small, and the IEEE variant is there for comparison: compiled for
-# one target, or for all with --full.
+# The sums' kernels are many and small, and the IEEE variant serves comparison only: they are
+# compiled for one target, or for all with --full.
 FULL_TARGET = "sm_90"
 Checked = tuple[list[Row], list[str]]
 
 
 def check(target: str, peer: bool, plain: bool, sums: bool, full: bool) -> Checked:
-    """All rows of a target, and what is wrong with them."""
+    """All rows of a target, and their defects."""
     warnings.simplefilter("ignore")  # Triton's, of its own next version
     full = full or target == FULL_TARGET
     chosen = [*cases(), *direct_cases(), *residual_cases(), *shape_cases()]
@@ -53,7 +53,7 @@ def check(target: str, peer: bool, plain: bool, sums: bool, full: bool) -> Check
 def main(
     target: tuple[str, ...], jobs: int, peer: bool, plain: bool, sums: bool, full: bool
 ) -> None:
-    """Compile every Triton configuration for GPUs that need not be there, and check the result.
+    """Compile every Triton configuration for GPUs that need not be present; check the result.
 
     The version of Triton is the one that Python imports; PYTHONPATH may name a folder with another.
     """

@@ -1,4 +1,4 @@
-"""What the compiler says of a kernel for an AMD GPU, in its assembly."""
+"""Reads from its assembly what the compiler reports about a kernel for an AMD GPU."""
 
 import re
 from collections import Counter

@@ -31,10 +31,10 @@ class Case(NamedTuple):
 
 
 def cases(packed: torch.dtype = torch.float16) -> Iterator[Case]:
-    """The searches, called plain where scores are multiplied as float32.
+    """The searches; they are called plain if scores are multiplied as float32.
 
-    Input types differ in their loads alone, so each configuration gets one, the smallest all. Rows
-    of 8 elements leave columns for what scores start at.
+    Input types differ only in their loads, so each configuration gets one type, and the smallest
+    all types. Rows of 8 elements leave columns for the starts of scores.
     """
     name = "search" if packed == torch.float16 else "plain"
     dims = block_dims(packed)
@@ -103,7 +103,7 @@ def _sums(z: Tensor, codebook: Tensor) -> Callable[[], object]:
 
 
 def residual_cases() -> Iterator[Case]:
-    """All stages of residual VQ, where one launch takes them."""
+    """All stages of residual VQ, if one launch does them."""
     for dim in residual_dims():
         dtypes = [torch.float32] if dim != 64 else [torch.float32, torch.bfloat16, torch.float16]
         for dtype in dtypes:

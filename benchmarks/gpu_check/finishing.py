@@ -1,4 +1,4 @@
-"""What the kernels behind the scan execute, read from their listings."""
+"""Counts what the kernels behind the scan execute, from their listings."""
 
 from collections.abc import Mapping
 

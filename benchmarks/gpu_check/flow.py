@@ -1,4 +1,4 @@
-"""Where control may go in a listing: what a check of hazards walks along."""
+"""The graph of control flow in a listing, which a check of hazards follows."""
 
 from collections.abc import Callable, Hashable, Iterable
 from typing import TypeVar
@@ -9,7 +9,7 @@ State = TypeVar("State", bound=Hashable)
 def reachable(
     starts: Iterable[State], successors: Callable[[State], Iterable[State]]
 ) -> set[State]:
-    """What can be reached in one step or more from any start."""
+    """The nodes that can be reached in one step or more from any start."""
     found: set[State] = set()
     waiting = list(starts)
     while waiting:

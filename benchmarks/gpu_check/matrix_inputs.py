@@ -1,4 +1,4 @@
-"""Whether the rows that a matrix unit reads from registers stay there until it has read them.
+"""Checks that rows in registers stay there until the matrix unit has read them.
 
 HGMMA, the product of sm_90, runs on while the threads go on, until WARPGROUP.DEPBAR waits for it.
 It may take its first factor from registers. The assembler must not reuse these before the wait;
@@ -25,7 +25,7 @@ _JUMP = re.compile(r"(BRA|BRA\.\S+|CALL\S*|WARPSYNC\.COLLECTIVE|BREAK|JMP)\s.*?(
 
 
 def overwritten(listing: str) -> list[str]:
-    """The instructions that write to a register which a product in flight may still read."""
+    """The instructions that write to a register that a product in flight may still read."""
     code = instructions(listing)
     successors = _successors(code)
     found: dict[int, str] = {}
@@ -53,7 +53,7 @@ def overwritten(listing: str) -> list[str]:
 
 
 def written(text: str) -> set[int]:
-    """The registers that an instruction writes, rather too many than too few."""
+    """The registers that an instruction writes; too many if in doubt, never too few."""
     opcode, _, operands = text.partition(" ")
     # Some write a predicate before the register, or none at all: PT.
     match = re.match(r"(?:!?U?P\w+, )*R(\d+)(?=,|$|\.)", operands.strip())
@@ -75,9 +75,9 @@ def _width(opcode: str) -> int:
 
 
 def _successors(code: list[Instruction]) -> list[list[int]]:
-    """Where control may go from each instruction, rather too many places than too few."""
+    """Where control may go from each instruction; too many places if in doubt, never too few."""
     places = {instruction.address: at for at, instruction in enumerate(code)}
-    # Threads that wait for one another go on where the barrier was set up to.
+    # Threads that wait for one another continue at the target of their barrier.
     meetings: dict[str, list[int]] = {}
     for instruction in code:
         if match := re.match(r"BSSY\S* (B\d+), (0x[0-9a-f]+)", instruction.text):

@@ -1,4 +1,4 @@
-"""Compiling what a launch would compile, for a GPU that is not there."""
+"""Compiles what a launch would compile, for a GPU that need not be present."""
 
 import contextlib
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ class Launch(NamedTuple):
 
 
 class _Driver:
-    """Stands where the GPU's driver does: names the target, and has one device and stream."""
+    """Replaces the GPU's driver: names the target, and has one device and stream."""
 
     def __init__(self, target: GPUTarget):
         self._target = target
@@ -59,7 +59,7 @@ def compiled_for(target: GPUTarget) -> Iterator[list[Launch]]:
         name = self.fn.__name__.strip("_").removesuffix("_kernel")
         launches[id(compiled)] = Launch(name, constants, compiled.metadata.num_warps, compiled)
         collected[:] = launches.values()
-        # Nothing is returned, so nothing is kept to be launched directly.
+        # Return nothing, so that no plan keeps a kernel to launch it directly.
 
     collected: list[Launch] = []
     before = triton.runtime.driver._active

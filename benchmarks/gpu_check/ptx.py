@@ -1,9 +1,9 @@
-"""Whether the matrix units see what the threads have put into shared memory.
+"""Checks that the matrix units see the threads' writes to shared memory.
 
 The products of sm_90 and sm_100 read shared memory through the asynchronous proxy, while ordinary
-stores and the copies of cp.async write through the generic one. What is written is sure to be seen
-only behind a ``fence.proxy.async``. Some versions of Triton leave it out, and the unit may then
-multiply what was in shared memory before.
+stores and the copies of cp.async write through the generic one. A write is sure to be seen only
+after a ``fence.proxy.async``. Some versions of Triton leave it out, and the unit may then multiply
+what was in shared memory before.
 
 The check reads PTX, not SASS: PTX is where the rule is defined and where the compiler has to put
 the fence, and its names do not change from one architecture to the next.

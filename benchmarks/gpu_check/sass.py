@@ -1,4 +1,4 @@
-"""What the assembler made of a kernel: registers, spills, and the instructions of its main loop."""
+"""Reads a kernel's registers, spills and main loop from the assembler's result."""
 
 import re
 import subprocess
@@ -65,7 +65,7 @@ _MOVE = re.compile(r"(IMAD\.(MOV\S*|U32) U?R\w+, RZ, RZ, (?!-R)|HFMA2\S* R\d+, -
 
 
 class Resources(NamedTuple):
-    """Of one kernel: registers a thread, bytes of stack (spills), and its instructions."""
+    """One kernel: registers of a thread, bytes of stack (spills), and its instructions."""
 
     registers: int
     stack: int
@@ -85,7 +85,7 @@ class Instruction(NamedTuple):
 
     Attributes:
         address: in the kernel.
-        predicate: on which it runs, with its @; empty for one that always runs.
+        predicate: the condition under which it runs, with its @; empty if it always runs.
         text: the rest of the line.
     """
 
@@ -101,7 +101,7 @@ def instructions(listing: str) -> list[Instruction]:
 
 
 class Loops(NamedTuple):
-    """What a kernel's loops execute.
+    """The instructions that a kernel's loops execute.
 
     Attributes:
         main: opcodes of the innermost loop that multiplies matrices; empty if there is none.

@@ -1,4 +1,4 @@
-"""The table of what was compiled, and what must hold of it."""
+"""The table of the compiled kernels, and the conditions that they must meet."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -31,7 +31,7 @@ class Row(NamedTuple):
         loop: instructions of the innermost loop with a product.
         group: of `settle`, instructions of a warp for a group; finishing.py says which.
         barriers: of `exact`, barriers in its loop over dimensions.
-        arithmetic: of them, those that compute, a score; None where a turn finishes no score.
+        arithmetic: of them, those that compute, for each score; None if a turn finishes none.
     """
 
     version: str
@@ -122,7 +122,7 @@ def _scores_of_loop(launch: Launch) -> int | None:
 
 
 def defects(row: Row) -> list[str]:
-    """What must not be, in sentences; empty for a sound kernel."""
+    """The kernel's defects, in sentences; empty for a sound kernel."""
     _, most_shared = TARGETS[row.target]
     found = []
     if row.spilled:
@@ -165,7 +165,7 @@ def sets_the_bar(row: Row) -> bool:
 
 
 def missing(found: list[Row], target: str) -> list[str]:
-    """What a table of a target must have and lacks, in sentences."""
+    """The rows that a target's table must have but lacks, in sentences."""
     if target != BAR[0]:
         return []
     lacking = []

@@ -14,7 +14,7 @@ from benchmarks.gpu_first.record import Record
 from benchmarks.gpu_first.step import ROOT, WHEELS, Setting
 from benchmarks.gpu_first.supervise import Supervisor, environment
 
-# Below these seconds no part begins: its process would hardly have imported torch.
+# With fewer seconds left no part begins: its process would hardly import torch in time.
 _LEAST_SECONDS = 5.0
 _UNKNOWN = "unknown GPU"
 
@@ -35,7 +35,7 @@ def options_of(given: list[str] | None) -> argparse.Namespace:
 
 
 def device_name(setting: Setting) -> str:
-    """The GPU's name, asked in a process of its own; a sentence where there is none."""
+    """The GPU's name, from a process of its own; a sentence if there is none."""
     if setting.rehearse:
         return "none"
     ask = "import torch; print(torch.cuda.get_device_name())"
@@ -61,7 +61,7 @@ def default_out(device: str, rehearse: bool) -> Path:
 
 
 def revision() -> str:
-    """The commit that is measured, "" where git does not know."""
+    """The commit that is measured, "" if git does not know it."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=7"]
     try:
         done = subprocess.run(command, capture_output=True, text=True)
@@ -71,7 +71,7 @@ def revision() -> str:
 
 
 def run(parts: tuple[Part, ...], setting: Setting, minutes: float, record: Record) -> None:
-    """All parts, one after the other. None that goes wrong keeps the others from running."""
+    """Run all parts, one after the other; a part that fails does not stop the others."""
     begin = time.monotonic()
 
     def write() -> None:
@@ -94,7 +94,7 @@ def run(parts: tuple[Part, ...], setting: Setting, minutes: float, record: Recor
 
 
 def main(given: list[str] | None = None) -> int:
-    """The exit status: 0 where every step of every part went well."""
+    """The exit status: 0 if every step of every part succeeded."""
     options = options_of(given)
     setting = Setting(Path(), options.rehearse, options.wheels.resolve(), options.latents)
     device = device_name(setting)

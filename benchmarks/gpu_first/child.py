@@ -1,8 +1,8 @@
-"""A part's process: runs its steps one after the other, and writes a line for all that happens.
+"""A part's process: runs its steps one after the other, and writes a line for each event.
 
-A step that raises does not end the part. Where an error has spoilt the CUDA context, as a bad
-memory access does, the process ends with a status of its own, and the supervisor starts another
-behind that step.
+A step that raises does not end the part. If an error has spoilt the CUDA context, as a bad memory
+access does, the process ends with a special status, and the supervisor starts another one after
+that step.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def _writer(file: TextIO) -> Callable[[dict[str, Any]], None]:
 
 
 def main(given: list[str] | None = None) -> int:
-    """The status: 0, SPOILT, or 1 where the part has no steps."""
+    """The status: 0, SPOILT, or 1 if the part has no steps."""
     parser = argparse.ArgumentParser()
     parser.add_argument("part")
     parser.add_argument("--events", type=Path, required=True)

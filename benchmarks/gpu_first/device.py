@@ -1,4 +1,4 @@
-"""The device of the parts: the GPU, or for a rehearsal the CPU in its place."""
+"""The device of the parts: the GPU, or the CPU for a rehearsal."""
 
 import time
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from benchmarks.gpu_first.step import Setting
 
 
 class Rehearsed(Gpu):
-    """A CPU where the GPU should be; its clock is the machine's, and its times mean nothing."""
+    """A CPU instead of the GPU; its clock is the machine's, and its times mean nothing."""
 
     def __init__(self) -> None:
         self.device, self.name = torch.device("cpu"), "rehearsal on the CPU"
@@ -36,7 +36,7 @@ class Rehearsed(Gpu):
 
 
 def device_of(setting: Setting) -> Gpu:
-    """What the parts measure on.
+    """The device on which the parts measure.
 
     Raises:
         RuntimeError: there is no CUDA device.

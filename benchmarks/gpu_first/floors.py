@@ -1,15 +1,15 @@
-"""What the kernels cannot be faster than, and what was expected: estimates made without a device.
+"""Estimates without a device: times that the kernels cannot beat, and times that we expect.
 
-Microseconds for N = 65536, K = 8192 in float32 on an H100, plus or minus 30 per cent, worked out
+Microseconds for N = 65536, K = 8192 in float32 on an H100, plus or minus 30 per cent, derived
 from the instructions that the compiler emitted (`benchmarks.gpu_check`); the likely figures also
-count what waits. They were made before the kernels behind the scan were rewritten.
+count waiting. They were made before the kernels behind the scan were rewritten.
 """
 
 from typing import NamedTuple
 
 
 class Estimate(NamedTuple):
-    """Microseconds of one kernel. floor: None where none was worked out."""
+    """Microseconds of one kernel. floor: None if there is no estimate."""
 
     floor: float | None
     likely: float

@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--rehearse", action="store_true")
     options = parser.parse_args()
     if not options.rehearse:
-        # What fails here fails again below, with its reason.
+        # An error here occurs again below, with its reason.
         with contextlib.suppress(Exception):
             _compile(options.shape)
     with options.lock.open("w") as lock:

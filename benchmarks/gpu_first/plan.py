@@ -13,7 +13,7 @@ class Part(NamedTuple):
         name: of its module in `benchmarks.gpu_first.parts`, and of the option.
         weight: its share of the time, against the other parts'.
         about: one sentence for the report.
-        least: seconds that it gets, however little time there is for all.
+        least: seconds that it gets in any case.
         interprets: a rehearsal runs it in Triton's interpreter; otherwise as it is.
     """
 

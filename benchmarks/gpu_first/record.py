@@ -1,4 +1,4 @@
-"""The record of a run: one JSON file and its report, both whole after every write."""
+"""The record of a run: one JSON file and its report, both complete after every write."""
 
 import json
 import os
@@ -10,10 +10,10 @@ from benchmarks.gpu_first.step import ROOT
 
 
 class Record:
-    """What a run has brought so far.
+    """The results of a run so far.
 
     Attributes:
-        data: all of it.
+        data: all results.
         path: the JSON file; the report lies beside it, as .md.
     """
 
@@ -23,7 +23,7 @@ class Record:
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def write(self) -> None:
-        """Both files; a reader sees the old one or the new one, never half of one."""
+        """Write both files; a reader sees the old or the new one, never a part."""
         _replace(self.path, json.dumps(self.data, indent=1) + "\n")
         _replace(self.path.with_suffix(".md"), markdown(self.data))
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 _STATES = ("done", "failed", "crashed", "cut", "running", "not begun")
-# Values longer than this (logs, listings) stand below their table, not in it.
+# Values longer than this (logs, listings) are below their table, not in it.
 _LONGEST_CELL = 90
 
 
@@ -38,7 +38,7 @@ def _title(data: dict[str, Any]) -> str:
 
 
 def _problems(data: dict[str, Any]) -> list[str]:
-    """A line for each kind of thing that is not as it should be, with all that it happened to."""
+    """A line for each kind of failure, with everything that it happened to."""
     names: dict[tuple[str, str], list[str]] = {}
     lines = []
     for name, part in data["parts"].items():

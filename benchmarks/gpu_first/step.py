@@ -1,4 +1,4 @@
-"""What a part consists of, and what it is told."""
+"""The steps of a part, and the options that it gets."""
 
 import json
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
-# What make gpu-first-wheels fills: it travels with the tree.
+# The folder that make gpu-first-wheels fills; it travels with the tree.
 WHEELS = Path(__file__).with_name("wheels")
 # Where the wheels that a machine lacks are installed.
 PACKAGES = ROOT / "build" / "gpu_first" / "packages"
@@ -21,7 +21,7 @@ class Step(NamedTuple):
 
     Attributes:
         name: in words, unique in its part.
-        seconds: after these it is cut.
+        seconds: the limit after which it is ended.
         run: measures, and emits its rows as they come.
     """
 
@@ -32,7 +32,7 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Setting:
-    """What the parts are told.
+    """The options that the parts get.
 
     Attributes:
         out: the folder of the record.

@@ -1,4 +1,4 @@
-"""Watches a part's process: cuts what hangs, and starts anew behind what crashed."""
+"""Watches a part's process: ends a step that hangs, and restarts after a step that crashed."""
 
 import contextlib
 import json
@@ -97,7 +97,7 @@ class Supervisor:
         )
 
     def _watch(self, process: "subprocess.Popen[bytes]") -> int | None:
-        """The status of the process; None where it was cut."""
+        """The status of the process; None if it was ended."""
         started = moved = time.monotonic()
         try:
             while process.poll() is None:
@@ -114,7 +114,7 @@ class Supervisor:
                     return None
                 time.sleep(_POLL_SECONDS)
         finally:
-            _kill(process)  # what it left behind, or all of it at Ctrl-C
+            _kill(process)  # processes that it left, or the whole group at Ctrl-C
         self._take_events()
         if process.returncode not in (0, SPOILT) and self._running is not None:
             self._end_step("crashed", f"the process ended with {_status(process.returncode)}")

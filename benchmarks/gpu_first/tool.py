@@ -1,4 +1,4 @@
-"""Other programs: found, run with a limit, and their last words kept."""
+"""Finds other programs, runs them with a limit, and keeps the end of their output."""
 
 import os
 import shutil
@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-# Where CUDA's tools lie when PATH does not name them.
+# The folder of CUDA's tools, if PATH does not name it.
 _CUDA = ("CUDA_HOME", "CUDA_PATH")
 _LAST_CHARACTERS = 3000
 
@@ -19,7 +19,7 @@ def find(name: str) -> str | None:
 
 
 def run(command: Sequence[str], **variables: str) -> tuple[int, str]:
-    """The status and what it said at last; the step's own limit ends what hangs."""
+    """The status and the end of the output; the step's own limit ends a program that hangs."""
     done = subprocess.run(
         command,
         env=os.environ | variables,

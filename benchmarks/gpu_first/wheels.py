@@ -1,7 +1,7 @@
-"""Fetches what travels to a machine without network: ``make gpu-first-wheels``.
+"""Fetches files for a machine without network: ``make gpu-first-wheels``.
 
-Wheels for that machine's Python (not for the one that fetches), and the latents and codebook of a
-trained model, which are made here: training wants photographs that such a machine lacks.
+These are wheels for that machine's Python (not for the one that fetches), and the latents and
+codebook of a trained model. The model is trained here, because that machine lacks the photographs.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def download(folder: Path, python: str) -> int:
 
 
 def save_trained(folder: Path) -> None:
-    """Writes one .npz a model: z [N, D] and codebook [K, D]."""
+    """Writes one .npz for each model: z [N, D] and codebook [K, D]."""
     from vqvae_fast.bench import trained
 
     if reason := trained.unavailable():

@@ -1,7 +1,7 @@
-"""What the backward passes of all autograd Functions share.
+"""Helpers that the backward passes of all autograd Functions share.
 
-Each computes its gradients by fused ops, and by differentiable functions where autograd records the
-pass, so that a gradient penalty gets its second derivative.
+Each backward pass computes its gradients by fused ops. If autograd records the pass, it uses
+differentiable functions instead, so that a gradient penalty gets its second derivative.
 """
 
 import functools
@@ -21,7 +21,7 @@ def is_recorded() -> bool:
 
 
 def leave_missing_gradients_out(ctx: Any) -> None:
-    """Let backward get None, not zeros as large as an output, where there is no gradient.
+    """Let backward get None for a missing gradient, not zeros as large as the output.
 
     torch's compiler does not know this call; it removes the zeros by itself.
     """
@@ -30,7 +30,7 @@ def leave_missing_gradients_out(ctx: Any) -> None:
 
 
 def sum_of(*gradients: Tensor | None) -> Tensor | None:
-    """The sum of those gradients that there are."""
+    """The sum of the gradients that are not None; None if there are none."""
     present = [gradient for gradient in gradients if gradient is not None]
     return functools.reduce(torch.add, present) if present else None
 

@@ -39,9 +39,9 @@ def sum_by_code(rows: Tensor, indices: Tensor, codebook: Tensor) -> Tensor:
 
 
 def copy_of_codes(codebook: Tensor) -> Tensor:
-    """A copy that no later write to the codebook [..., D] reaches, with its gradient.
+    """A copy of the codebook [..., D] that later writes do not change, with its gradient.
 
-    A plain clone is none to torch's compiler, which makes it again in the backward pass.
+    torch's compiler would not keep a plain clone: it clones again in the backward pass.
     """
     codes: Tensor = _CopyOfCodes.apply(codebook)  # type: ignore[no-untyped-call]
     return codes
@@ -62,7 +62,7 @@ class _TakeCodes(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, codebook: Tensor, indices: Tensor) -> Tensor:
         if ctx.needs_input_grad[0]:
-            # A copy: a module returns these indices, and the caller may write to them.
+            # Save a copy: a module returns these indices, and the caller may write to them.
             ctx.save_for_backward(torch.ops.vqvae_fast.copy_of_codes(indices))
         ctx.like = _shape_of(codebook)
         codes: Tensor = torch.ops.vqvae_fast.take_codes(codebook, indices)

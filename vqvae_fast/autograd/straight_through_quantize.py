@@ -37,8 +37,8 @@ class StraightThroughQuantize(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         """z [..., D], codebook [K, D] or [H, K, D] -> quantized, indices, distances, loss.
 
-        The error follows if it is what the backward pass needs. It is an output because autograd
-        knows how a saved output depends on the inputs, which a second derivative asks for.
+        If the backward pass needs the error, it follows. It is an output, because autograd knows
+        how a saved output depends on the inputs, and a second derivative needs that.
         """
         quantized, indices, distances = torch.ops.vqvae_fast.quantize(z, codebook)
         loss = distances.sum() * ((commitment_weight + codebook_weight) / _count(z))
@@ -47,10 +47,10 @@ class StraightThroughQuantize(torch.autograd.Function):
             ctx.save_for_backward(z, codebook, indices)
             indices = torch.ops.vqvae_fast.copy_of_codes(indices)  # the caller may write to them
         elif ctx.needs_input_grad[0]:
-            # The commitment gradient wants the chosen codes as they were in this search. Without
-            # a gradient of its own a codebook is often rewritten before the backward pass (EMA):
-            # autograd refuses that in eager mode, and AOTAutograd computes from the new codes.
-            # The error has memory of its own, so nothing that is done to z or q can change it.
+            # The commitment gradient needs the chosen codes as they were in this search. A codebook
+            # without a gradient is often rewritten before the backward pass (EMA): autograd refuses
+            # that in eager mode, and AOTAutograd would compute from the new codes. The error has
+            # its own memory, so later writes to z or q cannot change it.
             error = (_wide(z) - _wide(quantized),)
             ctx.save_for_backward(*error)
         ctx.weights, ctx.sparse = (commitment_weight, codebook_weight), sparse
@@ -103,7 +103,7 @@ def _differentiable_backward(
     commitment_weight: float,
     codebook_weight: float,
 ) -> tuple[Tensor, Tensor]:
-    """torch.ops.vqvae_fast.quantize_backward of functions that have a derivative."""
+    """The formula of torch.ops.vqvae_fast.quantize_backward in differentiable functions."""
     dtype, z = z.dtype, _wide(z)
     codes = _wide(take_codes(codebook, indices))
     scale = mean_square_scale(grad_loss, z)
@@ -121,7 +121,7 @@ def _sparse_backward(
     indices: Tensor,
     *weights: float,
 ) -> tuple[Tensor, Tensor]:
-    """The same gradients; the codebook's holds the chosen codes alone, and so does the work."""
+    """The same gradients; the codebook's gradient, and the work, cover the chosen codes only."""
     if is_recorded():
         raise RuntimeError(
             "quantize(sparse=True) has no second derivative (create_graph=True); use sparse=False"

@@ -14,7 +14,7 @@ class Configuration(NamedTuple):
     """The launch parameters of one search kernel.
 
     Attributes:
-        block_rows: rows of z a program holds.
+        block_rows: rows of z that a program holds.
         block_codes: codes of a tile.
         block_dim: elements of a row that are multiplied at a time; D is padded to a multiple.
         group: codes of a tile that share a slot, and are measured together.
@@ -55,7 +55,7 @@ class SupportConfiguration(NamedTuple):
 
 
 _SUPPORT = SupportConfiguration(16, 16, 16, 32, 32, 16, 16, 16)
-# Elements that cannot be read several at a time: fewer on their way leave registers for addresses.
+# For elements that cannot be read several at a time: fewer loads leave registers for addresses.
 _SUPPORT_ODD = _SUPPORT._replace(chunk=8, group_chunk=8)
 # The interpreter takes as long for a small block as for a large one.
 _SUPPORT_INTERPRETED = SupportConfiguration(2048, 128, 16, 256, 32, 32, 64, 16)
@@ -68,10 +68,10 @@ def support_configuration(aligned: bool) -> SupportConfiguration:
     return _SUPPORT if aligned else _SUPPORT_ODD
 
 
-# A row block's codes all come through L2: at full speed that is 4096 / block_rows bytes a clock and
-# SM, of about 30 that an H100 has. So 128 rows, and two programs an SM where registers and shared
-# memory allow, one of which multiplies while the other compares. Where D is large the product
-# takes longer than the comparisons: there, smaller groups leave less to measure.
+# All codes come through L2 for each block of rows: at full speed that is 4096 / block_rows bytes a
+# clock and SM, of about 30 that an H100 has. So a block has 128 rows. An SM has two programs if
+# registers and shared memory allow it: one multiplies while the other compares. If D is large, the
+# product takes longer than the comparisons; smaller groups then leave less to measure.
 _FLOAT16 = {
     16: Configuration(128, 128, 16, 8, 8, 3),
     32: Configuration(128, 128, 32, 8, 8, 3),
@@ -79,18 +79,18 @@ _FLOAT16 = {
     128: Configuration(128, 128, 128, 4, 8, 2),
     256: Configuration(128, 64, 256, 4, 8, 2),
 }
-# Longer rows come in pieces, again for every tile.
+# Longer rows are read in pieces, again for every tile.
 _FLOAT16_PIECES = Configuration(128, 128, 32, 8, 8, 3)
-# Fused multiply-adds instead of the matrix unit: for comparison.
+# These use fused multiply-adds instead of the matrix unit, for comparison.
 _FLOAT32 = {
     16: Configuration(64, 64, 16, 8, 4, 2),
     32: Configuration(64, 64, 32, 8, 4, 2),
 }
 _FLOAT32_PIECES = Configuration(64, 32, 16, 8, 4, 3)
 
-# NVIDIA's GPUs with room for 48 warps an SM, not 64.
+# NVIDIA's architectures with room for 48 warps an SM, not 64.
 FEWER_WARPS = (86, 87, 89)
-# Bytes of shared memory that a program may have, by architecture; 99 KiB is what all others have.
+# KiB of shared memory that a program may have, by architecture; all others have 99.
 _SHARED_MEMORY = {80: 163, 87: 163, 90: 227, 100: 227, 103: 227, "gfx942": 64}
 
 
@@ -125,23 +125,23 @@ _START_COLUMNS = 3
 
 
 def columns_for_start(config: Configuration, dim: int, dtype: torch.dtype) -> int:
-    """Columns behind D in which the product itself adds what scores start at, 0 if none is free."""
+    """Columns behind D that hold the start of a code's score in the product, 0 if none is free."""
     fits = dtype == torch.float16 and dim + _START_COLUMNS <= config.block_dim
     return _START_COLUMNS if fits else 0
 
 
 def copies_of_starts(config: Configuration) -> int:
-    """How often a program loads what the scores of a tile start at: once for each thread.
+    """How many copies of the starts of a tile's scores a program loads: one for each thread.
 
-    Triton 3.5 and 3.6 take a load of fewer elements than threads for a cheap one and let every
-    thread fetch all that it needs itself, in 32 copies of four bytes. As many elements as threads
-    are loaded together, whatever the version.
+    Triton 3.5 and 3.6 treat a load of fewer elements than threads as cheap and let every thread
+    fetch all that it needs by itself, in 32 copies of four bytes. Every version loads as many
+    elements as threads together.
     """
     return min(max(1, 32 * config.num_warps // config.block_codes), config.block_rows)
 
 
-# A block of rows goes through all stages, so few blocks must do: 64 rows. The sizes are those at
-# which rows that lie together spill on none of sm_80, sm_90, sm_100 and gfx942 (gpu_check).
+# A block of rows goes through all stages, so there are few blocks: a block has 64 rows. With these
+# sizes contiguous rows spill on none of sm_80, sm_90, sm_100 and gfx942 (gpu_check).
 _RESIDUAL = {
     16: Configuration(64, 256, 16, 8, 4, 2),
     32: Configuration(64, 128, 32, 8, 4, 3),
@@ -194,8 +194,8 @@ def residual_dims() -> list[int]:
 def registers(most: int, archs: tuple[int, ...] | None = None) -> dict[str, int]:
     """The launch option with which a thread takes the registers that it needs, of ``most``.
 
-    NVIDIA's assembler does not know how many programs an SM will have: left to itself it puts
-    values on the stack where that makes room for one more. archs: only there.
+    NVIDIA's assembler does not know how many programs an SM will have. By default it puts values on
+    the stack if that makes room for one more. archs: the option is given on these only.
     """
     if triton.knobs.runtime.interpret:
         return {}
@@ -206,8 +206,8 @@ def registers(most: int, archs: tuple[int, ...] | None = None) -> dict[str, int]
 
 
 def multiprocessors(device: torch.device) -> int:
-    """How many the device has."""
-    if device.type == "cpu":  # the interpreter, where a few are enough to be several
+    """How many multiprocessors the device has."""
+    if device.type == "cpu":  # in the interpreter a few are enough to have several programs
         return 2
     return torch.cuda.get_device_properties(device).multi_processor_count
 
@@ -224,7 +224,7 @@ def _tables(dtype: torch.dtype) -> tuple[dict[int, Configuration], Configuration
 
 
 def _shared_memory(config: Configuration, dtype: torch.dtype) -> int:
-    """Bytes that the rows, the tiles on their way with their biases, and a little besides take."""
+    """Bytes of the rows, the tiles that are being loaded with their biases, and a little more."""
     row = config.block_dim * dtype.itemsize
     tiles = config.num_stages * config.block_codes * (row + 4)
     return config.block_rows * row + tiles + 1024

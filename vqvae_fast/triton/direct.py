@@ -1,9 +1,8 @@
 """The search in one launch, for little work: each program packs the codes that it compares.
 
-What `prepare`, `scan`, `settle` and `exact` do one after the other, a program does for a few rows
-by itself. Packing the codes anew for every block of rows costs more arithmetic than it costs to
-multiply them, but it saves launches. The bound is that of the other kernels
-(docs/exactness.md).
+For a few rows, one program does the work of `prepare`, `scan`, `settle` and `exact` by itself.
+Packing the codes again for every block of rows costs more arithmetic than multiplying them, but it
+saves launches. The bound is that of the other kernels (docs/exactness.md).
 """
 
 import triton
@@ -102,8 +101,8 @@ def direct_kernel(
     """A block of rows against a part of the codes: `part_codes`, of DIRECT_TILES tiles at most.
 
     A lane is a code's place in every tile. For each row and lane the loop keeps the best two codes
-    by name and the third's score. Those that the bound leaves are measured in float64, the best
-    first; where it leaves a third, the row is measured against every code of the part.
+    and the third's score. Those that the bound leaves are measured in float64, the best first. If
+    it leaves a third, the row is measured against every code of the part.
 
     SHARED: there are several parts, and the last of them to finish merges. arrivals: [H, blocks]
         zeros; distances_of_parts, codes_of_parts: [H, blocks, parts, BLOCK_ROWS].
@@ -157,7 +156,7 @@ def direct_kernel(
         e = tl.load(e_ptrs, is_code[:, None] & is_column, other=0.0).to(tl.float32)
         e = e * scale - (middle * scale)[None, :]
         norm = tl.sum(e * e, axis=1)
-        # By its length, which is less work than by its elements; false for NaN and infinity, too.
+        # The length decides, which is less work than all elements; false for NaN and infinity, too.
         packable = is_code & (norm < LONGEST * LONGEST)
         outlier |= (is_code & (packable == 0)).to(tl.int32)
         longest = tl.maximum(longest, tl.where(packable, norm, 0.0))
@@ -174,7 +173,7 @@ def direct_kernel(
     max_norm = tl.sqrt(tl.max(longest, axis=0))
     has_outliers = tl.max(outlier, axis=0)
 
-    # The codes by falling score, as far as the bound leaves them.
+    # Visit the codes that the bound leaves, from the highest score down.
     nearest = tl.full((BLOCK_ROWS,), float("inf"), tl.float64)
     nearest_code = tl.full((BLOCK_ROWS,), NO_CODE, tl.int64)
     lowest = tl.full((BLOCK_ROWS,), UNSEEN, tl.float32)
@@ -190,7 +189,7 @@ def direct_kernel(
         nearer = wanted & is_nearer(distance, code, nearest, nearest_code)
         nearest = tl.where(nearer, distance, nearest)
         nearest_code = tl.where(nearer, code, nearest_code)
-        # Less what the float64 sums may be off.
+        # Subtract the largest error of the float64 sums.
         nearest_score = 0.5 * (to_centre - nearest) - (dim + 16) * 2.3e-16 * to_centre
         nearest_score = (nearest_score * scale * scale).to(tl.float32)
         bound = lowest_score(
@@ -211,7 +210,7 @@ def direct_kernel(
             z_rows, z_stride, book, code_stride, code_element, first_code, last_code, is_row, dim,
             BLOCK_CODES,
         )  # fmt: skip
-        # Measured as all others are: the copies of a code in other parts have the same distance.
+        # Measure it as all others are: the copies of a code in other parts have the same distance.
         found = unsettled & (code != NO_CODE)
         distance = measured(
             z_rows, z_stride, book + tl.where(found, code, 0) * code_stride, code_element,

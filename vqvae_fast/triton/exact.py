@@ -1,6 +1,6 @@
 """The search without a filter: every code is measured in float64.
 
-For the rows that have no bound, and for float64 input.
+It serves the rows that have no bound, and float64 input.
 """
 
 import triton
@@ -48,9 +48,9 @@ def exact_kernel(
 ):  # fmt: skip
     """Measures the rows at the back of the list, or all of them, against every code.
 
-    num_listed: [2, H], of which the second part counts.
-    arrivals: [H, most_items] zeros; part_distances, part_codes: [H, most_items, BLOCK_ROWS]. They
-        serve shared blocks alone, and those come to no more items than programs.
+    num_listed: [2, H], of which the second part is used.
+    arrivals: [H, most_items] zeros; part_distances, part_codes: [H, most_items, BLOCK_ROWS]. Only
+        shared blocks use them, of which there are at most as many items as programs.
     """
     head = tl.program_id(1).to(tl.int64)
     book = codebook + head * aligned(book_stride, ALIGNED)

@@ -1,6 +1,6 @@
-"""Which form a search takes: five kernels, or for little work one.
+"""The choice of a search's form: five kernels, or a single one for little work.
 
-The choice is that of a model of an H100; no GPU has confirmed its numbers yet. In microseconds:
+A model of an H100 makes the choice; its numbers have not been checked on a GPU. In microseconds:
 
     five kernels   38 at least: a fill and five launches of some 3 each, and what each must load
                    before it begins. Then 3.4e-7 a score at D <= 64, twice that at D = 128.
@@ -80,14 +80,14 @@ def direct_form(
         heads: the number of books.
         aligned: whether codes, and whether rows, can be read several elements at a time.
         multiprocessors: those of the device.
-        form: "filter" or "direct" whatever the model says; rows of more than 128 elements, and of
+        form: "filter" or "direct" overrides the model; rows of more than 128 elements, and of
             more than 64 in feature maps, are filtered all the same.
     """
     block_dim = next((block for block in _CODES if dim <= block), None)
     if block_dim is None or form == "filter":
         return None
-    # What is read one element at a time takes registers for its addresses: fewer codes leave them,
-    # and the widest rows leave none.
+    # Tensors that are read one element at a time need registers for their addresses: fewer codes
+    # leave enough of them, and the widest rows leave none.
     codes_aligned, rows_aligned = aligned
     if block_dim == max(_CODES) and codes_aligned and not rows_aligned:
         return None

@@ -1,12 +1,12 @@
-"""Plans: what a call launches, worked out once for its shapes and launched again with few steps.
+"""Plans: the launches of a call, computed once for its shapes and repeated with few steps.
 
-A plan is a list of kernel launches whose pointers are named rather than known: each lies so many
-bytes behind the start of one of the call's tensors, or of the *arena*, the one piece of memory that
-a call allocates beside its results. All else about a launch (grid, numbers, constants) follows from
-shapes, strides, types and device, so a plan can be kept for them.
+A plan is a list of kernel launches whose pointers are symbolic: each is an offset in bytes from the
+start of one of the call's tensors, or of the *arena*, the one piece of memory that a call allocates
+beside its results. Everything else about a launch (grid, numbers, constants) follows from shapes,
+strides, types and device, so a plan can be kept for them.
 
-Triton's own launch works out anew, for every argument, which compiled kernel is meant: about 25 us
-a kernel. A plan asks for that once, for each alignment of its tensors, and keeps the compiled
+Triton's own launch determines from every argument which compiled kernel to use, which takes about
+25 us a kernel. A plan does this once, for each alignment of its tensors, and keeps the compiled
 kernel, which Triton's tutorials launch as ``compiled[grid](*arguments)``.
 """
 
@@ -21,11 +21,11 @@ from torch import Tensor
 
 _P = ParamSpec("_P")
 _Plan = TypeVar("_Plan")
-# Where the arena stands among a call's tensors.
+# The arena's place among a call's tensors.
 ARENA = 0
-# Bytes. Triton compiles pointers that are multiples of it for wide loads, and others for narrow.
+# Bytes. For pointers that are multiples of it Triton compiles wide loads, for others narrow ones.
 _ALIGNMENT = 16
-# Plans that each op keeps: those of the shapes that were asked for last.
+# The number of plans that each op keeps, of the most recent shapes.
 _PLANS_KEPT = 512
 _caches: list[Any] = []
 # The versions whose compiled kernels are known to be launched in this way, first and last. A later
@@ -51,9 +51,9 @@ class Pointer(NamedTuple):
 
     Attributes:
         operand: the tensor's place in the sequence of the call's tensors.
-        dtype: what lies there.
+        dtype: of the elements there.
         offset: bytes.
-        count: elements that lie there, in the arena.
+        count: elements there, if it is in the arena.
     """
 
     operand: int
@@ -62,7 +62,7 @@ class Pointer(NamedTuple):
     count: int = 0
 
     def tensor(self, operands: Sequence[Tensor]) -> Tensor:
-        """What lies there, as Triton's own launch takes it."""
+        """The tensor at this address, as Triton's own launch takes it."""
         if self.operand == ARENA:
             end = self.offset + self.count * self.dtype.itemsize
             return operands[ARENA][self.offset : end].view(self.dtype)
@@ -111,7 +111,7 @@ class Plan:
         self.launches: list[Launch] = []
         self.arena_bytes = 0
         self.zeroed_bytes = 0
-        # By what the addresses of the call's tensors leave of a multiple of _ALIGNMENT.
+        # The key is the remainder of each tensor's address modulo _ALIGNMENT.
         self._direct: dict[tuple[int, ...], list[_DirectLaunch] | None] = {}
 
     def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> Pointer:
@@ -163,7 +163,7 @@ class Plan:
 
 
 def _can_launch_directly(compiled: list[Any]) -> bool:
-    """Whether Triton's launches have returned kernels, and of a version that is known."""
+    """Whether Triton's launches have returned kernels and its version is known."""
     first, last = _DIRECT
     version = tuple(map(int, triton.__version__.split(".")[:2]))
     kernels = (isinstance(kernel, triton.compiler.CompiledKernel) for kernel in compiled)

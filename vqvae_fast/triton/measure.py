@@ -1,4 +1,4 @@
-"""Measuring candidates: the distances from rows to the codes of a group that was named for them."""
+"""Measures candidates: the distances from rows to the codes of the group that each row names."""
 
 import triton
 import triton.language as tl
@@ -91,7 +91,7 @@ def are_equal(codes, code, code_element, is_code, dim, CHUNK: tl.constexpr):
 
 @triton.jit
 def widened(distance, dim):
-    """What no float32 distance can exceed that may be as near as this one."""
+    """The largest float32 distance of a code that may be as near as this one."""
     return distance * (1 + (dim + 16) * 2.4e-7) + dim * 1e-37
 
 
@@ -104,8 +104,9 @@ def measure_group(
 ):  # fmt: skip
     """Measures a group for each wanted row: its codes are first_code + i SLOTS.
 
-    All of them in float32, whose error is relative, and in float64 those that float32 cannot tell
-    from the nearest so far; with COPIES, unless they equal it.
+    All codes are measured in float32, whose error is relative. Those that float32 cannot
+    distinguish from the nearest so far are measured in float64; with COPIES, only if their elements
+    differ from its elements.
 
     limit: the float32 distance, scaled, that the answer cannot exceed.
     nearest, nearest_code, nearest_score: the nearest code so far, or infinity and NO_CODE.

@@ -21,8 +21,8 @@ from vqvae_fast.triton.rows import (
     widest_alignment,
 )
 
-# What packing costs in relative and in absolute error, the smallest normal number, and from where
-# on packing is impossible.
+# The relative and the absolute error of packing, the smallest normal number, and the number from
+# which on packing is impossible.
 ROUNDING = {
     torch.float16: {
         "EPSILON": 2.0**-11 * 1.001,
@@ -37,8 +37,8 @@ ROUNDING = {
         "LARGEST": 1e13,
     },
 }
-# A thread takes the registers that it needs: with Triton 3.5 and 3.6, the assembler would spill
-# some for the sake of one more program an SM.
+# A thread takes the registers that it needs. With Triton 3.5 and 3.6 the assembler would otherwise
+# spill some to make room for one more program an SM.
 _REGISTERS = 255
 # Below every score that two packed vectors can have, and far from float32's limit.
 NEVER_CHOSEN = tl.constexpr(-1e30)
@@ -102,7 +102,7 @@ def prepare(
     start_columns: int,
     codes_at_once: int,
 ) -> Prepared:
-    """Plans the packing of all books into one allocation, which is then the search's to read.
+    """Plans the packing of all books into one allocation, which the search then reads.
 
     Args:
         plan: gets the launch.
@@ -203,7 +203,7 @@ def scale_of(magnitude, target: tl.constexpr):
 
 @triton.jit
 def ranked(values, rank, is_value):
-    """The one of the values [16] that has `rank` below it; for equal ones, all of them or none."""
+    """The value of [16] that has `rank` values below it; equal values are all chosen, or none."""
     below = (values[None, :] < values[:, None]) & is_value[None, :]
     chosen = is_value & (tl.sum(below.to(tl.int32), axis=1) <= rank)
     return tl.max(tl.where(chosen, values, 0.0), axis=0)
@@ -225,7 +225,7 @@ def scale_and_base(
     spread = tl.zeros((16,), tl.float32)
     mean_spread = tl.zeros((16,), tl.float32)
     which = tl.arange(0, 16)
-    # The reach of the rows: what a quarter of them exceeds.
+    # The reach of the rows: the magnitude that a quarter of them exceeds.
     reach_of_rows = tl.zeros((16,), tl.float32)
     for chunk in range(chunks):
         d = chunk * BLOCK_DIM + tl.arange(0, BLOCK_DIM)
@@ -242,8 +242,9 @@ def scale_and_base(
         reach_of_rows = tl.maximum(reach_of_rows, tl.max(reaches, axis=1))
     median = ranked(spread, 4, which < 9)
     median = tl.where(median > 0, median, tl.max(spread, axis=0))
-    # So low that latents may be far larger than codes before float16 ends at 65504; and still lower
-    # where they are as large as beside a large codebook that was just initialised.
+    # The scale is so low that latents may be far larger than codes before they exceed float16's
+    # 65504. It is still lower if they are as large as beside a large codebook that was just
+    # initialised.
     power = tl.where(median > 0, scale_of(median, -4), 1.0)
     power = tl.minimum(power, scale_of(ranked(reach_of_rows, 11, which < 16), EXPONENT))
     # The smallest of the nine: a code's square norm is at most D times the product of its spreads.
@@ -297,7 +298,7 @@ def prepare_kernel(
     BLOCK_DIM: tl.constexpr,
     START_COLUMNS: tl.constexpr,
 ):
-    """Packs a block of codes; the first program of a book writes what the book has once, too."""
+    """Packs a block of codes; the first program of a book also writes the numbers of the book."""
     head = tl.program_id(1).to(tl.int64)
     book = codebook + head * aligned(stride_head, ALIGNED)
     num_codes = num_codes.to(tl.int64)

@@ -1,4 +1,4 @@
-"""The second pass: rows in doubt, every score again, each group against the row's own bound."""
+"""The second pass: computes all scores of the rows in doubt again, each against its row's bound."""
 
 import triton
 import triton.language as tl
@@ -51,9 +51,9 @@ def rescan_kernel(
 ):  # fmt: skip
     """Measures, for the rows at the front of the list, every group that reaches their bound.
 
-    The code that `settle` measured for a row reaches the bound, too: nothing else is known of it.
+    The code that `settle` measured for a row reaches the bound, too, so it is measured again.
 
-    listed, num_listed, bounds: what `settle` wrote; of num_listed the first part counts.
+    listed, num_listed, bounds: what `settle` wrote; of num_listed the first part is used.
     arrivals, part_distances, part_codes: as for `exact`.
     """
     SLOTS: tl.constexpr = BLOCK_CODES // GROUP
@@ -93,7 +93,7 @@ def rescan_kernel(
         last_tile = first_tile + tiles // parts + (part < tiles % parts).to(tl.int32)
         first_code = first_tile.to(tl.int64) * BLOCK_CODES
         for first in range(first_tile, last_tile, _TILES):
-            # Which groups reach the bound: a bit for each tile.
+            # A bit for each tile says whether its group reaches the bound.
             reached = tl.zeros((BLOCK_ROWS, SLOTS), tl.uint32)
             bit = tl.full((1, 1), 1, tl.uint32)
             start_ptrs = start + head * packed_codes + first_code + lanes
@@ -124,7 +124,7 @@ def rescan_kernel(
                 codes_ptrs += BLOCK_CODES * columns
                 start_ptrs += BLOCK_CODES
 
-            # One group of each row at a time, whichever tile it is of.
+            # Measure one group of each row at a time; rows may take theirs from different tiles.
             while tl.max(tl.max((reached != 0).to(tl.int32), axis=1), axis=0) > 0:
                 slot = tl.argmax((reached != 0).to(tl.int32), axis=1)
                 is_slot = slots[None, :] == slot[:, None]
@@ -146,7 +146,7 @@ def rescan_kernel(
             arrivals + head * most_items + block, part, parts, BLOCK_ROWS,
         )  # fmt: skip
         if finishes:
-            # The bound lets a code through; whatever happens, no row gets an index that is none.
+            # At least one code reaches the bound. In any case no row gets an invalid index.
             found = is_row & (nearest_code != NO_CODE)
             tl.store(indices + out, nearest_code, found)
             tl.store(distances + out, nearest.to(distances.dtype.element_ty), found)

@@ -2,30 +2,31 @@
 
 Three kernels: `prepare` packs all books at once, `residual` takes a block of rows through all
 stages, and `residual_exact` redoes the few rows that some stage's bound did not settle. The host
-waits for none of them. A row's residual lies where its quantized vector will, so it costs no
-memory, and only the program that owns the row reads it, which keeps it in the caches.
+waits for none of them. A row's residual is stored where its quantized vector will be, so it costs
+no memory, and only the program that owns the row reads it, which keeps it in the caches.
 
-The kernels have no registers left for strides and masks: what does not lie end to end, or has not
-16, 32, 64 or 128 elements, is copied before and after them, a bounded number of rows at a time.
+The kernels have no registers left for strides and masks. Rows that are not contiguous, or do not
+have 16, 32, 64 or 128 elements, are copied before and after them, a bounded number of rows at a
+time.
 
-It serves where a block's packed rows fit the chip (D <= 128) and a tile's number the low bits of a
-score (K <= 32768, 16384 for D > 64), whatever Q is, and not for float64; else the stages are
-searches of their own.
+It serves if a block's packed rows fit the chip (D <= 128) and a tile's number fits the low bits of
+a score (K <= 32768, 16384 for D > 64), for any Q, but not for float64. Otherwise each stage is a
+search.
 
 Limit: 2 N K D Q operations on the matrix unit; N D read and written once, N Q indices of 8 bytes,
 the books once as they are (4 K D Q bytes in float32) and packed (2 K D Q, which every 64 rows read
 from L2 again); and 8 codes of 4 D bytes that each row and stage measures, from L2. Stage by stage,
 six launches a search (a fill and five kernels), and a gather, a subtraction and an addition, make
-about 9 Q launches of some 3 us each where they are this small. An estimate for an H100 (at 64 rows
-a block 75 and 38 of its 132 SMs are busy), which nobody has measured yet:
+about 9 Q launches of some 3 us each if they are this small. This is an estimate for an H100 (at 64
+rows a block 75 and 38 of its 132 SMs are busy), which has not been measured yet:
 
     N, K, D, Q                    operations   one launch   stage by stage
     4800, 1024, 128, 8 (EnCodec)       10 G        0.1 ms           0.2 ms
     2400, 1024, 8, 9 (DAC)            0.4 G       0.08 ms           0.2 ms
 
-DAC's rows are copied, in five more launches. The gain is that of the launches; where a stage is
-long and the blocks are few it is in doubt, as a search of one stage can share out the codes to all
-SMs.
+DAC's rows are copied, in five more launches. The gain comes from the launches. If a stage is long
+and the blocks are few, there may be none, because a search of one stage can divide the codes among
+all SMs.
 """
 
 import torch
@@ -51,7 +52,7 @@ from vqvae_fast.triton.search import nearest_code
 _PACKED = torch.float16
 # Programs an SM that share out the rows in doubt.
 _EXACT_PROGRAMS_PER_SM = 2
-# Of rows that are copied at a time, where an item of z does not have more.
+# Elements of the rows that are copied at a time, unless one item of z has more.
 _COPIED_ELEMENTS = 1 << 25
 
 
@@ -71,7 +72,7 @@ def residual_nearest_code(z: Tensor, codebooks: Tensor) -> tuple[Tensor, Tensor]
 
 
 def fitting_configuration(z: Tensor, codebooks: Tensor) -> Configuration | None:
-    """How all stages run in one launch, None where they do not fit one."""
+    """The configuration with which all stages run in one launch, None if they do not fit one."""
     config = residual_configuration(z.shape[-1])
     if config is None or z.dtype == torch.float64:
         return None
@@ -98,7 +99,7 @@ def _slabs(
 def _all_stages(
     z: Tensor, indices: Tensor, quantized: Tensor, codebooks: Tensor, config: Configuration
 ) -> None:
-    """Of rows and codes that lie end to end, D = block_dim."""
+    """The op for contiguous rows and codes, D = block_dim."""
     num_rows = z.numel() // z.shape[-1]
     plan = planned(num_rows, z.dtype, codebooks.shape, config, z.device)
     plan.run(z, codebooks, indices, quantized)
@@ -170,7 +171,7 @@ def planned(
         dim,
         stages,
         *outputs,
-        BLOCK_CODES=4 * support.exact_codes,  # of one row, not of a block of them
+        BLOCK_CODES=4 * support.exact_codes,  # of one row, not of a block of rows
         STEP=chunk // 2,
         CHUNK=chunk,
         num_warps=4,

@@ -1,10 +1,10 @@
 """All stages of a residual quantizer for a block of rows, and the rows that remain in doubt.
 
-The residuals live where the quantized vectors will: they are of z's type, rounded after each stage.
-Only the program whose rows they are reads them, so they stay in its caches.
+The residuals are stored where the quantized vectors will be: in z's type, rounded after each stage.
+Only the program that owns the rows reads them, so they stay in its caches.
 
-Rows, residuals and codes lie end to end, zeros behind D: strides and masks would need registers in
-all phases, of which there are none left.
+Rows, residuals and codes are contiguous, with zeros behind D. Strides and masks would need
+registers in all phases, and none are left.
 """
 
 import triton
@@ -30,7 +30,7 @@ from vqvae_fast.triton.write import NO_CODE, list_rows, take_nearer
 @triton.jit
 def round_to(value, dtype: tl.constexpr):
     """float32 in a narrower type, to nearest, ties to even."""
-    if dtype == tl.bfloat16:  # by hand: Triton's interpreter cuts off
+    if dtype == tl.bfloat16:  # rounded by hand: Triton's interpreter truncates
         bits = value.to(tl.int32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
         value = tl.where(value == value, bits.to(tl.float32, bitcast=True), value)
@@ -101,8 +101,8 @@ def residual_kernel(
     """Searches, measures and subtracts, book after book; lists the rows that stay in doubt.
 
     The search is that of `scan` and `settle`: the groups, the slots and the bound are theirs. But
-    it knows two groups of each slot by name, and the third's score bounds the others: a row in
-    doubt in any stage is done again from its first, so there should be few.
+    it records two groups of each slot, and the third's score bounds the others. A row in doubt in
+    any stage is computed again from its first, so there should be few.
 
     z: [N, BLOCK_DIM]; codebooks: [Q, K, BLOCK_DIM]; packed: [Q, tiles * BLOCK_CODES, BLOCK_DIM],
         from `prepare` as are the tensors behind it; indices: [N, Q]; quantized: [N, BLOCK_DIM].
@@ -145,10 +145,10 @@ def residual_kernel(
             second = tl.maximum(second, loser)
             codes_ptrs += BLOCK_CODES * BLOCK_DIM
             start_ptrs += BLOCK_CODES
-        # Negative keys are not in order: of such groups it is known that none scores above 0.
+        # Negative keys are not in order; such groups are only known not to score above 0.
         rest = score_of(tl.max(third, axis=1), 0.0)
 
-        # The groups by falling score, as far as the bound leaves them.
+        # Visit the groups that the bound leaves, from the highest score down.
         lift = tl.load(base + q)
         longest = tl.load(max_norm + q).to(tl.float32, bitcast=True)
         worst = tl.load(max_rounding + q).to(tl.float32, bitcast=True)
@@ -200,9 +200,9 @@ def residual_exact_kernel(
     STEP: tl.constexpr,
     CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """The listed rows from their first stage on, every code in float64, one row at a time.
+    """Computes the listed rows from their first stage on: every code in float64, a row at a time.
 
-    One, because they are few, and the stages of a row can only follow one another.
+    There are few such rows, and the stages of a row must follow one another.
     """
     num_codes = num_codes.to(tl.int64)
     mask = tl.full((1,), True, tl.int1)

@@ -63,18 +63,19 @@ def rows_at(start: Any, shape: Sequence[int], strides: Sequence[int]) -> Rows:
 
 
 def end_to_end(t: Tensor, columns: int) -> Tensor:
-    """t: [..., D] as rows of ``columns`` elements without gaps, zeros behind D; t where it is so.
+    """t: [..., D] as rows of ``columns`` elements without gaps, zeros behind D; t if it is so.
 
-    For kernels whose registers do not suffice for strides and masks.
+    It serves kernels that have too few registers for strides and masks.
     """
     missing = columns - t.shape[-1]
     return (pad(t, (0, missing)) if missing else t).contiguous()
 
 
 # Triton compiles a kernel once for integers that are multiples of 16 and once for others, and does
-# so for pointers, in bytes. Shapes must not show there: strides are not specialised, and that rows
-# can be read several elements at a time is said by a constant that depends on the layout alone: the
-# number of elements of which all strides are a multiple. Even 8 of two bytes are one wide load.
+# the same for pointers, in bytes. Shapes must not cause this, so strides are not specialised.
+# Whether rows can be read several elements at a time is a constant that depends on the layout
+# alone: the number of elements of which all strides are a multiple. Even 8 of two bytes are one
+# wide load.
 _VECTORS = (16, 8)
 
 
@@ -87,7 +88,7 @@ def alignment(vector: int, dim: int, *tensors: Rows | int) -> int:
 
 
 def widest_alignment(dim: int, *tensors: Rows | int) -> int:
-    """The largest of 16 and 8 elements of which ``alignment`` speaks, else 1."""
+    """16 or 8 elements if ``alignment`` allows it, the larger first, else 1."""
     return max(alignment(vector, dim, *tensors) for vector in _VECTORS)
 
 
@@ -97,7 +98,7 @@ def padded(count: int) -> int:
 
 
 def head_stride(shape: Sequence[int], strides: Sequence[int]) -> int:
-    """From one book of [H, ...] to the next; 0 where there is but one, whatever torch says."""
+    """The stride from one book of [H, ...] to the next; 0 if there is only one."""
     return strides[0] if shape[0] > 1 else 0
 
 

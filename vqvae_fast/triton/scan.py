@@ -25,7 +25,7 @@ def load_scaled(z, z_stride, centre, scale, d, dim, mask):
 
 @triton.jit
 def round_rows(value, dtype: tl.constexpr):
-    """The rows in the matrix unit's type, and whether they fit it; what does not becomes 0."""
+    """The rows in the matrix unit's type, and whether they fit it; rows that do not become 0."""
     rounded = value.to(dtype)
     fits = tl.abs(rounded.to(tl.float32)) < float("inf")  # false for NaN, too
     return tl.where(fits, rounded, 0.0), tl.min(fits.to(tl.int32), axis=1) > 0
@@ -37,7 +37,7 @@ def pack_errors(
     STORE: tl.constexpr, START_COLUMNS: tl.constexpr, dtype: tl.constexpr,
     CHECK_DIM: tl.constexpr,
 ):  # fmt: skip
-    """Of the rows at z [R]: whether they can be packed, |Z - Z'| and |Z'|.
+    """For the rows at z [R]: whether they can be packed, |Z - Z'| and |Z'|.
 
     STORE: Z' goes to `packed_rows` [R], zeros for rows that are not wanted, and behind dim
         START_COLUMNS ones, then zeros.
@@ -72,7 +72,7 @@ def with_ones(rounded, d, dim, START_COLUMNS: tl.constexpr):
 def starts_of_tile(
     start_ptrs, BLOCK_ROWS: tl.constexpr, BLOCK_CODES: tl.constexpr, COPIES: tl.constexpr
 ):
-    """What the scores [BLOCK_ROWS, BLOCK_CODES] of a tile start at, the same in all rows.
+    """The starts of the scores [BLOCK_ROWS, BLOCK_CODES] of a tile, the same in all rows.
 
     start_ptrs: [COPIES * BLOCK_CODES], the tile's codes again and again. Each share of the rows
         has a copy of its own; `copies_of_starts` says why.
@@ -96,7 +96,7 @@ def group_keys(score, tile, GROUP: tl.constexpr, SLOTS: tl.constexpr):
 
 @triton.jit
 def score_of(key, negative):
-    """The score of a key, `negative` in the place of negative ones."""
+    """The score of a key; `negative` if the key is negative."""
     return tl.where(key < 0, negative, key.to(tl.float32, bitcast=True))
 
 
@@ -151,7 +151,7 @@ def scan_kernel(
     part, parts = tl.program_id(1), tl.num_programs(1)
     in_slab = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     is_row = (in_slab < slab_rows) & (in_slab < num_rows - first_row)
-    row = first_row + in_slab.to(num_rows.dtype)  # which overflows behind the last row at most
+    row = first_row + in_slab.to(num_rows.dtype)  # an overflow can only occur behind the last row
     dim = aligned(dim, ALIGNED)
     z_rows = z + head * aligned(z_head, ALIGNED)
     z_rows += row_offsets(row, z_inner, z_outer_stride, z_inner_stride, ALIGNED)
@@ -159,9 +159,9 @@ def scan_kernel(
     centre += head * columns
     scale = tl.load(scale_of_book + head)
 
-    # The rows, once: whether they can be packed, and what rounding does to them. Others than
-    # short ones that lie together go through memory: read with strides, centre and masks all at
-    # once they would spill.
+    # Read the rows once: whether they can be packed, and how large their roundings are. All but
+    # short contiguous rows go through memory: with strides, centre and masks at once they would
+    # spill.
     padded_rows = tl.num_programs(0).to(tl.int64) * BLOCK_ROWS
     row_ptrs = packed_rows + (head * padded_rows + in_slab) * columns
     fits, row_rounding, norm = pack_errors(
@@ -190,7 +190,7 @@ def scan_kernel(
     lanes = tl.arange(0, BLOCK_CODES)
     first = head * packed_codes + first_tile.to(tl.int64) * BLOCK_CODES
     packed += first * columns
-    # A thread reads many elements of long rows. With 64 bits, their addresses are one address and
+    # A thread reads many elements of long rows. In 64 bits their addresses are one address plus
     # constants.
     OFFSET: tl.constexpr = tl.int32 if BLOCK_DIM <= 64 else tl.int64
     in_tile = lanes.to(OFFSET)[:, None] * columns + column.to(OFFSET)[None, :]
@@ -222,7 +222,7 @@ def scan_kernel(
     others = tl.where(tl.arange(0, SLOTS)[None, :] == slot[:, None], NO_KEY, best)
     others = tl.max(tl.maximum(others, second), axis=1)
     entry = (head * parts + part) * slab_rows + in_slab
-    # Negative keys are not in order: of such groups it is known that none scores above 0.
+    # Negative keys are not in order; such groups are only known not to score above 0.
     tl.store(scores + entry, score_of(top, UNSEEN), is_row)
     tl.store(groups + entry, (first_tile + tile_of(top)) * SLOTS + slot, is_row)
     tl.store(rest + entry, tl.where(fits, score_of(others, 0.0), float("inf")), is_row)

@@ -1,11 +1,11 @@
 """The search: scores on the matrix unit, a proven bound, and exact distances for what is left.
 
 Five kernels: `prepare` packs the codebook; `scan` finds each row's best group of codes; `settle`
-measures it and knows by a bound (docs/exactness.md) whether any other code can be nearer; `rescan`
-takes the scores of the rows where one can once more and measures what reaches the bound; `exact`
+measures it and decides by a bound (docs/exactness.md) whether any other code can be nearer; if so,
+`rescan` computes the row's scores once more and measures the codes that reach the bound; `exact`
 measures every code for the few rows that have no bound. The host waits for none of them, so CUDA
-graphs capture a search. Which launches a search takes, with which numbers, follows from its
-shapes, strides and types: that is worked out once (`planned`) and launched again.
+graphs capture a search. The launches of a search and their numbers follow from its shapes, strides
+and types: they are computed once (`planned`) and repeated.
 """
 
 from collections.abc import Sequence
@@ -45,11 +45,11 @@ from vqvae_fast.triton.settle import settle_kernel
 
 # The bound holds for rows up to this length; longer ones are measured in full.
 _LONGEST_ROW = 1 << 16
-# Programs an SM that there should be, or the codes of a block of rows are shared out; no part is
-# smaller than a few tiles, which its beginning and end would outweigh.
+# With fewer programs an SM than this, the codes of a block of rows are divided. No part has fewer
+# tiles than this, because its beginning and end would take longer than the tiles.
 _PROGRAMS_PER_SM = 2
 _LEAST_TILES = 4
-# Programs an SM of all books together that share out the listed rows.
+# Programs an SM, of all books together, among which the listed rows are divided.
 _LISTED_PROGRAMS_PER_SM = 4
 # Registers that a thread may take. An SM has 65536, which is enough for one program of `rescan`,
 # three of `exact` or six of `settle`.
@@ -64,7 +64,7 @@ _PLAIN_REGISTERS = 255
 # elements at most, where the matrix unit's tiles are read without strides and masks.
 _LONGEST_DIRECT = 128
 _PACKED_ELEMENTS = 1 << 25
-# What the second and the third dimension of a grid may be.
+# The largest second and third dimension of a grid.
 _MOST_BOOKS = 65535
 # A slab of rows has at most so many pairs of a row and a part of the codes. Each pair takes 12
 # bytes, so the memory of a search stays O(N + K).
@@ -151,12 +151,12 @@ class _Search(NamedTuple):
         rows: those of the first book.
         z_head: from there to the rows of the next book.
         codebook: all books.
-        target: where the rows get their codes; z where they get none.
+        target: where the rows' codes are written; z if they are not written.
         q_head: as z_head.
-        quantizes: whether they get them.
+        quantizes: whether codes are written.
         indices: int64 [H, N].
         distances: float32 or float64 [H, N].
-        packed_dtype: in which scores are multiplied.
+        packed_dtype: the dtype in which scores are multiplied.
     """
 
     rows: Rows
@@ -196,7 +196,7 @@ class _Search(NamedTuple):
 
     @property
     def alignment(self) -> int:
-        """Of all rows and codes."""
+        """The alignment of all rows and codes."""
         return min(self.row_alignment, _book_alignment(self.codebook))
 
 
@@ -214,7 +214,7 @@ def planned(
 ) -> tuple[Plan, bool, bool]:
     """The launches of a search, and whether z and the target are copied for them.
 
-    target_strides: those of the tensor, of z's shape, that gets the chosen codes; None: none does.
+    target_strides: of the tensor with z's shape that gets the chosen codes; None if none does.
     """
     plan = Plan()
     z, z_head, copies_z = _rows_of_books(_Z, dtype, z_shape, z_strides, len(book_shape) == 3)
@@ -249,7 +249,7 @@ def planned(
 
 
 def _plan_direct(plan: Plan, search: _Search, form: DirectForm) -> None:
-    """The search in one launch; with a fill of counters where programs share the codes."""
+    """The search in one launch, and a fill of counters if programs share the codes."""
     heads = search.codebook.shape[0]
     shared = form.parts > 1
     blocks = (heads, form.row_blocks) if shared else (0,)
@@ -350,7 +350,7 @@ def _plan_filter(
         codes_at_once=support.prepare_codes,
     )
     columns = packed.columns
-    # Only where there are fewer blocks of rows than programs are codes shared out, and merged.
+    # Codes are divided, and results merged, only if there are fewer blocks of rows than programs.
     programs = _PROGRAMS_PER_SM * processors
     tiles = packed.rows // config.block_codes
     row_blocks = triton.cdiv(num_rows, config.block_rows)

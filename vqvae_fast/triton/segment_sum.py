@@ -28,8 +28,8 @@ from vqvae_fast.triton.segment_sum_kernels import (
 
 _CHUNK_ROWS: int = CHUNK_ROWS.value
 _BLOCK = 1024
-# Columns that a thread reads at a time: 16 bytes, or 8 of 16-bit types, whose sums are float32. So
-# the threads that read are those that write, and nothing has to be handed from one to another.
+# Columns that a thread reads at a time: 16 bytes, or 8 of 16-bit types, whose sums are float32. The
+# threads that read are those that write, so no data moves from one thread to another.
 _COLUMNS_A_THREAD = {
     torch.float32: 4,
     torch.bfloat16: 4,
@@ -47,8 +47,8 @@ def segment_sum(src: Tensor, indices: Tensor, num_segments: int) -> tuple[Tensor
     """The op of this name. On a GPU rows with too large an index are left out, not an error.
 
     Raises:
-        IndexError: an index of a CPU tensor is not below ``num_segments``. A GPU would have to be
-            waited for; :func:`vqvae_fast.segment_sum` does.
+        IndexError: an index of a CPU tensor is not below ``num_segments``. On a GPU this check
+            would synchronize; :func:`vqvae_fast.segment_sum` does it.
     """
     if indices.device.type == "cpu" and bool((indices >= num_segments).any()):
         raise IndexError(f"indices must be below num_segments={num_segments}")
@@ -170,8 +170,8 @@ def tile(dim: int, dtype: torch.dtype) -> tuple[int, int]:
 
 
 def batch(columns: int, dtype: torch.dtype, aligned: int, subtract: bool) -> int:
-    """Rows that are on their way to a thread at a time: as many as its registers can hold."""
-    if aligned == 1:  # a thread has a column of several chunks: as many loads a row
+    """Rows that a thread loads at a time: as many as its registers can hold."""
+    if aligned == 1:  # a thread has a column of several chunks, and one load for each in a row
         rows = 2  # 4 spill on sm_80
     elif columns == _COLUMNS_A_THREAD[dtype]:
         rows = 8

@@ -6,9 +6,9 @@
 import triton
 import triton.language as tl
 
-# Rows of a chunk, and chunks are what is shared out: neither few segments nor many, neither long
-# ones nor short make a chunk more work. 64 rows make the next pass 32 times smaller, yet leave
-# enough chunks to fill a GPU.
+# Rows of a chunk. Programs get chunks, not segments, so the number and the lengths of the segments
+# do not change a program's work. With 64 rows the next pass is 32 times smaller, and there are
+# still enough chunks to fill a GPU.
 CHUNK_ROWS = tl.constexpr(64)
 
 
@@ -24,7 +24,7 @@ def label_kernel(indices, labels, num_rows, num_segments, BLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize=["num_rows", "num_segments"])
 def bounds_kernel(labels, begin, end, num_rows, num_segments, BLOCK: tl.constexpr):
-    """Where in the sorted rows each segment begins and ends; segments without rows are left out."""
+    """Writes where each segment begins and ends in the sorted rows; skips segments without rows."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     is_row = row < num_rows
     label = tl.load(labels + row, is_row, other=0).to(tl.int64)
@@ -39,7 +39,7 @@ def bounds_kernel(labels, begin, end, num_rows, num_segments, BLOCK: tl.constexp
 def place(row, inner, outer_stride, inner_stride, ONE_LEVEL: tl.constexpr, ALIGNED: tl.constexpr):
     """Offset, int64, of rows that lie as a ``Rows`` says.
 
-    ONE_LEVEL: the rows are evenly spaced, and there is nothing to divide. ALIGNED: the number of
+    ONE_LEVEL: the rows are evenly spaced, so no division is needed. ALIGNED: the number of
     elements by which every stride can be divided.
     """
     if ONE_LEVEL:
@@ -52,7 +52,7 @@ def place(row, inner, outer_stride, inner_stride, ONE_LEVEL: tl.constexpr, ALIGN
 
 @triton.jit
 def rounded(value, dtype: tl.constexpr):
-    """float64 in a narrower dtype. 16-bit types are reached by way of float32."""
+    """float64 in a narrower dtype; to a 16-bit type it is rounded by way of float32."""
     return value if dtype == tl.float64 else value.to(tl.float32).to(dtype)
 
 
@@ -76,16 +76,17 @@ def sum_runs_kernel(
 ):  # fmt: skip
     """Sums the runs of equal labels in chunks of sorted rows.
 
-    A run that lies inside a chunk is a whole segment, and its sum is written. One that crosses
-    the chunk's border leaves a piece: chunk c puts what began before it at row 2c of `pieces` and
-    what goes on behind it at row 2c + 1. The pieces are sorted rows again, for the next pass.
-    Labels of num_segments mark rows, and pieces, that are none.
+    A run that lies inside a chunk is a whole segment, and its sum is written. One that crosses the
+    chunk's border leaves a piece: chunk c writes the part of a segment that began before it to row
+    2c of `pieces`, and the part of one that continues behind it to row 2c + 1. The pieces are
+    sorted rows again, for the next pass. Labels of num_segments mark rows and pieces without a
+    segment.
 
-    Rows are added in their order, in float64. Each thread keeps its columns of its chunk: nothing
-    is exchanged, so nothing depends on the scheduling.
+    Rows are added in their order, in float64. Each thread keeps its columns of its chunk. Threads
+    exchange nothing, so the result does not depend on the scheduling.
 
-    SORTED: row i of src is the i-th sorted row; else it is row order[i]. SUBTRACT: less the code
-    of its segment. SCALE: sums are multiplied by the number at `grad`, and by `factor`.
+    SORTED: row i of src is the i-th sorted row; else it is row order[i]. SUBTRACT: each row minus
+    the code of its segment. SCALE: sums are multiplied by the number at `grad`, and by `factor`.
     """
     chunk = tl.program_id(0).to(tl.int64) * CHUNKS + tl.arange(0, CHUNKS)
     first = chunk * CHUNK_ROWS
@@ -154,8 +155,8 @@ def sum_runs_kernel(
     is_whole = (began_before == 0) & (goes_on == 0) & (segment < nothing)
     out = sums + (segment.to(tl.int64) * dim)[:, None] + column[None, :]
     tl.store(out, rounded(total * scale, sums.dtype.element_ty), is_whole[:, None] & is_column)
-    # A chunk in the middle of a segment has a single piece; the other place is a zero, for the
-    # next chunk's piece to lie in the same run.
+    # A chunk in the middle of a segment has a single piece. The other place gets a zero with the
+    # same label, so that the next chunk's piece belongs to the same run.
     head = tl.where(began_before[:, None], total, head)
     tl.store(first_piece, head, has_head[:, None] & is_column)
     total = tl.where(began_before[:, None], 0.0, total)

@@ -1,4 +1,4 @@
-"""Settling rows: the scan's best group is measured, and the bound says whether that is all."""
+"""Settles rows: measures the scan's best group, and decides by the bound whether that suffices."""
 
 import triton
 import triton.language as tl
@@ -20,9 +20,9 @@ def best_of_parts(
     scores, groups, rest, parts, slab_rows, is_row,
     PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Of the parts' best groups the best, its score, and what no other group exceeds, [R] each.
+    """The best of the parts' best groups, its score, and a score that no other exceeds, [R] each.
 
-    scores, groups, rest: pointers [R] to what the first part knows of each row.
+    scores, groups, rest: pointers [R] to the first part's results for each row.
     """
     shape: tl.constexpr = (is_row.shape[0], PARTS)
     best = tl.full(shape, UNSEEN, tl.float32)
@@ -80,11 +80,11 @@ def settle_kernel(
 ):  # fmt: skip
     """Measures each row's best group, writes what that settles, and lists the other rows.
 
-    listed: [H, N]. From the front, the rows with a bound, which another group reaches, or of which
-        float32 cannot tell two codes apart; from the back, those without a bound.
+    listed: [H, N]. From the front, the rows with a bound: another group reaches it, or float32
+        cannot distinguish two codes. From the back, the rows without a bound.
     num_listed: [2, H], how many of each there are.
-    bounds: [2, H, N]. Of each row with a bound: what the answer must score, and the scaled distance
-        that it cannot exceed.
+    bounds: [2, H, N]. For each row with a bound: the least score of the answer, and the scaled
+        distance that it cannot exceed.
     """
     head = tl.program_id(1).to(tl.int64)
     heads = tl.num_programs(1).to(tl.int64)
@@ -100,7 +100,7 @@ def settle_kernel(
     top, group, others = best_of_parts(
         scores + entry, groups + entry, rest + entry, parts, slab_rows, is_row, PARTS
     )
-    # Of a row that does not fit the matrix unit's type, `others` is infinite.
+    # `others` is infinite for a row that does not fit the matrix unit's type.
     wanted = is_row & (others < float("inf")) & (top > UNSEEN)
     first_code = (group // SLOTS).to(tl.int64) * (GROUP * SLOTS) + group % SLOTS
     code = first_code[:, None] + (tl.arange(0, GROUP) * SLOTS)[None, :]
@@ -115,8 +115,9 @@ def settle_kernel(
     limit = widened(least, dim)
     is_code &= near <= limit[:, None]
     is_alone = tl.sum(is_code.to(tl.int32), axis=1) == 1
-    # Any code of the group gives a bound, the best one a close bound. Far from all codes, as beside
-    # a codebook that was just initialised, float32 tells their scores apart, not their distances.
+    # Any code of the group gives a bound, and the best one gives a close bound. Far from all codes,
+    # as beside a codebook that was just initialised, float32 can distinguish their scores, but not
+    # their distances.
     middle = centre + head * columns
     nearness = tl.where(is_code, -near, UNSEEN)
     if tl.max((wanted & (is_alone == 0)).to(tl.int32), axis=0) > 0:

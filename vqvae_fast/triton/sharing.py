@@ -1,7 +1,7 @@
-"""How a fixed number of programs shares out listed rows, without the host knowing how many.
+"""Divides listed rows among a fixed number of programs; the host does not know how many there are.
 
-An item of work is a block of rows and a part of the codes. Where there are fewer blocks than
-programs, several programs share the codes of a block, and the last of them to finish merges.
+An item of work is a block of rows and a part of the codes. If there are fewer blocks than programs,
+several programs share the codes of a block, and the last of them to finish merges.
 """
 
 import triton
@@ -50,7 +50,7 @@ def share_result(
 
 @triton.jit
 def merge_parts(distances, codes, parts, BLOCK_ROWS: tl.constexpr):
-    """The nearest code of all parts, and its distance, [R] each; of equals the lowest index.
+    """The nearest code of all parts and its distance, [R] each; the lowest index wins ties.
 
     distances, codes: [parts, BLOCK_ROWS], what each part found. They are read from L2, where other
     programs' results are, never from the cache of this multiprocessor.
@@ -71,7 +71,7 @@ def merge_parts(distances, codes, parts, BLOCK_ROWS: tl.constexpr):
 
 @triton.jit
 def nearest_of_lanes(lane_distance, lane_code):
-    """Of each row's lanes [R, L] the nearest code, the lowest index of equals, and its distance."""
+    """The nearest code of each row's lanes [R, L] and its distance; the lowest index wins ties."""
     distance = tl.min(lane_distance, axis=1)
     code = tl.min(tl.where(lane_distance == distance[:, None], lane_code, NO_CODE), axis=1)
     return distance, code

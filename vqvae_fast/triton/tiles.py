@@ -1,11 +1,11 @@
-"""Tile sizes from a file: what a sweep has found for a device, instead of the package's own.
+"""Reads tile sizes from a file: a sweep's result for a device, instead of the package's own.
 
 The file is JSON, as ``make gpu-first`` writes it, and ``VQVAE_FAST_TILES`` names it:
 
     {"architectures": {"90": {"float16": {"64": {"block_rows": 128, ...}}}}}
 
 By architecture (Triton's number or name), packed dtype and block_dim; each entry holds every field
-of a Configuration. What it does not mention stays as it is.
+of a Configuration. Everything that the file does not mention keeps the package's sizes.
 """
 
 import functools
@@ -19,13 +19,13 @@ from vqvae_fast import settings
 from vqvae_fast.settings import UnknownSettingError
 
 _Configuration = TypeVar("_Configuration", bound=NamedTuple)
-# In shared memory and registers nothing larger fits; Triton's products need 16 of each.
+# Larger tiles do not fit shared memory and registers; Triton's products need 16 of each.
 _MOST = {"num_warps": 16, "num_stages": 8}
 _LEAST_BLOCK, _MOST_BLOCK = 16, 512
 
 
 def tuned(config: _Configuration, arch: int | str, dtype: torch.dtype) -> _Configuration:
-    """The file's configuration in the place of ``config``, or ``config`` if it has none.
+    """The file's configuration instead of ``config``, or ``config`` if it has none.
 
     Raises:
         ValueError: the file cannot be read, or an entry is no configuration for these rows.

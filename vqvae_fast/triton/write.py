@@ -1,9 +1,9 @@
-"""What decides between candidates, and what writes the chosen codes."""
+"""Decides between candidates, and writes the chosen codes."""
 
 import triton
 import triton.language as tl
 
-# Stands where no code could be chosen; it loses against every index.
+# The index of a row that has no code yet; it loses against every index.
 NO_CODE = tl.constexpr(0x7FFFFFFFFFFFFFFF)
 
 
@@ -15,9 +15,9 @@ def is_nearer(distance, code, than_distance, than_code):
 
 @triton.jit
 def take_nearer(distance, code, usable, lane_distance, lane_code):
-    """Each lane's nearest usable code so far, where codes come in rising order.
+    """Each lane's nearest usable code so far; codes come in rising order.
 
-    The first usable code stays when nothing is nearer: an infinite distance is one, too.
+    The first usable code stays unless one is nearer, also if its distance is infinite.
     """
     nearer = (distance < lane_distance) | (lane_code == NO_CODE)
     nearer &= usable
