@@ -207,13 +207,20 @@ def test_the_bound_counts_what_the_base_adds_to_the_error_of_the_tiles_number(
 
 def test_nothing_is_said_of_negative_scores_but_that_they_are_not_positive(monkeypatch):
     """The nearest code may have a negative key, which is in no order with its like."""
-    # The centre of these nine is 0, and the base is the square of their norm, 1.
+    # The centre of these nine is 0. With half of its base, scores rise by half of their square.
     sampled = torch.eye(8)[torch.arange(9) % 8]
+    scale_and_base = prepare.scale_and_base
+
+    def half_base(*arguments):
+        scale, base = scale_and_base(*arguments)
+        return scale, 0.5 * base
+
+    monkeypatch.setattr(prepare, "scale_and_base", half_base)
     # All scores of a row at `middle` are -3e-5, which is what packing is off: those codes lie on a
     # sphere around it. So of many a row one group alone has a score above 0.
     middle = -0.05 * torch.rand(8)
     directions = torch.nn.functional.normalize(torch.randn(300, 8), dim=1)
-    codebook = middle + (2 + middle.square().sum() + 2 * 3e-5).sqrt() * directions
+    codebook = middle + (1 + middle.square().sum() + 2 * 3e-5).sqrt() * directions
     codebook[299 * torch.arange(9) // 8] = sampled
     z = middle + 1e-5 * torch.randn(500, 8)
     assert not wrong_rows(search.nearest_code(z, codebook)[0], z, codebook)
