@@ -4,6 +4,8 @@
 #include <torch/extension.h>
 
 #include <algorithm>
+#include <utility>
+#include <vector>
 
 #include "rows.h"
 
@@ -33,39 +35,45 @@ inline at::TensorOptions distance_options(const Tensor& z) {
   return z.options().dtype(z.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
 }
 
-// Whether all leading dimensions fold into two levels of rows (rows.h).
-inline bool folds(const Tensor& t, int64_t* inner_dims) {
-  const int64_t rows = t.dim() - 1;
-  int64_t d = rows - 1;
-  while (d > 0 && t.stride(d - 1) == t.stride(d) * t.size(d)) --d;
-  *inner_dims = rows - std::max<int64_t>(d, 0);
-  d -= 1;
-  while (d > 0 && t.stride(d - 1) == t.stride(d) * t.size(d)) --d;
-  return d <= 0;
+// Rows that lie one stride apart. Dimensions that lie end to end are one level.
+struct Level {
+  int64_t size;
+  int64_t stride;
+};
+
+// The levels of all dimensions but the last, the outermost first. A dimension of size 1 is none:
+// torch lets it have any stride, and counts it as contiguous whatever that is.
+inline std::vector<Level> levels_of(const Tensor& t) {
+  std::vector<Level> levels;
+  for (int64_t d = 0; d < t.dim() - 1; ++d) {
+    if (t.size(d) == 1) continue;
+    if (!levels.empty() && levels.back().stride == t.stride(d) * t.size(d)) {
+      levels.back() = {levels.back().size * t.size(d), t.stride(d)};
+    } else {
+      levels.push_back({t.size(d), t.stride(d)});
+    }
+  }
+  return levels;
 }
 
-// t: [..., D] as rows. The rare layout that does not fold is copied, into `copy`.
+// t: [..., D] as rows. The rare layout that has more than two levels is copied, into `copy`.
 template <class In>
 Rows<In> as_rows(const Tensor& t, Tensor* copy) {
-  int64_t inner_dims = 0;
   *copy = t;
-  if (!folds(t, &inner_dims)) {
+  std::vector<Level> levels = levels_of(t);
+  if (levels.size() > 2) {
     *copy = t.contiguous();
-    folds(*copy, &inner_dims);
+    levels = levels_of(*copy);
   }
-  const Tensor& u = *copy;
-  const int64_t rows = u.dim() - 1;
-  int64_t inner = 1;
-  for (int64_t d = rows - inner_dims; d < rows; ++d) inner *= u.size(d);
-  int64_t count = inner;
-  for (int64_t d = 0; d < rows - inner_dims; ++d) count *= u.size(d);
-  return {reinterpret_cast<In*>(u.data_ptr()),
-          count,
-          u.size(-1),
-          std::max<int64_t>(inner, 1),
-          rows > inner_dims ? u.stride(rows - inner_dims - 1) : 0,
-          rows > 0 ? u.stride(rows - 1) : 0,
-          u.size(-1) == 1 ? 1 : u.stride(-1)};
+  levels.insert(levels.begin(), 2 - levels.size(), Level{1, 0});
+  const auto [outer, inner] = std::pair(levels[0], levels[1]);
+  return {reinterpret_cast<In*>(copy->data_ptr()),
+          outer.size * inner.size,
+          t.size(-1),
+          std::max<int64_t>(inner.size, 1),
+          outer.stride,
+          inner.stride,
+          t.size(-1) == 1 ? 1 : copy->stride(-1)};
 }
 
 // codebook: [K, D].

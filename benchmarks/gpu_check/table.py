@@ -14,7 +14,7 @@ from vqvae_fast.triton_version import at_least
 BAR = ("sm_90", "search", "scan", 64, "bfloat16")
 MOST_ARITHMETIC = 2.0
 # Instructions that a warp may issue for a tile of the scan, by D, on BAR's target with Triton 3.9:
-# all of the main loop's body, each once, whatever unit runs it. A tile has 128 codes, 64 at D = 256.
+# all of the main loop's body, each once, on any unit. A tile has 128 codes, or 64 if D = 256.
 MOST_OF_TILE = {8: 110, 64: 200, 256: 225}
 
 

@@ -112,6 +112,7 @@ LAYOUTS = {
     "expanded batch": lambda: torch.randn(1, 10, 6).expand(7, 10, 6),
     "expanded elements": lambda: torch.randn(70, 1).expand(70, 6),
     "one number": lambda: torch.randn(1, 1).expand(70, 6),
+    "one between many, of any stride": lambda: torch.randn(1, 3, 4, 5, 6).transpose(0, 1),
     "dimensions of one": lambda: torch.randn(1, 70, 1, 6).as_strided((1, 70, 1, 6), (3, 6, 1, 1)),
     "overlapping windows": lambda: torch.randn(80).unfold(0, 6, 1),
     "negated view": lambda: torch.complex(torch.randn(70, 6), torch.randn(70, 6)).conj().imag,

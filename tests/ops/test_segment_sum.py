@@ -111,6 +111,7 @@ LAYOUTS = {
     "strided rows": lambda x: x.repeat_interleave(2, 0)[::2],
     "strided elements": lambda x: x.repeat_interleave(3, 1)[:, ::3],
     "feature map": lambda x: x.view(5, 8, 12, -1).movedim(-1, 1).contiguous().movedim(1, -1),
+    "one between many, of any stride": lambda x: x.view(1, 5, 96, -1).transpose(0, 1),
     "every order of strides": lambda x: (
         x.view(5, 8, 12, -1).permute(3, 2, 0, 1).contiguous().permute(2, 3, 1, 0)
     ),
