@@ -109,7 +109,7 @@ def test_who_drops_out_in_a_later_pass_is_left_out():
 def _prepared_slower_each_time(built):
     def prepare(z, codebook):
         built.append(len(built) + 1)
-        call, pause = OURS.prepare(z, codebook), 0.005 * built[-1]
+        call, pause = OURS.prepare(z, codebook), 0.02 * built[-1]
 
         def slow():
             time.sleep(pause)

@@ -239,7 +239,11 @@ def test_a_large_codebook_s_run_is_that_of_one_process(options, tmp_path):
     for n in (1, 2):
         train(n, *options, "--out", tmp_path / str(n))
     one, two = (rows(tmp_path / str(n)) for n in (1, 2))
-    assert one[0] == pytest.approx(two[0], rel=1e-4)  # k-means has its samples after 13 steps
+    # k-means has its samples after 13 steps: until then there is nothing to say of the codes.
+    figures = {name: one[0].pop(name) for name in ("loss", "mse")}
+    assert figures == pytest.approx({name: two[0].pop(name) for name in figures}, rel=1e-4)
+    assert one[0] == two[0]
+    assert one[0]["perplexity"] is None
     for expected, found in zip(one[1:], two[1:], strict=True):  # drawn otherwise from there on
         assert expected["loss"] == pytest.approx(found["loss"], rel=1e-3)
         assert expected["perplexity"] == pytest.approx(found["perplexity"], rel=0.5)
