@@ -56,7 +56,8 @@ void search(const Tensor& z, const Tensor& codebook, const Tensor& indices, cons
   }
 }
 
-// Of a search of one codebook; None where the filter does not serve it.
+// Counts the rows that the integer filter settles in a search of one codebook. Returns nothing if
+// the filter does not serve this search.
 std::optional<int64_t> settled_by_filter(const Tensor& z, const Tensor& codebook) {
   check_search(z, codebook);
   TORCH_CHECK_VALUE(codebook.dim() == 2, "codebook must be [K, D], got ", codebook.sizes());

@@ -24,8 +24,9 @@
 #define VQVAE_FAST_ALONE
 #endif
 
-// A function that asks the processor what it has. It runs on machines that lack the instruction set
-// of its file, so it is compiled for the least of them, whatever the flags of the file are.
+// Marks a function that asks the processor for its features. It also runs on machines that lack the
+// instruction set of its file, so it is compiled for the x86-64 baseline, not with the file's
+// flags.
 #if defined(__GNUC__) && defined(__x86_64__)
 #define VQVAE_FAST_PROBE __attribute__((noinline, target("no-sse3")))
 #else

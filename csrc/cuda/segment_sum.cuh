@@ -102,9 +102,9 @@ struct Piece {
 };
 
 // Sums chunks, with a thread for each chunk and element. A chunk leaves two pieces at most, for the
-// segment that it begins in and for the one that it ends in; both places are always written,
-// because the next round reads them in order, and a place without a piece gets zero in the segment
-// of its neighbour.
+// segment that it begins in and for the one that it ends in. Both places are always written,
+// because the next round reads them in order: a place without a piece gets a zero, which the next
+// round adds to the segment of the other place.
 template <class Source, class Write>
 __global__ void __launch_bounds__(kSumThreads)
     add_chunks(const uint32_t* segments, int64_t count, uint32_t num_segments, Source source,

@@ -41,7 +41,8 @@ def with_code(codebook, value):
     return codebook
 
 
-# Of 1000 rows hardly any may be unsettled: a search that measures them all is exact, too.
+# Few of these rows may stay unsettled. A search that measures every code is exact, too, so a test
+# of results alone would not notice that the filter rules nothing out.
 SETTLED = {
     "normal": lambda: (torch.randn(1000, 16), torch.randn(1500, 16)),
     "wide": lambda: (torch.randn(1000, 300), torch.randn(300, 300)),

@@ -52,10 +52,10 @@ def restore() -> Iterator[None]:
         _native.extension.set_cpu_isa(isa)
 
 
-# What a test asks of searches and sums it asks of the reference and of the portable kernels; all
-# other kernels must return the bits of the portable ones. No instruction set has a backward pass of
-# its own, so a test of it meets the op in one of them; CUDA's rounds in its own way. In a process
-# of Triton's interpreter (make test-interpret) its kernels serve the ops.
+# A test of searches and sums checks the reference and the portable kernels; all other kernels must
+# return the bits of the portable ones. No instruction set has a backward pass of its own, so a test
+# of the backward pass runs the op once; the CUDA kernel rounds in its own way. In a process of
+# Triton's interpreter (make test-interpret) the Triton kernels serve the ops.
 IMPLEMENTATIONS = {
     "reference": REFERENCE,
     "every instruction set": EVERY_SET,

@@ -69,9 +69,9 @@ struct Quantized {
   typename Simd::Ints narrow_sum;  // of the integers of 8 bits
 };
 
-// Rounds the vectors to words: first those of two wide dimensions, then those of four others, to
-// whose integers `offset` is added (0 or 128). store(w, word) takes word w of each vector; a vector
-// that is not `usable` becomes zeros.
+// Rounds the vectors to words. The words of two wide dimensions come first, then the words of four
+// other dimensions, whose integers are raised by kOffset (0 or 128). The function calls
+// store(w, word) with word w of each vector; a vector that is not `usable` becomes zeros.
 template <class Simd, int kOffset, class Store>
 inline Quantized<Simd> quantize(const float* x, int64_t num_wide, int64_t dim, float unit,
                                 float per_unit, typename Simd::Mask usable, Store store) {

@@ -60,7 +60,7 @@ class Call(NamedTuple):
 
     @property
     def commitment_weight(self) -> float:
-        """Of the commitment loss; top-k in eval has one in any case."""
+        """The weight of the commitment loss, 1 if only top-k in eval asks for that loss."""
         settings = self.settings
         return settings.commitment_weight if settings.has_commitment_loss else 1.0
 

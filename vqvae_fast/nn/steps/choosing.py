@@ -145,7 +145,7 @@ def _by_all_logits(rows: Tensor, codes: Tensor, wanted: Wanted, unit_length: boo
 
 
 def _take_own_codes(codes: Tensor, indices: Tensor) -> Tensor:
-    """Of codes [C, ..., K, d] those of indices [C, ...], or of a few [C, ..., k]."""
+    """Takes from codes [C, ..., K, d] those of indices [C, ...], or of k indices [C, ..., k]."""
     several = indices.dim() == codes.dim() - 1
     wanted = indices if several else indices[..., None]
     quantized = codes.gather(-2, wanted[..., None].expand(*wanted.shape, codes.shape[-1]))
