@@ -23,10 +23,10 @@ from triton.backends.compiler import GPUTarget
 import vqvae_fast
 from benchmarks import command_line
 from vqvae_fast import backends, ops
-from vqvae_fast import triton as kernels
+from vqvae_fast.backends.triton import launch, search
+from vqvae_fast.backends.triton import ops as kernels
 from vqvae_fast.bench import environment, tables
 from vqvae_fast.bench.data import Shape, gaussian
-from vqvae_fast.triton import launch, search
 
 H100 = GPUTarget("cuda", 90, 32)
 _PROCESSORS = 132

@@ -4,9 +4,9 @@
 triton, cuda, cpu or reference. ``VQVAE_FAST_CPU_ISA`` asks for the C++ kernels of one instruction
 set on CPU tensors. ``VQVAE_FAST_NO_EXT=1`` leaves the compiled extensions out.
 ``VQVAE_FAST_UNFENCED_COPIES=1`` is for benchmarks: where Triton leaves out a fence
-(:mod:`vqvae_fast.triton_version`), the kernels take the faster form that needs it, and their
-answers may be wrong.
-``VQVAE_FAST_TILES`` names a file of tile sizes for the Triton kernels (`vqvae_fast.triton.tiles`).
+(:mod:`vqvae_fast.backends.triton.version`), the kernels take the faster form that needs it, and
+their answers may be wrong. ``VQVAE_FAST_TILES`` names a file of tile sizes for the Triton kernels
+(:mod:`vqvae_fast.backends.triton.tiles`).
 ``TRITON_INTERPRET=1`` (Triton's own) with ``VQVAE_FAST_BACKEND=triton`` serves CPU tensors by
 Triton's interpreter.
 

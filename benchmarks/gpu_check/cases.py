@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_check.offline import Launch, compiled_for
-from vqvae_fast import triton as kernels
-from vqvae_fast.triton import search
-from vqvae_fast.triton.configurations import block_dims, residual_dims
-from vqvae_fast.triton.forms import Form, direct_dims
-from vqvae_fast.triton.scan import TILES_PER_PART
+from vqvae_fast.backends.triton import ops as kernels
+from vqvae_fast.backends.triton import search
+from vqvae_fast.backends.triton.configurations import block_dims, residual_dims
+from vqvae_fast.backends.triton.forms import Form, direct_dims
+from vqvae_fast.backends.triton.scan import TILES_PER_PART
 
 ROWS, CODES, STAGES = 500, 1024, 8
 # More codes than the tile numbers of one span can name.

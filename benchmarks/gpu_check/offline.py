@@ -8,7 +8,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from vqvae_fast.triton.launch import forget_plans
+from vqvae_fast.backends.triton.launch import forget_plans
 
 # Shared memory of one program, bytes: the largest that a launch may ask for.
 TARGETS = {

@@ -8,7 +8,7 @@ import triton
 from benchmarks.gpu_check import amdgcn, finishing, matrix_inputs, ptx, sass
 from benchmarks.gpu_check.cases import Case, compile_case
 from benchmarks.gpu_check.offline import TARGETS, Launch
-from vqvae_fast.triton_version import at_least
+from vqvae_fast.backends.triton.version import at_least
 
 # Arithmetic instructions a score that the scan may spend: target, case, kernel, D, input.
 BAR = ("sm_90", "search", "scan", 64, "bfloat16")

@@ -10,8 +10,8 @@ from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
-import vqvae_fast.triton
-from vqvae_fast.triton.launch import forget_plans
+from vqvae_fast.backends import triton as kernels
+from vqvae_fast.backends.triton.launch import forget_plans
 
 
 class Launch(NamedTuple):
@@ -69,7 +69,7 @@ class Loaded(NamedTuple):
 def loaded() -> list[Loaded]:
     """The package's kernels that this process has launched."""
     found = []
-    for module in pkgutil.iter_modules(vqvae_fast.triton.__path__, "vqvae_fast.triton."):
+    for module in pkgutil.iter_modules(kernels.__path__, f"{kernels.__name__}."):
         for value in vars(importlib.import_module(module.name)).values():
             if not isinstance(value, JITFunction) or value.fn.__module__ != module.name:
                 continue

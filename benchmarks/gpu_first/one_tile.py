@@ -42,7 +42,7 @@ def _compile(shape: Shape) -> None:
     from triton.backends.compiler import GPUTarget
 
     from benchmarks.gpu_check.offline import compiled_for
-    from vqvae_fast import triton as kernels
+    from vqvae_fast.backends.triton import ops as kernels
 
     warnings.simplefilter("ignore")
     major, minor = torch.cuda.get_device_capability()

@@ -78,7 +78,7 @@ def served_by(module: str) -> list[str]:
 @pytest.fixture(autouse=settings.current.triton_interprets)
 def fresh_plans() -> Iterator[None]:
     """Triton's plans of before are forgotten: a test may have replaced what they launch."""
-    from vqvae_fast.triton.launch import forget_plans
+    from vqvae_fast.backends.triton.launch import forget_plans
 
     forget_plans()
     yield
@@ -120,7 +120,7 @@ def implementation(
 ) -> Implementation:
     """One of the ways in which the ops can be served."""
     if request.param.startswith("triton"):
-        from vqvae_fast.triton import search
+        from vqvae_fast.backends.triton import search
 
         form = "direct" if request.param == ONE_LAUNCH else "filter"
         monkeypatch.setattr(search, "forced_form", form)

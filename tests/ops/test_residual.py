@@ -237,14 +237,14 @@ class TestTriton:
         ],
     )
     def test_what_fits_one_launch(self, codes, dim, dtype, fits):
-        from vqvae_fast.triton.residual import fitting_configuration
+        from vqvae_fast.backends.triton.residual import fitting_configuration
 
         z, books = torch.zeros(1, dim, dtype=dtype), torch.zeros(1, 1, dim, dtype=dtype)
         assert (fitting_configuration(z, books.expand(2, codes, dim)) is not None) == fits
 
     def test_ordinary_rows_are_settled_by_the_one_launch(self, monkeypatch):
         """Nothing is on the second kernel's list, or missing without it."""
-        from vqvae_fast.triton import residual
+        from vqvae_fast.backends.triton import residual
 
         listed = []
 
@@ -268,7 +268,7 @@ class TestTriton:
         ],
     )
     def test_only_rows_that_do_not_lie_end_to_end_are_copied(self, monkeypatch, z, copies):
-        from vqvae_fast.triton import residual
+        from vqvae_fast.backends.triton import residual
 
         seen = []
         monkeypatch.setattr(residual, "_all_stages", lambda rows, *_: seen.append(rows))
@@ -280,7 +280,7 @@ class TestTriton:
 
     @pytest.mark.parametrize("shape", [(40, 6), (4, 6, 3, 3)])
     def test_copies_are_bounded(self, monkeypatch, shape):
-        from vqvae_fast.triton import residual
+        from vqvae_fast.backends.triton import residual
 
         seen, all_stages = [], residual._all_stages
 

@@ -9,8 +9,8 @@ from vqvae_fast import reference, settings
 if not settings.current.triton_interprets:
     pytest.skip("needs a process of Triton's interpreter", allow_module_level=True)
 
-from vqvae_fast.triton import search
-from vqvae_fast.triton.forms import direct_form
+from vqvae_fast.backends.triton import search
+from vqvae_fast.backends.triton.forms import direct_form
 
 pytestmark = pytest.mark.interpreted
 

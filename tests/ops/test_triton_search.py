@@ -9,9 +9,9 @@ from vqvae_fast import reference, settings
 if not settings.current.triton_interprets:
     pytest.skip("needs a process of Triton's interpreter", allow_module_level=True)
 
-from vqvae_fast.triton import measure, prepare, scan, search, settle
-from vqvae_fast.triton.launch import Plan, Pointer
-from vqvae_fast.triton.rows import books_at, rows_at
+from vqvae_fast.backends.triton import measure, prepare, scan, search, settle
+from vqvae_fast.backends.triton.launch import Plan, Pointer
+from vqvae_fast.backends.triton.rows import books_at, rows_at
 
 pytestmark = pytest.mark.interpreted
 

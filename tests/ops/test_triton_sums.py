@@ -19,7 +19,7 @@ pytestmark = [
 @pytest.fixture
 def sums_and_counts():
     """The op as a GPU runs it: it does not look at the indices before."""
-    return importlib.import_module("vqvae_fast.triton.segment_sum").sums_and_counts
+    return importlib.import_module("vqvae_fast.backends.triton.segment_sum").sums_and_counts
 
 
 def check(result, src, indices, num_segments):

@@ -8,8 +8,8 @@ import vqvae_fast
 from benchmarks.gpu_first import launches
 from benchmarks.gpu_first.device import device_of, synchronize
 from benchmarks.gpu_first.step import Emit, Setting, Step
+from vqvae_fast.backends.triton import search
 from vqvae_fast.bench.data import Shape, Vectors, from_npz, gaussian
-from vqvae_fast.triton import search
 
 _DIMS = (8, 64, 256)
 

@@ -1,7 +1,7 @@
 """Tile shapes one beside the other; the fastest that is right goes into a file of tiles.
 
-``VQVAE_FAST_TILES`` makes the package read that file; `vqvae_fast.triton.tiles` describes it. The
-figures of the table in configurations.py can be set from it once it was reviewed.
+``VQVAE_FAST_TILES`` makes the package read that file, which `vqvae_fast.backends.triton.tiles`
+describes. The table in configurations.py can be set from it after a review.
 """
 
 import json
@@ -17,9 +17,9 @@ import triton
 
 from benchmarks.gpu_first import tool
 from benchmarks.gpu_first.step import Emit, Setting, Step
+from vqvae_fast.backends.triton.configurations import Configuration, configuration
 from vqvae_fast.bench import environment
 from vqvae_fast.bench.data import Shape
-from vqvae_fast.triton.configurations import Configuration, configuration
 
 _DTYPE = torch.float16
 _DIMS = (64, 256, 8, 128, 32)

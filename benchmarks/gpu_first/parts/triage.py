@@ -183,7 +183,7 @@ def _wrong_search(z: Tensor, codebook: Tensor, copies: int, results: Results) ->
 
 
 def _residual(device: torch.device, dim: int, tiny: bool) -> Case:
-    from vqvae_fast import triton as kernels
+    from vqvae_fast.backends.triton import ops as kernels
     from vqvae_fast.bench.data import Shape, gaussian_stages
 
     shape = Shape(24, 40, dim) if tiny else Shape(4096, 1024, dim)

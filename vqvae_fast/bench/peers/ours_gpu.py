@@ -15,9 +15,9 @@ def _no_triton() -> str | None:
 
 
 def _prepare_plain(z: Tensor, codebook: Tensor) -> Search:
-    from vqvae_fast import triton
+    from vqvae_fast.backends.triton import ops
 
-    return lambda: triton.nearest_code(z, codebook, packed_dtype=torch.float32)[0]
+    return lambda: ops.nearest_code(z, codebook, packed_dtype=torch.float32)[0]
 
 
 def no_extension() -> str | None:

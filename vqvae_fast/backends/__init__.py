@@ -16,7 +16,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from vqvae_fast import _native, matrix_units, reference, settings, triton_version
+from vqvae_fast import _native, reference, settings
+from vqvae_fast.backends.triton import matrix_units
+from vqvae_fast.backends.triton import version as triton_version
 from vqvae_fast.settings import UnknownSettingError, UnmetRequestError
 
 
@@ -222,7 +224,7 @@ def kernels(device: torch.device, name: str | None = None) -> Kernels:
     elif not (backend := _CHECKS[name](device)).available:
         raise UnmetRequestError(f"backend={name!r}, but {backend.reason}")
     modules: dict[str, Callable[[], Any]] = {
-        "triton": lambda: importlib.import_module("vqvae_fast.triton"),
+        "triton": lambda: importlib.import_module("vqvae_fast.backends.triton.ops"),
         "cuda": lambda: _native.cuda_extension,
         "cpu": lambda: torch.ops.vqvae_fast,  # the dispatcher has them
         "reference": lambda: reference,

@@ -1,0 +1,1 @@
+"""The Triton kernels: for CUDA tensors, or for CPU tensors in Triton's interpreter."""
