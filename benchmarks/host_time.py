@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 
 import vqvae_fast
 from benchmarks import command_line
-from vqvae_fast import backends, ops
+from vqvae_fast.backends import Kernels, choice, dispatch
 from vqvae_fast.backends.triton import launch, search
 from vqvae_fast.backends.triton import ops as kernels
 from vqvae_fast.bench import environment, tables
@@ -102,9 +102,9 @@ def made_up_h100() -> Iterator[type[Launcher]]:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # of the override, and Triton's of its own next version
         for name in ("nearest_code", "quantize"):
-            library.impl(name, ops._CHOSEN[name], "CPU", allow_override=True)
+            library.impl(name, dispatch.chosen_kernel(name), "CPU", allow_override=True)
         stack.callback(library._destroy)
-        stack.enter_context(mock.patch.object(backends, "kernels", return_value=kernels))
+        stack.enter_context(mock.patch.object(choice, "kernels", return_value=Kernels.of(kernels)))
         stack.enter_context(mock.patch.object(search, "multiprocessors", return_value=_PROCESSORS))
         triton.runtime.driver.set_active(_Driver())
         stack.callback(setattr, triton.runtime.driver, "_active", before)

@@ -197,7 +197,8 @@ Tensor residual_backward_op(const Tensor& grad_quantized, const Tensor& grad_los
                                                                       z, books, indices, rotates);
 }
 
-// Called after loading, because Python decides whether these kernels serve (vqvae_fast/ops.py).
+// Called after loading, because Python decides whether these kernels serve
+// (vqvae_fast/backends/dispatch.py).
 void register_kernels() {
   static const torch::Library registered = [] {
     torch::Library cpu = MAKE_TORCH_LIBRARY_IMPL(vqvae_fast, CPU);

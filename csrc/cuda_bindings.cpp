@@ -1,5 +1,5 @@
 // The only CUDA file that knows torch: a Python module of functions on CUDA tensors. Python chooses
-// when to call them (vqvae_fast/backends.py). Nothing here waits for the device, and all memory is
+// when to call them (vqvae_fast/backends). Nothing here waits for the device, and all memory is
 // torch's, on the current stream: CUDA graphs may capture every function.
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>

@@ -12,13 +12,13 @@ import torch.multiprocessing as mp
 
 import vqvae_fast
 from vqvae_fast import backends, warming
-from vqvae_fast.backends import Backend
+from vqvae_fast.backends import Availability
 
 WORLD = 3
 
 
 def served_by_triton(device):
-    return Backend("triton", "Triton", True, "pretended")
+    return Availability("triton", "Triton", True, "pretended")
 
 
 def test_on_a_cpu_there_is_nothing_to_compile(monkeypatch):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vqvae_fast.autograd.straight_through_quantize import StraightThroughQuantize
-from vqvae_fast.reference import flat_indices
+from vqvae_fast.formulas import flat_indices
 from vqvae_fast.similarity import METRICS, as_euclidean, dissimilarity
 
 _FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

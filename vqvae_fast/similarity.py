@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from vqvae_fast.reference import distance_dtype, flat_indices
+from vqvae_fast.dtypes import distance_dtype
+from vqvae_fast.formulas import flat_indices
 
 METRICS = ("euclidean", "cosine", "dot")
 

@@ -11,7 +11,8 @@ from kernels import INSTRUCTION_SETS
 MIB = 1 << 20
 MEASURE = """
 import sys, torch, vqvae_fast
-from vqvae_fast import _native, reference
+from vqvae_fast import _native
+from vqvae_fast.backends.reference import ops as reference
 torch.set_num_threads(1)
 name, rows, codes, dim, data, op = sys.argv[1], *map(int, sys.argv[2:5]), *sys.argv[5:]
 if name == "reference":

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vqvae_fast import reference
+from vqvae_fast.backends.reference import ops as reference
 
 moving_average_ = torch.ops.vqvae_fast.moving_average_.default
 

@@ -6,7 +6,8 @@ from search_oracle import check
 from test_search_contract import LAYOUTS
 
 import vqvae_fast
-from vqvae_fast import reference, settings
+from vqvae_fast import settings
+from vqvae_fast.backends.reference import ops as reference
 
 pytestmark = pytest.mark.interpreted
 

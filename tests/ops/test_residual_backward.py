@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vqvae_fast import reference
+from vqvae_fast.backends.reference import ops as reference
 
 residual_backward = torch.ops.vqvae_fast.residual_backward.default
 

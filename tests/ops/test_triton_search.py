@@ -4,7 +4,8 @@ import pytest
 import torch
 from search_oracle import check, wrong_rows
 
-from vqvae_fast import reference, settings
+from vqvae_fast import settings
+from vqvae_fast.backends.reference import ops as reference
 
 if not settings.current.triton_interprets:
     pytest.skip("needs a process of Triton's interpreter", allow_module_level=True)

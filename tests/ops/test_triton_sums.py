@@ -5,7 +5,8 @@ import importlib
 import pytest
 import torch
 
-from vqvae_fast import reference, settings
+from vqvae_fast import settings
+from vqvae_fast.backends.reference import ops as reference
 
 pytestmark = [
     pytest.mark.interpreted,

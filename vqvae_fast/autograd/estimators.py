@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vqvae_fast.reference import rotated_gradient
+from vqvae_fast.formulas import rotated_gradient
 
 
 def straight_through(z: Tensor, q: Tensor) -> Tensor:

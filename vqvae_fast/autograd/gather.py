@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vqvae_fast.autograd.backward_pass import is_recorded
-from vqvae_fast.reference import flat_indices
+from vqvae_fast.formulas import flat_indices
 
 
 def take_codes(codebook: Tensor, indices: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from vqvae_fast.autograd.backward_pass import (
     sum_of,
 )
 from vqvae_fast.autograd.gather import sum_by_code, take_codes
-from vqvae_fast.reference import rotated_gradient
+from vqvae_fast.formulas import rotated_gradient
 
 
 class NearestWithLoss(NamedTuple):

@@ -13,7 +13,7 @@ from vqvae_fast.autograd.backward_pass import (
     sum_of,
 )
 from vqvae_fast.autograd.gather import sum_by_code, take_codes
-from vqvae_fast.reference import flat_indices
+from vqvae_fast.formulas import flat_indices
 
 
 class StraightThroughQuantize(torch.autograd.Function):

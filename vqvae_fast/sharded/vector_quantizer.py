@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
-from vqvae_fast import reference
 from vqvae_fast.autograd.estimators import code_itself
+from vqvae_fast.backends.reference import ops as reference
 from vqvae_fast.distributed import (
     each_from_its_turn,
     from_first,
@@ -18,6 +18,7 @@ from vqvae_fast.distributed import (
     summed_segments,
 )
 from vqvae_fast.dtypes import common_float
+from vqvae_fast.formulas import smoothed_size
 from vqvae_fast.functional import segment_sum
 from vqvae_fast.nn.codebook.ema import Averages, put
 from vqvae_fast.nn.codebook.metrics import code_counts
@@ -223,7 +224,7 @@ class ShardedVectorQuantizer(nn.Module):
     def _smoothed_size(self, size: Tensor, eps: float) -> Tensor:
         """Of the codes here [count], as of all codes."""
         (total,) = summed(size.sum(dim=-1, keepdim=True), group=self.shards.group)
-        return reference.smoothed_size(size, eps, total=total, num_codes=self.n_e)
+        return smoothed_size(size, eps, total=total, num_codes=self.n_e)
 
     @torch.no_grad()
     def _replace_dead_codes(self, rows: Tensor) -> None:

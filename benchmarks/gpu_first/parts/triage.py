@@ -10,7 +10,8 @@ from torch import Tensor
 from benchmarks.gpu_first import launches
 from benchmarks.gpu_first.device import device_of, synchronize
 from benchmarks.gpu_first.step import Emit, Setting, Step
-from vqvae_fast import backends, reference
+from vqvae_fast import backends
+from vqvae_fast.backends.reference import ops as reference
 from vqvae_fast.bench.exactness import (
     smallest_distances,
     violating_share,

@@ -2,8 +2,8 @@
 
 Limit: for the gradient of z, N * D read twice and written once (its codes come from the cache); for
 that of the codebook, what :mod:`vqvae_fast.backends.triton.segment_sum` says. The matrix of errors
-is never written. On an H100 (3.35 TB/s), for N = 65536 and float32: 15 us and 5 us at D = 64, 60 us and
-20 us at D = 256, and about 20 us for the sort.
+is never written. On an H100 (3.35 TB/s), for N = 65536 and float32: 15 us and 5 us at D = 64, 60 us
+and 20 us at D = 256, and about 20 us for the sort.
 """
 
 import torch
@@ -17,7 +17,7 @@ from vqvae_fast.backends.triton.segment_sum import (
     sum_runs,
 )
 from vqvae_fast.backends.triton.segment_sum_kernels import place
-from vqvae_fast.reference import flat_indices
+from vqvae_fast.formulas import flat_indices
 
 # Rows and columns of a program of 4 warps. A program reads a cache line of each row; in feature
 # maps the rows, not the columns, lie together.

@@ -33,7 +33,7 @@ import torch
 import triton
 from torch import Tensor
 
-from vqvae_fast import reference
+from vqvae_fast.backends.reference import ops as reference
 from vqvae_fast.backends.triton.configurations import (
     Configuration,
     copies_of_starts,

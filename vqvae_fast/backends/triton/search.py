@@ -41,7 +41,7 @@ from vqvae_fast.backends.triton.rows import (
 )
 from vqvae_fast.backends.triton.scan import TILES_PER_PART, scan_kernel
 from vqvae_fast.backends.triton.settle import settle_kernel
-from vqvae_fast.reference import distance_dtype
+from vqvae_fast.dtypes import distance_dtype
 
 # The bound holds for rows up to this length; longer ones are measured in full.
 _LONGEST_ROW = 1 << 16

@@ -24,7 +24,7 @@ from vqvae_fast.backends.triton.segment_sum_kernels import (
     label_kernel,
     sum_runs_kernel,
 )
-from vqvae_fast.reference import distance_dtype
+from vqvae_fast.dtypes import distance_dtype
 
 _CHUNK_ROWS: int = CHUNK_ROWS.value
 _BLOCK = 1024

@@ -10,7 +10,7 @@ from vqvae_fast.bench.peers.base import Search, SearchPeer
 def _no_triton() -> str | None:
     if not torch.cuda.is_available():
         return "there is no CUDA device"
-    backend = backends.can_run_triton(torch.device("cuda"))
+    backend = backends.check("triton", "cuda")
     return None if backend.available else backend.reason
 
 

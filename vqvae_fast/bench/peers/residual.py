@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 import vqvae_fast
+from vqvae_fast.backends.reference import ops as reference
 from vqvae_fast.bench.peers.base import ResidualPeer, Search, needs
 
 
@@ -13,7 +14,7 @@ def _ours(z: Tensor, codebooks: Tensor) -> Search:
 
 def _stages(z: Tensor, codebooks: Tensor) -> Search:
     search = torch.ops.vqvae_fast.nearest_code
-    return lambda: vqvae_fast.reference.residual_nearest_code(z, codebooks, nearest_code=search)[0]
+    return lambda: reference.residual_nearest_code(z, codebooks, nearest_code=search)[0]
 
 
 def _torch(z: Tensor, codebooks: Tensor) -> Search:

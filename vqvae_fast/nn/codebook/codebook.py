@@ -13,12 +13,12 @@ from vqvae_fast.agreement import require_same
 from vqvae_fast.autograd.gather import copy_of_codes
 from vqvae_fast.distributed import is_distributed, summed
 from vqvae_fast.dtypes import common_float
+from vqvae_fast.formulas import smoothed_size
 from vqvae_fast.nn.codebook.dead_codes import shuffled_replacements
 from vqvae_fast.nn.codebook.host_flag import HostFlag
 from vqvae_fast.nn.codebook.kmeans import lloyd
 from vqvae_fast.nn.codebook.undoing import undone_unless
 from vqvae_fast.nn.codebook.wide_buffers import WideBuffers
-from vqvae_fast.reference import smoothed_size
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vqvae_fast import reference
+from vqvae_fast.backends.reference import ops as reference
 from vqvae_fast.distributed import summed, summed_segments
 from vqvae_fast.nn.codebook.metrics import code_counts
 from vqvae_fast.nn.codebook.wide_buffers import WideBuffers
