@@ -8,7 +8,7 @@ unit as they are written here.
 
 import pytest
 import torch
-from search_oracle import check, wrong_rows
+from oracle import check, wrong_rows
 from test_residual import check_all
 from torch import Tensor
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from kernels import INSTRUCTION_SETS, Implementation
-from search_oracle import check, first_of_duplicates
+from oracle import check, first_of_duplicates
 from torch import Tensor
 
 import vqvae_fast
