@@ -87,6 +87,7 @@ def work(rank, folder, failing):
     dist.destroy_process_group()
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("failing", [None, 0, 2])
 def test_the_first_process_compiles_first_and_failures_reach_all(tmp_path, failing):
     mp.spawn(work, args=(str(tmp_path), failing), nprocs=WORLD)

@@ -30,6 +30,7 @@ def samples(requires_grad, dtype=torch.float32):
 WITHOUT_GRADIENT = ("test_schema", "test_autograd_registration", "test_faketensor")
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("op", ["nearest_code", "quantize"])
 def test_opcheck_of_searches(op, requires_grad, dtype):
@@ -89,6 +90,7 @@ def test_opcheck_of_quantize_backward(requires_grad, dtype):
         assert set(result.values()) == {"SUCCESS"}
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_opcheck_of_reads_of_codes(requires_grad, dtype):
     tests = WITHOUT_GRADIENT if requires_grad else (*WITHOUT_GRADIENT, "test_aot_dispatch_dynamic")

@@ -56,6 +56,7 @@ def run(package, code, **variables):
 SERVED = ["chosen made_up", f"searches {2 + 1 + 3 + 1}"]
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("request_", ["", "made_up"])
 def test_it_serves_every_op(package, request_):
     done = run(package, USE, VQVAE_FAST_BACKEND=request_)
@@ -63,6 +64,7 @@ def test_it_serves_every_op(package, request_):
     assert done.stdout.splitlines() == SERVED
 
 
+@pytest.mark.slow
 def test_another_is_still_served_by_name(package):
     done = run(package, USE, VQVAE_FAST_BACKEND="reference")
     assert done.returncode == 0, done.stderr

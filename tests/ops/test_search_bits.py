@@ -64,6 +64,7 @@ def test_instruction_sets_agree(search_everywhere, pair):
         check((first.indices[finite], first.distances[finite]), z[finite], codebook)
 
 
+@pytest.mark.quick(12)
 @pytest.mark.parametrize(
     ("rows", "codes", "dim"),
     [(1, 5000, 16), (2, 300, 64), (3, 60000, 2), (17, 4097, 8), (100, 1000, 33), (5000, 64, 8)],
