@@ -49,7 +49,7 @@ def _vqp(z: Tensor, codebooks: Tensor) -> Search:
 
 RESIDUAL_PEERS = (
     ResidualPeer("ours", "residual_nearest_code: on a GPU one launch where the books fit", _ours),
-    ResidualPeer("ours, stage by stage", "a search, a gather and a subtraction in each stage", _stages),
+    ResidualPeer("ours, stage by stage", "each stage: search, gather, subtract", _stages),
     ResidualPeer(
         "torch addmm+argmin",
         "the same steps in torch; the codes' norms are not timed",
