@@ -39,7 +39,7 @@ class Line(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """The word "slower" or "faster", if three quarters of the rounds differ by more than TOLERANCE."""
+        """Slower or faster, if three quarters of the rounds differ by more than TOLERANCE."""
         if self.ratio.q25 > 1 + TOLERANCE:
             return "slower"
         return "faster" if self.ratio.q75 < 1 / (1 + TOLERANCE) else "same"
