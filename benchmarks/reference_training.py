@@ -32,7 +32,7 @@ def train_reference(
     Args:
         batch: step -> crops [B, 3, 32, 32] in [-1, 1].
         variance: the variance of the training data on that scale, which divides the reconstruction
-        error.
+            error.
         steps: number of batches.
         seed: the seed of the initial weights.
     """

@@ -32,7 +32,7 @@ class Contender(NamedTuple):
 
     Attributes:
         model: a module with the parts ``encoder``, ``pre_quantization_conv``,
-        ``vector_quantization``.
+            ``vector_quantization``.
         outputs: images -> (reconstruction, embedding loss).
         quantize: latents -> (quantized, loss).
     """

@@ -37,7 +37,7 @@ class Contender(NamedTuple):
         unavailable: None, or why it cannot run here.
         build: makes the call that is timed; building is not timed.
         check: maps the call's result to the share of it that is wrong; raises if one of ours is
-        wrong.
+            wrong.
         graph: whether the call may be captured in a CUDA graph.
     """
 

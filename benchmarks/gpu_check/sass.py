@@ -106,7 +106,7 @@ class Loops(NamedTuple):
     Attributes:
         main: opcodes of the innermost loop that multiplies matrices; empty if there is none.
         local: accesses of the stack in that loop, or, if there is none, in all loops that contain
-        no other.
+            no other.
     """
 
     main: Counter[str]

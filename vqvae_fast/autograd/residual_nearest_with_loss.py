@@ -62,7 +62,7 @@ def residual_nearest_with_loss(
     Args:
         rows: [..., d], in float32 or float64, the codes' dtype.
         stages: run one after the other. The gradient to ``rows`` treats the codes of earlier stages
-        as constants.
+            as constants.
         rotates: a stage's gradient to its input is that of
             :func:`vqvae_fast.autograd.estimators.rotate_to`, otherwise straight-through.
     """

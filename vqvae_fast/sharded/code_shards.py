@@ -47,7 +47,7 @@ class CodeShards:
 
     Attributes:
         group: the processes that together have all codes; copies: the processes that have this
-        part.
+            part.
         first, count: this process has the codes first to first + count - 1.
         processes: the number of processes, over both dimensions.
 

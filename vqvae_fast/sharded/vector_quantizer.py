@@ -147,7 +147,7 @@ class ShardedVectorQuantizer(nn.Module):
 
         Raises:
             ValueError: indices are not int64 [B, H, W], or those of any process are not in [0,
-            n_e); then all processes raise it.
+                n_e); then all processes raise it.
         """
         check_index_map(indices)
         batch = self.shards.gather(indices.reshape(-1))

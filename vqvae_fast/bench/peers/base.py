@@ -41,14 +41,14 @@ class SearchPeer:
 
     Attributes:
         name: id in tables, JSON and tests.
-        timed: what one timed call contains, in words. prepare: (z [N, D], codebook [K, D]) -> a
-        call without arguments that returns the
+        timed: what one timed call contains, in words.
+        prepare: (z [N, D], codebook [K, D]) -> a call without arguments that returns the
             indices [N], integers (ours: int64). What ``prepare`` does itself is not timed.
         unavailable: None, or the reason why the peer cannot run here.
         dtypes: the input dtypes that it takes, by torch's names.
         matrices: how many matrices [N, K] it holds at its peak.
         most_products: the N K D beyond which it is not tried, because a single call would take
-        seconds.
+            seconds.
     """
 
     name: str
