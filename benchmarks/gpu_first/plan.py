@@ -30,7 +30,7 @@ PARTS = (
     Part(
         "build",
         150,
-        "The extensions, compiled in place against the torch that is there.",
+        "The extensions, compiled in place against the installed torch.",
         interprets=False,
     ),
     Part(
@@ -46,7 +46,7 @@ PARTS = (
     Part("sweep", 180, "Tile shapes, and the file with the fastest of them."),
     Part("peers", 120, "flash-kmeans and addmm + argmin beside the search; the goals."),
     Part("profile", 60, "Nsight Compute on two shapes."),
-    Part("tests", 240, "tests/gpu; warnings are no errors there.", interprets=False),
+    Part("tests", 240, "tests/gpu, in which warnings are not errors.", interprets=False),
 )
 NAMES = tuple(part.name for part in PARTS)
 

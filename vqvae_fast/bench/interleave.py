@@ -66,8 +66,8 @@ def interleaved(
     Args:
         calls: name -> call without arguments.
         rounds: how many turns each call gets.
-        min_seconds: a turn repeats its call until this much time has passed,
-        max_calls: but at most this often.
+        min_seconds: a turn repeats its call until this much time has passed.
+        max_calls: a turn repeats its call at most this often.
         take_turn: takes one turn of a call and returns its seconds, in place of the default (a GPU
             has its own clock). ``min_seconds`` and ``max_calls`` are then not used.
         between: called before, between and after the rounds (the machine's peak is sampled there).
