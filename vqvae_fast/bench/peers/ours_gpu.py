@@ -21,7 +21,7 @@ def _prepare_plain(z: Tensor, codebook: Tensor) -> Search:
 
 
 def no_extension() -> str | None:
-    """Why there are no CUDA kernels, or None."""
+    """Return why there are no CUDA kernels, or None."""
     return None if _native.cuda_extension else _native.cuda_reason
 
 

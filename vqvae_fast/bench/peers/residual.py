@@ -1,4 +1,4 @@
-"""Ways to quantize in stages, for inference: ours first."""
+"""Ways to quantize in stages, for inference; ours is first."""
 
 import torch
 from torch import Tensor
@@ -50,10 +50,10 @@ def _vqp(z: Tensor, codebooks: Tensor) -> Search:
 
 RESIDUAL_PEERS = (
     ResidualPeer("ours", "residual_nearest_code: on a GPU one launch where the books fit", _ours),
-    ResidualPeer("ours, stage by stage", "a search, a gather and a subtraction a stage", _stages),
+    ResidualPeer("ours, stage by stage", "each stage: search, gather, subtract", _stages),
     ResidualPeer(
         "torch addmm+argmin",
-        "the same of torch; the codes' norms not timed",
+        "the same steps in torch; the codes' norms are not timed",
         _torch,
         matrices=2,
     ),

@@ -1,10 +1,10 @@
-"""What needs the distances to all codes by definition: sampling, top-k, entropies.
+"""Functions that need the distances to all codes: sampling, top-k, entropies.
 
-N x K numbers are never there at once: rows are taken in chunks, and what has a gradient computes
-its chunk again in the backward pass. The time is that of the plain formula.
+N x K numbers are never stored at once: rows are taken in chunks, and functions with a gradient
+compute each chunk again in the backward pass. The time is that of the plain formula.
 
-Distances here are Euclidean, not squared, and negative, or cosine similarities: the logits of
-vector-quantize-pytorch. Codes are [C, K, d], or [C, ..., K, d] where each row has its own.
+The functions compute logits as vector-quantize-pytorch does: negative Euclidean distances, not
+squared, or cosine similarities. Codes are [C, K, d], or [C, ..., K, d] if each row has its own.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-# Elements of the largest temporary: 16 Mi float32 logits are 64 MiB. Of smaller blocks than 32 MiB
-# the C library keeps what was freed, and chunk by chunk more than N x K remained.
+# The largest temporary has this many elements: 16 Mi float32 logits are 64 MiB. The C library keeps
+# freed blocks below 32 MiB, and with such chunks more than N x K numbers stayed allocated.
 _CHUNK_ELEMENTS = 1 << 24
 
 
 def logits(x: Tensor, codes: Tensor, cosine: bool) -> Tensor:
-    """x [n, d], codes [K, d] or [n, K, d] -> [n, K]; for ``cosine`` both have unit length."""
+    """Return [n, K] for x [n, d], codes [K, d] or [n, K, d]; ``cosine`` requires unit lengths."""
     if codes.dim() == 3:
         if cosine:
             return (codes @ x[..., None])[..., 0]
@@ -36,15 +36,15 @@ def logits(x: Tensor, codes: Tensor, cosine: bool) -> Tensor:
 def choose(
     x: Tensor, codes: Tensor, cosine: bool, *, temperature: float = 0.0, k: int | None = None
 ) -> Tensor:
-    """The best code of every row, or the k best, best first.
+    """Choose the best code of every row, or the k best, best first.
 
     Args:
         x: [C, ..., d].
         codes: [C, K, d] or [C, ..., K, d].
-        cosine: which logits.
+        cosine: the logits are cosine similarities, otherwise negative distances.
         temperature: above 0, codes are drawn by softmax(logits / temperature), with Gumbel noise
             (arXiv 1611.01144, eq. 1).
-        k: number of codes; one, and no dimension for it, unless given.
+        k: the number of codes. If None, choose one code and add no dimension.
 
     Returns:
         indices, [C, ...] or [C, ..., k].
@@ -61,9 +61,9 @@ def choose(
 
 
 def soft_codes(x: Tensor, codes: Tensor, cosine: bool, temperature: float) -> Tensor:
-    """The mean of all codes by softmax(logits / temperature), [C, ..., d].
+    """Return the mean of all codes weighted by softmax(logits / temperature), [C, ..., d].
 
-    It has the gradient of the shares alone: the codes that are mixed count as constants.
+    The gradient is that of the weights alone: the averaged codes count as constants.
     """
 
     def mix(rows: Tensor, book: Tensor) -> Tensor:
@@ -75,9 +75,9 @@ def soft_codes(x: Tensor, codes: Tensor, cosine: bool, temperature: float) -> Te
 
 
 def cross_entropy(x: Tensor, codes: Tensor, cosine: bool, targets: Tensor) -> Tensor:
-    """Mean of -log softmax(logits)[target] over the targets [C, ...] that are not -1; 0-d.
+    """Return the mean of -log softmax(logits)[target] over targets [C, ...] that are not -1; 0-d.
 
-    0 where all are -1, as of a stage that quantize dropout has left out: not NaN.
+    If all are -1, as in a stage that quantize dropout has left out, the result is 0 and not NaN.
     """
 
     def lost(rows: Tensor, book: Tensor, wanted: Tensor) -> Tensor:
@@ -93,10 +93,11 @@ def cross_entropy(x: Tensor, codes: Tensor, cosine: bool, targets: Tensor) -> Te
 def negative_entropy(
     x: Tensor, codes: Tensor, cosine: bool, temperature: float, counted: Tensor | None = None
 ) -> Tensor:
-    """Of the codes' softmax(logits * temperature) at each position, averaged over the batch.
+    """Return the negative entropy of the codes' probabilities, averaged over the batch; 0-d.
 
-    x [C, ..., N, d]: the probabilities are averaged over all but N, the entropies over N; 0-d.
-    Only the rows that counted [C, ..., N] names, and the positions that have such rows.
+    x: [C, ..., N, d]. The probabilities are softmax(logits * temperature), averaged over all
+    dimensions but N; the entropies are averaged over N. Only rows that counted [C, ..., N] marks
+    take part, and only positions that have such rows.
     """
     own = codes.dim() > 3
     counted = x.new_ones(x.shape[:-1]) if counted is None else counted.to(x.dtype)
@@ -134,7 +135,7 @@ def _chunk(numbers_per_row: int) -> int:
 
 
 def _again(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """``function``, computed once more in the backward pass instead of keeping what it needs."""
+    """Calls ``function``, and again in the backward pass instead of saving what that needs."""
     if not torch.is_grad_enabled():
         return function(*tensors)
     result: Tensor = checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=False)
@@ -142,9 +143,10 @@ def _again(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
 
 
 def _of_rows(x: Tensor, codes: Tensor, function: Callable[..., Tensor], *more: Tensor) -> Tensor:
-    """``function(rows [n, d], codes, *more)`` of chunks; x [C, ..., d] -> [C, ..., what it adds].
+    """Applies ``function(rows [n, d], codes, *more)`` to chunks of x [C, ..., d].
 
-    Every book's rows are taken in their order, so that random numbers are drawn in theirs.
+    The result is [C, ..., *], where the function adds the last dimensions. The rows of every book
+    are taken in order, so that random numbers are drawn in a fixed order.
     """
     own = codes.dim() > 3
 
