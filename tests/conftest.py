@@ -38,18 +38,22 @@ def pytest_sessionstart(session):
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items):
-    """Mark cases of a test slow, except as many as its marker quick says.
+    """Mark cases of a test slow, except as many as its marker quick says: the middles of n parts.
 
-    The quick ones lie evenly in the order of the cases, the first and the last among them.
+    Triton's interpreter takes its time: there one case of a test is quick, unless the marker says
+    how many are. Cases that are marked slow do not count.
     """
     tests = collections.defaultdict(list)
     for case in items:
-        if case.get_closest_marker("quick") and not case.get_closest_marker("slow"):
+        if case.get_closest_marker("slow") is None:
             tests[case.parent.nodeid, case.originalname].append(case)
     for cases in tests.values():
-        (number,) = cases[0].get_closest_marker("quick").args
-        last, steps = len(cases) - 1, max(number - 1, 1)
-        quick = {round(step * last / steps) for step in range(number)}
+        marker = cases[0].get_closest_marker("quick")
+        if settings.current.triton_interprets:
+            number = marker.kwargs.get("interpreted", 1) if marker else 1
+        else:
+            number = marker.args[0] if marker and marker.args else len(cases)
+        quick = {(2 * part + 1) * len(cases) // (2 * number) for part in range(number)}
         for place, case in enumerate(cases):
             if place not in quick:
                 case.add_marker(pytest.mark.slow)

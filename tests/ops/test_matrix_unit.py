@@ -21,8 +21,8 @@ if not settings.current.triton_interprets:
 import triton
 import triton.language as tl
 
-from vqvae_fast.backends.triton import search
 from vqvae_fast.backends.triton.bound import lowest_score
+from vqvae_fast.backends.triton.prepare import ROUNDING
 
 pytestmark = pytest.mark.interpreted
 
@@ -181,7 +181,7 @@ def rows_below_their_bound(z: Tensor, code: Tensor, unit: Unit, **rounding: floa
 def test_a_bound_that_forgets_the_subnormals_is_too_high(matrix_unit, dim):
     """Magnitudes are not what the unit aligns to."""
     z, codebook = subnormal_codes(dim)
-    rounding = search.ROUNDING[torch.float16]
+    rounding = ROUNDING[torch.float16]
     assert rows_below_their_bound(z, codebook[11], UNITS[matrix_unit], **rounding) == 0
     forgetful = {**rounding, "NORMAL": 0.0}
     assert rows_below_their_bound(z, codebook[11], UNITS[matrix_unit], **forgetful) > ROWS // 8

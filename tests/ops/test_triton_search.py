@@ -9,7 +9,7 @@ from vqvae_fast import settings
 if not settings.current.triton_interprets:
     pytest.skip("needs a process of Triton's interpreter", allow_module_level=True)
 
-from vqvae_fast.backends.triton import measure, prepare, scan, search, settle
+from vqvae_fast.backends.triton import measure, prepare, scan, search, search_launches, settle
 from vqvae_fast.backends.triton.launch import Plan, Pointer
 from vqvae_fast.backends.triton.rows import books_at, rows_at
 
@@ -24,7 +24,7 @@ def _five_kernels(monkeypatch):
 @pytest.fixture
 def launches(monkeypatch):
     """The launches of the exact kernel: grid and arguments."""
-    kernel, found = search.exact_kernel, []
+    kernel, found = search_launches.exact_kernel, []
 
     class Recorded:
         def __getitem__(self, grid):
@@ -34,7 +34,7 @@ def launches(monkeypatch):
 
             return launch
 
-    monkeypatch.setattr(search, "exact_kernel", Recorded())
+    monkeypatch.setattr(search_launches, "exact_kernel", Recorded())
     return found
 
 
