@@ -61,6 +61,7 @@ def inputs(shape, codebook_shape, dtype, offset=0.0):
     return torch.randn(shape).to(dtype), z, codebook, indices
 
 
+@pytest.mark.quick(interpreted=4)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_shapes(implementation, dtype, shape):
     grads = check(implementation, *inputs(*SHAPES[shape], dtype))

@@ -50,6 +50,7 @@ def gradients(quantized, loss, z, codebook, seed=3):
     return torch.autograd.grad(scalar, (z, codebook), allow_unused=True)
 
 
+@pytest.mark.quick(interpreted=4)
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_values_and_gradients_are_the_formulas(shape, weights):

@@ -129,7 +129,7 @@ def adversarial():
     yield "dead codes", z, dead
     far = books.clone()
     far[1] += 3e20
-    yield "a far book", z, far
+    yield "a far book", z[:12], far
     zeros = books.clone()
     zeros[2] = 0
     yield "a book of zeros", z[:6], zeros
@@ -146,12 +146,13 @@ def adversarial():
     yield "huge", z * 1e18, books * 1e18
     near = torch.nextafter(books[:, :1], torch.tensor(9.0)).expand(4, 300, 8).clone()
     near[:, ::3] = books[:, :1]
-    yield "one ulp apart", z, near
+    yield "one ulp apart", z[:12], near
 
 
 ADVERSARIAL = {name: pair for name, *pair in adversarial()}
 
 
+@pytest.mark.quick(interpreted=4)
 @pytest.mark.parametrize("name", ADVERSARIAL)
 def test_adversarial(name):
     check_all(*ADVERSARIAL[name])

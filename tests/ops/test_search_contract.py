@@ -28,6 +28,7 @@ def random_pair(rows, codes, dim, dtype):
     return torch.randn(rows, dim).to(dtype), torch.randn(codes, dim).to(dtype)
 
 
+@pytest.mark.quick(interpreted=6)
 @pytest.mark.parametrize(("rows", "codes", "dim"), SHAPES)
 def test_shapes(implementation, dtype, rows, codes, dim):
     z, codebook = random_pair(rows, codes, dim, dtype)

@@ -33,6 +33,7 @@ def check(result, src, indices, count):
     assert torch.equal(counts, wanted_counts.to(wide))
 
 
+@pytest.mark.quick(interpreted=4)
 @pytest.mark.parametrize(("rows", "count", "dim"), SHAPES)
 @pytest.mark.parametrize("masked", [False, True])
 def test_shapes(implementation, dtype, rows, count, dim, masked):

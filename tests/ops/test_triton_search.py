@@ -67,13 +67,13 @@ def test_books_share_the_programs_for_rows_in_doubt(launches, heads, dtype):
 @pytest.mark.parametrize("data", ["normal", "odd rows", "one of sixteen is huge"])
 def test_latents_fit_float16_beside_a_codebook_just_initialised(launches, codes, data):
     """uniform(-1/K, 1/K), of which 512 codes are enough. Listed rows are measured in float64."""
-    z, codebook = torch.randn(200, 64), (torch.rand(512, 64) * 2 - 1) / codes
-    few = 20
+    z, codebook = torch.randn(64, 64), (torch.rand(512, 64) * 2 - 1) / codes
+    few = 6
     if data == "one of sixteen is huge":
         z[::16] *= 1e30
-        few += 13
+        few += 4
     elif data == "odd rows":
-        z, codebook = torch.randn(200, 7), codebook[:, :7]
+        z, codebook = z[:, :7].contiguous(), codebook[:, :7]
         z[3:5] = torch.tensor([[float("nan")], [float("inf")]])
     indices, distances = search.nearest_code(z, codebook)
     finite = z.isfinite().all(-1)
@@ -175,8 +175,8 @@ def test_ties_of_codes_that_are_no_copies():
     codebook = torch.zeros(3000, 16)
     for code in range(3000):
         codebook[code, code % 16] = 1.0 if code // 16 % 2 else -1.0
-    z = torch.zeros(70, 16)
-    z[35:, 0] = 0.25
+    z = torch.zeros(20, 16)
+    z[10:, 0] = 0.25
     check(search.nearest_code(z, codebook), z, codebook, exact_ties=True)
 
 
