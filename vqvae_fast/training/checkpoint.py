@@ -13,7 +13,7 @@ from vqvae_fast.checkpoints.tensors import check_sizes, check_tensors
 from vqvae_fast.errors import UserError, check_input
 from vqvae_fast.models import VQVAE
 from vqvae_fast.training.config import MOST
-from vqvae_fast.training.recipe import is_finite
+from vqvae_fast.training.optimizer import is_finite
 from vqvae_fast.training.runfolder import CHECKPOINT, open_run
 
 _FORMAT = 1

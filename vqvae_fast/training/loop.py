@@ -12,12 +12,21 @@ from vqvae_fast.checkpoints.tensors import check_tensors
 from vqvae_fast.distributed import is_distributed, world_size
 from vqvae_fast.errors import UserError
 from vqvae_fast.models import VQVAEOutput
-from vqvae_fast.training import checkpoint, recipe
+from vqvae_fast.training import checkpoint
 from vqvae_fast.training.collection import collection_of, collectors
 from vqvae_fast.training.config import TrainConfig, pick_device
 from vqvae_fast.training.data import ImageData
 from vqvae_fast.training.evaluation import Evaluation, evaluate
 from vqvae_fast.training.interrupt import StopRequest
+from vqvae_fast.training.optimizer import (
+    build_model,
+    build_optimizer,
+    is_finite,
+    learning_rate,
+    load_moments,
+    moments_are_finite,
+    vectors_per_step,
+)
 from vqvae_fast.training.processes import (
     any_of_all,
     data_parallel,
@@ -64,8 +73,8 @@ class Trainer:
                 f"batch_size must be at least the number of processes, {world_size()}, "
                 f"got {config.batch_size}"
             )
-        self.model = recipe.build_model(config, data).to(self.device)
-        self.optimizer = recipe.build_optimizer(config, self.model)
+        self.model = build_model(config, data).to(self.device)
+        self.optimizer = build_optimizer(config, self.model)
         self.window = Window(config.codebook_size, self.device)
         self.held_out = data.validation(config.eval_crops).to(self.device)
         self.step = 0
@@ -88,7 +97,7 @@ class Trainer:
         part = share(config.batch_size)
         x = self.data.batch(config.seed, self.step, config.batch_size, part).to(self.device)
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.learning_rate(config, self.data, self.step)
+            group["lr"] = learning_rate(config, self.data, self.step)
         self.optimizer.zero_grad()
         try:
             result = self._forward(x)
@@ -103,7 +112,7 @@ class Trainer:
         if self.collection is not None:
             self.collection = collection_of(self.model)
         has_codes = self.collection is None
-        self.window.add(*result, recipe.is_finite(self.model), has_codes)
+        self.window.add(*result, is_finite(self.model), has_codes)
         measured = self.step % config.eval_every == 0
         if not measured and self.step % config.log_every:
             return None
@@ -126,7 +135,7 @@ class Trainer:
         if self.collection is None:
             return self.step
         missing = self.collection.wanted - self.collection.collected
-        return self.step - (-missing // recipe.vectors_per_step(self.config, self.data))
+        return self.step - (-missing // vectors_per_step(self.config, self.data))
 
     def check_finite(self) -> None:
         """Raise UserError if a step has diverged, in all processes alike; waits for the device.
@@ -138,7 +147,7 @@ class Trainer:
         if late:
             first = self.step - late + 1
             raise UserError(_diverged(first, "the loss or a weight became NaN or Inf"))
-        if not recipe.moments_are_finite(self.optimizer):
+        if not moments_are_finite(self.optimizer):
             raise UserError(_diverged(self.step, "Adam's averages have become NaN or Inf"))
 
     def evaluate(self, images: Tensor) -> Evaluation:
@@ -189,7 +198,7 @@ class Trainer:
             checkpoint.load_weights(self.model, state["model"])
             self._load_samples(state.get("samples", {}))
             self.collection = collection_of(self.model)
-            recipe.load_moments(self.optimizer, state["optimizer"], state["step"])
+            load_moments(self.optimizer, state["optimizer"], state["step"])
             self.window.load(state["window"])
             self.step = state["step"]
             states = state["random"]
