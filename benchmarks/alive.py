@@ -133,7 +133,8 @@ def train_ours(images: "ImageData", num_codes: int, steps: int, seed: int) -> VQ
 def train_peer(images: "ImageData", num_codes: int, steps: int, seed: int) -> VQVAE:
     """The same encoder, decoder, optimizer and crops, with the peer's quantizer between them."""
     from vqvae_fast.training import TrainConfig
-    from vqvae_fast.training.optimizer import build_optimizer, learning_rate
+    from vqvae_fast.training.building import learning_rate
+    from vqvae_fast.training.optimizer import build_optimizer
 
     config = TrainConfig(codebook_size=num_codes, steps=steps, seed=seed)
     with torch.random.fork_rng(devices=[]):

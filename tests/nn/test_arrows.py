@@ -10,7 +10,7 @@ import vqvae_fast
 ROOT = Path(vqvae_fast.__file__).parent
 # Each folder may import from those before it, and no folder from the two public ones above all.
 FOLDERS = ("autograd", "nn/codebook", "nn/steps", "nn/drop_in", "nn/vqvae", "sharded")
-ABOVE = ("nn", "models", "checkpoints", "training", "cli", "bench")
+ABOVE = ("nn", "recipes", "models", "checkpoints", "training", "cli", "bench")
 
 
 def imported(path):

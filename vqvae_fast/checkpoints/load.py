@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vqvae_fast.checkpoints.files import read_file, state_dict_in
 from vqvae_fast.checkpoints.formats import FORMATS, Format
-from vqvae_fast.checkpoints.formats.ours import arguments_beside, read_ours
+from vqvae_fast.checkpoints.formats.ours import PLACE, arguments_beside, read_ours, read_run
 from vqvae_fast.checkpoints.stored import StoredQuantizer
 from vqvae_fast.checkpoints.tensors import check_tensors
 from vqvae_fast.checkpoints.weights import Weights, shortened
@@ -72,6 +72,13 @@ def read_quantizer(
     if stored is not None:
         if prefix:
             raise ValueError(f"the file holds one quantizer and no prefixes, got {prefix!r}")
+        return stored._replace(arguments={**stored.arguments, **options})
+    stored = read_run(checkpoint)
+    if stored is not None:
+        if prefix and prefix.rstrip(".") != PLACE.rstrip("."):
+            raise ValueError(
+                f"the only quantizer of the run is {PLACE.rstrip('.')}, got {prefix!r}"
+            )
         return stored._replace(arguments={**stored.arguments, **options})
     entries = state_dict_in(checkpoint)
     format, place = _choose(entries, prefix)

@@ -1,18 +1,20 @@
 """A quantizer at rest: the name of its class, the arguments that build it, its weights."""
 
+from collections.abc import Callable
 from os import PathLike
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from vqvae_fast import nn as quantizers
 from vqvae_fast.checkpoints.tensors import check_finite, check_sizes
+from vqvae_fast.recipes import quantizer_classes
 
 FORMAT = "vqvae_fast quantizer 1"
 
-# The only classes that a file may ask for.
-_CLASSES: dict[str, type[nn.Module]] = {
+# The classes that a file may ask for, beside those of the recipes.
+_CLASSES: dict[str, Callable[..., nn.Module]] = {
     quantizer.__name__: quantizer
     for quantizer in (
         quantizers.VectorQuantizer,
@@ -49,8 +51,8 @@ class StoredQuantizer(NamedTuple):
             ValueError: the weights are not those of such a module.
             TypeError: the class does not know one of the arguments.
         """
-        if self.name not in _CLASSES:
-            raise ValueError(f"the class must be one of {', '.join(_CLASSES)}, got {self.name!r}")
+        if self.name not in (classes := _classes()):
+            raise ValueError(f"the class must be one of {', '.join(classes)}, got {self.name!r}")
         check_finite(self.state)
         self._check_counts()
         self._check_sizes()
@@ -64,7 +66,7 @@ class StoredQuantizer(NamedTuple):
 
     def _construct(self) -> nn.Module:
         try:
-            return _CLASSES[self.name](**self.arguments)
+            return _classes()[self.name](**self.arguments)
         except RuntimeError as error:  # torch's, of sizes
             raise ValueError(f"{self} cannot be made: {_line(error)}") from error
 
@@ -94,6 +96,11 @@ class StoredQuantizer(NamedTuple):
         """Write a file that :func:`vqvae_fast.load_quantizer` reads."""
         content = {"class": self.name, "arguments": self.arguments, "state": self.state}
         torch.save({"format": FORMAT, **content}, path)
+
+
+def _classes() -> dict[str, Callable[..., nn.Module]]:
+    """All classes that a file may ask for, by name."""
+    return {**_CLASSES, **cast("dict[str, type[nn.Module]]", quantizer_classes())}
 
 
 def _line(error: RuntimeError) -> str:

@@ -6,6 +6,7 @@ import click
 from click.core import ParameterSource
 
 from vqvae_fast.cli import INTERRUPTED
+from vqvae_fast.recipes import load_recipe, recipe_names
 from vqvae_fast.training import TrainConfig, TrainResult
 from vqvae_fast.training import resume as resume_run
 from vqvae_fast.training import train as train_run
@@ -45,9 +46,10 @@ _WITH_RESUME = {"resume", "steps", "device", "progress"}
 )
 @click.option(
     "--quantizer",
-    type=click.Choice(["ema", "gradient"]),
+    type=click.Choice(recipe_names()),
     default=_DEFAULT.quantizer,
-    help="How the codebook learns; gradient does as the reference VQ-VAE does.",
+    help="How the codebook learns. "
+    + "".join(f"{name}: {load_recipe(name).help}. " for name in recipe_names()),
 )
 @click.option("--codebook-size", type=int, default=_DEFAULT.codebook_size, metavar="K")
 @click.option(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from vqvae_fast.errors import UserError
+from vqvae_fast.recipes import recipe_names
 from vqvae_fast.training.data import DEFAULT_PHOTOGRAPHS
 
 _COUNTS = (
@@ -46,9 +47,10 @@ class TrainConfig:
         photographs: which photographs "photos" takes.
         crop: side of the training crops in pixels; None lets the data decide (32 for photographs).
         held_out: share of the data that is never trained on.
-        quantizer: how the codebook learns. "ema" (moving averages, k-means initialisation,
-            replacement of dead codes), or "gradient" (as the reference VQ-VAE does: uniform
-            initialisation, its loss, no replacement).
+        quantizer: how the codebook learns: the name of a recipe in :mod:`vqvae_fast.recipes`, for
+            instance "ema" (moving averages, k-means initialisation, replacement of dead codes) or
+            "gradient" (as the reference VQ-VAE does: uniform initialisation, its loss, no
+            replacement).
         codebook_size: number of codes K.
         dim: length of a code D; None lets the recipe decide: 64, or 16 for moving averages with
             more codes than a step has vectors.
@@ -138,8 +140,10 @@ class TrainConfig:
             raise UserError(f"seed must be at least 0 and below 2^63, got {self.seed}")
         if not 0 < self.held_out < 1:
             raise UserError(f"held_out must lie between 0 and 1, got {self.held_out:g}")
-        if self.quantizer not in ("ema", "gradient"):
-            raise UserError(f"quantizer must be ema or gradient, got {self.quantizer}")
+        *others, last = recipe_names()
+        if self.quantizer not in (*others, last):
+            known = f"{', '.join(others)} or {last}"
+            raise UserError(f"quantizer must be {known}, got {self.quantizer}")
         if self.dtype not in ("float32", "bf16"):
             raise UserError(f"dtype must be float32 or bf16, got {self.dtype}")
 

@@ -13,19 +13,17 @@ from vqvae_fast.distributed import is_distributed, world_size
 from vqvae_fast.errors import UserError
 from vqvae_fast.models import VQVAEOutput
 from vqvae_fast.training import checkpoint
+from vqvae_fast.training.building import build_model, learning_rate, vectors_per_step
 from vqvae_fast.training.collection import collection_of, collectors
 from vqvae_fast.training.config import TrainConfig, pick_device
 from vqvae_fast.training.data import ImageData
 from vqvae_fast.training.evaluation import Evaluation, evaluate
 from vqvae_fast.training.interrupt import StopRequest
 from vqvae_fast.training.optimizer import (
-    build_model,
     build_optimizer,
     is_finite,
-    learning_rate,
     load_moments,
     moments_are_finite,
-    vectors_per_step,
 )
 from vqvae_fast.training.processes import (
     any_of_all,

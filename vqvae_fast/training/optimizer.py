@@ -1,10 +1,4 @@
-"""The two recipes of ``quantizer``: which model is built, and which optimizer drives it.
-
-Codebooks with fewer codes than a step has vectors need no care beyond k-means and expiry. In larger
-ones the average code is chosen once in many steps, and lies where the encoder was then: they get an
-encoder that is bound to a sphere, and the end of the run to catch up with it. docs/scaling.md has
-the figures.
-"""
+"""Adam with AMSGrad: built, read back from a checkpoint, and watched for divergence."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,82 +7,11 @@ import torch
 from torch import Tensor
 
 from vqvae_fast.checkpoints.tensors import check_tensors
-from vqvae_fast.errors import UserError
 from vqvae_fast.models import VQVAE
 from vqvae_fast.training.config import TrainConfig
-from vqvae_fast.training.data import ImageData
 
-# A code is dead below this share of the vectors that an average code gets. The encoder moves fast
-# in the first steps and leaves most of k-means' codes behind. How soon they are replaced depends
-# on this share alone: measured on the photographs (K 512, decay 0.99, seed 0), 474 codes are in
-# use after 250 steps at a quarter, 123 at a fortieth, and the end is at 27.6 and 27.4 dB. A decay
-# of 0.95 did no better.
-_DEAD_SHARE = 0.25
-# Length of a code. Measured with 4096 codes, before directions: 26.2 dB of 64 numbers, 27.4 of 16.
-_DIM, _LARGE_DIM = 64, 16
-# The averages of a large codebook remember each code's last three vectors, or more: with fewer,
-# chance alone would make codes dead, and with more they lag behind the encoder. Measured with 65536
-# codes, seed 0: 28.53 dB with three, 28.45 with eight, 28.30 with 32.
-_VECTORS_REMEMBERED = 3
-# Adam's averages with AMSGrad, each of its parameter's shape.
+# The averages that Adam with AMSGrad keeps of each parameter; each has the parameter's shape.
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
-# Of its run, the share at the end in which the learning rate falls to 0.
-_COOLING_SHARE = 0.5
-
-
-def learning_rate(config: TrainConfig, data: ImageData, step: int) -> float:
-    """Of a step, from 0: the config's; of a large codebook's run it falls linearly at the end."""
-    cooling = int(_COOLING_SHARE * config.steps) if _is_large(config, data) else 0
-    return config.lr * (min(1.0, (config.steps - step) / cooling) if cooling else 1.0)
-
-
-def vectors_per_step(config: TrainConfig, data: ImageData) -> int:
-    """Vectors of a step, N."""
-    return int(config.batch_size * (data.crop // 2**config.downsampling) ** 2)
-
-
-def _is_large(config: TrainConfig, data: ImageData) -> bool:
-    """Whether the codebook learns by averages, and has more codes than a step has vectors."""
-    return config.quantizer == "ema" and config.codebook_size > vectors_per_step(config, data)
-
-
-def build_model(config: TrainConfig, data: ImageData) -> VQVAE:
-    """The model of a run, in train mode on the CPU, initialised from torch's generator."""
-    # "gradient" is the reference VQ-VAE in all it does: its loss (beta on the codebook term), one
-    # residual layer repeated, skip connections behind the first ReLU.
-    reference = config.quantizer == "gradient"
-    large = _is_large(config, data)
-    dim = config.dim or (_LARGE_DIM if large else _DIM)
-    quantizer: dict[str, Any] = {"learning": config.quantizer}
-    if not reference:
-        choices = vectors_per_step(config, data) / config.codebook_size  # of a code, in the average
-        quantizer |= {
-            "decay": max(0.99, 1 - choices / _VECTORS_REMEMBERED),
-            "kmeans_init": True,
-            "dead_code_threshold": _DEAD_SHARE * choices,
-        }
-    try:
-        return VQVAE(
-            config.h_dim,
-            config.res_h_dim,
-            config.n_res_layers,
-            config.codebook_size,
-            dim,
-            config.beta,
-            in_channels=data.channels,
-            downsampling=config.downsampling,
-            legacy=reference,
-            shared_residual=reference,
-            relu_skip=reference,
-            l2_norm=large and dim > 1,  # of one number it would leave the sign
-            quantizer=quantizer,
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    except (RuntimeError, MemoryError) as error:
-        raise UserError(
-            f"a model with {config.codebook_size} codes of length {dim} does not fit into memory"
-        ) from error
 
 
 def build_optimizer(config: TrainConfig, model: VQVAE) -> torch.optim.Optimizer:
