@@ -1,4 +1,4 @@
-"""A quantizer at rest: the name of its class, the arguments that build it, its weights."""
+"""A stored quantizer: the name of its class, the arguments that build it, its weights."""
 
 from collections.abc import Callable
 from os import PathLike
@@ -71,7 +71,7 @@ class StoredQuantizer(NamedTuple):
             raise ValueError(f"{self} cannot be made: {_line(error)}") from error
 
     def _check_sizes(self) -> None:
-        """Arguments may ask for more than any machine has: look first, without memory."""
+        """Compare sizes without taking memory: arguments may ask for more than any machine has."""
         with torch.device("meta"):
             sketch = self._construct()
         try:
@@ -80,7 +80,7 @@ class StoredQuantizer(NamedTuple):
             raise ValueError(f"the weights do not fit {self}: {error}") from error
 
     def _check_counts(self) -> None:
-        """Each stage has weights: a number of stages beyond theirs would only cost time."""
+        """Refuse more stages than weights: each stage has some, so that others only cost time."""
         mlp = self.arguments.get("mlp_kwargs")
         for name, value in {**self.arguments, **(mlp if isinstance(mlp, dict) else {})}.items():
             if name in _COUNTS and isinstance(value, int) and value > len(self.state):
@@ -109,12 +109,12 @@ def _line(error: RuntimeError) -> str:
 
 
 def _make_room(module: nn.Module, state: dict[str, Tensor]) -> None:
-    """Some buffers are None until training fills them; a state dict may bring them filled."""
+    """Make buffers that are None until training fills them, if the state dict has them."""
     for key, tensor in state.items():
         path, _, name = key.rpartition(".")
         try:
             owner = module.get_submodule(path)
         except AttributeError:
-            continue  # load_state_dict will tell
+            continue  # load_state_dict reports it
         if name in owner._buffers and owner._buffers[name] is None:
             owner._buffers[name] = torch.empty_like(tensor)

@@ -42,10 +42,10 @@ class VQVAE(nn.Module):
         legacy: the reference's loss, see :class:`vqvae_fast.nn.VectorQuantizer`.
         shared_residual: all residual layers of a stack share one layer's weights.
         relu_skip: a residual layer's skip connection carries relu(x), not x.
-        l2_norm: what is quantized are directions: the 1x1 convolution's vectors are brought to the
-            length sqrt(embedding_dim), as Yu et al. do (arXiv 2110.04627, section 3.2). For large
-            codebooks: codes lie where the vectors of a while ago did, and an encoder that can
-            neither stretch nor shrink its vectors does not leave them behind.
+        l2_norm: scale the vectors of the 1x1 convolution to the length sqrt(embedding_dim) before
+            they are quantized, as Yu et al. do (arXiv 2110.04627, section 3.2). This is for large
+            codebooks, whose codes lie where the encoder put its vectors some steps ago: an encoder
+            that cannot change the vectors' lengths does not leave the codes behind.
         quantizer: further arguments of the quantizer, by name: those of
             :class:`vqvae_fast.nn.VectorQuantizer` (``learning``, ``kmeans_init``, ...), or of
             another class of :mod:`vqvae_fast.recipes`, whose name stands under ``"class"``.

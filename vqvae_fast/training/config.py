@@ -1,4 +1,4 @@
-"""Everything that decides a run, checked before anything is made."""
+"""The settings of a run, which are checked before anything is made."""
 
 import dataclasses
 import reprlib
@@ -29,9 +29,10 @@ _COUNTS = (
 )
 
 _LARGEST = sys.float_info.max
-# Each halving takes half of the image, and residual layers may share the weights of one.
+# Larger values are refused: a small file can ask for any number of layers, since residual layers
+# may share the weights of one.
 MOST = {"downsampling": 16, "n_res_layers": 1000}
-# Adam's first step is ten times as large, and must be a float32.
+# Adam's first step is ten times the learning rate, and a float32 must hold it.
 _LARGEST_LR = 3e37
 
 
@@ -100,7 +101,7 @@ class TrainConfig:
     out: str | None = None
 
     def __post_init__(self) -> None:
-        """Raise UserError on values that cannot be."""
+        """Raise UserError if a value has a wrong type or is out of range."""
         counts = [name for name in _COUNTS if name != "dim" or self.dim is not None]
         for names, kinds, what in (
             ((*counts, "seed"), int, "an integer"),
@@ -179,7 +180,7 @@ def is_number(value: object) -> bool:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name, or the best one for "auto"; raises UserError where it is not."""
+    """The device of that name, or the best one for "auto"; raises UserError if there is none."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -53,19 +53,19 @@ def load_moments(optimizer: torch.optim.Optimizer, state: dict[str, Any], step: 
 
 
 def is_finite(model: VQVAE) -> Tensor:
-    """Whether all weights and codes are, as a flag on the model's device."""
+    """Whether all weights and codes are finite, as a flag on the model's device."""
     return _all_finite([*model.parameters(), model.vector_quantization.codebook])
 
 
 def moments_are_finite(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether Adam's averages are: squares of large gradients overflow, and stop all learning."""
+    """Whether Adam's averages are finite; squares of large gradients overflow, and end learning."""
     averages = [state[name] for state in optimizer.state.values() for name in _MOMENTS]
     return bool(_all_finite(averages)) if averages else True
 
 
 @torch.no_grad()
 def _all_finite(tensors: Iterable[Tensor]) -> Tensor:
-    # aminmax passes a NaN on. It reads once and writes nothing: on a CPU it takes a tenth of the
-    # time of isfinite, and torch's norm of the order inf takes longer still.
+    # aminmax returns a NaN if there is one. It reads once and writes nothing: on a CPU it takes a
+    # tenth of the time of isfinite; torch's norm of the order inf takes even longer.
     extremes = [value for tensor in tensors for value in torch.aminmax(tensor)]
     return torch.stack(extremes).isfinite().all()

@@ -77,7 +77,7 @@ def _stage(layer: Weights) -> Stage:
 
 
 def _our_stage(book: Weights, layer: Weights) -> Stage:
-    """As SplitResidualVQ itself has it: with an axis of heads, and with the codes."""
+    """The state as SplitResidualVQ has it: with an axis of heads, and with the codes."""
     embed = book.take("embed", 1, None, None)[0]
     count = book.take("cluster_size", 1, len(embed))[0]
     average = book.take("embed_avg", 1, *embed.shape)[0]

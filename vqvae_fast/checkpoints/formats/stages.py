@@ -43,7 +43,7 @@ def take_projection(weights: Weights, name: str) -> Linear | None:
 
 
 def sizes(stages: list[Stage]) -> dict[str, Any]:
-    """The arguments of ResidualVQ that the stages' shapes tell.
+    """The arguments of ResidualVQ that the stages' shapes show.
 
     Raises:
         ValueError: the stages differ in the dimension of their codes.
@@ -76,7 +76,7 @@ def state_of(stages: list[Stage], prefix: str = "") -> dict[str, Tensor]:
     for number, stage in enumerate(stages):
         layer = f"{prefix}layers.{number}."
         count = len(stage.embed)
-        # Without averages: as a new codebook has them.
+        # A stage without averages gets those of a new codebook.
         size = torch.ones(count) if stage.cluster_size is None else stage.cluster_size
         average = stage.embed.clone() if stage.embed_avg is None else stage.embed_avg
         state |= {

@@ -88,7 +88,7 @@ def _grouped(weights: Weights, options: dict[str, Any]) -> Description:
 
 
 def _codebook(weights: Weights, options: dict[str, Any]) -> dict[str, Any]:
-    """Bring a codebook into today's shape, in place; the arguments that it tells."""
+    """Bring a codebook into today's shape, in place; return the arguments that it shows."""
     order = [name for name in weights if name.startswith(_BOOK)]
     embed = weights["_codebook.embed"]
     if embed.dim() == 2:
@@ -123,7 +123,7 @@ def _inner(weights: Weights) -> tuple[int, int] | None:
 
 
 def _neural(weights: Weights) -> dict[str, Any]:
-    """The implicit neural codebooks' networks; they imply a codebook learned by gradient."""
+    """Take the networks of implicit neural codebooks, whose codebook is learned by gradient."""
     depth = len({name.split(".")[3] for name in weights if name.startswith("mlps.0.layers.")})
     hidden = weights.shaped("mlps.0.layers.0.0.weight", None, None).shape[0]
     return {

@@ -15,10 +15,10 @@ _KEEP_BYTES = 1 << 30
 
 
 class ImageFiles:
-    """Image files as arrays, decoded once as long as memory allows."""
+    """Image files as arrays; as many as memory allows are decoded once only."""
 
     def __init__(self, paths: Sequence[Path], sizes: Sequence[tuple[int, int]]) -> None:
-        """Decode what may be kept now: a broken file shows before training, not during it."""
+        """Decode now what may be kept, so that a broken file fails before training begins."""
         self._paths = paths
         self._kept: dict[int, Image] = {}
         budget = _KEEP_BYTES

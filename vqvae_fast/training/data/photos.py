@@ -26,7 +26,7 @@ PHOTOGRAPHS: dict[str, tuple[str, str, str]] = {
     "flower": (*_SKLEARN, "flower.jpg"),
 }
 
-# Not both of the stereo pair: what is held out of one can be seen in the other.
+# One of the stereo pair is left out: it shows what is held out of the other.
 DEFAULT_PHOTOGRAPHS = (
     "astronaut",
     "coffee",
@@ -51,7 +51,7 @@ def _locate(name: str) -> Path:
     if name not in PHOTOGRAPHS:
         raise UserError(f"photographs must be among {', '.join(PHOTOGRAPHS)}, got {name}")
     package, folder, file = PHOTOGRAPHS[name]
-    # find_spec tells where a package lies without importing it.
+    # find_spec finds a package without importing it.
     spec = find_spec(package)
     for root in (spec and spec.submodule_search_locations) or ():
         path = Path(root, folder, file)
