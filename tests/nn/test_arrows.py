@@ -42,3 +42,17 @@ def test_no_import_runs_up(folder):
         if folder_of(module) in forbidden
     }
     assert not wrong
+
+
+def test_recipes_import_nothing_that_uses_them():
+    """The model, the readers of checkpoints and training all ask the recipes."""
+    files = sorted((ROOT / "recipes").glob("*.py"))
+    assert len(files) > 2
+    above = {"models", "checkpoints", "training", "cli", "bench"}
+    wrong = {
+        f"{path.name}: {module}"
+        for path in files
+        for module in imported(path)
+        if module.startswith("vqvae_fast.") and module.split(".")[1] in above
+    }
+    assert not wrong

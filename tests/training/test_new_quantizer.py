@@ -13,6 +13,7 @@ from PIL import Image
 
 import vqvae_fast
 from vqvae_fast import VQVAE, recipes
+from vqvae_fast.training.codes import fingerprint
 
 HERE, PACKAGE = Path(__file__).parent, Path(vqvae_fast.__file__).parent
 # Runs each command in one process, since importing torch takes most of the time.
@@ -125,6 +126,21 @@ def test_two_classes_of_one_name_are_told(others):
     (others / "same.py").write_text(text)
     with pytest.raises(TypeError, match="must have different names, got VectorQuantizer in"):
         VQVAE(4, 2, 0, 8, 2)
+
+
+def test_the_fingerprint_of_computed_codes_does_not_depend_on_their_rounding(others, monkeypatch):
+    """Two devices may compute a code with other last bits; a file of codes fits on both."""
+    (others / "made_up.py").write_text((HERE / "made_up.py").read_text())
+    model = VQVAE(4, 2, 0, 8, 2, quantizer={"class": "StretchedCodes"})
+    quantizer = type(model.vector_quantization)
+    before = fingerprint(model)
+    with monkeypatch.context() as patch:
+        rounded = property(lambda self: self.stretch * self.directions * (1 + 1e-6))
+        patch.setattr(quantizer, "codebook", rounded)
+        assert fingerprint(model) == before
+    with torch.no_grad():
+        model.vector_quantization.stretch += 1
+    assert fingerprint(model) != before
 
 
 def test_a_class_that_no_recipe_has_is_refused():

@@ -1,4 +1,4 @@
-"""The stages of a residual quantizer, whatever library they come from: -> ResidualVQ."""
+"""Makes a ResidualVQ of the stages of a residual quantizer, which all libraries share."""
 
 from typing import Any, NamedTuple
 
@@ -16,15 +16,15 @@ class Linear(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """One stage.
+    """The weights of one stage.
 
     Attributes:
-        embed: [K, D].
+        embed: the codes, [K, D].
         cluster_size: [K], vectors per batch; None for a codebook without moving averages.
-        embed_avg: [K, D]; likewise.
-        initted: whether k-means has run, or was never to run.
-        project_in: to the codebook's dimension, None where it is the module's.
-        project_out: back again.
+        embed_avg: [K, D], sums of vectors; None likewise.
+        initted: whether the codebook has its codes: k-means has run, or is not used.
+        project_in: the projection to the codebook's dimension; None if it is the module's.
+        project_out: the projection back.
     """
 
     embed: Tensor

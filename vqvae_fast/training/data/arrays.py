@@ -1,4 +1,4 @@
-"""Images in a NumPy file, [N, H, W, C] or [N, C, H, W]."""
+"""Opens NumPy files of images, [N, H, W, C] or [N, C, H, W]."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Random crops out of images of any size, and regions of them that are never trained on.
+"""Draws random crops of images of any size, and sets regions aside that are never trained on.
 
 An image is an array [H, W, C], uint8 or float in [0, 1]. Boxes [R, 5] hold one region a row:
 image, top, left, height, width, in pixels.

@@ -1,4 +1,4 @@
-"""Folders of image files."""
+"""Opens folders of image files."""
 
 import os
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from vqvae_fast.training.files import image_size, read_image
 from vqvae_fast.training.pixel_scale import Image
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-# Decoded pixels kept in memory; images beyond it are decoded again whenever one is drawn.
+# Memory for decoded pixels; images beyond it are decoded again whenever one is drawn.
 _KEEP_BYTES = 1 << 30
 
 

@@ -10,8 +10,8 @@ from vqvae_fast.training.data.folder import open_files
 
 _SKIMAGE, _SKLEARN = ("skimage", "data"), ("sklearn", "datasets/images")
 
-# name: (package, folder in it, file). All of them lie inside the wheels; the other pictures that
-# skimage.data offers are downloaded on first use, so that module is not asked at all.
+# name: (package, folder in it, file). All of these files lie inside the wheels. skimage.data would
+# download its other pictures on first use, so the files are read without that module.
 PHOTOGRAPHS: dict[str, tuple[str, str, str]] = {
     "astronaut": (*_SKIMAGE, "astronaut.png"),
     "coffee": (*_SKIMAGE, "coffee.png"),
