@@ -49,7 +49,7 @@ _WITH_RESUME = {"resume", "steps", "device", "progress"}
     type=click.Choice(recipe_names()),
     default=_DEFAULT.quantizer,
     help="How the codebook learns. "
-    + "".join(f"{name}: {load_recipe(name).help}. " for name in recipe_names()),
+    + " ".join(f"{name}: {load_recipe(name).help}." for name in recipe_names()),
 )
 @click.option("--codebook-size", type=int, default=_DEFAULT.codebook_size, metavar="K")
 @click.option(

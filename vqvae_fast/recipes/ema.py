@@ -1,7 +1,7 @@
-"""Moving averages: the codebook follows the vectors that choose its codes.
+"""Trains a codebook by moving averages of the vectors that choose its codes.
 
-A codebook with fewer codes than a step has vectors needs k-means and the replacement of dead codes,
-and nothing else. In a larger one the average code is chosen once in many steps and lies where the
+A codebook with fewer codes than a step has vectors needs no more than k-means and the replacement
+of dead codes. In a larger one the average code is chosen once in many steps and lies where the
 encoder put its vectors then. Such a codebook gets an encoder whose vectors lie on a sphere, and a
 learning rate that falls at the end of the run, so that the codes catch up. docs/scaling.md has the
 figures.

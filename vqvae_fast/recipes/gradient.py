@@ -1,6 +1,6 @@
-"""Gradient: the reference VQ-VAE in all that it does.
+"""Trains a VQ-VAE as the reference implementation does.
 
-That is its loss (beta weighs the codebook term), one residual layer that is repeated, skip
+This means its loss (beta weighs the codebook term), one residual layer that is repeated, skip
 connections behind the first ReLU, uniform initialisation, and no replacement of dead codes.
 """
 

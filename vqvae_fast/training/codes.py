@@ -72,7 +72,7 @@ def fingerprint(model: VQVAE) -> str:
 def _weights_of_codes(model: VQVAE) -> list[Tensor]:
     """The codebook if it is among the weights; otherwise the weights that it is computed from.
 
-    A computed codebook may differ between devices in its last bits, its weights do not.
+    A computed codebook may differ between devices in its last bits; its weights do not.
     """
     codebook = model.vector_quantization.codebook
     weights = [

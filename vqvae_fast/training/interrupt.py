@@ -8,7 +8,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Context in which the first SIGINT or SIGTERM only asks the loop to stop.
+    """A context in which the first SIGINT or SIGTERM only asks the loop to stop.
 
     An exception in the middle of a step would leave weights, optimizer and codebook of different
     steps. A second signal acts at once. Outside the main thread signals keep their handlers.

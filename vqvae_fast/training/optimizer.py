@@ -1,4 +1,4 @@
-"""Adam with AMSGrad: built, read back from a checkpoint, and watched for divergence."""
+"""Builds Adam with AMSGrad, reads it from a checkpoint, and watches it for divergence."""
 
 from collections.abc import Iterable
 from typing import Any
