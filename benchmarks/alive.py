@@ -135,7 +135,8 @@ def train_ours(images: "ImageData", num_codes: int, steps: int, seed: int) -> VQ
 def train_peer(images: "ImageData", num_codes: int, steps: int, seed: int) -> VQVAE:
     """Train the same model with the peer's quantizer, by the same optimizer and crops."""
     from vqvae_fast.training import TrainConfig
-    from vqvae_fast.training.recipe import build_optimizer, learning_rate
+    from vqvae_fast.training.building import learning_rate
+    from vqvae_fast.training.optimizer import build_optimizer
 
     config = TrainConfig(codebook_size=num_codes, steps=steps, seed=seed)
     with torch.random.fork_rng(devices=[]):

@@ -24,7 +24,8 @@ ROWS = [
     ("nn/steps",),
     ("nn/drop_in", "nn/vqvae"),
     ("nn",),
-    ("sharded", "checkpoints"),
+    ("sharded", "recipes"),
+    ("checkpoints",),
     ("models",),
     ("training",),
     ("",),  # the package's own names

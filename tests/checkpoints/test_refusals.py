@@ -284,3 +284,23 @@ def test_a_stored_quantizer_names_one_of_our_classes(tmp_path):
     torch.save({"format": "vqvae_fast quantizer 1", "class": "SimVQ"}, tmp_path / "cut.pt")
     with pytest.raises(ValueError, match="is damaged"):
         vqvae_fast.load_quantizer(tmp_path / "cut.pt")
+
+
+RUN_SIZES = {"n_embeddings": 4, "embedding_dim": 2, "beta": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("config", "prefix", "sentence"),
+    [
+        (RUN_SIZES, "encoder", "stands below vector_quantization, got 'encoder'"),
+        ({"beta": 0.25}, None, "model_config of the checkpoint lacks n_embeddings, embedding_dim"),
+        (RUN_SIZES, "vector_quantization", "the class must be one of VectorQuantizer, "),
+    ],
+)
+def test_runs_that_name_the_class_of_their_quantizer(config, prefix, sentence):
+    checkpoint = {
+        "model_config": {**config, "quantizer": {"class": "Linear"}},
+        "model": {"vector_quantization.weight": torch.zeros(4, 2)},
+    }
+    with pytest.raises(ValueError, match=sentence):
+        vqvae_fast.load_quantizer(checkpoint, prefix)

@@ -14,7 +14,7 @@ from vqvae_fast.training import UserError, load_model, train
 from vqvae_fast.training.checkpoint import load_checkpoint
 from vqvae_fast.training.data import open_data
 from vqvae_fast.training.loop import Trainer, save
-from vqvae_fast.training.recipe import is_finite, moments_are_finite
+from vqvae_fast.training.optimizer import is_finite, moments_are_finite
 from vqvae_fast.training.run import resume
 from vqvae_fast.training.runfolder import read_metrics
 

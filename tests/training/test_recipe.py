@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from vqvae_fast.training import open_data, resume, train
+from vqvae_fast.training.building import learning_rate
 from vqvae_fast.training.loop import Trainer
-from vqvae_fast.training.recipe import learning_rate
 
 # 4 crops of 16 x 16 pixels are 64 vectors a step.
 LARGE = 65

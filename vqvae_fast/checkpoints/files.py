@@ -33,7 +33,7 @@ NUMPY_CONSTRUCTORS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = 
     type(np.dtype(np.float64)),
 ]
 
-# Files that nest deeper, or hold themselves, are nobody's.
+# No known training script nests deeper, and a checkpoint that holds itself must end the search.
 _DEEPEST = 4
 
 
@@ -77,7 +77,7 @@ def _read_torch(path: str | PathLike[str]) -> Any:
     harmless = [*NUMPY_CONSTRUCTORS, argparse.Namespace]
     try:
         with torch.serialization.safe_globals(harmless), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch says of its own ways of reading
+            warnings.simplefilter("ignore")  # torch warns of its own ways of reading
             return torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError:
         raise
@@ -96,7 +96,7 @@ def _read_torch(path: str | PathLike[str]) -> Any:
                 f"{path} is a TorchScript archive, which holds code; save the state dict of its "
                 "module instead"
             ) from error
-        # Bytes that are no pickle end in whatever they happen to ask for.
+        # Damaged bytes can raise anything.
         raise ValueError(f"{path} is not a file of torch.save, or is damaged") from error
 
 

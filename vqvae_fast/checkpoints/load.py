@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vqvae_fast.checkpoints.files import read_file, state_dict_in
 from vqvae_fast.checkpoints.formats import FORMATS, Format
-from vqvae_fast.checkpoints.formats.ours import arguments_beside, read_ours
+from vqvae_fast.checkpoints.formats.ours import PLACE, arguments_beside, read_ours, read_run
 from vqvae_fast.checkpoints.stored import StoredQuantizer
 from vqvae_fast.checkpoints.tensors import check_tensors
 from vqvae_fast.checkpoints.weights import Weights, shortened
@@ -28,11 +28,11 @@ def load_quantizer(
     VQ-VAE; VQ-VAE-2 of rosinality; runs of ``vqvae-fast train``; files of ``vqvae-fast convert``.
     The modules in :mod:`vqvae_fast.checkpoints.formats` say what each becomes.
 
-    A state dict holds weights and sizes, not how its module was configured. What cannot be seen
-    in it is as our class has it by default (for EnCodec, DAC and Mimi: as their authors trained),
-    or as ``options`` say: give the arguments that the module was made with (``beta``, ``legacy``,
-    ``commitment_weight``, ``learnable_codebook``, ...) before you train it further. What the codes
-    decode to does not depend on them.
+    A state dict holds weights and sizes, not how its module was configured. Arguments that it does
+    not show have our class's defaults (for EnCodec, DAC and Mimi: the values that their authors
+    trained with), unless ``options`` give them. Before you train the module further, give the
+    arguments that it was made with (``beta``, ``legacy``, ``commitment_weight``,
+    ``learnable_codebook``, ...). What the codes decode to does not depend on them.
 
     Args:
         source: a file (torch.save or .safetensors), or what it holds: a state dict, or a
@@ -73,6 +73,12 @@ def read_quantizer(
         if prefix:
             raise ValueError(f"the file holds one quantizer and no prefixes, got {prefix!r}")
         return stored._replace(arguments={**stored.arguments, **options})
+    stored = read_run(checkpoint)
+    if stored is not None:
+        place = PLACE.rstrip(".")
+        if prefix and prefix.rstrip(".") != place:
+            raise ValueError(f"the one quantizer of a run stands below {place}, got {prefix!r}")
+        return stored._replace(arguments={**stored.arguments, **options})
     entries = state_dict_in(checkpoint)
     format, place = _choose(entries, prefix)
     weights = Weights(_tensors(entries, place), place)
@@ -83,11 +89,11 @@ def read_quantizer(
 
 
 def _tensors(entries: Mapping[Any, Any], place: str) -> dict[str, Tensor]:
-    """The tensors that stand below a place, and nothing else may."""
+    """The tensors below a place; raises ValueError if there is anything else below it."""
     inside = {
         name: value
         for name, value in entries.items()
-        # At the top there are figures and options, too.
+        # At the top of a checkpoint there are figures and options, too.
         if isinstance(name, str)
         and name.startswith(place)
         and (place or "." in name or isinstance(value, Tensor))
@@ -111,7 +117,7 @@ def _choose(entries: Mapping[Any, Any], prefix: str | None) -> tuple[Format, str
         raise ValueError(_unknown(entries, inside, prefix))
     ((place, format),) = found.items()
     if prefix:
-        # Whoever names a place means all that is there.
+        # The prefix names all that is below it, so the quantizer must be everything there.
         beside = [below + name for name in inside if not name.startswith(place)]
         if beside:
             raise ValueError(
@@ -122,7 +128,7 @@ def _choose(entries: Mapping[Any, Any], prefix: str | None) -> tuple[Format, str
 
 
 def _unknown(entries: Mapping[Any, Any], inside: list[str], prefix: str | None) -> str:
-    """What to say where there is no quantizer."""
+    """The message for a checkpoint without a known quantizer."""
     names = [
         name if isinstance(name, str) else f"{name!r} (not a string but {type(name).__name__})"
         for name in entries

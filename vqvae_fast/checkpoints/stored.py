@@ -1,18 +1,20 @@
-"""A quantizer at rest: the name of its class, the arguments that build it, its weights."""
+"""A stored quantizer: the name of its class, the arguments that build it, its weights."""
 
+from collections.abc import Callable
 from os import PathLike
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from vqvae_fast import nn as quantizers
 from vqvae_fast.checkpoints.tensors import check_finite, check_sizes
+from vqvae_fast.recipes import quantizer_classes
 
 FORMAT = "vqvae_fast quantizer 1"
 
-# The only classes that a file may ask for.
-_CLASSES: dict[str, type[nn.Module]] = {
+# The classes that a file may ask for, beside those of the recipes.
+_CLASSES: dict[str, Callable[..., nn.Module]] = {
     quantizer.__name__: quantizer
     for quantizer in (
         quantizers.VectorQuantizer,
@@ -49,8 +51,8 @@ class StoredQuantizer(NamedTuple):
             ValueError: the weights are not those of such a module.
             TypeError: the class does not know one of the arguments.
         """
-        if self.name not in _CLASSES:
-            raise ValueError(f"the class must be one of {', '.join(_CLASSES)}, got {self.name!r}")
+        if self.name not in (classes := _classes()):
+            raise ValueError(f"the class must be one of {', '.join(classes)}, got {self.name!r}")
         check_finite(self.state)
         self._check_counts()
         self._check_sizes()
@@ -64,12 +66,12 @@ class StoredQuantizer(NamedTuple):
 
     def _construct(self) -> nn.Module:
         try:
-            return _CLASSES[self.name](**self.arguments)
+            return _classes()[self.name](**self.arguments)
         except RuntimeError as error:  # torch's, of sizes
             raise ValueError(f"{self} cannot be made: {_line(error)}") from error
 
     def _check_sizes(self) -> None:
-        """Arguments may ask for more than any machine has: look first, without memory."""
+        """Compare sizes without taking memory: arguments may ask for more than any machine has."""
         with torch.device("meta"):
             sketch = self._construct()
         try:
@@ -78,7 +80,7 @@ class StoredQuantizer(NamedTuple):
             raise ValueError(f"the weights do not fit {self}: {error}") from error
 
     def _check_counts(self) -> None:
-        """Each stage has weights: a number of stages beyond theirs would only cost time."""
+        """Refuse more stages than weights: each stage has some, so that others only cost time."""
         mlp = self.arguments.get("mlp_kwargs")
         for name, value in {**self.arguments, **(mlp if isinstance(mlp, dict) else {})}.items():
             if name in _COUNTS and isinstance(value, int) and value > len(self.state):
@@ -96,18 +98,23 @@ class StoredQuantizer(NamedTuple):
         torch.save({"format": FORMAT, **content}, path)
 
 
+def _classes() -> dict[str, Callable[..., nn.Module]]:
+    """All classes that a file may ask for, by name."""
+    return {**_CLASSES, **cast("dict[str, type[nn.Module]]", quantizer_classes())}
+
+
 def _line(error: RuntimeError) -> str:
     """torch's message in one line, without its heading."""
     return " ".join(str(error).split("\n", 1)[-1].split())
 
 
 def _make_room(module: nn.Module, state: dict[str, Tensor]) -> None:
-    """Some buffers are None until training fills them; a state dict may bring them filled."""
+    """Make buffers that are None until training fills them, if the state dict has them."""
     for key, tensor in state.items():
         path, _, name = key.rpartition(".")
         try:
             owner = module.get_submodule(path)
         except AttributeError:
-            continue  # load_state_dict will tell
+            continue  # load_state_dict reports it
         if name in owner._buffers and owner._buffers[name] is None:
             owner._buffers[name] = torch.empty_like(tensor)

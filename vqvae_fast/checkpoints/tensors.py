@@ -1,4 +1,4 @@
-"""What a tensor of a checkpoint must be, looked at before anything computes with it."""
+"""Checks the tensors of a checkpoint before anything computes with them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,12 +8,14 @@ from torch import Tensor, nn
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 IN_WORDS = "float64, float32, float16 or bfloat16"
-# A file of some bytes can hold a tensor of any shape, all of whose elements are one.
+# A file of a few bytes can hold a tensor of any shape whose elements all share one number: larger
+# tensors than this are compared with the memory that they hold.
 _EXPANDED = 2**30
-# Where sizes differ by no more, 1 GiB in float32, the module is made, and torch tells what differs.
+# If sizes differ by no more than this, 1 GiB in float32, the module is made and torch names what
+# differs.
 _MUCH = 2**28
 _NOTHING = torch.empty(0)
-# The names, in our state dicts, of codes and of maps that lead to them. Averages may be anything.
+# The names, in our state dicts, of codes and of maps that lead to them. Averages may be NaN.
 _WEIGHTS = ("embed", "weight", "frozen_codebook")
 
 
@@ -64,7 +66,7 @@ def check_sizes(sketch: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def check_finite(state: Mapping[str, Tensor]) -> None:
-    """Raise ValueError where a state dict of ours has codes or projections with NaN or Inf."""
+    """Raise ValueError if a state dict of ours has codes or projections with NaN or Inf."""
     for name, tensor in state.items():
         if name.rpartition(".")[2] not in _WEIGHTS or not tensor.numel():
             continue

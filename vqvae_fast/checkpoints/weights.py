@@ -1,4 +1,4 @@
-"""A state dict of which every entry must be accounted for."""
+"""A state dict from which a format takes every entry that it knows."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ from vqvae_fast.checkpoints.tensors import FLOATS, IN_WORDS
 class Weights:
     """The part of a state dict below a prefix.
 
-    A format takes out what it knows; :meth:`check_empty` tells what it did not.
+    A format takes out what it knows; :meth:`check_empty` raises if anything is left.
 
     Args:
         state: the state dict.
@@ -60,7 +60,7 @@ class Weights:
         return tensor
 
     def take_flag(self, name: str) -> bool:
-        """Take out a flag: one number, in whatever shape and type its library kept it."""
+        """Take out a flag: one number of any shape and type."""
         tensor = self.pop(name)
         if tensor.numel() != 1:
             raise ValueError(f"{self.prefix + name} must be one flag, got {list(tensor.shape)}")
@@ -77,7 +77,7 @@ class Weights:
         return next((self._left.pop(name) for name in names if name in self._left), None)
 
     def first_of(self, *names: str) -> str:
-        """The name among these that is there; the first of them, which is then missed."""
+        """The first of these names that is there; if none is, the first, for the error message."""
         return next((name for name in names if name in self._left), names[0])
 
     def replace(self, name: str, tensor: Tensor) -> None:
@@ -112,7 +112,7 @@ class Weights:
         return [self.take_below(f"{name}.{number}.") for number in numbers]
 
     def check_empty(self) -> None:
-        """Raise ValueError where something is left."""
+        """Raise ValueError if something is left."""
         if self._left:
             raise ValueError(
                 "the checkpoint holds more than is known of its format: "

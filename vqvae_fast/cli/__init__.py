@@ -1,7 +1,7 @@
 """The command line: ``vqvae-fast train``, ``encode``, ``convert``, ``info``, ...
 
-Whatever a user can get wrong ends with one sentence on stderr and a non-zero status. Of several
-processes that torchrun has started the first one says it.
+Every mistake of a user ends with one sentence on stderr and a non-zero status. If torchrun has
+started several processes, the first one prints it.
 """
 
 import os
@@ -11,7 +11,7 @@ import time
 
 # 128 + SIGINT, as shells report a program ended by Ctrl-C.
 INTERRUPTED = 130
-# Seconds in which the first of several processes comes to the error that another has met.
+# Seconds that the first of several processes has to meet an error that another has met.
 _PATIENCE = 20.0
 
 
@@ -46,10 +46,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail_together(message: str, status: int) -> None:
-    """:func:`_fail` for what all processes meet: the first one says it, the others are silent.
+    """:func:`_fail` for errors that all processes meet: the first one prints the message.
 
-    A launcher ends the others as soon as the first has ended; until then they wait, or it might end
-    the first before it has spoken. An error that the first did not meet is said here after all.
+    A launcher ends all processes as soon as one has ended. The others therefore wait: otherwise the
+    launcher might end the first before it has printed. If the first process did not meet the error,
+    this one prints it after the wait.
     """
     if _rank() > 0:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -59,12 +60,12 @@ def _fail_together(message: str, status: int) -> None:
 
 
 def _fail(message: str, status: int) -> None:
-    """One line on stderr, and out."""
+    """Print one line on stderr and exit."""
     process = f"process {_rank()}: " if _rank() > 0 else ""
     print(f"vqvae-fast: {process}{' '.join(message.split())}", file=sys.stderr)
     sys.exit(status)
 
 
 def _rank() -> int:
-    """Which of the processes that torchrun has started this is; 0 if it is alone."""
+    """The number of this process among those that torchrun has started; 0 if it is alone."""
     return int(os.environ.get("RANK", 0)) if int(os.environ.get("WORLD_SIZE", 1)) > 1 else 0

@@ -1,4 +1,4 @@
-"""The commands together."""
+"""The group of all commands."""
 
 from importlib import import_module
 
@@ -7,7 +7,7 @@ import click
 import vqvae_fast
 from vqvae_fast.extras import needs_extra
 
-# The name of each command, which is that of its module and of the function in it, and its help.
+# The help of each command, by its name, which is also that of its module and its function.
 _COMMANDS = {
     "train": "Train a VQ-VAE on images.",
     "reconstruct": "Encode and decode an image.",
@@ -15,12 +15,12 @@ _COMMANDS = {
     "decode": "Turn codes into images.",
     "convert": "Take the quantizer out of a checkpoint.",
     "info": "Say which kernels this machine gets, and why.",
-    "bench": "Measure this machine: ours beside what else there is, in a minute or two.",
+    "bench": "Compare our kernels with other libraries on this machine, in a minute or two.",
 }
 
 
 class _Commands(click.Group):
-    """Imports a command when it runs: the commands need different packages, and some need none."""
+    """Imports a command when it runs: commands need different packages, and some need none."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)

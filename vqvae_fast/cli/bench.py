@@ -50,20 +50,23 @@ def _parse(
     "--threads",
     type=click.IntRange(min=1),
     show_default="torch's",
-    help="Of every contender.",
+    help="Threads that every contender uses.",
 )
 @click.option(
-    "--json", "out", metavar="FILE", help="Write all figures there; - for stdout, without tables."
+    "--json",
+    "out",
+    metavar="FILE",
+    help="Write all figures to FILE, or with - to stdout, without tables.",
 )
 @overwrite_option
 def bench(
     shapes: tuple[Shape, ...], rounds: int, threads: int | None, out: str | None, overwrite: bool
 ) -> None:
-    """Measure this machine: ours beside what else there is, in a minute or two.
+    """Compare our kernels with other libraries on this machine, in a minute or two.
 
-    Every answer is checked in float64 first. Contenders take turns on the same data, round after
-    round; figures are medians with their quartiles. Peers that are not installed are named
-    (pip install vqvae_fast[bench]).
+    Every answer is checked in float64 first. The contenders take turns on the same data, round
+    after round; figures are medians with their quartiles. Libraries that are not installed are
+    named (pip install vqvae_fast[bench]).
     """
     file = None if out in (None, "-") else FILE_NAME.convert(out, None, None)
     if file:
@@ -168,7 +171,7 @@ def _sizes(entry: dict[str, Any]) -> str:
 
 
 def _compared(line: dict[str, Any]) -> str:
-    """How many times ours is faster; of a peer that errs, how often it does."""
+    """How many times ours is faster; if the peer is not exact, also how often it errs."""
     slower = line["times_slower_than_ours"]
     if slower is None or slower["rounds"] == [1.0] * len(slower["rounds"]):
         return ""
@@ -177,7 +180,7 @@ def _compared(line: dict[str, Any]) -> str:
 
 
 def _aligned(rows: Iterator[tuple[str, ...]]) -> Iterator[str]:
-    """Columns, the first to the left."""
+    """Align the cells in columns, the first to the left."""
     lines = list(rows)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for name, *cells in lines:

@@ -13,7 +13,11 @@ from vqvae_fast.errors import UserError
 @click.command()
 @click.argument("source", metavar="IN", type=FILE_NAME)
 @click.argument("out", metavar="OUT", type=FILE_NAME)
-@click.option("--prefix", metavar="NAME", help="Which one, where IN holds several.")
+@click.option(
+    "--prefix",
+    metavar="NAME",
+    help="How its weights' names begin, if IN holds several quantizers.",
+)
 @overwrite_option
 def convert(source: Path, out: Path, prefix: str | None, overwrite: bool) -> None:
     """Write the quantizer in IN, a checkpoint of this or another library, to OUT.
@@ -29,7 +33,7 @@ def convert(source: Path, out: Path, prefix: str | None, overwrite: bool) -> Non
     try:
         with atomic_file(out) as temporary:
             stored._replace(state=module.state_dict()).save(temporary)
-    except RuntimeError as error:  # torch's way of telling that the disk is full
+    except RuntimeError as error:  # torch raises it if the disk is full
         raise UserError(f"{out} cannot be written; is the disk full?") from error
     click.echo(str(stored))
     click.echo(f"saved  {out}")

@@ -22,7 +22,7 @@ from vqvae_fast.training.reconstruct import decode_image
     required=True,
     type=FILE_NAME,
     metavar="FOLDER",
-    help="Folder to write the images to, made if there is none.",
+    help="Folder to write the images to; it is made if it does not exist.",
 )
 @overwrite_option
 @device_option
@@ -40,7 +40,7 @@ def decode(codes: Path, run: str, out: Path, overwrite: bool, device: str) -> No
     files = [out / decoded_name(image.name) for image in images]
     if len(set(files)) < len(files):
         raise UserError(f"{codes} is damaged: two of its images have the same name as a PNG file")
-    # Nothing is half done: all files are looked at before the first is written.
+    # All files are checked before the first is written, so that none is written in vain.
     for file in files if out.is_dir() else ():
         check_file(file, overwrite)
     out.mkdir(exist_ok=True)

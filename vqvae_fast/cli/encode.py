@@ -48,7 +48,7 @@ def encode(images: tuple[Path, ...], run: str, out: Path, overwrite: bool, devic
 
 
 def _check_names(images: tuple[Path, ...]) -> None:
-    """Decoded images are called as the originals, so these names must be possible and differ."""
+    """Check that the names of the decoded images, those of the originals, are valid and differ."""
     seen: dict[str, Path] = {}
     for path in images:
         decoded = decoded_name(path.name)

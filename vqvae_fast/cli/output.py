@@ -1,4 +1,4 @@
-"""What all commands agree on that name files."""
+"""Options and checks that the commands share which read or write files."""
 
 import os
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from vqvae_fast.errors import UserError
 
 
 class _FileName(click.Path):
-    """A path that is not empty: the empty one would be the current folder."""
+    """A path that is not empty: an empty one would mean the current folder."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         if not str(value):
@@ -29,7 +29,7 @@ run_option = click.option(
 
 
 def check_file(path: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
-    """Raise UserError where a file could or should not be written, before any work is done for it.
+    """Raise UserError if a file cannot or must not be written, before work is done for it.
 
     Args:
         path: the file.
@@ -43,7 +43,9 @@ def check_file(path: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None
     if not os.path.lexists(path):
         return
     if not path.exists():
-        raise UserError(f"{path} is a link to what is not there, the name of a file was expected")
+        raise UserError(
+            f"{path} is a link to a file that does not exist, the name of a file was expected"
+        )
     if not path.is_file():
         # Replacing /dev/null, as root can, would harm the whole machine.
         raise UserError(f"{path} is a device or a pipe, the name of a file was expected")

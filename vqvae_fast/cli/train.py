@@ -6,6 +6,7 @@ import click
 from click.core import ParameterSource
 
 from vqvae_fast.cli import INTERRUPTED
+from vqvae_fast.recipes import load_recipe, recipe_names
 from vqvae_fast.training import TrainConfig, TrainResult
 from vqvae_fast.training import resume as resume_run
 from vqvae_fast.training import train as train_run
@@ -27,7 +28,7 @@ _WITH_RESUME = {"resume", "steps", "device", "progress"}
     "--photographs",
     default=",".join(_DEFAULT.photographs),
     metavar="NAMES",
-    help="The photographs of --data photos, with commas between.",
+    help="The photographs of --data photos, separated by commas.",
 )
 @click.option(
     "--crop",
@@ -45,9 +46,10 @@ _WITH_RESUME = {"resume", "steps", "device", "progress"}
 )
 @click.option(
     "--quantizer",
-    type=click.Choice(["ema", "gradient"]),
+    type=click.Choice(recipe_names()),
     default=_DEFAULT.quantizer,
-    help="How the codebook learns; gradient does as the reference VQ-VAE does.",
+    help="How the codebook learns. "
+    + " ".join(f"{name}: {load_recipe(name).help}." for name in recipe_names()),
 )
 @click.option("--codebook-size", type=int, default=_DEFAULT.codebook_size, metavar="K")
 @click.option(
@@ -99,38 +101,43 @@ def train(
     the step in progress, with a checkpoint to --resume from. Several processes or GPUs share a run
     with: torchrun --nproc-per-node N -m vqvae_fast.cli train ...
     """
-    with launched():
-        result = _result(context, resume, progress, options)
-        if is_first():
-            _report(result)
-    return INTERRUPTED if result.interrupted else 0
-
-
-def _result(
-    context: click.Context, resume: str | None, progress: bool | None, options: dict[str, Any]
-) -> TrainResult:
     given = {
         name
         for name in context.params
         if context.get_parameter_source(name) is not ParameterSource.DEFAULT
     }
-    if resume is not None:
-        refused = sorted(given - _WITH_RESUME)
-        if refused:
-            names = ", ".join("--" + name.replace("_", "-") for name in refused)
-            raise click.UsageError(
-                f"--resume takes its settings from the run: {names} cannot be given with it"
-            )
-        changes = {name: options[name] for name in ("steps", "device") if name in given}
-        return resume_run(resume, progress=progress, say=click.echo, **changes)
+    with launched():
+        if resume is None:
+            result = train_run(_config(options, given), progress=progress, say=click.echo)
+        else:
+            changes = _changes(options, given)
+            result = resume_run(resume, progress=progress, say=click.echo, **changes)
+        if is_first():
+            _report(result)
+    return INTERRUPTED if result.interrupted else 0
+
+
+def _config(options: dict[str, Any], given: set[str]) -> TrainConfig:
+    """The config of a new run; ``given`` names the options that the user has typed."""
     if "photographs" in given and options["data"] != _DEFAULT.data:
         raise click.UsageError("--photographs goes with --data photos only")
-    options["photographs"] = tuple(options["photographs"].replace(",", " ").split())
-    return train_run(TrainConfig(**options), progress=progress, say=click.echo)
+    names = tuple(options["photographs"].replace(",", " ").split())
+    return TrainConfig(**{**options, "photographs": names})
+
+
+def _changes(options: dict[str, Any], given: set[str]) -> dict[str, Any]:
+    """What the user changes in a run that continues."""
+    refused = sorted(given - _WITH_RESUME)
+    if refused:
+        names = ", ".join("--" + name.replace("_", "-") for name in refused)
+        raise click.UsageError(
+            f"--resume takes its settings from the run: {names} cannot be given with it"
+        )
+    return {name: options[name] for name in ("steps", "device") if name in given}
 
 
 def _report(result: TrainResult) -> None:
-    """Say how the run ended."""
+    """Print how the run ended."""
     if result.interrupted:
         click.echo(
             f"stopped at step {result.step}; continue with: vqvae-fast train --resume {result.run}",

@@ -1,4 +1,4 @@
-"""From quantized feature maps back to images."""
+"""The decoder, from quantized feature maps to images."""
 
 from torch import Tensor, nn
 

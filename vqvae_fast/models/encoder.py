@@ -1,4 +1,4 @@
-"""From images to feature maps."""
+"""The encoder, from images to feature maps."""
 
 from torch import Tensor, nn
 
@@ -6,7 +6,7 @@ from vqvae_fast.models.residual import ResidualStack
 
 
 def strided_widths(h_dim: int, downsampling: int) -> list[int]:
-    """Channels after each halving: half the width after the first of several, then all of it."""
+    """Channels after each halving: half of h_dim after the first of several, then h_dim."""
     return [h_dim // 2 if i == 0 and downsampling > 1 else h_dim for i in range(downsampling)]
 
 

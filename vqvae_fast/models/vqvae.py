@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from vqvae_fast.checkpoints.formats.reference_vqvae import read_reference_checkpoint
 from vqvae_fast.models.decoder import Decoder
 from vqvae_fast.models.encoder import Encoder
-from vqvae_fast.nn import VectorQuantizer
+from vqvae_fast.nn import Quantizer
+from vqvae_fast.recipes import quantizer_classes
 
 
 class VQVAEOutput(NamedTuple):
@@ -41,19 +42,21 @@ class VQVAE(nn.Module):
         legacy: the reference's loss, see :class:`vqvae_fast.nn.VectorQuantizer`.
         shared_residual: all residual layers of a stack share one layer's weights.
         relu_skip: a residual layer's skip connection carries relu(x), not x.
-        l2_norm: what is quantized are directions: the 1x1 convolution's vectors are brought to the
-            length sqrt(embedding_dim), as Yu et al. do (arXiv 2110.04627, section 3.2). For large
-            codebooks: codes lie where the vectors of a while ago did, and an encoder that can
-            neither stretch nor shrink its vectors does not leave them behind.
-        quantizer: further arguments of :class:`vqvae_fast.nn.VectorQuantizer`, by name
-            (``learning``, ``kmeans_init``, ...).
+        l2_norm: scale the vectors of the 1x1 convolution to the length sqrt(embedding_dim) before
+            they are quantized, as Yu et al. do (arXiv 2110.04627, section 3.2). This is for large
+            codebooks, whose codes lie where the encoder put its vectors some steps ago: an encoder
+            that cannot change the vectors' lengths does not leave the codes behind.
+        quantizer: further arguments of the quantizer, by name: those of
+            :class:`vqvae_fast.nn.VectorQuantizer` (``learning``, ``kmeans_init``, ...), or of
+            another class of :mod:`vqvae_fast.recipes`, whose name stands under ``"class"``.
 
     Attributes:
         config: the arguments: ``VQVAE(**model.config)`` builds such a model again.
 
     Raises:
         ValueError: an argument is out of range.
-        TypeError: ``quantizer`` has a name that the quantizer does not know.
+        TypeError: ``quantizer`` has a name that the quantizer does not know, or ``legacy`` is set
+            and the quantizer's class has no such loss.
     """
 
     def __init__(
@@ -110,8 +113,8 @@ class VQVAE(nn.Module):
             relu_skip=relu_skip,
         )
         self.pre_quantization_conv = nn.Conv2d(h_dim, embedding_dim, kernel_size=1)
-        self.vector_quantization = VectorQuantizer(
-            n_embeddings, embedding_dim, beta, legacy, **self.config["quantizer"]
+        self.vector_quantization = _quantizer(
+            self.config["quantizer"], n_embeddings, embedding_dim, beta, legacy
         )
         self.decoder = Decoder(
             embedding_dim,
@@ -196,3 +199,17 @@ class VQVAE(nn.Module):
         if self.config["l2_norm"]:
             latents = nn.functional.normalize(latents, dim=1) * self.config["embedding_dim"] ** 0.5
         return latents
+
+
+def _quantizer(
+    arguments: Mapping[str, Any], n_e: int, e_dim: int, beta: float, legacy: bool
+) -> Quantizer:
+    """Make the quantizer of a model; ``arguments`` are those of VQVAE's ``quantizer``."""
+    others = dict(arguments)
+    name = others.pop("class", "VectorQuantizer")
+    classes = quantizer_classes()
+    if name not in classes:
+        raise ValueError(f"the quantizer's class must be one of {', '.join(classes)}, got {name!r}")
+    if legacy:
+        others["legacy"] = True
+    return classes[name](n_e, e_dim, beta, **others)

@@ -20,6 +20,7 @@ from vqvae_fast.nn.drop_in.split_residual_vq import SplitResidualVQ
 from vqvae_fast.nn.drop_in.vector_quantize import VectorQuantize
 from vqvae_fast.nn.steps.losses import LossBreakdown
 from vqvae_fast.nn.vqvae.one_hot import LazyOneHot
+from vqvae_fast.nn.vqvae.quantizer import Quantizer
 from vqvae_fast.nn.vqvae.vector_quantizer import VectorQuantizer
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "KMeansInit",
     "LazyOneHot",
     "LossBreakdown",
+    "Quantizer",
     "RandomProjectionQuantizer",
     "ResidualSimVQ",
     "ResidualVQ",

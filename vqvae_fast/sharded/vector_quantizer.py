@@ -1,7 +1,7 @@
 """A quantizer whose codes are divided over processes, for codebooks too large for one process."""
 
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from vqvae_fast.nn.codebook.metrics import code_counts
 from vqvae_fast.nn.codebook.sampling import stratified_positions
 from vqvae_fast.nn.vqvae.checks import check_feature_map, check_index_map, check_learning, positive
 from vqvae_fast.nn.vqvae.one_hot import LazyOneHot
+from vqvae_fast.nn.vqvae.quantizer import Quantizer
 from vqvae_fast.sharded.code_shards import Batch, CodeShards
 
 
@@ -253,6 +254,10 @@ class ShardedVectorQuantizer(nn.Module):
         buffers: dict[str, Any] = dict(self.ema.named_buffers())
         parts = {name: buffer.to_local() for name, buffer in buffers.items()}
         return Averages(parts["cluster_size"], parts.get("embed_avg"))
+
+
+if TYPE_CHECKING:  # the type checker finds what is missing of the protocol
+    _: type[Quantizer] = ShardedVectorQuantizer
 
 
 def _uniform(shards: CodeShards, dim: int) -> Tensor:

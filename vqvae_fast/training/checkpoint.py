@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read without running any code in them."""
+"""Writes checkpoints atomically, and reads them without running any code in them."""
 
 import textwrap
 import zipfile
@@ -13,7 +13,7 @@ from vqvae_fast.checkpoints.tensors import check_sizes, check_tensors
 from vqvae_fast.errors import UserError, check_input
 from vqvae_fast.models import VQVAE
 from vqvae_fast.training.config import MOST
-from vqvae_fast.training.recipe import is_finite
+from vqvae_fast.training.optimizer import is_finite
 from vqvae_fast.training.runfolder import CHECKPOINT, open_run
 
 _FORMAT = 1
@@ -30,7 +30,7 @@ _TYPES: dict[str, type] = {
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """State of torch's generators that a step may draw from."""
+    """The states of torch's generators, from which a step may draw."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -38,13 +38,13 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
-    """Take the generators back to a saved state.
+    """Set torch's generators to a saved state.
 
-    A run that continues on another kind of device cannot repeat the numbers of the first one;
-    there the generator stays as it was seeded.
+    A run that continues on another kind of device cannot repeat the numbers of the first one: the
+    generator of the new device keeps its seed.
 
     Raises:
-        ValueError: it is not such a state.
+        ValueError: ``state`` does not hold the states of generators.
     """
     try:
         torch.set_rng_state(state["cpu"])
@@ -59,7 +59,7 @@ def save_checkpoint(run: Path, state: dict[str, Any]) -> None:
     try:
         with atomic_file(run / CHECKPOINT) as temporary:
             torch.save({"format": _FORMAT, **state}, temporary)
-    except RuntimeError as error:  # torch's way of telling that the disk is full
+    except RuntimeError as error:  # torch raises it if the disk is full
         raise UserError(f"{run / CHECKPOINT} cannot be written; is the disk full?") from error
 
 
@@ -90,7 +90,7 @@ def _read(path: Path, device: torch.device | str) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                # A small file could then ask for any amount of memory.
+                # A small compressed file could ask for any amount of memory.
                 raise UserError(f"{path} is not a checkpoint of vqvae-fast train: it is compressed")
             # torch does not compare checksums when it reads.
             damaged = archive.testzip()
@@ -101,7 +101,7 @@ def _read(path: Path, device: torch.device | str) -> Any:
         raise
     except MemoryError as error:
         raise UserError(f"{path} asks for more memory than there is") from error
-    except Exception as error:  # bytes that are no pickle end in whatever they happen to ask for
+    except Exception as error:  # damaged bytes can raise anything
         raise UserError(f"{path} is truncated or not a checkpoint at all") from error
 
 
@@ -113,7 +113,7 @@ def load_model(run: str | Path, device: torch.device | str = "cpu") -> VQVAE:
         device: where to put the model.
 
     Raises:
-        UserError: not a run folder, or its checkpoint cannot be read.
+        UserError: ``run`` is not a run folder, or its checkpoint cannot be read.
     """
     path = open_run(run)
     return model_from(load_checkpoint(path, device), path).to(device).eval()
@@ -137,7 +137,7 @@ def model_from(state: dict[str, Any], run: Path) -> VQVAE:
 
 
 def load_weights(model: VQVAE, weights: dict[str, Tensor]) -> None:
-    """``model.load_state_dict`` for weights out of a file.
+    """Call ``model.load_state_dict`` with weights out of a file, which are checked first.
 
     Raises:
         ValueError: they are not finite weights of such a model.
@@ -148,7 +148,7 @@ def load_weights(model: VQVAE, weights: dict[str, Tensor]) -> None:
     try:
         model.load_state_dict(dict(weights))
     except RuntimeError as error:
-        what = textwrap.shorten(str(error), _LONGEST_MESSAGE)  # torch tells all that differs
+        what = textwrap.shorten(str(error), _LONGEST_MESSAGE)  # torch lists every difference
         raise ValueError(f"the weights are of another model: {what}") from error
     if not is_finite(model):
         raise ValueError("a weight or a code is NaN or Inf")

@@ -1,6 +1,6 @@
-"""Codes of images in a file: what ``vqvae-fast encode`` writes and ``decode`` reads.
+"""The file of codes that ``vqvae-fast encode`` writes and ``decode`` reads.
 
-An .npz of plain arrays, one entry each:
+It is an .npz of these arrays:
 
     format        "vqvae_fast codes 1"
     n_embeddings  K
@@ -40,7 +40,7 @@ _SINGLE_BYTES = 1024
 _NO_HEADER = Header((), np.dtype(np.void))
 # Linux file systems allow names of this many bytes.
 _LONGEST_NAME = 255
-# What an image decodes to does not depend on how the codebook was learned.
+# These arguments of the model say how it learns; they do not change what indices decode to.
 _LEARNING = ("beta", "legacy", "quantizer")
 
 
@@ -64,9 +64,24 @@ def fingerprint(model: VQVAE) -> str:
     """Hash of all that turns indices into an image: shape, codebook and decoder of the model."""
     shape = {key: value for key, value in model.config.items() if key not in _LEARNING}
     digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
-    for tensor in (model.vector_quantization.codebook, *model.decoder.state_dict().values()):
+    for tensor in (*_weights_of_codes(model), *model.decoder.state_dict().values()):
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _weights_of_codes(model: VQVAE) -> list[Tensor]:
+    """The codebook if it is among the weights; otherwise the weights that it is computed from.
+
+    A computed codebook may differ between devices in its last bits; its weights do not.
+    """
+    codebook = model.vector_quantization.codebook
+    weights = [
+        tensor
+        for name, tensor in model.state_dict().items()
+        if name.startswith("vector_quantization.")
+    ]
+    stored = any(tensor.data_ptr() == codebook.data_ptr() for tensor in weights)
+    return [codebook] if stored else weights
 
 
 def write_codes(path: Path, model: VQVAE, images: Sequence[ImageCodes]) -> None:
@@ -94,7 +109,8 @@ def read_codes(path: Path, model: VQVAE) -> list[ImageCodes]:
     """Read codes and make sure that ``model`` can decode them.
 
     Raises:
-        UserError: no such file, damaged or of another kind, or written with another model.
+        UserError: there is no such file, it is damaged or of another kind, or another model
+            wrote it.
     """
     check_input(path, "codes")
     if not zipfile.is_zipfile(path):
@@ -113,7 +129,7 @@ def read_codes(path: Path, model: VQVAE) -> list[ImageCodes]:
 def _read(
     path: Path, archive: NpzFile, headers: dict[str, Header], model: VQVAE
 ) -> list[ImageCodes]:
-    """Each array is read when the headers and the arrays before it say that it can be right."""
+    """Read each array only after the headers and the arrays before it have been checked."""
     single = [name for name in ("format", *_identity(model)) if _is_single(headers.get(name))]
     if "format" not in single or str(archive["format"]) != _FORMAT:
         raise UserError(f"{path} is not a file of vqvae-fast encode")
@@ -144,7 +160,7 @@ def _read(
 
 
 def _is_single(header: Header | None) -> bool:
-    """Whether it is that of one number or short text."""
+    """Whether the header describes one number or a short text."""
     return header is not None and header.shape == () and header.nbytes <= _SINGLE_BYTES
 
 
@@ -162,11 +178,14 @@ def _check_headers(path: Path, headers: dict[str, Header]) -> None:
 
 
 def _read_names(path: Path) -> list[str]:
-    """Valid names, all different; a small file with any number of equal ones is read no further."""
+    """Read the names and check that all are valid and differ.
+
+    A small file can repeat a name any number of times: reading ends at the first repeated one.
+    """
     names: dict[str, None] = {}
     for block in read_blocks(path, "names"):
         for name in map(str, block):
-            # Images are written under these names: a folder in one would lead out of the user's.
+            # Images get these names; a folder in one would lead out of the user's folder.
             if name in ("", ".", "..") or any(char in name for char in "/\\\0"):
                 raise UserError(f"{path} is damaged: {name!r} is not the name of an image")
             if name in names:
@@ -195,7 +214,7 @@ def decoded_name(name: str) -> str:
 
 
 def _identity(model: VQVAE) -> dict[str, int | str]:
-    """What a file and a model must agree on, the most telling first."""
+    """What a file and a model must agree on; the plainest is compared first, for the message."""
     return {
         "n_embeddings": model.config["n_embeddings"],
         "stride": 2 ** model.config["downsampling"],
@@ -218,5 +237,5 @@ def _split(
 
 
 def _short(value: object) -> str:
-    """Sixteen digits of a fingerprint tell it from any other."""
+    """The first 16 characters of a value: enough to tell one fingerprint from another."""
     return str(value)[:16]

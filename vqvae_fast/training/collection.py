@@ -1,4 +1,4 @@
-"""The vectors that k-means starts a codebook from: until they are together, there are no codes."""
+"""How far k-means has collected the vectors from which it makes the codes."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from vqvae_fast.nn import KMeansInit
 
 
 class Collection(NamedTuple):
-    """How far a collection is that has not ended.
+    """The progress of a collection that has not ended.
 
     Attributes:
         collected: vectors so far.

@@ -1,4 +1,4 @@
-"""Everything that decides a run, checked before anything is made."""
+"""The settings of a run, which are checked before anything is made."""
 
 import dataclasses
 import reprlib
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from vqvae_fast.errors import UserError
+from vqvae_fast.recipes import recipe_names
 from vqvae_fast.training.data import DEFAULT_PHOTOGRAPHS
 
 _COUNTS = (
@@ -28,9 +29,10 @@ _COUNTS = (
 )
 
 _LARGEST = sys.float_info.max
-# Each halving takes half of the image, and residual layers may share the weights of one.
+# Larger values are refused: a small file can ask for any number of layers, since residual layers
+# may share the weights of one.
 MOST = {"downsampling": 16, "n_res_layers": 1000}
-# Adam's first step is ten times as large, and must be a float32.
+# Adam's first step is ten times the learning rate, and a float32 must hold it.
 _LARGEST_LR = 3e37
 
 
@@ -46,9 +48,10 @@ class TrainConfig:
         photographs: which photographs "photos" takes.
         crop: side of the training crops in pixels; None lets the data decide (32 for photographs).
         held_out: share of the data that is never trained on.
-        quantizer: how the codebook learns. "ema" (moving averages, k-means initialisation,
-            replacement of dead codes), or "gradient" (as the reference VQ-VAE does: uniform
-            initialisation, its loss, no replacement).
+        quantizer: how the codebook learns: the name of a recipe in :mod:`vqvae_fast.recipes`, for
+            instance "ema" (moving averages, k-means initialisation, replacement of dead codes) or
+            "gradient" (as the reference VQ-VAE does: uniform initialisation, its loss, no
+            replacement).
         codebook_size: number of codes K.
         dim: length of a code D; None lets the recipe decide: 64, or 16 for moving averages with
             more codes than a step has vectors.
@@ -98,7 +101,7 @@ class TrainConfig:
     out: str | None = None
 
     def __post_init__(self) -> None:
-        """Raise UserError on values that cannot be."""
+        """Raise UserError if a value has a wrong type or is out of range."""
         counts = [name for name in _COUNTS if name != "dim" or self.dim is not None]
         for names, kinds, what in (
             ((*counts, "seed"), int, "an integer"),
@@ -138,8 +141,10 @@ class TrainConfig:
             raise UserError(f"seed must be at least 0 and below 2^63, got {self.seed}")
         if not 0 < self.held_out < 1:
             raise UserError(f"held_out must lie between 0 and 1, got {self.held_out:g}")
-        if self.quantizer not in ("ema", "gradient"):
-            raise UserError(f"quantizer must be ema or gradient, got {self.quantizer}")
+        *others, last = recipe_names()
+        if self.quantizer not in (*others, last):
+            known = f"{', '.join(others)} or {last}"
+            raise UserError(f"quantizer must be {known}, got {self.quantizer}")
         if self.dtype not in ("float32", "bf16"):
             raise UserError(f"dtype must be float32 or bf16, got {self.dtype}")
 
@@ -175,7 +180,7 @@ def is_number(value: object) -> bool:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name, or the best one for "auto"; raises UserError where it is not."""
+    """The device of that name, or the best one for "auto"; raises UserError if there is none."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,4 +1,4 @@
-"""Measurements on fixed images: reconstruction error, PSNR, codes used."""
+"""Measures a model on fixed images: reconstruction error, PSNR, codes used."""
 
 import math
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from vqvae_fast.training.processes import share, total
 
 
 class Evaluation(NamedTuple):
-    """What a model does to some images.
+    """Figures of a model on some images.
 
     Attributes:
         mse: mean squared error of pixel values in [0, 1].
@@ -47,7 +47,7 @@ def evaluate(
     """Measure a model on images; it learns nothing from them.
 
     Args:
-        model: left in the mode it was in.
+        model: it stays in its mode, training or eval.
         images: [N, C, H, W] float32 in [-1, 1], on any device.
         batch_size: images per forward pass.
         autocast: run the convolutions in this dtype; the error is measured in float32.
@@ -57,7 +57,7 @@ def evaluate(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    # Summed over batches in float64: the figure does not depend on how images are batched.
+    # The sum is float64, so that the result does not depend on how the images are batched.
     squares = torch.zeros((), dtype=torch.float64, device=device)
     counts = torch.zeros(model.config["n_embeddings"], dtype=torch.int64, device=device)
     mine = images[share(len(images))] if divided else images

@@ -1,4 +1,4 @@
-"""Image files: the one reader and the one writer."""
+"""Reads and writes image files."""
 
 import warnings
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def read_image(path: Path, channels: int = 3) -> NDArray[np.uint8]:
             # Pillow would clip 16 bits at 255 rather than scale them.
             upright = Pillow.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
         elif upright.mode in ("F", "I"):
-            # Their range is nowhere written, and Pillow would clip these too.
+            # The file does not state the range of these pixels, and Pillow would clip them, too.
             raise UserError(f"{path} has 32-bit pixels, 8 or 16 bits were expected")
         if upright.has_transparency_data:
             upright = upright.convert("RGBA")
@@ -53,11 +53,11 @@ def image_size(path: Path) -> tuple[int, int]:
 
 @contextmanager
 def _open(path: Path) -> Iterator[Pillow.Image]:
-    """Open an image, with every way of failing told in one sentence."""
+    """Open an image; every failure is a UserError of one sentence."""
     check_input(path, "image")
     try:
         with warnings.catch_warnings():
-            # Pillow warns of large images; whoever names one means it.
+            # Pillow warns of large images, but the user has asked for this one.
             warnings.simplefilter("ignore", Pillow.DecompressionBombWarning)
             with Pillow.open(path) as image:
                 yield image
@@ -73,7 +73,7 @@ def _open(path: Path) -> Iterator[Pillow.Image]:
 
 
 def check_format(path: Path) -> None:
-    """Raise UserError where a name is not that of an image that can be written."""
+    """Raise UserError if Pillow cannot write an image under this name."""
     # Pillow also knows formats that it can only read.
     if Pillow.registered_extensions().get(path.suffix.lower()) not in Pillow.SAVE:
         raise UserError(f"{path} must end like an image file, for instance .png")

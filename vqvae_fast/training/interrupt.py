@@ -1,4 +1,4 @@
-"""Ctrl-C between two steps, never within one."""
+"""Lets Ctrl-C stop a run between two steps, never within one."""
 
 import signal
 import threading
@@ -8,14 +8,14 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Context in which the first SIGINT or SIGTERM only asks the loop to stop.
+    """A context in which the first SIGINT or SIGTERM only asks the loop to stop.
 
     An exception in the middle of a step would leave weights, optimizer and codebook of different
-    steps. A second signal acts at once, for whoever cannot wait. Outside the main thread signals
-    stay as they are.
+    steps. A second signal acts at once. Outside the main thread signals keep their handlers.
 
     Args:
-        patient: further signals do not act either: a launcher passes the user's on, and its own.
+        patient: further signals do not act either: a launcher forwards the user's signal and sends
+            its own.
     """
 
     def __init__(self, patient: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""The training loop: a run from its first step, or on from a checkpoint."""
+"""The training loop, which begins a run or continues it from a checkpoint."""
 
 import math
 import time
@@ -12,12 +12,19 @@ from vqvae_fast.checkpoints.tensors import check_tensors
 from vqvae_fast.distributed import is_distributed, world_size
 from vqvae_fast.errors import UserError
 from vqvae_fast.models import VQVAEOutput
-from vqvae_fast.training import checkpoint, recipe
+from vqvae_fast.training import checkpoint
+from vqvae_fast.training.building import build_model, learning_rate, vectors_per_step
 from vqvae_fast.training.collection import collection_of, collectors
 from vqvae_fast.training.config import TrainConfig, pick_device
 from vqvae_fast.training.data import ImageData
 from vqvae_fast.training.evaluation import Evaluation, evaluate
 from vqvae_fast.training.interrupt import StopRequest
+from vqvae_fast.training.optimizer import (
+    build_optimizer,
+    is_finite,
+    load_moments,
+    moments_are_finite,
+)
 from vqvae_fast.training.processes import (
     any_of_all,
     data_parallel,
@@ -27,7 +34,7 @@ from vqvae_fast.training.processes import (
     share,
 )
 from vqvae_fast.training.progress import Progress
-from vqvae_fast.training.runfolder import Metrics, Row
+from vqvae_fast.training.runfolder import RESULT, Metrics, Row
 from vqvae_fast.training.window import Window
 
 # Steps at the end of a run whose batches are drawn again to count the codes in use.
@@ -45,8 +52,8 @@ class StepResult(NamedTuple):
 class Trainer:
     """A model, its optimizer and its data at some step of a run.
 
-    Everything that a later step depends on is in :meth:`state`; the loop itself adds no more than
-    the order of things.
+    Everything that a later step depends on is in :meth:`state`; the loop only calls the methods in
+    their order.
     """
 
     def __init__(self, config: TrainConfig, data: ImageData, variance: float) -> None:
@@ -64,8 +71,8 @@ class Trainer:
                 f"batch_size must be at least the number of processes, {world_size()}, "
                 f"got {config.batch_size}"
             )
-        self.model = recipe.build_model(config, data).to(self.device)
-        self.optimizer = recipe.build_optimizer(config, self.model)
+        self.model = build_model(config, data).to(self.device)
+        self.optimizer = build_optimizer(config, self.model)
         self.window = Window(config.codebook_size, self.device)
         self.held_out = data.validation(config.eval_crops).to(self.device)
         self.step = 0
@@ -75,24 +82,25 @@ class Trainer:
         self._forward = torch.compile(self._loss) if config.compile else self._loss
 
     def _loss(self, x: Tensor) -> StepResult:
+        """The forward pass and the loss of a step, which torch.compile takes as one function."""
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             output = self._model(x)
-        # Means of this process's share of the batch, as parts of the batch's.
+        # The mean of this process's share, scaled so that all processes add up to the batch's.
         part = len(x) / self.config.batch_size
         mse = (output.x_hat.float() - x).square().mean() * part
         return StepResult(mse / self.variance + output.embedding_loss * part, mse, output)
 
     def advance(self) -> Row | None:
-        """One step; a row of metrics where one is due."""
+        """Do one step; return a row of metrics if one is due."""
         config = self.config
         part = share(config.batch_size)
         x = self.data.batch(config.seed, self.step, config.batch_size, part).to(self.device)
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.learning_rate(config, self.data, self.step)
+            group["lr"] = learning_rate(config, self.data, self.step)
         self.optimizer.zero_grad()
         try:
             result = self._forward(x)
-            # The parts of all processes are to be added, and their gradients are averaged.
+            # The processes' losses are to be added, but their gradients are averaged.
             (result.loss * world_size()).backward()
         except RuntimeError as error:
             if not _from_compiler(error):
@@ -103,7 +111,7 @@ class Trainer:
         if self.collection is not None:
             self.collection = collection_of(self.model)
         has_codes = self.collection is None
-        self.window.add(*result, recipe.is_finite(self.model), has_codes)
+        self.window.add(*result, is_finite(self.model), has_codes)
         measured = self.step % config.eval_every == 0
         if not measured and self.step % config.log_every:
             return None
@@ -122,23 +130,23 @@ class Trainer:
         return row
 
     def first_step_with_codes(self) -> int:
-        """The step in which k-means will have collected its vectors, or this one."""
+        """The step in which k-means gets its last vectors; the present one if it has them all."""
         if self.collection is None:
             return self.step
         missing = self.collection.wanted - self.collection.collected
-        return self.step - (-missing // recipe.vectors_per_step(self.config, self.data))
+        return self.step - (-missing // vectors_per_step(self.config, self.data))
 
     def check_finite(self) -> None:
         """Raise UserError if a step has diverged, in all processes alike; waits for the device.
 
         The flags of the steps stay on the device until something else has to be fetched from it:
-        a row of metrics, or a checkpoint, which must not hold what has diverged.
+        a row of metrics, or a checkpoint, which must not hold a model that has diverged.
         """
         late = self.window.steps_since_divergence()
         if late:
             first = self.step - late + 1
             raise UserError(_diverged(first, "the loss or a weight became NaN or Inf"))
-        if not recipe.moments_are_finite(self.optimizer):
+        if not moments_are_finite(self.optimizer):
             raise UserError(_diverged(self.step, "Adam's averages have become NaN or Inf"))
 
     def evaluate(self, images: Tensor) -> Evaluation:
@@ -189,11 +197,11 @@ class Trainer:
             checkpoint.load_weights(self.model, state["model"])
             self._load_samples(state.get("samples", {}))
             self.collection = collection_of(self.model)
-            recipe.load_moments(self.optimizer, state["optimizer"], state["step"])
+            load_moments(self.optimizer, state["optimizer"], state["step"])
             self.window.load(state["window"])
             self.step = state["step"]
             states = state["random"]
-            # A run that goes on with other processes than it had cannot repeat their numbers.
+            # With another number of processes the run cannot repeat their random numbers.
             own = states[rank() if len(states) == world_size() else 0]
             checkpoint.set_random_state(own, self.device)
         except ValueError as error:
@@ -218,7 +226,7 @@ def _diverged(step: int, what: str) -> str:
 
 
 def _from_compiler(error: RuntimeError) -> bool:
-    """By its module's name: importing the class takes a second that most runs need not spend."""
+    """Whether torch.compile raised it, by its module's name: importing the class takes a second."""
     return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
 
 
@@ -228,19 +236,33 @@ def _essence(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def run_steps(trainer: Trainer, run: Path, progress: bool | None) -> tuple[bool, float]:
+class Steps(NamedTuple):
+    """Result of :func:`run_steps`.
+
+    Attributes:
+        done: number of steps that this call has done.
+        seconds: time that they took.
+        interrupted: whether a signal ended the run early.
+    """
+
+    done: int
+    seconds: float
+    interrupted: bool
+
+
+def run_steps(trainer: Trainer, run: Path, progress: bool | None) -> Steps:
     """Train up to the config's last step, with metrics and checkpoints.
 
-    Returns:
-        Whether a signal ended it early, and the seconds it took. There is a checkpoint of the
-        last step done in either case.
+    At the end there is a checkpoint of the last step done, also if a signal ended the run.
     """
-    config = trainer.config
-    metrics = Metrics(run, upto=trainer.step) if is_first() else None
+    config, first = trainer.config, trainer.step
+    metrics = Metrics(run, upto=first) if is_first() else None
+    if is_first():  # the results of a shorter run do not describe the model that follows
+        (run / RESULT).unlink(missing_ok=True)
     started = time.monotonic()
     trainer.model.train()
     shown = progress if is_first() else False
-    bar = Progress(trainer.step, config.steps, config.batch_size, config.codebook_size, shown)
+    bar = Progress(first, config.steps, config.batch_size, config.codebook_size, shown)
     with StopRequest(patient=is_distributed()) as stop, bar:
         while trainer.step < config.steps and not _agreed(stop, trainer):
             row = trainer.advance()
@@ -251,7 +273,8 @@ def run_steps(trainer: Trainer, run: Path, progress: bool | None) -> tuple[bool,
             if trainer.step % config.checkpoint_every == 0:
                 save(run, trainer)
         save(run, trainer)
-    return trainer.step < config.steps, time.monotonic() - started
+    seconds = time.monotonic() - started
+    return Steps(trainer.step - first, seconds, trainer.step < config.steps)
 
 
 def save(run: Path, trainer: Trainer) -> None:
@@ -261,7 +284,7 @@ def save(run: Path, trainer: Trainer) -> None:
         UserError: training has diverged; the checkpoint stays as it was.
     """
     trainer.check_finite()
-    # Weights that the last step has exploded are finite, but what they compute is not.
+    # After the last step weights may be finite, but too large for a finite output.
     trainer.evaluate(trainer.held_out[: trainer.config.batch_size])
     state = trainer.state()
     if is_first():
@@ -269,7 +292,7 @@ def save(run: Path, trainer: Trainer) -> None:
 
 
 def _agreed(stop: StopRequest, trainer: Trainer) -> bool:
-    """Whether to stop; of several processes all do, behind the same step."""
+    """Whether to stop; several processes agree to stop behind the same step."""
     if not is_distributed():
         return stop.requested
     return trainer.step % trainer.config.log_every == 0 and any_of_all(stop.requested)

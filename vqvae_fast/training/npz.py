@@ -1,4 +1,4 @@
-"""Arrays of a .npz file; their headers are read before any of them takes memory."""
+"""Reads arrays of a .npz file, whose headers are checked before an array takes memory."""
 
 import io
 import math
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-# What reading a damaged file ends in.
+# The errors that reading a damaged file raises.
 UNREADABLE = (
     OSError,
     KeyError,
@@ -23,12 +23,12 @@ UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
 )
-# A longer header is not of a plain array: one that is compressed could have 4 GB.
+# Plain arrays have shorter headers; a compressed file can hold a header of 4 GB.
 _LONGEST_HEADER = 2**16
 
 
 class Header(NamedTuple):
-    """What a file says of an array."""
+    """Shape and dtype of an array, as the file states them."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -66,7 +66,7 @@ def read_headers(path: Path) -> dict[str, Header]:
 
 
 def read_blocks(path: Path, name: str, rows: int = 4096) -> Iterator[NDArray[Any]]:
-    """The parts of an array [N], one after the other: the caller may stop at any."""
+    """Read an array [N] block by block, so that the caller can stop early."""
     with zipfile.ZipFile(path) as archive:
         with archive.open(f"{name}.npy") as file:
             header, length = _read_header(file)

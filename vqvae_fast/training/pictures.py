@@ -1,4 +1,4 @@
-"""The pictures of a run. Matplotlib's Figure is used without pyplot: no window, no global state."""
+"""Draws the pictures of a run, without pyplot: it would open windows and keep global state."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from vqvae_fast.training.runfolder import Row
 
 # Okabe and Ito's colours, which colour-blind readers tell apart as well.
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#666666"
-# Curves of fewer points than this have them marked.
+# A curve with fewer points than this gets a marker at each.
 _FEW = 20
 
 
@@ -37,7 +37,7 @@ def save_reconstructions(
     """
     device = next(model.parameters()).device
     x = torch.stack(list(tiles))
-    # One at a time: eight large tiles of a deep model need not fit into memory together.
+    # The model takes one tile at a time: eight large ones might not fit into memory together.
     x_hat = torch.cat([model(tile[None].to(device))[1].float().cpu() for tile in x])
     errors = mse_of_pixels((x_hat - x).square().mean(dim=(1, 2, 3)))
     figure = Figure(figsize=(1.35 * len(x) + 0.7, 3.3), dpi=150, layout="constrained")
@@ -99,7 +99,7 @@ def save_usage(path: Path, training: Evaluation, held_out: Evaluation) -> None:
     figure = Figure(figsize=(8, 4), dpi=150, layout="constrained")
     axis = figure.subplots()
     ranks = np.arange(1, num_codes + 1)
-    # Just below the share of a code that is chosen once.
+    # The axis begins just below the share of a code that is chosen once.
     lowest = 50 / max(int(training.counts.sum()), int(held_out.counts.sum()), 1)
     for evaluation, name, colour in (
         (training, "training", _BLUE),
@@ -111,7 +111,7 @@ def save_usage(path: Path, training: Evaluation, held_out: Evaluation) -> None:
             f"{name} crops: {evaluation.codes_used} of {num_codes} codes in use, "
             f"perplexity {evaluation.perplexity:.0f}"
         )
-        # Unused codes have no place on a logarithmic axis: the line ends where the use ends.
+        # A logarithmic axis cannot show unused codes: the line ends before them.
         visible = np.where(share > 0, share, np.nan)
         axis.step(ranks, visible, where="mid", color=colour, label=label)
         if evaluation is training:

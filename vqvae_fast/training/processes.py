@@ -1,6 +1,7 @@
-"""One run by several processes: ``torchrun --nproc-per-node 4 -m vqvae_fast.cli train ...``.
+"""Shares a run by several processes: ``torchrun --nproc-per-node 4 -m vqvae_fast.cli train ...``.
 
-Each takes its share of every batch and of the held-out images. The first one writes and speaks.
+Each takes its share of every batch and of the held-out images. Only the first one writes files
+and prints.
 """
 
 import gc
@@ -28,13 +29,14 @@ _NO_BUFFERS: dict[str, Any] = (
     if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
     else {"broadcast_buffers": False}
 )
-# What a process may wait for another, which may be drawing pictures; a lost one is noticed at once.
+# How long a process waits for another, which may be drawing pictures. A process that ends is
+# noticed at once.
 _PATIENCE = timedelta(minutes=10)
 
 
 @contextmanager
 def launched() -> Iterator[None]:
-    """Meet the other processes, if torchrun has started any, and part at the end."""
+    """Join the other processes if torchrun has started any, and leave them at the end."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         yield
         return
@@ -47,28 +49,28 @@ def launched() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
-        # DistributedDataParallel's wrapper, a cycle, still holds the group. Its threads let go of
-        # tensors late, and one that does while the interpreter ends brings the process down.
+        # DistributedDataParallel's wrapper, a reference cycle, still holds the group. Its threads
+        # release tensors late, and a release while the interpreter ends crashes the process.
         gc.collect()
 
 
 def rank() -> int:
-    """Which of the processes this is."""
+    """The number of this process, from 0."""
     return dist.get_rank() if is_distributed() else 0
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and speaks."""
+    """Whether this process is the one that writes files and prints."""
     return rank() == 0
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What ``make`` returns in the first process, or its UserError; elsewhere it is not called."""
+    """Call ``make`` in the first process; return its result or raise its UserError in all."""
     made: list[Any] = [None, None]
     if is_first():
         try:
             made[0] = make()
-        except UserError as error:  # the others wait for a result
+        except UserError as error:  # the other processes wait for a result
             made[1] = error
     if is_distributed():
         dist.broadcast_object_list(made)
@@ -79,12 +81,12 @@ def from_first(make: Callable[[], T]) -> T:
 
 
 def in_all(make: Callable[[], T]) -> T:
-    """What ``make`` returns here; or, where it fails in any process, that UserError in all."""
+    """Call ``make`` in every process; if it fails in one, raise that UserError in all."""
     made: list[T] = []
     failed: UserError | None = None
     try:
         made.append(make())
-    except UserError as error:  # the others are about to wait for this process
+    except UserError as error:  # the other processes are about to wait for this one
         failed = error
     failures = of_all(failed)
     for number, failure in enumerate(failures):
@@ -113,7 +115,7 @@ def total(tensor: Tensor) -> Tensor:
 
 
 def any_of_all(flag: bool) -> bool:
-    """Whether it is set in any process."""
+    """Whether the flag is set in any process."""
     return any(of_all(flag))
 
 

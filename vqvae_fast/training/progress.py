@@ -1,4 +1,4 @@
-"""What is seen while a run goes on: a bar in a terminal, some lines anywhere else."""
+"""Shows the progress of a run: a bar in a terminal, lines elsewhere."""
 
 import sys
 from types import TracebackType
@@ -14,7 +14,7 @@ class Progress:
     """A progress bar, or a line at each held-out measurement where there is no terminal.
 
     Args:
-        first: step that the run begins (or continues) behind.
+        first: steps that are done already.
         last: step that it ends with.
         batch_size: images in a step.
         codes: number of codes K.
@@ -49,11 +49,11 @@ class Progress:
         self._bar.close()
 
     def step(self) -> None:
-        """One step done."""
+        """Count one step."""
         self._bar.update()
 
     def show(self, row: Row) -> None:
-        """New figures: a line of metrics.jsonl."""
+        """Show new figures, a row of metrics.jsonl."""
         self._row = row
         if self._bar.disable:
             if "held_out_psnr" in row:

@@ -1,4 +1,4 @@
-"""Whole images of any size through a model, in tiles."""
+"""Encodes and decodes images of any size, in tiles."""
 
 import math
 from collections.abc import Iterator
@@ -115,7 +115,7 @@ def decode_image(
 
 def _halo(model: VQVAE) -> int:
     # A 3x3 convolution sees one latent further, each residual layer one more; the strided
-    # convolutions together see less than two. One more for safety.
+    # convolutions together see less than two. One is added for safety.
     halo: int = model.config["n_res_layers"] + 4
     return halo
 
@@ -154,7 +154,7 @@ def _reflect(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.u
 
 
 def _mse(original: NDArray[np.uint8], decoded: NDArray[np.uint8]) -> float:
-    """Row by row in integers: exact, and no float copy of a large image."""
+    """Mean squared error of values in [0, 1]; rows of integers are exact and need little memory."""
     total = sum(
         int(np.square(a.astype(np.int32) - b).sum(dtype=np.int64))
         for a, b in zip(original, decoded, strict=True)

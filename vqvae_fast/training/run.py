@@ -1,4 +1,4 @@
-"""train() and resume(): a whole run, from the config to the pictures."""
+"""train() and resume() carry out a run, from the config to the pictures."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from vqvae_fast.training.checkpoint import load_checkpoint, save_checkpoint
 from vqvae_fast.training.config import TrainConfig, pick_device
 from vqvae_fast.training.data import ImageData, absolute_source, open_data, source_label
 from vqvae_fast.training.evaluation import Evaluation
-from vqvae_fast.training.loop import Trainer, run_steps
+from vqvae_fast.training.loop import Steps, Trainer, run_steps
 from vqvae_fast.training.processes import from_first, in_all, is_first
 from vqvae_fast.training.runfolder import (
     CONFIG,
@@ -42,9 +42,10 @@ class TrainResult(NamedTuple):
         step: steps done.
         interrupted: a signal ended the run early.
         seconds: time of the steps done by this call.
-        held_out: figures on the fixed held-out crops; None if the run was interrupted, or has
-            ended before k-means had its vectors, so that there are no codes.
-        training: figures on the training crops of the last 32 steps, drawn again; or None, too.
+        held_out: figures on the fixed held-out crops; None if the run was interrupted, or ended
+            before k-means had its vectors, so that there are no codes.
+        training: figures on the training crops of the last 32 steps, drawn again; None as for
+            ``held_out``.
     """
 
     run: Path
@@ -88,7 +89,7 @@ def train(
     with torch.random.fork_rng(devices=_gpus(config)):
         torch.manual_seed(config.seed)
         trainer = Trainer(config, images, images.variance())
-        # What cannot be drawn, or is beyond all memory, fails here, before there is a folder.
+        # A batch that cannot be drawn, or exceeds the memory, fails here, before there is a folder.
         images.batch(config.seed, 0, config.batch_size)
         label = "dataset" if data is not None else source_label(config.data)
         state = trainer.state()
@@ -100,7 +101,8 @@ def train(
         new = new_run(config.out, f"{label}-{config.quantizer}", fill)
         with ExitStack() as lock:
             run = from_first(lambda: lock.enter_context(new))
-            return _finish(trainer, run, progress, say)
+            _announce(trainer, run, say)
+            return _measure(trainer, run, run_steps(trainer, run, progress))
 
 
 def resume(
@@ -126,57 +128,43 @@ def resume(
         say: as in :func:`train`.
 
     Raises:
-        UserError: not a run folder, one that another process writes to, a damaged file in it,
-            other data, nothing left to do, or training diverged.
+        UserError: ``run`` is not a run folder, another process writes to it, a file in it is
+            damaged, the data is not the run's, nothing is left to do, or training diverged.
     """
     path = open_run(run)
     with ExitStack() as lock:
         from_first(lambda: lock.enter_context(locked(path)))
-        return _resume(path, data, validation, steps, device, progress, say)
+        config = read_config(path)
+        changes: dict[str, Any] = {"steps": steps, "device": device}
+        config = dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})
+        config = dataclasses.replace(config, device=str(pick_device(config.device)))
+        state = load_checkpoint(path, "cpu")
+        done = state["step"]
+        if done > config.steps or (done == config.steps and (path / RESULT).exists()):
+            raise UserError(
+                f"{path} is at step {done} of {config.steps} already; give more --steps to train on"
+            )
+        images = _open(config, data, validation)
+        with torch.random.fork_rng(devices=_gpus(config)):
+            torch.manual_seed(config.seed)
+            trainer = Trainer(config, images, images.variance())
+            trainer.load(state, path)
+            read_metrics(path)  # a file that cannot be read fails before anything is written
+            if is_first():
+                write_json(path / CONFIG, config.to_dict())
+                say(f"resuming at step {trainer.step}")
+            _announce(trainer, path, say)
+            return _measure(trainer, path, run_steps(trainer, path, progress))
 
 
-def _resume(
-    path: Path,
-    data: "Dataset[Any] | ImageData | None",
-    validation: "Dataset[Any] | None",
-    steps: int | None,
-    device: str | None,
-    progress: bool | None,
-    say: Callable[[str], None],
-) -> TrainResult:
-    """:func:`resume`, for whoever holds the lock: nothing in the folder changes meanwhile."""
-    config = read_config(path)
-    changes: dict[str, Any] = {"steps": steps, "device": device}
-    config = dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})
-    config = dataclasses.replace(config, device=str(pick_device(config.device)))
-    state = load_checkpoint(path, "cpu")
-    if state["step"] > config.steps or (state["step"] == config.steps and (path / RESULT).exists()):
-        raise UserError(
-            f"{path} is at step {state['step']} of {config.steps} already; "
-            "give more --steps to train on"
-        )
-    images = _open(config, data, validation)
-    with torch.random.fork_rng(devices=_gpus(config)):
-        torch.manual_seed(config.seed)
-        trainer = Trainer(config, images, images.variance())
-        trainer.load(state, path)
-        read_metrics(path)  # what cannot be read fails before anything is written
-        if is_first():
-            write_json(path / CONFIG, config.to_dict())
-            say(f"resuming at step {trainer.step}")
-        return _finish(trainer, path, progress, say)
+def _announce(trainer: Trainer, run: Path, say: Callable[[str], None]) -> None:
+    """Say what is about to be trained; of several processes the first one says it.
 
-
-def _finish(
-    trainer: Trainer, run: Path, progress: bool | None, say: Callable[[str], None]
-) -> TrainResult:
-    """Train to the end, then measure and draw.
-
-    A run that ends before k-means has its vectors leaves a model without codes. It is told, not
-    refused: the run may be continued with more steps, on the trajectory of a longer one.
+    A run that ends before k-means has its vectors leaves a model without codes. This is a note and
+    no error: the run can be continued with more steps, and then equals a longer run.
     """
     if not is_first():
-        say = _say_nothing
+        return
     say(f"data    {trainer.data.description}")
     count = torch.get_num_threads()
     threads = f" ({count} thread{'s' * (count > 1)})" if trainer.device.type == "cpu" else ""
@@ -189,43 +177,42 @@ def _finish(
             f"note    k-means makes the codebook of the first {trainer.collection.wanted} vectors, "
             f"which takes {needed} steps: after {trainer.config.steps} the model has no codes yet"
         )
-    # What a shorter run has measured is not true of the model that follows.
-    if is_first():
-        (run / RESULT).unlink(missing_ok=True)
-    first = trainer.step
-    interrupted, seconds = run_steps(trainer, run, progress)
+
+
+def _measure(trainer: Trainer, run: Path, steps: Steps) -> TrainResult:
+    """Measure the trained model; the first process writes the results and draws them."""
     model = trainer.model.eval()
-    if interrupted:
-        return TrainResult(run, model, trainer.step, True, seconds, None, None)
     held_out = training = None
-    if trainer.collection is None:
+    if not steps.interrupted and trainer.collection is None:
         held_out = trainer.evaluate(trainer.held_out)
         training = trainer.evaluate(trainer.recent_batches())
-    images = (trainer.step - first) * trainer.config.batch_size
-    result = TrainResult(run, model, trainer.step, False, seconds, held_out, training)
-    if not is_first():
-        return result
-    write_json(
-        run / RESULT,
-        {
+    if is_first() and not steps.interrupted:
+        images = steps.done * trainer.config.batch_size
+        result = {
             "step": trainer.step,
             "held_out": held_out and _figures(held_out),
             "training": training and _figures(training),
             "codebook_size": trainer.config.codebook_size,
-            "seconds": round(seconds, 3),
-            "images_per_second": round(images / max(seconds, 1e-9), 1),
-        },
+            "seconds": round(steps.seconds, 3),
+            "images_per_second": round(images / max(steps.seconds, 1e-9), 1),
+        }
+        write_json(run / RESULT, result)
+        _draw(trainer, run, held_out, training)
+    return TrainResult(
+        run, model, trainer.step, steps.interrupted, steps.seconds, held_out, training
     )
+
+
+def _draw(
+    trainer: Trainer, run: Path, held_out: Evaluation | None, training: Evaluation | None
+) -> None:
+    """Draw the curves of a run and, if the model has codes, what it does to images."""
     pictures.save_curves(run / "curves.png", read_metrics(run), trainer.config.codebook_size)
     if held_out is not None and training is not None:
         tiles = trainer.data.preview(_PREVIEW_IMAGES, 2**trainer.config.downsampling)
-        pictures.save_reconstructions(run / "reconstructions.png", model, tiles, held_out.psnr)
+        path = run / "reconstructions.png"
+        pictures.save_reconstructions(path, trainer.model, tiles, held_out.psnr)
         pictures.save_usage(run / "usage.png", training, held_out)
-    return result
-
-
-def _say_nothing(line: str) -> None:
-    """For all processes but the first."""
 
 
 def _figures(evaluation: Evaluation) -> dict[str, float]:

@@ -15,10 +15,10 @@ from vqvae_fast.training.runlock import LOCK, locked
 
 CONFIG, METRICS, RESULT, CHECKPOINT = "config.json", "metrics.jsonl", "result.json", "checkpoint.pt"
 
-# A line of metrics.jsonl. What describes the codebook is null until the codebook has its codes.
+# A line of metrics.jsonl. Figures of the codebook are null until the codebook has its codes.
 Row = dict[str, Any]
 
-# What renaming a folder to a name that is taken ends in.
+# The errors of renaming a folder to a name that is taken.
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 
 
@@ -80,10 +80,10 @@ def _build(
 
 
 def _fill(path: Path, fill: Callable[[Path], None], lock: ExitStack) -> None:
-    """Make a run of a folder that exists."""
-    _check_empty(path)  # first without the lock, whose file must not get into a foreign folder
+    """Turn an existing, empty folder into a run folder."""
+    _check_empty(path)  # before the lock, whose file must not be put into a foreign folder
     lock.enter_context(locked(path))
-    _check_empty(path)  # another process may have held the lock before
+    _check_empty(path)  # again, since another process may have held the lock meanwhile
     fill(path)
 
 
@@ -100,7 +100,7 @@ def _not_empty(path: Path) -> str:
 
 
 def open_run(run: str | Path) -> Path:
-    """The folder of an existing run; raises UserError where it is not one."""
+    """The folder of an existing run; raises UserError if it is not one."""
     path = user_path(run)
     if not path.exists():
         raise UserError(f"run folder not found: {path}")
@@ -115,7 +115,7 @@ def read_config(run: Path) -> TrainConfig:
     """The settings in a run's config.json.
 
     Raises:
-        UserError: it is not a JSON object of settings that can be.
+        UserError: it is not a JSON object of valid settings.
     """
     path = run / CONFIG
     check_input(path, "settings")
@@ -174,7 +174,7 @@ def read_metrics(run: Path) -> list[Row]:
 
 
 def read_json(text: bytes) -> Any:
-    """``json.loads`` of UTF-8, whose every failure is a ValueError."""
+    """Parse JSON in UTF-8; every failure is a ValueError."""
     try:
         return json.loads(text)
     except RecursionError as error:

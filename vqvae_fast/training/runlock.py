@@ -1,4 +1,4 @@
-"""One process at a time writes to a run folder."""
+"""Locks a run folder, so that one process at a time writes to it."""
 
 import fcntl
 from collections.abc import Iterator
@@ -14,8 +14,8 @@ LOCK = ".lock"
 def locked(run: Path) -> Iterator[None]:
     """Hold the lock of a run folder; readers need none, since files are replaced whole.
 
-    The lock lies on the open file, so the system releases it however the process ends, kill -9
-    and a lost node included. The file itself stays in the folder.
+    The lock belongs to the open file, so the system releases it however the process ends, also by
+    kill -9 or the loss of the node. The file itself stays in the folder.
 
     Raises:
         UserError: another process holds the lock, or the folder cannot be written or locked.

@@ -10,18 +10,18 @@ from vqvae_fast.nn import code_counts, perplexity
 from vqvae_fast.training.pixel_scale import mse_of_pixels
 from vqvae_fast.training.processes import total
 
-# int64, as which the device counts them, holds more.
+# The device counts steps in an int64, which holds more.
 _MOST_STEPS = 2**62
 
 
 class Window:
-    """Sums of a step's figures; the loop waits for the device only when it reads them or saves."""
+    """Sums the figures of steps; the loop waits for the device only to read or to save them."""
 
     def __init__(self, num_codes: int, device: torch.device) -> None:
-        # loss, mse and perplexity.
+        # The sums of loss, mse and perplexity.
         self._sums = torch.zeros(3, dtype=torch.float64, device=device)
         self._counts = torch.zeros(num_codes, dtype=torch.int64, device=device)
-        # Steps, and those of them in which the codebook had codes.
+        # The number of steps, and of those in which the codebook had codes.
         self._steps = self._steps_with_codes = 0
         # Whether all steps were finite, and how many were before the first that was not.
         self._finite = torch.ones((), dtype=torch.bool, device=device)
@@ -33,8 +33,8 @@ class Window:
         """Count one step in.
 
         Args:
-            loss: of the step. Of several processes loss and mse are parts: those of all add up to
-                the batch's.
+            loss: of the step. With several processes, loss and mse are parts that add up to the
+                batch's.
             mse: on the model's scale [-1, 1].
             output: of the model.
             finite: a flag, whether the step has left the model finite.
@@ -60,11 +60,11 @@ class Window:
         self._finite_steps += self._finite
 
     def steps_since_divergence(self) -> int:
-        """How many steps, the last ones, are not finite any more; waits for the device."""
+        """How many steps there are from the first that was not finite on; waits for the device."""
         return self._steps - int(self._finite_steps)
 
     def read(self) -> dict[str, float | None]:
-        """The means since the last call: mse of pixel values in [0, 1]; and start anew.
+        """Return the means since the last call, and start anew; mse is of pixel values in [0, 1].
 
         Perplexity and codes used are those of the steps with codes, None if there were none.
         """

@@ -1,4 +1,4 @@
-"""What is known of each library's layout, in the order in which they are tried."""
+"""The layouts of all libraries, in the order in which they are tried."""
 
 from vqvae_fast.checkpoints.formats import dac, embedding, encodec, mimi, rosinality, sim_vq, vqp
 from vqvae_fast.checkpoints.formats.format import Format

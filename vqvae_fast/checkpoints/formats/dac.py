@@ -1,8 +1,8 @@
 """DAC, the Descript Audio Codec: -> ResidualVQ(project_per_stage=True, cosine_search=True).
 
 ``quantizers.i`` holds ``codebook.weight`` [K, 8] and two 1x1 convolutions, ``in_proj`` to 8
-channels and ``out_proj`` back. Vectors and codes are normalised to find the nearest code; the code
-that is projected back is the one that is stored, not normalised. The convolutions are stored with
+channels and ``out_proj`` back. Vectors and codes are normalised only to find the nearest code:
+``out_proj`` gets the code as it is stored. The convolutions are stored with
 weight normalisation (weight = g v / |v|, in torch's old or new naming) or, at Hugging Face,
 without. Its modules take [B, D, T], ours [B, T, D].
 """

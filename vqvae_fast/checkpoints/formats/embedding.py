@@ -29,7 +29,7 @@ def _describe(weights: Weights, options: dict[str, Any]) -> Description:
     n_e, e_dim = codes.shape
     arguments: dict[str, Any] = {"n_e": n_e, "e_dim": e_dim}
     state = {"embedding.weight": codes}
-    # Moving averages: our names, and those of taming's EMAVectorQuantizer.
+    # Moving averages have our names, or those of taming's EMAVectorQuantizer.
     averages = weights.take_first("ema.embed_avg", "embedding.embed_avg")
     sizes = weights.take_first("ema.cluster_size", "embedding.cluster_size")
     if averages is not None:
@@ -46,7 +46,7 @@ def _describe(weights: Weights, options: dict[str, Any]) -> Description:
     return "VectorQuantizer", arguments, state
 
 
-# Language models have an embedding.weight, too: the parent's name, if there is one, must tell.
+# Language models have an embedding.weight, too: the parent's name must be one of a quantizer.
 _ANCHOR = re.compile(r"(?P<prefix>(?:(?:.*\.)?\w*(?:quant|vq|codebook)\w*\.)?)embedding\.weight")
 
 FORMAT = Format(

@@ -11,9 +11,9 @@ from vqvae_fast.checkpoints.formats.format import Description, Format, anchor
 from vqvae_fast.checkpoints.formats.stages import Stage, sizes, state_of, take_projection
 from vqvae_fast.checkpoints.weights import Weights
 
-# What EnCodec's authors trained with, and what VQP's defaults are not. They also replaced codes
-# that fewer than 2 vectors of a batch chose; that moves codes, and so is left to the option
-# threshold_ema_dead_code=2.
+# The settings of EnCodec's authors that differ from VQP's defaults. They also replaced codes that
+# fewer than 2 vectors of a batch chose. That moves codes, so the user must ask for it with the
+# option threshold_ema_dead_code=2.
 TRAINED_WITH = {"decay": 0.99, "rotation_trick": False}
 
 

@@ -1,4 +1,4 @@
-"""What a format is."""
+"""The type of a format."""
 
 import re
 from collections.abc import Callable
@@ -19,7 +19,8 @@ class Format(NamedTuple):
         title: for messages.
         anchor: matches the name of a weight by which the layout is known; its group ``prefix`` is
             what stands before the quantizer's own names.
-        describe: takes out of the weights what it knows; it may take options that are for it.
+        describe: takes the weights that it knows out of the first argument; out of the second it
+            may take options that are for it.
     """
 
     title: str

@@ -1,8 +1,8 @@
 """Mimi, in Moshi's, Hugging Face's and our own layout: -> SplitResidualVQ.
 
-A semantic and an acoustic ResidualVQ, both of the same input, each between two 1x1 convolutions
-without bias; the sum of both is the output. A codebook is stored as the moving sum and the moving
-number of the vectors that chose it: embed = sum / clamp(number, 1e-5).
+A semantic and an acoustic ResidualVQ take the same input, each between two 1x1 convolutions without
+bias, and their outputs are added. A code is stored as the moving sum and the moving number of the
+vectors that chose it: embed = sum / clamp(number, 1e-5).
 
 | here | Moshi (older) | Hugging Face |
 |---|---|---|
@@ -77,7 +77,7 @@ def _stage(layer: Weights) -> Stage:
 
 
 def _our_stage(book: Weights, layer: Weights) -> Stage:
-    """As SplitResidualVQ itself has it: with an axis of heads, and with the codes."""
+    """The state as SplitResidualVQ has it: with an axis of heads, and with the codes."""
     embed = book.take("embed", 1, None, None)[0]
     count = book.take("cluster_size", 1, len(embed))[0]
     average = book.take("embed_avg", 1, *embed.shape)[0]

@@ -7,7 +7,8 @@ from vqvae_fast.checkpoints.formats.reference_vqvae import reference_beta
 from vqvae_fast.checkpoints.stored import FORMAT, StoredQuantizer
 from vqvae_fast.checkpoints.tensors import check_tensors
 
-_VQVAE = "vector_quantization."
+# What the names of the weights of a VQ-VAE's quantizer begin with.
+PLACE = "vector_quantization."
 _OURS = FORMAT.rstrip("0123456789")
 
 
@@ -30,13 +31,40 @@ def read_ours(checkpoint: Mapping[str, Any]) -> StoredQuantizer | None:
     return StoredQuantizer(name, arguments, state)
 
 
+def read_run(checkpoint: Mapping[str, Any]) -> StoredQuantizer | None:
+    """The quantizer in a checkpoint of ``vqvae-fast train`` that names its class.
+
+    Returns None for all other checkpoints, among them runs with a VectorQuantizer: these record no
+    class, and are read as a layout of weights, with :func:`arguments_beside`.
+    """
+    config, weights = checkpoint.get("model_config"), checkpoint.get("model")
+    arguments = config.get("quantizer") if isinstance(config, dict) else None
+    name = arguments.get("class") if isinstance(arguments, dict) else None
+    if not (isinstance(name, str) and isinstance(weights, Mapping)):
+        return None
+    assert isinstance(config, dict)
+    assert isinstance(arguments, dict)
+    ours = {"n_e": "n_embeddings", "e_dim": "embedding_dim", "beta": "beta"}
+    if missing := [of_model for of_model in ours.values() if of_model not in config]:
+        raise ValueError(f"model_config of the checkpoint lacks {', '.join(missing)}")
+    sizes = {argument: config[of_model] for argument, of_model in ours.items()}
+    others = {argument: value for argument, value in arguments.items() if argument != "class"}
+    state = {
+        weight.removeprefix(PLACE): tensor
+        for weight, tensor in weights.items()
+        if isinstance(weight, str) and weight.startswith(PLACE)
+    }
+    check_tensors(state)
+    return StoredQuantizer(name, {**sizes, **others}, state)
+
+
 def arguments_beside(checkpoint: Mapping[str, Any], place: str) -> dict[str, Any]:
     """Arguments of VectorQuantizer that stand in a VQ-VAE's checkpoint beside its weights.
 
     A run of ours has them under "model_config"; the reference VQ-VAE has its beta under
     "hyperparameters", and always the loss that we call legacy.
     """
-    if place != _VQVAE:
+    if place != PLACE:
         return {}
     config = checkpoint.get("model_config")
     if isinstance(config, dict):

@@ -38,7 +38,7 @@ def read_reference_checkpoint(
         raise ValueError(
             f"{problem}: it holds more than tensors and numbers, or is damaged ({error})"
         ) from error
-    except Exception as error:  # bytes that are no pickle end in whatever they happen to ask for
+    except Exception as error:  # damaged bytes can raise anything
         raise ValueError(f"{problem}: it cannot be read ({error})") from error
     state = checkpoint.get("model") if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
@@ -50,7 +50,7 @@ def read_reference_checkpoint(
 
 
 def reference_beta(checkpoint: dict[str, Any]) -> float:
-    """The beta that a checkpoint was trained with; the reference's default where it is not told."""
+    """The beta that a checkpoint was trained with, or the reference's default if it has none."""
     hyperparameters = checkpoint.get("hyperparameters")
     return float(hyperparameters.get("beta", 0.25)) if isinstance(hyperparameters, dict) else 0.25
 

@@ -1,7 +1,7 @@
 """vector-quantize-pytorch's SimVQ and ResidualSimVQ: -> ours of the same names.
 
-``frozen_codebook`` [K, F] and ``code_transform.weight`` [D, F], the map that is learned. Where it
-is another module than a linear map, give it as the option ``codebook_transform``, and ``dim``.
+The weights are ``frozen_codebook`` [K, F] and ``code_transform.weight`` [D, F], the learned map. If
+the map is not one linear layer, give the module as the option ``codebook_transform``, and ``dim``.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""The stages of a residual quantizer, whatever library they come from: -> ResidualVQ."""
+"""Makes a ResidualVQ of the stages of a residual quantizer, which all libraries share."""
 
 from typing import Any, NamedTuple
 
@@ -16,15 +16,15 @@ class Linear(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """One stage.
+    """The weights of one stage.
 
     Attributes:
-        embed: [K, D].
+        embed: the codes, [K, D].
         cluster_size: [K], vectors per batch; None for a codebook without moving averages.
-        embed_avg: [K, D]; likewise.
-        initted: whether k-means has run, or was never to run.
-        project_in: to the codebook's dimension, None where it is the module's.
-        project_out: back again.
+        embed_avg: [K, D], sums of vectors; None likewise.
+        initted: whether the codebook has its codes: k-means has run, or is not used.
+        project_in: the projection to the codebook's dimension; None if it is the module's.
+        project_out: the projection back.
     """
 
     embed: Tensor
@@ -43,7 +43,7 @@ def take_projection(weights: Weights, name: str) -> Linear | None:
 
 
 def sizes(stages: list[Stage]) -> dict[str, Any]:
-    """The arguments of ResidualVQ that the stages' shapes tell.
+    """The arguments of ResidualVQ that the stages' shapes show.
 
     Raises:
         ValueError: the stages differ in the dimension of their codes.
@@ -76,7 +76,7 @@ def state_of(stages: list[Stage], prefix: str = "") -> dict[str, Tensor]:
     for number, stage in enumerate(stages):
         layer = f"{prefix}layers.{number}."
         count = len(stage.embed)
-        # Without averages: as a new codebook has them.
+        # A stage without averages gets those of a new codebook.
         size = torch.ones(count) if stage.cluster_size is None else stage.cluster_size
         average = stage.embed.clone() if stage.embed_avg is None else stage.embed_avg
         state |= {

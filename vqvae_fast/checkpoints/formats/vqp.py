@@ -1,17 +1,17 @@
 """vector-quantize-pytorch's VectorQuantize, ResidualVQ and GroupedResidualVQ: -> ours.
 
-The state dicts are ours already. What differs between its versions is made one: ``initted`` was [1]
-and float before it was 0-d and bool, codebooks had no axis of heads. The arguments that leave a
-trace are read off: sizes, projections, heads, affine parameters, neural codebooks and
+Our classes have the same state dicts. Older versions of the library are brought to today's layout:
+their ``initted`` is [1] and float, today's is 0-d and bool; their codebooks have no axis of heads.
+These arguments show in the weights: sizes, projections, heads, affine parameters, neural codebooks,
 
-* cosine similarity, where all codes have length 1;
-* a codebook learned by gradient, where it stands before its buffers, as parameters do. A file that
-  was sorted by name, as .safetensors are, does not tell: give ``learnable_codebook=True,
+* cosine similarity, if all codes have length 1;
+* a codebook learned by gradient, if it stands before its buffers, as parameters do. A file that is
+  sorted by name, such as .safetensors, does not show this: give ``learnable_codebook=True,
   ema_update=False``;
-* a shared codebook, where all stages hold the same codes.
+* a shared codebook, if all stages hold the same codes.
 
-Two things leave none: ``heads`` that share a codebook without projections, and modules passed to
-the constructor (``vq_bridge``). They are options.
+Two arguments do not show and must be given as options: ``heads`` that share a codebook without
+projections, and modules that are passed to the constructor (``vq_bridge``).
 """
 
 from typing import Any
@@ -22,7 +22,8 @@ from torch import Tensor
 from vqvae_fast.checkpoints.formats.format import Description, Format, anchor
 from vqvae_fast.checkpoints.weights import Weights
 
-_UNIT = 1e-3  # codes of length 1, in float16 too
+# Codes have length 1 if none differs from it by more, also in float16.
+_UNIT = 1e-3
 _BOOK = "_codebook."
 
 
@@ -88,7 +89,7 @@ def _grouped(weights: Weights, options: dict[str, Any]) -> Description:
 
 
 def _codebook(weights: Weights, options: dict[str, Any]) -> dict[str, Any]:
-    """Bring a codebook into today's shape, in place; the arguments that it tells."""
+    """Bring a codebook into today's shape, in place; return the arguments that it shows."""
     order = [name for name in weights if name.startswith(_BOOK)]
     embed = weights["_codebook.embed"]
     if embed.dim() == 2:
@@ -100,7 +101,7 @@ def _codebook(weights: Weights, options: dict[str, Any]) -> dict[str, Any]:
     arguments: dict[str, Any] = {} if initted else {"kmeans_init": True}
     if "_codebook.codebook_mean" in weights:
         arguments["affine_param"] = True
-    # A parameter with orthogonal regularisation may have moving averages all the same.
+    # A parameter with orthogonal regularisation can have moving averages, too.
     asks = options.keys() & {"orthogonal_reg_weight", "learnable_codebook", "ema_update"}
     if order[:2] == ["_codebook.embed", "_codebook.initted"] and not asks:
         arguments |= {"learnable_codebook": True, "ema_update": False}
@@ -123,7 +124,7 @@ def _inner(weights: Weights) -> tuple[int, int] | None:
 
 
 def _neural(weights: Weights) -> dict[str, Any]:
-    """The implicit neural codebooks' networks; they imply a codebook learned by gradient."""
+    """Take the networks of implicit neural codebooks, whose codebook is learned by gradient."""
     depth = len({name.split(".")[3] for name in weights if name.startswith("mlps.0.layers.")})
     hidden = weights.shaped("mlps.0.layers.0.0.weight", None, None).shape[0]
     return {

@@ -1,4 +1,4 @@
-"""Images in a NumPy file, [N, H, W, C] or [N, C, H, W]."""
+"""Opens NumPy files of images, [N, H, W, C] or [N, C, H, W]."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ def open_array(path: Path, *, crop: int | None, held_out: float) -> ImageData:
 
 
 def as_images(array: NDArray[Any], name: str) -> NDArray[Any]:
-    """``array`` as [N, H, W, C], checked: uint8, or float in [0, 1]."""
+    """Check that ``array`` holds images, uint8 or float in [0, 1]; return it as [N, H, W, C]."""
     shape = list(array.shape)
     if array.ndim != 4 or 0 in shape or not {shape[1], shape[3]} & set(_CHANNELS):
         raise UserError(
@@ -59,7 +59,7 @@ def _load(path: Path) -> NDArray[Any]:
                 chosen: NDArray[Any] = archive[names[0]]
                 return chosen
     except UNREADABLE as error:
-        # NumPy takes what it does not know for a pickle, and advises to run the code in it.
+        # NumPy takes an unknown file for a pickle, and its message advises to run the code in it.
         objects = any(word in str(error).lower() for word in ("pickle", "object"))
         why = "it is not one, or holds Python objects" if objects else error
         raise UserError(f"{path} cannot be read as a NumPy file: {why}") from error

@@ -1,4 +1,4 @@
-"""CIFAR-10 in its binary version (https://www.cs.toronto.edu/~kriz/cifar.html)."""
+"""Opens CIFAR-10 in its binary version (https://www.cs.toronto.edu/~kriz/cifar.html)."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def open_cifar10(folder: Path, *, crop: int | None) -> ImageData:
 
 
 def _read(folder: Path, names: tuple[str, ...]) -> NDArray[np.uint8]:
-    """The images of some batches, [N, 32, 32, 3]."""
+    """Read the images of some batches, [N, 32, 32, 3]."""
     batches = []
     for name in names:
         path = folder / name

@@ -1,4 +1,4 @@
-"""Random crops out of images of any size, and regions of them that are never trained on.
+"""Draws random crops of images of any size, and sets regions aside that are never trained on.
 
 An image is an array [H, W, C], uint8 or float in [0, 1]. Boxes [R, 5] hold one region a row:
 image, top, left, height, width, in pixels.
@@ -67,7 +67,7 @@ class Regions:
             [count, C, side, side] float32 in [-1, 1].
         """
         drawn = len(range(count)[part])
-        # In one piece and first, so that a size beyond the memory fails at once, not after minutes.
+        # All memory is taken first, so that a size beyond it fails at once and not after minutes.
         try:
             crops = np.empty((drawn, channels, side, side), dtype=np.float32)
         except ValueError as error:  # more bytes than can be addressed
@@ -89,7 +89,7 @@ class Regions:
 
 @dataclass(frozen=True)
 class ImageData:
-    """Training regions, held-out regions, and what is said about them.
+    """Training regions, held-out regions, and their description.
 
     Attributes:
         channels: 1 or 3.
@@ -107,7 +107,7 @@ class ImageData:
         """The training batch of a step: [size, C, crop, crop] float32 in [-1, 1].
 
         It depends on (seed, step) alone: a resumed run draws what the whole run would have drawn,
-        with no sampler state to save. Of several processes each reads its ``part`` only.
+        with no sampler state to save. Each of several processes reads its ``part`` only.
         """
         rng = np.random.default_rng([seed, step])
         return self.train.crops(rng, size, self.crop, self.channels, part)

@@ -27,7 +27,7 @@ class DatasetImages:
     """
 
     def __init__(self, dataset: "Dataset[Any]") -> None:
-        """Refuse what cannot be drawn from at random."""
+        """Raise UserError if items cannot be drawn at random."""
         if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
             raise UserError(
                 "a Dataset needs __len__ and __getitem__ (an IterableDataset has neither), "
@@ -53,7 +53,7 @@ class DatasetImages:
             )
         pixels = item.detach().cpu().numpy() if isinstance(item, torch.Tensor) else np.asarray(item)
         pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-        # as_images speaks of batches: one image is a batch of one.
+        # as_images checks batches: one image is a batch of one.
         image: Image = as_images(pixels[None], f"item {index} of the Dataset")[0]
         return image
 

@@ -1,4 +1,4 @@
-"""Folders of image files."""
+"""Opens folders of image files."""
 
 import os
 from collections.abc import Sequence
@@ -10,15 +10,15 @@ from vqvae_fast.training.files import image_size, read_image
 from vqvae_fast.training.pixel_scale import Image
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-# Decoded pixels kept in memory; images beyond it are decoded again whenever one is drawn.
+# Memory for decoded pixels; images beyond it are decoded again whenever one is drawn.
 _KEEP_BYTES = 1 << 30
 
 
 class ImageFiles:
-    """Image files as arrays, decoded once as long as memory allows."""
+    """Image files as arrays; as many as memory allows are decoded once only."""
 
     def __init__(self, paths: Sequence[Path], sizes: Sequence[tuple[int, int]]) -> None:
-        """Decode what may be kept now: a broken file shows before training, not during it."""
+        """Decode now what may be kept, so that a broken file fails before training begins."""
         self._paths = paths
         self._kept: dict[int, Image] = {}
         budget = _KEEP_BYTES

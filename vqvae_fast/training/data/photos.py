@@ -10,8 +10,8 @@ from vqvae_fast.training.data.folder import open_files
 
 _SKIMAGE, _SKLEARN = ("skimage", "data"), ("sklearn", "datasets/images")
 
-# name: (package, folder in it, file). All of them lie inside the wheels; the other pictures that
-# skimage.data offers are downloaded on first use, so that module is not asked at all.
+# name: (package, folder in it, file). All of these files lie inside the wheels. skimage.data would
+# download its other pictures on first use, so the files are read without that module.
 PHOTOGRAPHS: dict[str, tuple[str, str, str]] = {
     "astronaut": (*_SKIMAGE, "astronaut.png"),
     "coffee": (*_SKIMAGE, "coffee.png"),
@@ -26,7 +26,7 @@ PHOTOGRAPHS: dict[str, tuple[str, str, str]] = {
     "flower": (*_SKLEARN, "flower.jpg"),
 }
 
-# Not both of the stereo pair: what is held out of one can be seen in the other.
+# One of the stereo pair is left out: it shows what is held out of the other.
 DEFAULT_PHOTOGRAPHS = (
     "astronaut",
     "coffee",
@@ -51,7 +51,7 @@ def _locate(name: str) -> Path:
     if name not in PHOTOGRAPHS:
         raise UserError(f"photographs must be among {', '.join(PHOTOGRAPHS)}, got {name}")
     package, folder, file = PHOTOGRAPHS[name]
-    # find_spec tells where a package lies without importing it.
+    # find_spec finds a package without importing it.
     spec = find_spec(package)
     for root in (spec and spec.submodule_search_locations) or ():
         path = Path(root, folder, file)
