@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from vqvae_fast.moving_average import average_in_, smoothed_size, write_means_
+
 # Elements of the largest temporary: 4 Mi float64 scores are 32 MiB, for every N and K.
 _CHUNK_ELEMENTS = 1 << 22
 
@@ -145,23 +147,6 @@ def segment_sum(src: Tensor, indices: Tensor, num_segments: int) -> tuple[Tensor
     return sums.to(dtype), counts.to(dtype)
 
 
-def smoothed_size(
-    cluster_size: Tensor,
-    eps: float,
-    *,
-    total: Tensor | None = None,
-    num_codes: int | None = None,
-) -> Tensor:
-    """Smooth cluster_size [..., K] so that none is zero (arXiv 1711.00937, appendix A.1).
-
-    For a part of a codebook, ``total`` [..., 1] and ``num_codes`` are those of the whole.
-    """
-    total = cluster_size.sum(dim=-1, keepdim=True) if total is None else total
-    num_codes = cluster_size.shape[-1] if num_codes is None else num_codes
-    smoothing = total / (total + num_codes * eps)
-    return ((cluster_size + eps) * smoothing).clamp(min=torch.finfo(total.dtype).tiny)
-
-
 @torch.no_grad()
 def moving_average_(
     average: Tensor,
@@ -173,7 +158,6 @@ def moving_average_(
     eps: float,
     *,
     segment_sum: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] = segment_sum,
-    smoothed_size: Callable[[Tensor, float], Tensor] = smoothed_size,
 ) -> None:
     """Update the averages with a batch and write them into the codes.
 
@@ -189,14 +173,12 @@ def moving_average_(
         decay: weight of the past, 0 <= decay < 1.
         eps: of the smoothing, in vectors per batch.
         segment_sum: sums the vectors of each code.
-        smoothed_size: smooths the cluster sizes.
     """
     flat = flat_indices(indices, codebook)
     sums, counts = segment_sum(src, flat, cluster_size.numel())
-    cluster_size.lerp_(counts.view_as(cluster_size).to(cluster_size.dtype), 1 - decay)
-    average.lerp_(sums.view_as(average).to(average.dtype), 1 - decay)
-    # Divide into the codes directly: no temporary is as large as the codes.
-    torch.div(average, smoothed_size(cluster_size, eps)[..., None], out=codebook)
+    average_in_(cluster_size, counts.view_as(cluster_size), 1 - decay)
+    average_in_(average, sums.view_as(average), 1 - decay)
+    write_means_(codebook, average, smoothed_size(cluster_size, eps))
 
 
 @torch.no_grad()

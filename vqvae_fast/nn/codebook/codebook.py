@@ -1,24 +1,22 @@
 """The codebook of the drop-in quantizers: its codes, and all state that they learn by."""
 
 import functools
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as nn_functional
 
-from vqvae_fast import functional
 from vqvae_fast.agreement import require_same
 from vqvae_fast.autograd.gather import copy_of_codes
 from vqvae_fast.distributed import is_distributed, summed
 from vqvae_fast.dtypes import common_float
-from vqvae_fast.nn.codebook.dead_codes import shuffled_replacements
+from vqvae_fast.nn.codebook.averages import Averages, BatchSums, EmaWeight
+from vqvae_fast.nn.codebook.dead_codes import shuffled_replacements, start_anew
 from vqvae_fast.nn.codebook.host_flag import HostFlag
 from vqvae_fast.nn.codebook.kmeans import lloyd
 from vqvae_fast.nn.codebook.undoing import undone_unless
 from vqvae_fast.nn.codebook.wide_buffers import WideBuffers
-from vqvae_fast.reference import smoothed_size
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -29,7 +27,6 @@ _SAME_EVERYWHERE = (
     *("decay", "eps", "threshold_ema_dead_code", "reset_cluster_size", "use_cosine_sim"),
     *("kmeans_iters", "sync_kmeans"),
 )
-EmaWeight = Tensor | float | Callable[[Tensor, Tensor], Tensor] | None
 
 
 class Codebook(WideBuffers):
@@ -111,6 +108,14 @@ class Codebook(WideBuffers):
         else:
             self.register_buffer("embed", embed)
         self._initted = HostFlag(not kmeans_init)
+        # What steps with ``accumulate`` have left to the next step without it; no part of the
+        # state dict, like vector-quantize-pytorch's, which keeps it in the buffers' ``grad``.
+        self.pending: BatchSums | None = None
+
+    @property
+    def averages(self) -> Averages:
+        """The buffers, with what can be done to them."""
+        return Averages(self.cluster_size, self.embed_avg)
 
     @property
     def expires(self) -> bool:
@@ -188,7 +193,8 @@ class Codebook(WideBuffers):
         if codes.shape != self.embed.shape:
             raise ValueError(f"codes must be {list(self.embed.shape)}, got {list(codes.shape)}")
         self.embed.copy_(nn_functional.normalize(codes, dim=-1) if self.use_cosine_sim else codes)
-        self.embed_avg.copy_(self.embed * self._smoothed()[..., None])
+        averages = self.averages
+        averages.stand_at(self.embed, averages.smoothed(self.eps))
         self._finish_init()
 
     def init_once(self, data: Tensor, mask: Tensor | None = None) -> None:
@@ -235,29 +241,21 @@ class Codebook(WideBuffers):
 
     def _start_from(self, codes: Tensor, counts: Tensor) -> None:
         """Write codes [C, K, d] that k-means has found, each for counts [C, K] vectors."""
+        averages = self.averages
         self.cluster_size.copy_(counts)
-        smoothed = self._smoothed()[..., None]
         # A code that got no vector stays where k-means has left it.
-        used = counts[..., None] > 0
-        self.embed_avg.copy_(codes * torch.where(used, counts[..., None], smoothed))
+        averages.stand_at(codes, torch.where(counts > 0, counts, averages.smoothed(self.eps)))
         self.embed.copy_(codes)
         self.update_ema()
 
     @torch.no_grad()
     def update_ema(self) -> None:
         """Write the averages into the codes."""
+        averages = self.averages
         if self.use_cosine_sim:
-            # The length does not matter. Of a code that nothing chooses it falls with every step,
-            # until nothing is left: then the code stays.
-            averages = self.embed_avg
-            if torch.compiler.is_compiling():  # inductor (2.13) cannot fuse what reduces them
-                averages = torch.ops.vqvae_fast.copy_of_codes(averages)  # with what wrote them
-            largest = averages.abs().amax(dim=-1, keepdim=True)
-            scaled = averages / largest.clamp(min=torch.finfo(largest.dtype).tiny)
-            codes = nn_functional.normalize(scaled, dim=-1)
-            self.embed.copy_(torch.where(largest > 0, codes, self.embed))
-        else:  # straight into the codes: nothing as large as they are is made on the way
-            torch.div(self.embed_avg, self._smoothed()[..., None], out=self.embed)
+            averages.write_directions(self.embed)
+        else:
+            averages.write_means(self.embed, averages.smoothed(self.eps))
 
     @torch.no_grad()
     def update(
@@ -289,45 +287,31 @@ class Codebook(WideBuffers):
         valid = _counted(rows, mask)
         chosen = torch.where(valid, indices, -1)
         rows = self._unplaced(rows)
-        if self._averages_at_once(weight, accumulate, ema_update):
-            torch.ops.vqvae_fast.moving_average_(
-                self.embed_avg,
-                self.cluster_size,
-                self.embed.detach(),
-                rows.detach(),
-                chosen,
-                self.decay,
-                self.eps,
-            )
+        averages = self.averages
+        writes = ema_update and not self.manual_ema_update
+        if writes and not accumulate and weight is None and self._moves_at_once:
+            averages.move_on(rows, chosen, self.embed, self.decay, self.eps)
             self._expire(rows, valid)
             return
-        sums, counts = functional.code_statistics(rows, chosen, self.embed)
-        if self.use_ddp:
-            sums, counts = summed(sums, counts)
+        batch = averages.batch(rows, chosen)
+        batch = batch.of_all() if self.use_ddp else batch
         if callable(weight):
-            weight = weight(sums, counts)
+            assert batch.sums is not None
+            weight = weight(batch.sums, batch.counts)
+        batch = batch.plus(self.pending)
         if accumulate:
-            _accumulate(self.cluster_size, counts)
-            _accumulate(self.embed_avg, sums)
+            self.pending = batch
             return
-        self._average(self.cluster_size, counts, weight)
-        self._average(self.embed_avg, sums, weight)
-        if ema_update and not self.manual_ema_update:
+        self.pending = None
+        averages.average_in(batch, self.decay, weight)
+        if writes:
             self.update_ema()
         self._expire(rows, valid)
 
-    def _averages_at_once(self, weight: EmaWeight, accumulate: bool, ema_update: bool) -> bool:
-        """Whether one pass over the book may do all of :meth:`update` but the expiry."""
-        return (
-            ema_update
-            and weight is None
-            and not accumulate
-            and not self.manual_ema_update
-            and not self.use_cosine_sim
-            and not self.use_ddp
-            and self.embed_avg.grad is None
-            and self.cluster_size.grad is None
-        )
+    @property
+    def _moves_at_once(self) -> bool:
+        """Whether the averages and the codes may move in one pass over the book."""
+        return not (self.use_cosine_sim or self.use_ddp) and self.pending is None
 
     def update_indices(
         self,
@@ -373,41 +357,13 @@ class Codebook(WideBuffers):
         rows, valid = rows.flatten(1, -2), valid.flatten(1)
         if self.use_cosine_sim:
             rows = nn_functional.normalize(rows, dim=-1)
-        dead = self.cluster_size < self.threshold_ema_dead_code
+        averages = self.averages
+        dead = averages.dead(self.threshold_ema_dead_code)
         books = zip(rows, valid, dead, strict=True)
         drawn = [shuffled_replacements(*book, synced=self.use_ddp) for book in books]
         moved, codes = (torch.stack(part) for part in zip(*drawn, strict=True))
         codes = codes.to(self.embed_avg.dtype)
-        size = torch.where(moved, self.reset_cluster_size, self.cluster_size)
-        average = torch.where(moved[..., None], codes * self.reset_cluster_size, self.embed_avg)
-        self.cluster_size.copy_(size)
-        self.embed_avg.copy_(average)
-        self.embed.copy_(torch.where(moved[..., None], codes.to(self.embed.dtype), self.embed))
-
-    def check_weight(self, weight: EmaWeight) -> None:
-        """Raise for an EMA weight that does not fit; of a function nothing is known yet."""
-        if weight is None or callable(weight) or isinstance(weight, (int, float)):
-            return
-        books = self.cluster_size.shape
-        if not isinstance(weight, Tensor) or weight.shape not in ((), books, books[1:]):
-            got = list(weight.shape) if isinstance(weight, Tensor) else repr(weight)
-            raise ValueError(
-                f"the EMA weight must be [K={self.codebook_size}] or {list(books)}, got {got}"
-            )
-
-    def _average(self, old: Tensor, new: Tensor, weight: Tensor | float | None) -> None:
-        if old.grad is not None:  # what earlier batches have accumulated
-            new, old.grad = new + old.grad, None
-        share: Tensor | float = 1.0 - self.decay
-        if weight is not None:
-            self.check_weight(weight)
-            weight = torch.as_tensor(weight, dtype=old.dtype, device=old.device)
-            share = share * weight.expand_as(self.cluster_size)
-            share = share.view(share.shape + (1,) * (old.dim() - share.dim()))
-        old.lerp_(new.to(old.dtype), share)
-
-    def _smoothed(self) -> Tensor:
-        return smoothed_size(self.cluster_size, self.eps)
+        start_anew(self.embed, averages, moved, codes, self.reset_cluster_size)
 
     def _finish_init(self) -> None:
         self._initted.write(self.initted, True)
@@ -432,7 +388,3 @@ def _counted(rows: Tensor, mask: Tensor | None) -> Tensor:
     """rows [C, ..., d] that say something about a code: one that is not finite would destroy it."""
     finite = rows.isfinite().all(dim=-1)
     return finite if mask is None else finite & mask
-
-
-def _accumulate(average: Tensor, new: Tensor) -> None:
-    average.grad = new if average.grad is None else average.grad + new

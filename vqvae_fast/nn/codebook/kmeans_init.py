@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae_fast.distributed import from_first, rows_of_all, summed, world_size
+from vqvae_fast.nn.codebook.averages import Averages
 from vqvae_fast.nn.codebook.host_flag import HostFlag
 from vqvae_fast.nn.codebook.kmeans import KMeans, kmeans
 from vqvae_fast.nn.codebook.sampling import stratified_positions, take_rows
@@ -190,8 +191,7 @@ def _start_by_kmeans_(
     codebook.copy_(result.codes)
     if cluster_size is not None:
         cluster_size.copy_(sizes)
-    if embed_avg is not None:
-        embed_avg.copy_(codebook * sizes[:, None])
+        Averages(cluster_size, embed_avg).stand_at(codebook, cluster_size)
     init._end(initted)
 
 

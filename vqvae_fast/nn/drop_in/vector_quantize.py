@@ -13,7 +13,8 @@ from vqvae_fast.autograd.gather import take_codes
 from vqvae_fast.distributed import is_distributed, world_size
 from vqvae_fast.dtypes import common_float
 from vqvae_fast.nn.codebook.affine_codebook import AffineCodebook
-from vqvae_fast.nn.codebook.codebook import Codebook, EmaWeight
+from vqvae_fast.nn.codebook.averages import EmaWeight
+from vqvae_fast.nn.codebook.codebook import Codebook
 from vqvae_fast.nn.drop_in.vector_quantize_call import Averaging, Call
 from vqvae_fast.nn.drop_in.vector_quantize_options import check, check_topk, learning
 from vqvae_fast.nn.drop_in.vector_quantize_parts import Kinds
@@ -355,7 +356,7 @@ class VectorQuantize(nn.Module):
         mask = self._layout.mask(tokens, places, mask, lens)
         wanted = self._wanted(topk, sample_codebook_temp, codebook_transform_fn, indices)
         targets = None if indices is None else self._targets(indices, tokens)
-        self._codebook.check_weight(ema_update_weight)
+        self._codebook.averages.check_weight(ema_update_weight)
         averaging = Averaging(ema_update_weight, accum_ema_update, ema_update)
         projected = self.project_in(tokens)
         with without_autocast(x.device.type):
