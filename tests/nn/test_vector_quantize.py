@@ -360,7 +360,7 @@ def test_no_step_waits_for_the_device(options, masked, monkeypatch):
 @pytest.mark.parametrize("options", TRAINING, ids=str)
 def test_n_x_k_numbers_are_never_in_memory(options, monkeypatch):
     """Beside K x d and N x d; what needs all distances takes them in chunks."""
-    monkeypatch.setattr(vqvae_fast.nn.steps.distances, "_CHUNK_ELEMENTS", 1 << 12)
+    monkeypatch.setattr(vqvae_fast.nn.steps.logits, "_CHUNK_ELEMENTS", 1 << 12)
     shape = (1, 8, 32, 32) if "accept_image_fmap" in options else (1, 1024, 8)
     module = quantizer(**options, codebook_size=512)
     x = torch.randn(shape, requires_grad=True)

@@ -19,7 +19,7 @@ from vqvae_fast.nn.drop_in.vector_quantize_call import Averaging, Call
 from vqvae_fast.nn.drop_in.vector_quantize_options import check, check_topk, learning
 from vqvae_fast.nn.drop_in.vector_quantize_parts import Kinds
 from vqvae_fast.nn.drop_in.vector_quantize_routes import PlainStage, Routes
-from vqvae_fast.nn.steps import distances
+from vqvae_fast.nn.steps import logits
 from vqvae_fast.nn.steps.autocast import without_autocast
 from vqvae_fast.nn.steps.choosing import CodebookTransform, Wanted
 from vqvae_fast.nn.steps.layout import (
@@ -370,9 +370,7 @@ class VectorQuantize(nn.Module):
             )
             chosen, loss, parts = self._routes.of(call, self.training).run(call)
             if targets is not None:
-                loss = distances.cross_entropy(
-                    call.rows, chosen.codes, self.use_cosine_sim, targets
-                )
+                loss = logits.cross_entropy(call.rows, chosen.codes, self.use_cosine_sim, targets)
 
         out = self.project_out(self._heads.merge(chosen.quantized).to(projected.dtype)).to(x.dtype)
         found = self._heads.merge_indices(chosen.indices)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vqvae_fast.autograd.estimators import directional_reparam, rotate_to, straight_through
 from vqvae_fast.nn.drop_in.vector_quantize_call import Call
-from vqvae_fast.nn.steps import distances
+from vqvae_fast.nn.steps import logits
 from vqvae_fast.nn.steps.choosing import Best, Chosen, Drawn, Search, Softened
 from vqvae_fast.nn.steps.losses import (
     Commitment,
@@ -138,7 +138,7 @@ class Diversity(NamedTuple):
     def value(self, call: Call, chosen: Chosen) -> Tensor:
         """As :meth:`Regulariser.value`."""
         temperature = call.settings.codebook_diversity_temperature
-        return distances.negative_entropy(
+        return logits.negative_entropy(
             call.rows, chosen.codes, self.unit_length, temperature, call.counted
         )
 
