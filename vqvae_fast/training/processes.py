@@ -62,7 +62,7 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def from_first(make: Callable[[], T]) -> T:
+def in_first(make: Callable[[], T]) -> T:
     """What ``make`` returns in the first process, or its UserError; elsewhere it is not called."""
     made: list[Any] = [None, None]
     if is_first():

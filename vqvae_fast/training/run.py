@@ -18,7 +18,7 @@ from vqvae_fast.training.config import TrainConfig, pick_device
 from vqvae_fast.training.data import ImageData, absolute_source, open_data, source_label
 from vqvae_fast.training.evaluation import Evaluation
 from vqvae_fast.training.loop import Trainer, run_steps
-from vqvae_fast.training.processes import from_first, in_all, is_first
+from vqvae_fast.training.processes import in_all, in_first, is_first
 from vqvae_fast.training.runfolder import (
     CONFIG,
     RESULT,
@@ -99,7 +99,7 @@ def train(
 
         new = new_run(config.out, f"{label}-{config.quantizer}", fill)
         with ExitStack() as lock:
-            run = from_first(lambda: lock.enter_context(new))
+            run = in_first(lambda: lock.enter_context(new))
             return _finish(trainer, run, progress, say)
 
 
@@ -131,7 +131,7 @@ def resume(
     """
     path = open_run(run)
     with ExitStack() as lock:
-        from_first(lambda: lock.enter_context(locked(path)))
+        in_first(lambda: lock.enter_context(locked(path)))
         return _resume(path, data, validation, steps, device, progress, say)
 
 
