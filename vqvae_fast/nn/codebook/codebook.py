@@ -1,7 +1,7 @@
 """The codebook of the drop-in quantizers: its codes, and all state that they learn by."""
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,10 @@ from vqvae_fast.distributed import is_distributed, summed
 from vqvae_fast.dtypes import common_float
 from vqvae_fast.nn.codebook.averages import Averages, BatchSums, EmaWeight
 from vqvae_fast.nn.codebook.dead_codes import shuffled_replacements, start_anew
-from vqvae_fast.nn.codebook.host_flag import HostFlag
+from vqvae_fast.nn.codebook.host_flag import StartsOnce
 from vqvae_fast.nn.codebook.kmeans import lloyd
 from vqvae_fast.nn.codebook.undoing import undone_unless
 from vqvae_fast.nn.codebook.wide_buffers import WideBuffers
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 # Attributes that must be the same in all processes, or the codes would learn wrongly or hang.
 _SAME_EVERYWHERE = (
@@ -29,7 +26,7 @@ _SAME_EVERYWHERE = (
 )
 
 
-class Codebook(WideBuffers):
+class Codebook(StartsOnce, WideBuffers):
     """C books of K codes, with vector-quantize-pytorch's names and state.
 
     Args:
@@ -58,7 +55,6 @@ class Codebook(WideBuffers):
         with ``learnable_codebook``.
     """
 
-    initted: Tensor
     cluster_size: Tensor
     embed_avg: Tensor
     embed: Tensor
@@ -83,7 +79,7 @@ class Codebook(WideBuffers):
         use_cosine_sim: bool = False,
         vq_bridge: nn.Module | None = None,
     ):
-        super().__init__()
+        super().__init__(started=not kmeans_init)
         self.codebook_size, self.num_codebooks = codebook_size, num_codebooks
         self.decay, self.eps = decay, eps
         self.ema_update, self.manual_ema_update = ema_update, manual_ema_update
@@ -100,14 +96,12 @@ class Codebook(WideBuffers):
         if not kmeans_init:
             nn.init.kaiming_uniform_(embed)
             embed = nn_functional.normalize(embed, dim=-1) if use_cosine_sim else embed
-        self.register_buffer("initted", torch.tensor(not kmeans_init))
         self.register_buffer("cluster_size", torch.ones(num_codebooks, codebook_size))
         self.register_buffer("embed_avg", embed.clone())
         if learnable_codebook:
             self.embed = nn.Parameter(embed)
         else:
             self.register_buffer("embed", embed)
-        self._initted = HostFlag(not kmeans_init)
         # What steps with ``accumulate`` have left to the next step without it; no part of the
         # state dict, like vector-quantize-pytorch's, which keeps it in the buffers' ``grad``.
         self.pending: BatchSums | None = None
@@ -176,7 +170,7 @@ class Codebook(WideBuffers):
 
         That happens once, and is not undone for a stage that quantize dropout leaves out.
         """
-        learns = self._initted.of(self.initted) and self.writes()
+        learns = self.started and self.writes()
         return [self.cluster_size, self.embed_avg, self.embed] if learns else []
 
     def observe(self, rows: Tensor, mask: Tensor | None = None) -> None:
@@ -199,19 +193,13 @@ class Codebook(WideBuffers):
 
     def init_once(self, data: Tensor, mask: Tensor | None = None) -> None:
         """:meth:`init_embed_`, until it has been done; nothing waits for the device then."""
-        if torch.compiler.is_compiling():
-            self._read_initted()
-        if not self._initted.of(self.initted):
+        if not self.started:
             self.init_embed_(data, mask)
-
-    @torch.compiler.assume_constant_result  # the compiler reads it while it makes a graph
-    def _read_initted(self) -> None:
-        self._initted.read(self.initted)
 
     @torch.no_grad()
     def init_embed_(self, data: Tensor, mask: Tensor | None = None) -> None:
         """Start from k-means over data [C, ..., d], of which mask [C, ...] counts; once."""
-        if self._initted.of(self.initted):
+        if self.started:
             return
         valid = _counted(data, mask).flatten(1)
         number = valid.numel()
@@ -367,21 +355,6 @@ class Codebook(WideBuffers):
 
     def _finish_init(self) -> None:
         self._initted.write(self.initted, True)
-
-    def train(self, mode: bool = True) -> "Self":
-        """Switch between training and eval; a compiled module then notices a changed initted."""
-        if not torch.compiler.is_compiling():
-            self._initted.read(self.initted)
-        return super().train(mode)
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        stored = state_dict.get(prefix + "initted")
-        if stored is not None and stored.numel() == 1:  # [1] and float in older releases
-            state_dict[prefix + "initted"] = stored.reshape(()).bool()
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._initted.read(self.initted)
 
 
 def _counted(rows: Tensor, mask: Tensor | None) -> Tensor:
