@@ -9,7 +9,7 @@ from torch.nn import functional as nn_functional
 
 from vqvae_fast.agreement import require_same
 from vqvae_fast.autograd.gather import copy_of_codes
-from vqvae_fast.distributed import is_distributed, summed
+from vqvae_fast.distributed import is_distributed, summed, world_size
 from vqvae_fast.dtypes import common_float
 from vqvae_fast.nn.codebook.averages import Averages, BatchSums, EmaWeight
 from vqvae_fast.nn.codebook.dead_codes import shuffled_replacements, start_anew
@@ -41,7 +41,7 @@ class Codebook(StartsOnce, WideBuffers):
         eps: of their Laplace smoothing.
         threshold_ema_dead_code: a code that is chosen by fewer vectors per batch than this, in the
             moving average, moves to a random vector of the batch. 0: never.
-        reset_cluster_size: what its average starts again from; the threshold unless given.
+        reset_cluster_size: its average then starts from this; the threshold unless given.
         use_ddp: all processes learn the same codes.
         learnable_codebook: the codes are a parameter.
         ema_update: they are moving averages of the vectors that choose them.
@@ -85,9 +85,7 @@ class Codebook(StartsOnce, WideBuffers):
         self.ema_update, self.manual_ema_update = ema_update, manual_ema_update
         self.kmeans_iters, self.sync_kmeans = kmeans_iters, use_ddp and sync_kmeans
         self.threshold_ema_dead_code = threshold_ema_dead_code
-        self.reset_cluster_size = (
-            threshold_ema_dead_code if reset_cluster_size is None else reset_cluster_size
-        )
+        self._reset_cluster_size = reset_cluster_size
         self.use_ddp, self.use_cosine_sim = use_ddp, use_cosine_sim
         self.learnable_codebook = learnable_codebook
         self.vq_bridge = vq_bridge
@@ -115,6 +113,12 @@ class Codebook(StartsOnce, WideBuffers):
     def expires(self) -> bool:
         """Whether dead codes are replaced."""
         return self.threshold_ema_dead_code > 0
+
+    @property
+    def reset_cluster_size(self) -> float:
+        """The cluster size with which a code that has moved starts; the threshold unless given."""
+        given = self._reset_cluster_size
+        return self.threshold_ema_dead_code if given is None else given
 
     @property
     def communicates(self) -> bool:
@@ -160,6 +164,16 @@ class Codebook(StartsOnce, WideBuffers):
             weight = next(self.vq_bridge.parameters(), embed)
             embed = self.vq_bridge(embed.to(weight.dtype)).to(embed.dtype)
         return embed
+
+    def average_gradients(self) -> None:
+        """Replace the gradients of the parameters by their means over all processes."""
+        if not self.use_ddp:
+            return
+        self.compare_processes(self.embed.dtype)
+        for parameter in self.parameters():
+            if parameter.grad is not None:
+                torch.distributed.all_reduce(parameter.grad)
+                parameter.grad /= world_size()
 
     def writes(self, ema_update: bool | None = None) -> bool:
         """Whether :meth:`update` with this argument writes to the codes."""

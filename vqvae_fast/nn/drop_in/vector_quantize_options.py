@@ -1,7 +1,10 @@
 """Which of VectorQuantize's arguments go together, and what the ones not given are."""
 
 import numbers
+from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+from vqvae_fast.nn.steps.fixed_attributes import FixedAttributes
 
 _SHARES = ("decay", "affine_param_batch_decay", "affine_param_codebook_decay", "sync_update_v")
 _NOT_NEGATIVE = (
@@ -16,6 +19,67 @@ _NOT_NEGATIVE = (
 )
 
 
+class OfCodebook:
+    """An argument that the codebook of a quantizer has as an attribute of the same name."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, quantizer: Any, owner: type | None = None) -> Any:
+        return self if quantizer is None else getattr(quantizer._codebook, self.name)
+
+    def __set__(self, quantizer: Any, value: Any) -> None:
+        setattr(quantizer._codebook, self.name, value)
+
+
+class KeptArguments(FixedAttributes):
+    """The arguments that a quantizer keeps as attributes of their names.
+
+    Those that decide how it is made are fixed. The others take effect in the next call.
+    """
+
+    FIXED = frozenset(
+        (
+            *("dim", "codebook_size", "heads", "separate_codebook_per_head"),
+            *("channel_last", "accept_image_fmap", "accept_3d_fmap"),
+            *("learnable_codebook", "use_cosine_sim"),
+        )
+    )
+    dim: int
+    codebook_size: int
+    heads: int
+    separate_codebook_per_head: bool
+    channel_last: bool
+    accept_image_fmap: bool
+    accept_3d_fmap: bool
+    learnable_codebook: bool
+    use_cosine_sim: bool
+    cosine_search: bool
+    freeze_codebook: bool
+    stochastic_sample_codes: bool
+    sample_codebook_temp: float
+    straight_through: bool
+    rotation_trick: bool
+    directional_reparam: bool
+    directional_reparam_variance: float
+    sync_update_v: float
+    route_gradients_to_input: bool
+    return_zeros_for_masked_padding: bool
+    commitment_weight: float
+    commitment_use_cross_entropy_loss: bool
+    orthogonal_reg_weight: float
+    orthogonal_reg_active_codes_only: bool
+    orthogonal_reg_max_codes: int | None
+    codebook_diversity_loss_weight: float
+    codebook_diversity_temperature: float
+    manual_in_place_optimizer_update: bool
+
+    def keep(self, given: Mapping[str, Any]) -> None:
+        """Set the attributes from the constructor's arguments, by name."""
+        for name in KeptArguments.__annotations__:
+            setattr(self, name, given[name])
+
+
 class Learning(NamedTuple):
     """How the codes learn and the gradient passes, with all defaults filled in."""
 
@@ -24,23 +88,21 @@ class Learning(NamedTuple):
     rotation_trick: bool
 
 
-def learning(
-    *,
-    dim: int,
-    ema_update: bool | None,
-    learnable_codebook: bool | None,
-    rotation_trick: bool | None,
-    straight_through: bool,
-    directional_reparam: bool,
-    has_bridge: bool,
-) -> Learning:
-    """Fill in what was not given; what was given is kept, and checked by :func:`check`."""
+def learning(given: Mapping[str, Any]) -> Learning:
+    """Fill in what was not given; what was given is kept, and checked by :func:`check`.
+
+    Args:
+        given: the constructor's arguments by name.
+    """
+    learnable_codebook, ema_update = given["learnable_codebook"], given["ema_update"]
+    rotation_trick = given["rotation_trick"]
     if learnable_codebook is None:
-        learnable_codebook = directional_reparam or has_bridge
+        learnable_codebook = given["directional_reparam"] or given["vq_bridge"] is not None
     if ema_update is None:
         ema_update = not learnable_codebook
     if rotation_trick is None:  # in one dimension there is nothing to rotate
-        rotation_trick = not directional_reparam and not straight_through and dim != 1
+        others = given["directional_reparam"] or given["straight_through"]
+        rotation_trick = not others and given["dim"] != 1
     return Learning(ema_update, learnable_codebook, rotation_trick)
 
 

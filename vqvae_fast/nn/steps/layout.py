@@ -38,6 +38,24 @@ def losses_to_places(losses: Tensor, places: Places) -> Tensor:
     return to_places(losses, places) if losses.dim() > 0 else losses
 
 
+def with_padding(
+    mask: Tensor, padding: Tensor, vectors: Tensor, indices: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Results of tokens, with what those get that are padding: their vector there, and -1.
+
+    Args:
+        mask: bool [B, N], False for padding.
+        padding: [B, N, D].
+        vectors: [B, N, ..., D].
+        indices: [B, N, ...].
+    """
+    for _ in range(vectors.dim() - 3):  # topk
+        padding = padding[:, :, None]
+    of_vectors = mask.view(*mask.shape, *[1] * (vectors.dim() - 2))
+    of_indices = mask.view(*mask.shape, *[1] * (indices.dim() - 2))
+    return torch.where(of_vectors, vectors, padding), torch.where(of_indices, indices, -1)
+
+
 class Heads(NamedTuple):
     """Cuts the dimensions of a token into heads.
 
@@ -123,6 +141,23 @@ class Layout(NamedTuple):
         heads = indices.shape[1 + len(spatial) :]
         places = Places(spatial, self.channel_first and len(spatial) > 0)
         return indices.reshape(len(indices), spatial.numel(), *heads), places
+
+    def right_indices(self, indices: Tensor, tokens: Tensor, heads: int, num_codes: int) -> Tensor:
+        """Indices that are right, as [B, N], or [B, N, heads] if there are several.
+
+        Raises:
+            ValueError: they are not such indices of tokens [B, N, D], or out of range.
+        """
+        wanted = [*tokens.shape[:2]] + ([heads] if heads > 1 else [])
+        right, _ = self.index_tokens(indices)
+        if right.dtype != torch.int64 or list(right.shape) != wanted:
+            got = f"{right.dtype} {list(right.shape)}"
+            raise ValueError(f"indices must be int64 {wanted} (B, tokens, heads), got {got}")
+        # Elsewhere one would have to wait for the device; there cross_entropy notices, later.
+        known = right.device.type == "cpu" and not torch.compiler.is_compiling()
+        if known and ((right < -1) | (right >= num_codes)).any():
+            raise ValueError(f"indices must be from -1 to K - 1 = {num_codes - 1}")
+        return right
 
     def mask(
         self, tokens: Tensor, places: Places, mask: Tensor | None, lens: Tensor | None
