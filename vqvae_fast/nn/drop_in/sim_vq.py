@@ -10,6 +10,7 @@ from vqvae_fast.autograd.estimators import rotate_to
 from vqvae_fast.autograd.gather import take_codes
 from vqvae_fast.dtypes import common_float
 from vqvae_fast.nn.steps.autocast import without_autocast
+from vqvae_fast.nn.steps.fixed_attributes import FixedAttributes
 from vqvae_fast.nn.steps.layout import Layout, to_places, vectors_to_places
 
 
@@ -17,7 +18,7 @@ def _as_it_is(codebook: Tensor) -> Tensor:
     return codebook
 
 
-class SimVQ(nn.Module):
+class SimVQ(FixedAttributes):
     """vector-quantize-pytorch's SimVQ on the exact search; N x K numbers are never in memory.
 
     Zhu et al., "Addressing representation collapse in vector quantized models with one linear
@@ -39,6 +40,7 @@ class SimVQ(nn.Module):
         ValueError: a size is out of range, or not what ``init_fn`` gives.
     """
 
+    FIXED = frozenset(("dim", "codebook_size", "channel_first"))
     frozen_codebook: Tensor
 
     def __init__(
