@@ -20,7 +20,7 @@ from vqvae_fast.nn.codebook.averages import Averages
 from vqvae_fast.nn.codebook.dead_codes import start_anew
 from vqvae_fast.nn.codebook.metrics import code_counts
 from vqvae_fast.nn.codebook.sampling import random_rows
-from vqvae_fast.nn.vqvae.checks import check_feature_map, check_index_map, check_learning, positive
+from vqvae_fast.nn.steps.checks import check_feature_map, check_index_map, check_learning, positive
 from vqvae_fast.nn.vqvae.one_hot import LazyOneHot
 from vqvae_fast.sharded.code_shards import Batch, CodeShards
 
