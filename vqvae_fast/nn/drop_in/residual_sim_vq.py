@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from vqvae_fast.agreement import require_same
 from vqvae_fast.distributed import is_distributed
 from vqvae_fast.nn.drop_in.sim_vq import SimVQ
+from vqvae_fast.nn.steps.checks import check_counts, check_one_head
 from vqvae_fast.nn.steps.fixed_attributes import FixedAttributes
 from vqvae_fast.nn.steps.quantize_dropout import DropsStages, left_out_unless
 from vqvae_fast.nn.steps.stages import padded_indices, sum_of_stages
@@ -49,10 +50,8 @@ class ResidualSimVQ(DropsStages, FixedAttributes):
         rotation_trick: bool = True,
         **arguments: Any,
     ):
-        if heads != 1:
-            raise ValueError(f"heads must be 1 in residual quantizers, got {heads}")
-        if num_quantizers < 1:
-            raise ValueError(f"num_quantizers must be at least 1, got {num_quantizers}")
+        check_one_head(heads)
+        check_counts({"num_quantizers": num_quantizers})
         super().__init__(
             num_quantizers,
             quantize_dropout,

@@ -1,9 +1,15 @@
 """Which of VectorQuantize's arguments go together, and what the ones not given are."""
 
-import numbers
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from vqvae_fast.nn.steps.checks import (
+    check_counts,
+    check_not_negative,
+    check_real,
+    check_shares,
+    refuse,
+)
 from vqvae_fast.nn.steps.fixed_attributes import FixedAttributes
 
 _SHARES = ("decay", "affine_param_batch_decay", "affine_param_codebook_decay", "sync_update_v")
@@ -115,10 +121,15 @@ def check(given: dict[str, Any]) -> None:
     Raises:
         ValueError: says which, and why.
     """
-    _check_numbers(given)
-    for wrong, why in _contradictions(given):
-        if wrong:
-            raise ValueError(why)
+    whole = ["dim", "codebook_size", "heads", "kmeans_iters"]
+    whole += [n for n in ("codebook_dim", "orthogonal_reg_max_codes") if given[n] is not None]
+    shares = {name: given[name] for name in _SHARES}
+    not_negative = {name: given[name] for name in _NOT_NEGATIVE}
+    check_counts({name: given[name] for name in whole})
+    check_real(shares | not_negative)
+    check_shares(shares)
+    check_not_negative(not_negative)
+    refuse(*_contradictions(given))
 
 
 def check_topk(topk: int, quantizer: Any) -> int:
@@ -128,43 +139,22 @@ def check_topk(topk: int, quantizer: Any) -> int:
         ValueError: it is out of range, or the quantizer cannot give several.
     """
     training = quantizer.training
-    for wrong, what in (
-        (quantizer.heads > 1, "heads > 1"),
-        (quantizer.cosine_search, "cosine_search"),
+    does_not_go_with = "topk does not go with"
+    refuse(
+        (quantizer.heads > 1, f"{does_not_go_with} heads > 1"),
+        (quantizer.cosine_search, f"{does_not_go_with} cosine_search"),
         (
             training and quantizer.commitment_use_cross_entropy_loss,
-            "commitment_use_cross_entropy_loss in training",
+            f"{does_not_go_with} commitment_use_cross_entropy_loss in training",
         ),
         (
             training and quantizer.in_place_codebook_optimizer is not None,
-            "in_place_codebook_optimizer in training",
+            f"{does_not_go_with} in_place_codebook_optimizer in training",
         ),
-    ):
-        if wrong:
-            raise ValueError(f"topk does not go with {what}")
-    if topk < 1:
-        raise ValueError(f"topk must be at least 1, got {topk}")
+        (topk < 1, f"topk must be at least 1, got {topk}"),
+    )
     size: int = quantizer.codebook_size
     return min(int(topk), size)
-
-
-def _check_numbers(given: dict[str, Any]) -> None:
-    whole = ["dim", "codebook_size", "heads", "kmeans_iters"]
-    whole += [n for n in ("codebook_dim", "orthogonal_reg_max_codes") if given[n] is not None]
-    for name in whole:
-        if not isinstance(given[name], numbers.Integral):
-            raise TypeError(f"{name} must be an integer, got {given[name]!r}")
-        if given[name] < 1:
-            raise ValueError(f"{name} must be at least 1, got {given[name]!r}")
-    for name in (*_SHARES, *_NOT_NEGATIVE):
-        if not isinstance(given[name], numbers.Real):
-            raise TypeError(f"{name} must be a number, got {given[name]!r}")
-    for name in _SHARES:
-        if not 0 <= given[name] <= 1:
-            raise ValueError(f"{name} must be in [0, 1], got {given[name]!r}")
-    for name in _NOT_NEGATIVE:
-        if not given[name] >= 0:
-            raise ValueError(f"{name} must not be negative, got {given[name]!r}")
 
 
 def _contradictions(given: dict[str, Any]) -> list[tuple[Any, str]]:

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vqvae_fast.nn.steps.checks import check_floats
+
 
 class Places(NamedTuple):
     """The dimensions that :func:`to_tokens` has flattened: one for each, none for a vector."""
@@ -123,9 +125,7 @@ class Layout(NamedTuple):
             TypeError: x is not a tensor of floats.
             ValueError: its shape does not fit.
         """
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            what = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(f"x must be a tensor of floats, got {what}")
+        check_floats("x", x)
         axis = 1 if self.channel_first and x.dim() > 2 else -1
         fits = x.dim() >= 2 if self.fmap is None else x.dim() == self.fmap + 2
         if not fits or x.shape[axis] != self.dim:
