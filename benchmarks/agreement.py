@@ -1,8 +1,8 @@
 """Compares two runs: ``python -m benchmarks.agreement FIRST.json SECOND.json``.
 
-Both records are of one benchmark, on one machine, as ``--json`` writes them. A contender's ratio to
-ours agrees if the second run's median lies between the lowest and the highest round of the first
-run, which is the noise that a run states. Exit status 1 when too few agree.
+Both records must be of one benchmark on one machine, as ``--json`` writes them. A contender's ratio
+to ours agrees if the second run's median lies between the lowest and the highest round of the first
+run, which is the noise that a run states. The exit status is 1 if too few agree.
 """
 
 import argparse
@@ -42,7 +42,7 @@ class Line(NamedTuple):
 
 
 def ratios(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(shape, data and contender, ratio) of every contender that is compared with another."""
+    """Yield ("shape data: contender", ratio) of every contender that is compared with another."""
     for entry in record["results"]:
         n, k, d = entry["shape"].values()
         for name, line in entry["contenders"].items():
@@ -52,7 +52,7 @@ def ratios(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def compare(first: dict[str, Any], second: dict[str, Any]) -> list[Line]:
-    """The ratios that both runs have.
+    """Return the ratios that both runs have.
 
     Raises:
         ValueError: the records are not of one benchmark and machine, or have no ratio in common.
@@ -70,7 +70,7 @@ def compare(first: dict[str, Any], second: dict[str, Any]) -> list[Line]:
 
 
 def summary(lines: list[Line]) -> dict[str, Any]:
-    """How many agree, and by what factor ratios moved from one run to the other."""
+    """Count the ratios that agree, and find the factors by which ratios moved between the runs."""
     moved = sorted(line.moved for line in lines)
     return {
         "ratios": len(lines),
@@ -81,7 +81,7 @@ def summary(lines: list[Line]) -> dict[str, Any]:
 
 
 def markdown(record: dict[str, Any], lines: list[Line]) -> str:
-    """The summary, and the ratios that disagree."""
+    """Return the summary and the ratios that disagree as Markdown."""
     text = (
         tables.heading(record)
         + f"Two runs of benchmarks.{record['benchmark']}, {' and '.join(record['dates'])}. "

@@ -5,10 +5,10 @@ vector-quantize-pytorch advises, on the same crops and with the same number of s
 several seeds, because one alone may differ by a tenth of a decibel. Runs that have a result are
 skipped.
 
-Strips all over the photographs are held out. The number of codes in use shall describe the
-codebook, and the right-hand part of a photograph, which ``vqvae-fast train`` holds out, shows other
-things than the rest. The number of held-out vectors grows with the codes, so each code gets equally
-many in the average.
+Strips all over the photographs are held out. ``vqvae-fast train`` holds out the right-hand part of
+a photograph, but that shows other things than the rest, and the number of codes in use should
+describe the codebook. The number of held-out vectors grows with the codes, so each code gets
+equally many in the average.
 """
 
 import argparse
@@ -39,14 +39,16 @@ if TYPE_CHECKING:
 
 SIZES = (512, 4096, 16384, 65536)
 STEPS, SEEDS = 3000, (0, 1, 2)
-# Length of the encoder's vectors. Our recipe chooses its own; the peer's module projects them.
+# The encoder's vectors have this length. Our recipe chooses its own; the peer's module projects
+# them.
 DIM = 64
 VECTORS_PER_CODE, VECTORS_PER_CROP, VECTORS_PER_STEP = 128, 64, 2048
-# Crops on which the error is measured, the same for all runs, and how many are encoded at a time.
+# The error is measured on this many crops, the same for all runs; a chunk of them is encoded at a
+# time.
 ERROR_CROPS, CHUNK = 8192, 1024
-# The seed of the held-out crops, the same for all runs.
+# All runs draw the held-out crops with this seed.
 HELD_OUT_SEED = 0
-# Pixels: every fifth strip of this width is held out.
+# Every fifth strip of this width in pixels is held out.
 STRIP = 40
 RECIPES = {
     "ours": "vqvae-fast train --codebook-size K",
@@ -76,19 +78,19 @@ class PeerQuantizer(nn.Module):
         )
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, None, Tensor]:
-        """z [B, D, h, w]."""
+        """Quantize z [B, D, h, w]."""
         z_q, indices, loss = self.quantizer(z)
         flat = indices.reshape(-1)
         return loss.sum(), z_q, perplexity(code_counts(flat, self.num_codes)), None, flat[:, None]
 
     def encode(self, z: Tensor) -> Tensor:
-        """Indices [B, h, w] of z [B, D, h, w], in eval mode."""
+        """Return indices [B, h, w] of z [B, D, h, w], in eval mode."""
         indices: Tensor = self.quantizer(z)[1]
         return indices
 
 
 def scattered(images: "ImageData") -> "ImageData":
-    """The photographs with every fifth strip of them held out."""
+    """Return the photographs with every fifth strip held out."""
     wholes = images.train.images
     train, held_out = [], []
     for image in range(len(wholes)):
@@ -110,7 +112,7 @@ def scattered(images: "ImageData") -> "ImageData":
 
 
 def train_ours(images: "ImageData", num_codes: int, steps: int, seed: int) -> VQVAE:
-    """By ``vqvae-fast train``."""
+    """Train as ``vqvae-fast train`` does."""
     from vqvae_fast.training import TrainConfig, train
 
     with tempfile.TemporaryDirectory() as folder:
@@ -131,7 +133,7 @@ def train_ours(images: "ImageData", num_codes: int, steps: int, seed: int) -> VQ
 
 
 def train_peer(images: "ImageData", num_codes: int, steps: int, seed: int) -> VQVAE:
-    """The same encoder, decoder, optimizer and crops, with the peer's quantizer between them."""
+    """Train the same model with the peer's quantizer, by the same optimizer and crops."""
     from vqvae_fast.training import TrainConfig
     from vqvae_fast.training.recipe import build_optimizer, learning_rate
 
@@ -161,7 +163,7 @@ TRAINERS: dict[str, Callable[["ImageData", int, int, int], VQVAE]] = {
 
 
 def counted(model: VQVAE, regions: "Regions", num_codes: int, side: int) -> Tensor:
-    """How often crops of the regions choose each code: VECTORS_PER_CODE times in the average."""
+    """Count how often crops of the regions choose each code: VECTORS_PER_CODE times on average."""
     rng, counts = np.random.default_rng(HELD_OUT_SEED), torch.zeros(num_codes, dtype=torch.int64)
     left = -(-VECTORS_PER_CODE * num_codes // VECTORS_PER_CROP)
     while left:
@@ -200,7 +202,7 @@ def run_one(recipe: str, images: "ImageData", num_codes: int, steps: int, seed: 
 
 
 def by_model(record: dict[str, Any]) -> dict[tuple[int, str], list[dict[str, Any]]]:
-    """The runs of each number of codes and recipe, one for each seed."""
+    """Group the runs, one for each seed, by number of codes and recipe."""
     models: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for run in record["runs"].values():
         models.setdefault((run["codes"], run["recipe"]), []).append(run)
@@ -224,7 +226,7 @@ def _row(num_codes: int, recipe: str, runs: list[dict[str, Any]]) -> tuple[str, 
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """The record as a table, a row for each number of codes and recipe."""
+    """Return the record as a table, a row for each number of codes and recipe."""
     rows = [_row(*model, runs) for model, runs in by_model(record).items()]
     head = (
         "K",

@@ -1,4 +1,4 @@
-"""The cases of pytest's suites: named shapes with Gaussian vectors, or with a trained model's."""
+"""The cases of the pytest suites: named shapes with Gaussian vectors or a trained model's."""
 
 import functools
 import re
@@ -20,7 +20,7 @@ _TRAINED_STAGES = 4
 
 
 class Named(Protocol):
-    """A peer, of whatever kind."""
+    """A peer of any kind."""
 
     @property
     def name(self) -> str:
@@ -32,8 +32,8 @@ class Case(NamedTuple):
     """A named shape and its data.
 
     Attributes:
-        name: its part of the test's id.
-        shape: of a stage.
+        name: the shape's part of the test's id.
+        shape: the shape of a stage.
         source: "Gaussian", "trained" or another name of the data.
         make: makes the data that the suite takes.
         stages: how many times the shape is searched.
@@ -51,7 +51,7 @@ class Case(NamedTuple):
 
     @property
     def flops(self) -> float:
-        """Multiplications and additions of all scores of all stages."""
+        """The multiplications and additions of all scores of all stages."""
         return self.stages * self.shape.flops
 
 
@@ -66,14 +66,15 @@ def _trained(shape: Shape, make: Callable[[], Any], stages: int = 1) -> Case:
         "trained",
         make,
         stages,
-        # Each needs a model of its own: the default is the reference's size and one large codebook.
+        # Each size needs a trained model of its own, so without --full only the reference's size
+        # and one large codebook run.
         (shape.k, shape.d) not in ((512, 64), (8192, 64)),
         trained.unavailable,
     )
 
 
 def _assigned(case: Case) -> Case:
-    """The same with (src [N, D], indices [N]): uniform of Gaussian rows, else the nearest codes."""
+    """Returns the case with (src [N, D], indices [N]): uniform ones, or a model's nearest codes."""
 
     def make() -> Any:
         z, codebook, source = case.make()
@@ -85,7 +86,7 @@ def _assigned(case: Case) -> Case:
     return case._replace(make=make)
 
 
-# Their data are Vectors.
+# The data of these cases are Vectors.
 PUBLISHED_CASES = tuple(
     _gaussian(name, model.shape, model.shape.flops > _LARGE_FLOPS)
     for name, model in PUBLISHED.items()
@@ -96,9 +97,9 @@ TRAINED_CASES = tuple(
 )
 SWEEP_CASES = tuple(_gaussian(shape.name, shape, full=True) for shape in SWEEP_SHAPES)
 CASES = (*PUBLISHED_CASES, *TRAINED_CASES, *SWEEP_CASES)
-# Rows and indices.
+# The data of these cases are rows and indices.
 SUM_CASES = tuple(map(_assigned, CASES))
-# z [N, D] and codebooks [stages, K, D].
+# The data of these cases are z [N, D] and codebooks [stages, K, D].
 RESIDUAL_CASES = (
     *(
         Case(
@@ -146,15 +147,15 @@ def every(
     )
 
 
-@functools.lru_cache(maxsize=1)  # the tests go case by case
+@functools.lru_cache(maxsize=1)  # the tests run case by case
 def data(case: Case) -> Any:
-    """The case's data."""
+    """Return the case's data."""
     return case.make()
 
 
 @functools.lru_cache(maxsize=1)
 def truth(case: Case) -> Smallest:
-    """The float64 distances to the nearest codes, of a case whose data are Vectors."""
+    """Return the float64 distances to the nearest codes, for a case whose data are Vectors."""
     return smallest_distances(*data(case)[:2])
 
 

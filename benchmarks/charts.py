@@ -32,14 +32,14 @@ _SEARCHES = [peer.name for peer in SEARCH_PEERS]
 
 
 class Style(NamedTuple):
-    """How a contender is drawn, in all charts of a report alike."""
+    """The colour and marker of a contender, the same in all charts of a report."""
 
     color: str
     marker: str
 
 
 def styles(names: Iterable[str]) -> dict[str, Style]:
-    """Ours is blue and round; the search's peers look the same everywhere, others take the rest."""
+    """Choose styles: blue and round for ours, fixed ones for the search's peers."""
     ordered = sorted(dict.fromkeys(names), key=lambda name: not name.startswith(_OURS))
     places = {name: _SEARCHES.index(name) for name in ordered if name in _SEARCHES}
     free = (place for place in itertools.count() if place not in places.values())
@@ -56,7 +56,7 @@ def speed_up(path: Path, rows: Sequence[tuple[str, Mapping[str, Any]]], title: s
     Args:
         path: the PNG to write.
         rows: (label, peer -> ratio as {"median", "q25", "q75"}).
-        title: of the chart.
+        title: the title of the chart.
     """
     figure = Figure(figsize=(_WIDTH, 1.6 + 0.42 * len(rows)), dpi=120, layout="constrained")
     axes = figure.subplots()
@@ -66,7 +66,7 @@ def speed_up(path: Path, rows: Sequence[tuple[str, Mapping[str, Any]]], title: s
         for name, ratio in peers.items():
             color, marker = looks[name]
             spread = [[ratio["median"] - ratio["q25"]], [ratio["q75"] - ratio["median"]]]
-            # Side by side within the line: peers are often equally fast.
+            # The dots of a line are shifted apart, because peers are often equally fast.
             shift = 0.6 * (list(looks).index(name) / len(looks) - 0.5)
             axes.errorbar(
                 ratio["median"],
@@ -90,7 +90,7 @@ def speed_up(path: Path, rows: Sequence[tuple[str, Mapping[str, Any]]], title: s
 
 
 class Point(NamedTuple):
-    """A measured shape in a roofline: operations a byte, and operations a second."""
+    """A measured shape in a roofline: operations per byte, and operations per second."""
 
     intensity: float
     rate: float
@@ -106,9 +106,9 @@ def roofline(
 
     Args:
         path: the PNG to write.
-        points: by contender.
-        roofs: operations a second by name: "float32", "int8".
-        bandwidth: bytes of memory a second.
+        points: the measured shapes of each contender.
+        roofs: name ("float32", "int8") -> operations per second.
+        bandwidth: bytes of memory per second.
     """
     figure = Figure(figsize=(_WIDTH, 4.8), dpi=120, layout="constrained")
     axes = figure.subplots()
@@ -149,7 +149,7 @@ def scaling(path: Path, sweep: Mapping[str, Any], kind: str, title: str) -> None
         path: the PNG to write.
         sweep: one of the sweeps in :mod:`benchmarks.sweep`'s record.
         kind: "search" or "layer".
-        title: of the chart.
+        title: the title of the chart.
     """
     panels = [
         (label, scale, lines)
@@ -191,9 +191,9 @@ def training_curves(path: Path, runs: Mapping[str, Mapping[str, Any]], window: i
 
     Args:
         path: the PNG to write.
-        runs: of :mod:`benchmarks.training`'s record, those with a "curve" of (step, mean squared
-            error of pixels in [0, 1]).
-        window: points of a running mean.
+        runs: the runs in the record of :mod:`benchmarks.training` that have a "curve" of (step,
+            mean squared error of pixels in [0, 1]).
+        window: the number of points of a running mean.
     """
     figure = Figure(figsize=(_WIDTH, 4.2), dpi=120, layout="constrained")
     axes = figure.subplots()
@@ -225,7 +225,7 @@ def alive(path: Path, runs: Iterable[Mapping[str, Any]]) -> None:
 
     Args:
         path: the PNG to write.
-        runs: of :mod:`benchmarks.alive`'s record.
+        runs: the runs in the record of :mod:`benchmarks.alive`.
     """
     runs = list(runs)
     recipes = sorted({run["recipe"] for run in runs}, key=lambda recipe: recipe != _OURS)
@@ -268,12 +268,12 @@ def _means(
 
 
 def search_points(entries: Iterable[Mapping[str, Any]]) -> dict[str, list[Point]]:
-    """Points of a roofline from records of the search."""
+    """Return the points of a roofline from records of the search."""
     points: dict[str, list[Point]] = {}
     for entry in entries:
         shape = Shape(**entry["shape"])
         size = getattr(torch, entry["dtype"]).itemsize
-        # Read: vectors and codes; written: an index of 8 bytes and a distance of 4.
+        # A search reads vectors and codes, and writes an index of 8 bytes and a distance of 4.
         moved = (shape.n + shape.k) * shape.d * size + 12 * shape.n
         for name, line in entry["contenders"].items():
             rate = shape.flops / line["seconds"]["median"]

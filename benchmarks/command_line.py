@@ -15,7 +15,7 @@ from vqvae_fast.bench.threads import check_threads
 def parser(
     module: str, description: str | None, rounds: int, *, shapes: bool = True
 ) -> argparse.ArgumentParser:
-    """A parser with the options that every benchmark of kernels has."""
+    """Return a parser with the options that every benchmark of kernels has."""
     made = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
     if shapes:
         made.add_argument(
@@ -31,14 +31,14 @@ def parser(
 
 
 def positive(text: str) -> int:
-    """A whole number above 0."""
+    """Parse a whole number above 0."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a number of at least 1, got {text}")
     return int(text)
 
 
 def threads(text: str) -> int:
-    """A number of threads for which there are cores."""
+    """Parse a number of threads for which there are cores."""
     number = positive(text)
     try:
         check_threads(number)
@@ -48,7 +48,7 @@ def threads(text: str) -> int:
 
 
 def _shape(text: str) -> Shape:
-    """argparse shows the message of this error alone."""
+    """Parses a shape; argparse shows the message of this error alone."""
     try:
         return Shape.parse(text)
     except ValueError as error:
@@ -56,7 +56,7 @@ def _shape(text: str) -> Shape:
 
 
 def add_cpu_options(made: argparse.ArgumentParser) -> None:
-    """Threads, a quick run, and memory, which a process of its own measures."""
+    """Add options for threads, a quick run, and memory, which a separate process measures."""
     made.add_argument("--threads", type=threads, default=torch.get_num_threads())
     made.add_argument("--quick", action="store_true", help="tiny shapes, one short round")
     made.add_argument("--no-memory", action="store_true", help="leave the memory out")
@@ -78,7 +78,7 @@ def add_data_options(made: argparse.ArgumentParser) -> None:
 
 
 def trained(options: argparse.Namespace, dtype: torch.dtype) -> list[Vectors]:
-    """The vectors that :func:`add_data_options`' options name; ends the program without them."""
+    """Return the vectors that the options of :func:`add_data_options` name, or end the program."""
     try:
         return [
             *(from_run(path, dtype=dtype) for path in options.run),

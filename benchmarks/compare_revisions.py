@@ -22,7 +22,7 @@ from vqvae_fast.bench import tables
 from vqvae_fast.bench.interleave import Timing, ratio, summarise
 
 ROOT = Path(__file__).parents[1]
-# Differences below this count as none, even on a quiet machine.
+# Smaller differences do not count, even on a quiet machine.
 TOLERANCE = 0.05
 
 
@@ -31,7 +31,7 @@ class CannotCompareError(RuntimeError):
 
 
 class Line(NamedTuple):
-    """One case: seconds of both, and this tree's time over the base's."""
+    """One case: the seconds of both trees, and this tree's time over the base's."""
 
     base: Timing
     here: Timing
@@ -39,7 +39,7 @@ class Line(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Slower or faster, if three quarters of the rounds differ by more than the tolerance."""
+        """Slower or faster, if three quarters of the rounds differ by more than TOLERANCE."""
         if self.ratio.q25 > 1 + TOLERANCE:
             return "slower"
         return "faster" if self.ratio.q75 < 1 / (1 + TOLERANCE) else "same"
@@ -47,10 +47,10 @@ class Line(NamedTuple):
 
 @contextlib.contextmanager
 def built(revision: str) -> Iterator[Path]:
-    """A built tree of the revision, which is deleted afterwards.
+    """Build a tree of the revision, and delete it afterwards.
 
     Raises:
-        CannotCompareError: no such revision, or it does not build.
+        CannotCompareError: there is no such revision, or it does not build.
     """
     with tempfile.TemporaryDirectory(prefix="vqvae_fast_base_") as folder:
         tree = Path(folder) / "tree"
@@ -65,10 +65,10 @@ def built(revision: str) -> Iterator[Path]:
 
 
 def measured(tree: Path, only: str) -> dict[str, float]:
-    """Seconds of the cases named like ``only`` with the package of a tree, in a process of its own.
+    """Time the cases whose names contain ``only`` with the package of a tree, in a new process.
 
     Raises:
-        CannotCompareError: it fails there, or another package is imported.
+        CannotCompareError: the script fails there, or imports another package.
     """
     script = Path(__file__).with_name("quick_times.py")
     printed = _run([sys.executable, str(script), only], tree, {"PYTHONPATH": str(tree)})
@@ -82,7 +82,7 @@ def measured(tree: Path, only: str) -> dict[str, float]:
 def compare(
     base: Path, here: Path, rounds: int, only: str = ""
 ) -> tuple[dict[str, Line], list[str]]:
-    """The cases that both have, and the names of those that the base lacks.
+    """Compare the cases that both trees have; also name those that the base lacks.
 
     Args:
         base: a built tree.
@@ -105,7 +105,7 @@ def compare(
 
 
 def report(lines: Mapping[str, Line], missing: list[str]) -> str:
-    """A table; below 1 is faster than the base."""
+    """Return a table, in which a ratio below 1 is faster than the base."""
     rows = [
         (
             name,

@@ -75,11 +75,11 @@ def contest(benchmark, machine, meter):
         """Run one contest. Ours must be right; a peer that is missing or too large is skipped.
 
         Args:
-            peer: of any kind; those whose name begins with "ours" are ours.
-            case: what it runs on.
+            peer: a peer of any kind; ours are those whose names begin with "ours".
+            case: the case that it runs on.
             build: returns the call to time; building is not timed.
-            check: the call's first result -> the share of it that is wrong.
-            flops: of a call, if they are not those of the case's scores.
+            check: maps the call's first result to the share of it that is wrong.
+            flops: the operations of a call, if they are not those of the case's scores.
             matrices: how many matrices [N, K] the peer holds at its peak.
         """
         ours = peer.name.startswith("ours")

@@ -58,13 +58,13 @@ QUICK = (*((c, Shape(96, 40, 16)) for c in LAYERS), *((c, Shape(96, 20, 16)) for
 
 
 def build(package: str, configuration: Configuration, shape: Shape) -> nn.Module:
-    """The module, from one seed and with Gaussian codes, in training mode."""
+    """Return the module from one seed, with Gaussian codes, in training mode."""
     torch.manual_seed(0)
     cls = getattr(importlib.import_module(package), configuration.module)
     module: nn.Module = cls(dim=shape.d, codebook_size=shape.k, **configuration.arguments)
     for name, value in module.state_dict().items():
         if name.endswith(("_codebook.embed", "_codebook.embed_avg")):
-            # Both need it, or the first average would discard the codes.
+            # Both averages must match the codes, or the first update would discard them.
             generator = torch.Generator().manual_seed(1)
             with torch.no_grad():
                 value.copy_(torch.randn(value.shape, generator=generator))
@@ -72,13 +72,13 @@ def build(package: str, configuration: Configuration, shape: Shape) -> nn.Module
 
 
 def inputs(shape: Shape) -> Tensor:
-    """[1, N, D]."""
+    """Return Gaussian vectors [1, N, D]."""
     generator = torch.Generator().manual_seed(2)
     return torch.randn(1, shape.n, shape.d, generator=generator)
 
 
 def step_of(module: nn.Module, shape: Shape) -> Callable[[], StepResult]:
-    """Forward and backward in training mode, the update of the codebook included."""
+    """Return a call of forward and backward in training mode, with the codebook's update."""
 
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
         quantized, _, loss = module(x)
@@ -104,7 +104,7 @@ def check(configuration: Configuration, shape: Shape) -> None:
 def compare(
     configuration: Configuration, shape: Shape, threads: int, rounds: int, with_memory: bool
 ) -> dict[str, Any]:
-    """The JSON record of one configuration at a shape.
+    """Return the JSON record of one configuration at a shape.
 
     Raises:
         WrongStepError: our first step is not the peer's.
@@ -130,7 +130,7 @@ def compare(
 
 
 def memory_call(name: str, shape: Shape) -> Callable[[], StepResult]:
-    """The step whose memory :mod:`vqvae_fast.bench.memory` measures, after one on a few rows."""
+    """Return the step that :mod:`vqvae_fast.bench.memory` measures, after one on a few rows."""
     package, _, configuration = name.partition(":")
     module = build(package, CONFIGURATIONS[configuration], shape)
     step_of(module, shape._replace(n=64))()
@@ -138,7 +138,7 @@ def memory_call(name: str, shape: Shape) -> Callable[[], StepResult]:
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """The record as a table."""
+    """Return the record as a table."""
     parts = [
         tables.heading(record),
         "One training step of the module alone, forward and backward on float32 [1, N, D] and the "

@@ -22,11 +22,11 @@ from triton.backends.compiler import GPUTarget
 
 import vqvae_fast
 from benchmarks import command_line
-from vqvae_fast import backends, ops
-from vqvae_fast import triton as kernels
+from vqvae_fast.backends import Kernels, choice, dispatch
+from vqvae_fast.backends.triton import launch, search
+from vqvae_fast.backends.triton import ops as kernels
 from vqvae_fast.bench import environment, tables
 from vqvae_fast.bench.data import Shape, gaussian
-from vqvae_fast.triton import launch, search
 
 H100 = GPUTarget("cuda", 90, 32)
 _PROCESSORS = 132
@@ -46,8 +46,8 @@ class Launcher:
 
     Attributes:
         count: launches so far.
-        last: what the last launch was given: grid, stream, function, three of Triton's own and two
-            hooks, then the kernel's arguments.
+        last: the arguments of the last launch: grid, stream, function, three of Triton's own and
+            two hooks, then the kernel's arguments.
     """
 
     count = 0
@@ -57,7 +57,7 @@ class Launcher:
         pass
 
     def __call__(self, *arguments: object) -> None:
-        """Counts the launch and stores its arguments."""
+        """Count the launch and store its arguments."""
         Launcher.count += 1
         Launcher.last = arguments
 
@@ -100,11 +100,11 @@ def made_up_h100() -> Iterator[type[Launcher]]:
     library = torch.library.Library("vqvae_fast", "IMPL")
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")  # of the override, and Triton's of its own next version
+        warnings.simplefilter("ignore")  # about the override, and Triton's about its next version
         for name in ("nearest_code", "quantize"):
-            library.impl(name, ops._CHOSEN[name], "CPU", allow_override=True)
+            library.impl(name, dispatch.chosen_kernel(name), "CPU", allow_override=True)
         stack.callback(library._destroy)
-        stack.enter_context(mock.patch.object(backends, "kernels", return_value=kernels))
+        stack.enter_context(mock.patch.object(choice, "kernels", return_value=Kernels.of(kernels)))
         stack.enter_context(mock.patch.object(search, "multiprocessors", return_value=_PROCESSORS))
         triton.runtime.driver.set_active(_Driver())
         stack.callback(setattr, triton.runtime.driver, "_active", before)
@@ -114,7 +114,7 @@ def made_up_h100() -> Iterator[type[Launcher]]:
 
 
 def microseconds(call: Callable[[], object], rounds: int) -> list[float]:
-    """A call's time in each round, after a few calls that compile."""
+    """Return a call's time in each round, after a few calls that compile."""
     for _ in range(3):
         call()
     times = []
@@ -135,21 +135,21 @@ def _as_triton_launches(call: Callable[[], object], rounds: int) -> list[float]:
 
 
 def _plan(z: Tensor, codebook: Tensor) -> launch.Plan:
-    """The plan of the kernels' quantize."""
+    """Returns the plan of the kernels' quantize."""
     shapes = (z.shape, z.stride(), z.dtype, codebook.shape, codebook.stride(), z.stride())
     plan, *_ = search.planned(*shapes, torch.float16, z.device, None)
     return plan
 
 
 def _allocations(z: Tensor, codebook: Tensor) -> None:
-    """torch's own part of a call of the kernels' quantize."""
+    """Makes the allocations of a call of the kernels' quantize."""
     search._results(z)
     torch.empty_like(z)
     _plan(z, codebook).arena(z.device)
 
 
 def compare(shape: Shape, rounds: int) -> dict[str, Any]:
-    """The entry of a shape: microseconds of a call for each part, round by round."""
+    """Return the entry of a shape: microseconds of a call for each part, round by round."""
     z, codebook, _ = gaussian(shape)
     parts: dict[str, Callable[[], object]] = {
         "vqvae_fast.quantize": lambda: vqvae_fast.quantize(z, codebook),
@@ -169,7 +169,7 @@ def compare(shape: Shape, rounds: int) -> dict[str, Any]:
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """The record as a table, a row a shape."""
+    """Return the record as a table, with a row for each shape."""
     names = list(record["results"][0]["microseconds"])
     rows = []
     for entry in record["results"]:

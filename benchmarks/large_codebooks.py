@@ -23,14 +23,14 @@ QUICK = (Shape(64, 32, 8), Shape(64, 64, 8))
 
 
 def compare(shape: Shape, threads: int, rounds: int, min_seconds: float) -> dict[str, Any]:
-    """The entry of a shape, as of :mod:`vqvae_fast.bench.layer`, with memory."""
+    """Return the entry of a shape, as :mod:`vqvae_fast.bench.layer` does, with memory."""
     entry = layer.compare(gaussian(shape), rounds, min_seconds, LAYERS)
     with_memory(entry, memory.LAYER, shape, threads)
     return entry
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """The record as a table, a row a size."""
+    """Return the record as a table, with a row for each size."""
     rows = []
     for entry in record["results"]:
         lines, skipped = entry["contenders"], entry["skipped"]

@@ -1,8 +1,8 @@
 """A model of the arithmetic of NVIDIA's matrix units: how a step adds float16 products.
 
 A step takes L products and the accumulator. It aligns them all to the largest *nominal* exponent
-among them, cuts each off F bits below it, adds what is left exactly, and rounds the sum towards
-zero to float32. A nominal exponent of a product is the sum of its factors' exponents, as they are
+among them, cuts each off F bits below it, adds the rest exactly, and rounds the sum towards zero to
+float32. A nominal exponent of a product is the sum of its factors' exponents, as they are
 stored: a subnormal factor counts as 2^-14, so the cut can lie far above the numbers themselves.
 
 Source: the rule that MMA-Sim states (Microsoft, https://github.com/microsoft/MMA-Sim), which its
@@ -21,7 +21,7 @@ _ABSENT = -(1 << 20)  # below every exponent
 
 
 class Unit(NamedTuple):
-    """How a matrix unit adds.
+    """The arithmetic of a matrix unit.
 
     Attributes:
         products: L, the products that a step adds to the accumulator at once.
@@ -35,7 +35,7 @@ class Unit(NamedTuple):
     zero_aligns: bool = False
 
 
-# By the first architecture that has it.
+# Each unit has the name of the first architecture with it.
 UNITS = {
     "volta": Unit(4, 23),  # and Turing
     "ampere": Unit(8, 24),  # and Ada
@@ -46,7 +46,7 @@ UNITS = {
 def matrix_product(
     a: NDArray[np.float16], b: NDArray[np.float16], accumulator: NDArray[np.float32], unit: Unit
 ) -> NDArray[np.float32]:
-    """A b + accumulator in every bit as the unit computes it.
+    """Return A b + accumulator, in every bit as the unit computes it.
 
     Args:
         a: [M, K].
@@ -68,10 +68,11 @@ def matrix_product(
 def magnitude(
     a: NDArray[np.float16], b: NDArray[np.float16], accumulator: NDArray[np.float32]
 ) -> NDArray[np.float64]:
-    """What the error of A b + accumulator is a multiple of, [M, N].
+    """Return the magnitude [M, N] to which the error of A b + accumulator is compared.
 
-    The largest nominal magnitude of a product or the accumulator, or the sum of all absolute
-    values where that is more: the bound of docs/exactness.md stays above both.
+    The magnitude is the larger of two: the largest nominal magnitude of a product or the
+    accumulator, and the sum of all absolute values. The bound of docs/exactness.md stays above
+    both.
     """
     _check(a, b, accumulator)
     products = np.abs(a.astype(np.float64)) @ np.abs(b.astype(np.float64))
@@ -105,14 +106,14 @@ def _check(a: NDArray, b: NDArray, accumulator: NDArray) -> None:
 def _step(
     a: NDArray[np.float16], b: NDArray[np.float16], total: NDArray[np.float32], unit: Unit
 ) -> NDArray[np.float32]:
-    """One step: at most L products [M, L] x [L, N] and the accumulator."""
+    """Computes one step: at most L products [M, L] x [L, N] and the accumulator."""
     with np.errstate(invalid="ignore"):  # 0 inf, inf - inf: NaN, as the result is
         products = a.astype(np.float64)[:, :, None] * b.astype(np.float64)[None]
         plain = products.sum(axis=1) + total
         finite = np.isfinite(plain)
         largest = _largest_exponent(a, b, total, unit.zero_aligns)
         shift = np.where(finite, unit.fraction_bits - largest, 0)
-        # Integers far below 2^53 in float64: their sum is exact.
+        # These are integers far below 2^53 in float64, so their sum is exact.
         kept = np.trunc(np.ldexp(products, shift[:, None, :])).sum(axis=1)
         kept += np.trunc(np.ldexp(total.astype(np.float64), shift))
     return _towards_zero(np.where(finite, np.ldexp(kept, -shift), plain))
@@ -124,9 +125,9 @@ def _largest_exponent(
     accumulator: NDArray[np.float32],
     zero_aligns: bool,
 ) -> NDArray[np.int64]:
-    """The largest nominal exponent of the products and the accumulator, [M, N].
+    """Returns the largest nominal exponent of the products and the accumulator, [M, N].
 
-    Where all of them are zero: the accumulator's least.
+    If all of them are zero, it is the accumulator's least.
     """
     absent = _LEAST_HALF if zero_aligns else _ABSENT
     left, right = _exponents(a, _LEAST_HALF, absent), _exponents(b, _LEAST_HALF, absent)
@@ -135,13 +136,13 @@ def _largest_exponent(
 
 
 def _exponents(values: NDArray, least: int, of_zero: int) -> NDArray[np.int64]:
-    """The nominal exponents: that of the leading bit, but not below the least; 0 has its own."""
-    _, exponents = np.frexp(values.astype(np.float64))  # values in [0.5, 1) times 2^exponent
+    """Returns nominal exponents: that of the leading bit, at least ``least``, or ``of_zero``."""
+    _, exponents = np.frexp(values.astype(np.float64))  # values are in [0.5, 1) times 2^exponent
     return np.where(values == 0, of_zero, np.maximum(exponents.astype(np.int64) - 1, least))
 
 
 def _towards_zero(values: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Rounded to float32 towards zero; from 2^128 on infinite."""
+    """Rounds to float32 towards zero; values from 2^128 on become infinite."""
     with np.errstate(over="ignore"):
         rounded = values.astype(np.float32)
     too_far = (np.abs(rounded.astype(np.float64)) > np.abs(values)) & (np.abs(values) < 2.0**128)

@@ -33,7 +33,7 @@ _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#9A9A9A"
 
 
 def speed_ups(search: Mapping[str, Any], drop_in: Mapping[str, Any]) -> dict[str, list[float]]:
-    """How many times as long each peer takes, a number for each shape that it was measured at.
+    """Return how many times as long each peer takes, for each shape at which it was measured.
 
     Args:
         search: the record of :mod:`benchmarks.search`.
@@ -92,7 +92,7 @@ class Filtered(NamedTuple):
 
     @property
     def kept(self) -> NDArray[np.bool_]:
-        """[K], which codes the bound leaves."""
+        """The codes [K] that the bound does not rule out."""
         return self.scores >= self.bound
 
 
@@ -102,7 +102,7 @@ def filtered(z: NDArray[np.float64], codes: NDArray[np.float64], unit: float) ->
     Args:
         z: [D].
         codes: [K, D].
-        unit: the coarser, the wider the bound.
+        unit: the unit of rounding; a coarser unit makes the bound wider.
     """
     near_z, near_codes = (unit * np.round(x / unit) for x in (z, codes))
     norms = np.linalg.norm(codes, axis=1)
@@ -116,7 +116,7 @@ def filtered(z: NDArray[np.float64], codes: NDArray[np.float64], unit: float) ->
 
 
 def draw_filter(path: Path, search: Filtered) -> None:
-    """Draw the scores of all codes with their error, and the distances of those that are left."""
+    """Draw the scores of all codes with their error, and the distances of the remaining codes."""
     figure = Figure(figsize=(8, 3.6), dpi=140, layout="constrained", facecolor="white")
     all_codes, few_codes = figure.subplots(1, 2, width_ratios=(2.4, 1))
     _draw_scores(all_codes, search)

@@ -22,7 +22,7 @@ SUMS = ((65536, 8192, 64), (2048, 512, 64))
 
 
 def searches(name: str, n: int, k: int, d: int) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Gaussian float32 and bfloat16, and codes that differ most along a few directions."""
+    """Yield searches: Gaussian float32 and bfloat16, and codes that differ in few directions."""
     z, codebook = torch.randn(n, d), torch.randn(k, d)
     scale = torch.logspace(1, -1, d)
     yield f"search {name}", lambda: vqvae_fast.nearest_code(z, codebook)
@@ -33,7 +33,7 @@ def searches(name: str, n: int, k: int, d: int) -> Iterator[tuple[str, Callable[
 
 
 def layers(name: str, n: int, k: int, d: int) -> Iterator[tuple[str, Callable[[], object]]]:
-    """A training step of the layer, both ways of learning; and inference."""
+    """Yield a training step of the layer, with both ways of learning, and inference."""
     fmap = torch.randn(n // 64, d, 8, 8)
     for learning in ("ema", "gradient"):
         layer = nn.VectorQuantizer(k, d, learning=learning)
@@ -50,13 +50,13 @@ def layers(name: str, n: int, k: int, d: int) -> Iterator[tuple[str, Callable[[]
 
 
 def sums(name: str, n: int, k: int, d: int) -> Iterator[tuple[str, Callable[[], object]]]:
-    """The segment sum."""
+    """Yield the segment sum."""
     rows, indices = torch.randn(n, d), torch.randint(k, (n,))
     yield f"segment sum {name}", lambda: vqvae_fast.segment_sum(rows, indices, k)
 
 
 def times(only: str = "") -> dict[str, float]:
-    """Seconds a call, the median of a turn, of the cases whose names contain ``only``."""
+    """Return the median seconds of a call, for the cases whose names contain ``only``."""
     taken = {}
     for cases, shapes in ((searches, SEARCHES), (layers, LAYERS), (sums, SUMS)):
         for shape in shapes:

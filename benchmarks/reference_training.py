@@ -16,7 +16,7 @@ from vqvae_fast.training.pixel_scale import mse_of_pixels
 class Trained(NamedTuple):
     """A trained reference model in eval mode, the seconds that its steps took, and their errors.
 
-    ``curve``: (step, mean squared error of the batch, on pixels in [0, 1]) of every tenth step.
+    ``curve`` has (step, mean squared error of the batch, on pixels in [0, 1]) for every tenth step.
     """
 
     model: ReferenceVQVAE
@@ -31,9 +31,10 @@ def train_reference(
 
     Args:
         batch: step -> crops [B, 3, 32, 32] in [-1, 1].
-        variance: of the training data on that scale; divides the reconstruction error.
+        variance: the variance of the training data on that scale, which divides the reconstruction
+            error.
         steps: number of batches.
-        seed: of the initial weights.
+        seed: the seed of the initial weights.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

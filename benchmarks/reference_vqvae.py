@@ -1,7 +1,7 @@
 """The VQ-VAE of the reference article, rebuilt in plain PyTorch to train against.
 
-Written from the article (arXiv 1711.00937) and from what a recorded step of the public
-implementation shows; it uses nothing of this package and is no copy of that implementation. Its
+It is written from the article (arXiv 1711.00937) and from a recorded step of the public
+implementation. It uses nothing of this package and is no copy of that implementation. Its
 differences from this package's model are kept on purpose, because the benchmark measures them:
 
 * one residual layer serves every place of a stack, so its weights are shared;
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 
 class _ResidualLayer(nn.Module):
-    """relu, 3x3 to the inner width, relu, 1x1 back; the input that the relu changed is added."""
+    """A residual layer: relu, 3x3 to the inner width, relu, 1x1 back; adds relu of the input."""
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
@@ -32,13 +32,13 @@ class _ResidualLayer(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [B, width, h, w]; overwritten by its relu, as the recorded gradients show."""
+        """Apply it to x [B, width, h, w], which its relu overwrites, as in the recorded step."""
         branch: Tensor = self.res_block(x)
         return branch + x
 
 
 class _ResidualStack(nn.Module):
-    """The same layer several times, then a relu."""
+    """One layer applied several times, then a relu."""
 
     def __init__(self, width: int, inner: int, layers: int) -> None:
         super().__init__()
@@ -66,13 +66,13 @@ class _Encoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [B, 3, H, W] -> [B, width, H/4, W/4]."""
+        """Map x [B, 3, H, W] to [B, width, H/4, W/4]."""
         features: Tensor = self.conv_stack(x)
         return features
 
 
 class _Decoder(nn.Module):
-    """The encoder backwards, with transposed convolutions."""
+    """The mirror image of the encoder, with transposed convolutions."""
 
     def __init__(self, dim: int, width: int, inner: int, layers: int) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class _Decoder(nn.Module):
         )
 
     def forward(self, z: Tensor) -> Tensor:
-        """z: [B, dim, h, w] -> [B, 3, 4h, 4w]."""
+        """Map z [B, dim, h, w] to [B, 3, 4h, 4w]."""
         image: Tensor = self.inverse_conv_stack(z)
         return image
 
@@ -99,7 +99,7 @@ class ReferenceQuantized(NamedTuple):
 
 
 class _Quantizer(nn.Module):
-    """All distances, a one-hot matrix, a product."""
+    """A quantizer that computes all distances, a one-hot matrix and its product with the codes."""
 
     def __init__(self, num_codes: int, dim: int, beta: float) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class _Quantizer(nn.Module):
         nn.init.uniform_(self.embedding.weight, -1.0 / num_codes, 1.0 / num_codes)
 
     def forward(self, z: Tensor) -> ReferenceQuantized:
-        """z: [B, dim, h, w]."""
+        """Quantize z [B, dim, h, w]."""
         codes = self.embedding.weight
         channel_last = z.permute(0, 2, 3, 1)
         rows = channel_last.reshape(-1, codes.shape[1])
@@ -140,8 +140,8 @@ class ReferenceVQVAE(nn.Module):
         layers: residual layers of a stack.
         num_codes: K.
         dim: D.
-        beta: weight of the codebook's term of the loss (not of the commitment: that is the
-            difference between the public implementation and the article's equation 3).
+        beta: the weight of the codebook's term of the loss. In the article's equation 3 it weighs
+            the commitment; the public implementation differs.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class ReferenceVQVAE(nn.Module):
         self.decoder = _Decoder(dim, width, inner, layers)
 
     def forward(self, x: Tensor) -> ReferenceOutput:
-        """x: [B, 3, H, W], H and W multiples of 4."""
+        """Reconstruct x [B, 3, H, W]; H and W are multiples of 4."""
         loss, quantized, indices = self.vector_quantization(
             self.pre_quantization_conv(self.encoder(x))
         )
@@ -168,5 +168,5 @@ class ReferenceVQVAE(nn.Module):
 
 
 def reference_optimizer(model: nn.Module) -> torch.optim.Optimizer:
-    """Adam with amsgrad at 3e-4, as the reference trains."""
+    """Return Adam with amsgrad at 3e-4, as the reference trains."""
     return torch.optim.Adam(model.parameters(), lr=3e-4, amsgrad=True)

@@ -16,10 +16,10 @@ class Picture(NamedTuple):
     """A chart of one record.
 
     Attributes:
-        name: of the PNG.
-        record: of the JSON.
-        caption: says what the chart shows.
-        draw: (path, record) -> whether the record has data for the chart.
+        name: the name of the PNG.
+        record: the name of the JSON.
+        caption: a sentence about the chart.
+        draw: draws (path, record); returns whether the record has data for the chart.
     """
 
     name: str
@@ -183,7 +183,7 @@ PICTURES = (
 
 
 def load(path: Path) -> Record | None:
-    """A record, or None if there is no such file.
+    """Read a record; return None if there is no such file.
 
     Raises:
         BadRecordError: it is not JSON.

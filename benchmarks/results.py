@@ -10,7 +10,7 @@ FOLDER = Path(__file__).with_name("results")
 
 
 def default_path(benchmark: str, machine: str | None = None) -> Path:
-    """benchmarks/results/<machine>/<benchmark>.json."""
+    """Return benchmarks/results/<machine>/<benchmark>.json."""
     return FOLDER / (machine or machine_slug()) / f"{benchmark}.json"
 
 

@@ -28,11 +28,11 @@ from vqvae_fast.sharded import ShardedVectorQuantizer
 SHAPES = (Shape(2048, 65536, 32), Shape(2048, 262144, 32), Shape(1024, 262144, 128))
 QUICK = (Shape(64, 64, 8),)
 PROCESSES = (1, 2, 4)
-# The numbers that a process sends for each number it passes in, if W take part: ring algorithms.
+# Of ring algorithms with W processes, each sends this many numbers for each number it passes in.
 _SENT = {
     "all_gather": lambda number, w: number * (w - 1),
     "all_reduce": lambda number, w: 2 * number * (w - 1) / w,
-    "all_to_all_single": None,  # exact: everything that is not for the process itself
+    "all_to_all_single": None,  # exact: all numbers but those for the process itself
 }
 
 
@@ -73,7 +73,7 @@ class Traffic:
 
 
 def measure(shape: Shape, learning: Any, rounds: int) -> dict[str, Any]:
-    """In each process: medians of a training step's seconds and of its parts."""
+    """Return medians of a training step's seconds and of its parts; runs in each process."""
     world, rank = dist.get_world_size(), dist.get_rank()
     torch.manual_seed(rank)
     layer = ShardedVectorQuantizer(
@@ -106,7 +106,7 @@ def measure(shape: Shape, learning: Any, rounds: int) -> dict[str, Any]:
         steps.append(time.perf_counter() - begin)
         waits.append(traffic.seconds)
         layer.zero_grad()
-    del layer.shards.search  # the cycle would keep the mesh's process group until the exit
+    del layer.shards.search  # breaks a cycle that would keep the mesh's process group
     return {
         "seconds": summarise(steps[1:])._asdict(),
         "communication": summarise(waits[1:])._asdict(),
@@ -130,7 +130,7 @@ def _work(rank: int, world: int, shape: Shape, learning: str, rounds: int, folde
 
 
 def run(shape: Shape, processes: int, learning: str, rounds: int) -> dict[str, Any]:
-    """The record of one configuration; figures are the first process's."""
+    """Return the record of one configuration, with the figures of the first process."""
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_work, args=(processes, shape, learning, rounds, folder), nprocs=processes)
         figures: dict[str, Any] = json.loads(Path(folder, "figures.json").read_text())
@@ -144,7 +144,7 @@ def run(shape: Shape, processes: int, learning: str, rounds: int) -> dict[str, A
 
 
 def predicted(shape: Shape, processes: int, learning: str) -> float:
-    """Bytes that a process sends in a step, by the formulas of docs/scaling.md."""
+    """Return the bytes that a process sends in a step, by the formulas of docs/scaling.md."""
     n, _, d = shape
     others = processes - 1
     gathered = 4 * n * d * others
@@ -156,7 +156,7 @@ def predicted(shape: Shape, processes: int, learning: str) -> float:
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """The record as a table."""
+    """Return the record as a table."""
     rows = []
     for entry in record["results"]:
         shape, seconds = entry["shape"], entry["seconds"]["median"]

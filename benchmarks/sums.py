@@ -29,7 +29,7 @@ class WrongSumError(AssertionError):
 
 
 def compare(shape: Shape, rounds: int, min_seconds: float) -> dict[str, Any]:
-    """The JSON record of one shape: rows whose codes are drawn uniformly.
+    """Return the JSON record of one shape, for rows whose codes are drawn uniformly.
 
     Raises:
         WrongSumError: our sums or counts differ from those in float64.
@@ -62,7 +62,7 @@ def compare(shape: Shape, rounds: int, min_seconds: float) -> dict[str, Any]:
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """The record as tables."""
+    """Return the record as tables."""
     parts = [
         tables.heading(record),
         "Float32 rows whose codes are drawn uniformly, from tensors to sums [K, D] and counts [K]. "

@@ -1,4 +1,4 @@
-"""Measures time and memory over the codes, their length and the rows: ``benchmarks.sweep``."""
+"""Measures how time and memory grow with K, D and N: ``python -m benchmarks.sweep``."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,12 +23,12 @@ LAYERS = tuple(
 
 
 class Sweep(NamedTuple):
-    """One size grows, the others stay.
+    """A series of shapes in which one size grows.
 
     Attributes:
         axis: "n", "k" or "d", the size that grows.
-        title: in words.
-        shapes: in the order of that size.
+        title: the size in words.
+        shapes: the shapes, in the order of that size.
         with_layers: time the layer's training step, too, and measure the memory of both.
     """
 
@@ -43,13 +43,14 @@ SWEEPS = (
     Sweep("d", "length of a code", tuple(Shape(4096, 8192, 8 << i) for i in range(6))),
     Sweep("n", "vectors", tuple(Shape(4**i, 1024, 64) for i in range(8))),
 )
-# The kernel counts resident memory in batches of pages: smaller numbers are noise without a slope.
+# The kernel counts resident memory in batches of pages, so smaller numbers are noise without a
+# slope.
 _LEAST_MEMORY = 1 << 20
 QUICK = (Sweep("k", "codes", (Shape(64, 16, 8), Shape(64, 32, 8), Shape(64, 64, 8)), True),)
 
 
 def slope(sizes: Sequence[float], figures: Sequence[float]) -> float | None:
-    """The exponent of a figure's growth over the upper half of the sizes, by least squares."""
+    """Return the exponent of a figure's growth in the upper half of the sizes (least squares)."""
     first = len(sizes) // 2 if len(sizes) > 3 else 0
     x = [math.log(size) for size in sizes[first:]]
     y = [math.log(figure) for figure in figures[first:]]
@@ -70,7 +71,7 @@ def with_memory(entry: dict[str, Any], maker: str, shape: Shape, threads: int) -
 def run_sweep(
     sweep: Sweep, threads: int, rounds: int, min_seconds: float, measures_memory: bool
 ) -> dict[str, Any]:
-    """The record of one sweep: entries as of ``search`` and ``layer``, one a size."""
+    """Return the record of one sweep: for each size the entries of ``search`` and ``layer``."""
     entries: dict[str, list[dict[str, Any]]] = {"search": [], "layer": []}
     for shape in tqdm(sweep.shapes, desc=f"sweep over {sweep.title}", disable=None):
         vectors = gaussian(shape)
@@ -88,10 +89,10 @@ def run_sweep(
 
 
 def series(sweep: Mapping[str, Any], kind: str, figure: str) -> dict[str, list[tuple[int, float]]]:
-    """Each contender's points (size, figure) of a sweep's record.
+    """Return each contender's points (size, figure) in a sweep's record.
 
     Args:
-        sweep: of the record.
+        sweep: a sweep in the record.
         kind: "search" or "layer".
         figure: "seconds" or "peak_memory".
     """
@@ -106,7 +107,7 @@ def series(sweep: Mapping[str, Any], kind: str, figure: str) -> dict[str, list[t
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """The record as tables, with slopes."""
+    """Return the record as tables, with slopes."""
     parts = [
         tables.heading(record),
         f"Float32, Gaussian data; medians of {record['rounds']} interleaved rounds. Memory is the "

@@ -56,7 +56,7 @@ IMAGE_CASES = (
 
 @functools.cache
 def _convolution_flops() -> float:
-    """Operations of a step, forward and backward."""
+    """Returns the operations of a step's convolutions, forward and backward."""
     step = whole_step(contender(NAMES[0], 2), _noise())
     with FlopCounterMode(display=False) as counter:
         step()
@@ -65,7 +65,7 @@ def _convolution_flops() -> float:
 
 
 def _violating(name: str, case: Case) -> float:
-    """Share of the first batch's latents for which the untrained model did not find the nearest."""
+    """Returns the share of the first batch's latents whose code is not the nearest."""
     model = contender(name, case.shape.k).model.eval()
     quantizer = model.vector_quantization
     with torch.no_grad():

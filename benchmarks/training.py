@@ -79,7 +79,7 @@ def train_ours(
         batch_size=BATCH_SIZE,
         codebook_size=NUM_CODES,
         device="cpu",
-        eval_every=steps,  # the time is that of the steps
+        eval_every=steps,  # the time is that of the steps alone
         checkpoint_every=steps,
         out=str(out),
     )
@@ -127,12 +127,12 @@ def run_one(
         "seconds": seconds,
         "held_out": measure(forward, images.validation(crops))._asdict(),
         "training": measure(forward, seen)._asdict(),
-        "curve": curve,  # (step, mean squared error of its batch, on pixels in [0, 1])
+        "curve": curve,  # (step, mean squared error of the batch, for pixels in [0, 1])
     }
 
 
 def load(path: Path, steps: int, crops: int) -> dict[str, dict[str, Any]]:
-    """The runs that have a result, by "recipe-seed".
+    """Return the runs that have a result, by "recipe-seed".
 
     Runs of another length, or measured on another number of held-out crops, do not count.
     """
@@ -144,7 +144,7 @@ def load(path: Path, steps: int, crops: int) -> dict[str, dict[str, Any]]:
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """The record as a table: a row for each recipe, with the range over the seeds in brackets."""
+    """Return the record as a table: a row for each recipe, with the range over the seeds."""
     rows = []
     for recipe in RECIPES:
         runs = [run for run in record["runs"].values() if run["recipe"] == recipe]
@@ -190,7 +190,7 @@ def _mean_and_range(values: list[float], digits: int) -> str:
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:
-    """Replace the results whole: a run of minutes must not be lost to a cut-off file."""
+    """Replaces the results as a whole, so that a cut-off file cannot lose a run of minutes."""
     temporary = path.with_name(f"{path.stem}.part.json")
     results.write(temporary, record, markdown(record))
     os.replace(temporary.with_suffix(".md"), path.with_suffix(".md"))

@@ -28,10 +28,11 @@ REFERENCE = "reference"
 
 
 class Contender(NamedTuple):
-    """A model, and how to train it.
+    """A model and the functions that train it.
 
     Attributes:
-        model: with the parts ``encoder``, ``pre_quantization_conv``, ``vector_quantization``.
+        model: a module with the parts ``encoder``, ``pre_quantization_conv``,
+            ``vector_quantization``.
         outputs: images -> (reconstruction, embedding loss).
         quantize: latents -> (quantized, loss).
     """
@@ -42,7 +43,7 @@ class Contender(NamedTuple):
 
 
 def contender(name: str, num_codes: int) -> Contender:
-    """From one seed, in training mode."""
+    """Return a model from one seed, in training mode."""
     torch.manual_seed(0)
     if name == REFERENCE:
         reference = ReferenceVQVAE(num_codes=num_codes).train()
@@ -70,7 +71,7 @@ NAMES = ("ours (EMA)", "ours (gradient)", REFERENCE)
 
 
 def whole_step(of: Contender, images: Tensor) -> Callable[[], Tensor]:
-    """Run forward, backward and Adam; return the loss."""
+    """Return a call that runs forward, backward and Adam and returns the loss."""
     optimizer = reference_optimizer(of.model)
 
     def call() -> Tensor:
@@ -85,7 +86,7 @@ def whole_step(of: Contender, images: Tensor) -> Callable[[], Tensor]:
 
 
 def quantizer_step(of: Contender, images: Tensor) -> Callable[[], Any]:
-    """The quantizer's forward and backward on the latents that the model gives now."""
+    """Return a call of the quantizer's forward and backward on the model's present latents."""
     with torch.no_grad():
         latents = of.model.pre_quantization_conv(of.model.encoder(images))  # type: ignore[operator]
     step = training_step(of.quantize, latents)
@@ -98,7 +99,7 @@ def quantizer_step(of: Contender, images: Tensor) -> Callable[[], Any]:
 
 
 def compare(num_codes: int, batch: int, rounds: int, min_seconds: float) -> dict[str, Any]:
-    """The JSON record of one codebook size."""
+    """Return the JSON record of one codebook size."""
     images = torch.rand(batch, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     contenders = {name: contender(name, num_codes) for name in NAMES}
     steps = {name: whole_step(of, images) for name, of in contenders.items()}
@@ -125,7 +126,7 @@ def compare(num_codes: int, batch: int, rounds: int, min_seconds: float) -> dict
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """The record as tables."""
+    """Return the record as tables."""
     parts = [
         tables.heading(record),
         f"One training step on {record['batch']} images of 32 x 32 pixels (64 latents each, D = "

@@ -1,6 +1,7 @@
-// Parts of one allocation. Laid out from a null pointer an arena only counts, so that the code that
-// lays memory out also says how much it needs. Everything here is in an unnamed namespace: the file
-// is compiled under several instruction sets, and no function of one may serve another.
+// An arena divides one allocation into parts. Given a null pointer it only counts bytes, so the
+// code that lays memory out also computes how much it needs. Everything is in an unnamed namespace,
+// because the file is compiled for several instruction sets, and the linker must not use a function
+// of one in another.
 #pragma once
 
 #include <stdint.h>

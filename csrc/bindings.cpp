@@ -1,4 +1,5 @@
-// The only CPU file that knows torch: the ops' CPU kernels, and a small Python module beside them.
+// This is the only CPU file that uses torch. It registers the ops' CPU kernels and defines a small
+// Python module.
 #include <ATen/Parallel.h>
 #include <torch/extension.h>
 #include <torch/library.h>
@@ -147,7 +148,7 @@ void moving_average_op(const Tensor& average, const Tensor& cluster_size, const 
   }
   const auto write_back = [](const Tensor& to, const Tensor& from) {
     if (!from.is_same(to)) to.copy_(from);
-    to.unsafeGetTensorImpl()->bump_version();  // what autograd has saved of it is no longer true
+    to.unsafeGetTensorImpl()->bump_version();  // what autograd saved of this tensor is out of date
   };
   write_back(average, averages);
   write_back(cluster_size, sizes);
@@ -197,7 +198,8 @@ Tensor residual_backward_op(const Tensor& grad_quantized, const Tensor& grad_los
                                                                       z, books, indices, rotates);
 }
 
-// Called after loading, because Python decides whether these kernels serve (vqvae_fast/ops.py).
+// Python calls this after loading the module, and so decides whether these kernels serve
+// (vqvae_fast/backends/dispatch.py).
 void register_kernels() {
   static const torch::Library registered = [] {
     torch::Library cpu = MAKE_TORCH_LIBRARY_IMPL(vqvae_fast, CPU);

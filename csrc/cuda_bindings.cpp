@@ -1,6 +1,6 @@
-// The only CUDA file that knows torch: a Python module of functions on CUDA tensors. Python chooses
-// when to call them (vqvae_fast/backends.py). Nothing here waits for the device, and all memory is
-// torch's, on the current stream: CUDA graphs may capture every function.
+// This is the only CUDA file that uses torch. It defines a Python module of functions on CUDA
+// tensors, and Python chooses when to call them. No function waits for the device, and torch
+// allocates all memory on the current stream, so CUDA graphs may capture every function.
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -86,7 +86,8 @@ void check_cuda_search(const Tensor& z, const Tensor& codebook) {
   check_search(z, codebook);
 }
 
-// A tensor that is marked as negated holds its numbers without the sign.
+// Applies a pending negation: a tensor that torch marks as negated stores its numbers without the
+// sign.
 Tensor as_stored(const Tensor& tensor) { return tensor.resolve_neg(); }
 
 std::tuple<Tensor, Tensor> nearest_code(const Tensor& z, const Tensor& codebook) {
@@ -132,7 +133,8 @@ std::tuple<Tensor, Tensor> segment_sum_op(const Tensor& src, const Tensor& indic
   return {sums, counts};
 }
 
-// One codebook. grad_loss: 0-d, in the type that errors are computed in; elements: those of all z.
+// Runs the backward pass of one codebook. grad_loss: 0-d, in the type that errors are computed in;
+// elements: the number of elements in all of z.
 void backward_one(const Tensor& grad_quantized, const Tensor& grad_loss, const Tensor& z,
                   const Tensor& codebook, const Tensor& indices, double commitment_weight,
                   double codebook_weight, double elements, const Tensor& grad_z,

@@ -1,6 +1,6 @@
-// Bits and elements. Everything here is in an unnamed namespace: the file is
-// compiled under several instruction sets (and for the GPU), and no function of one may serve
-// another.
+// This file converts elements and reads their bits. Everything is in an unnamed namespace, because
+// the file is compiled for several instruction sets (and for the GPU), and the linker must not use
+// a function of one in another.
 #pragma once
 
 #include <stdint.h>
@@ -27,8 +27,9 @@ VQVAE_FAST_INLINE float widen(float value) { return value; }
 VQVAE_FAST_INLINE double widen(double value) { return value; }
 VQVAE_FAST_INLINE float widen(BFloat16 value) { return from_bits(uint32_t{value.bits} << 16); }
 
-// Branch-free, so that loops over it vectorise: the exponent is re-biased by a multiplication
-// (which also normalises subnormals), and only infinities and NaNs need their exponent set.
+// This function has no branch, so that loops over it vectorise: the exponent is re-biased by a
+// multiplication (which also normalises subnormals), and only infinities and NaNs need their
+// exponent set.
 VQVAE_FAST_INLINE float widen(Half value) {
   const uint32_t magnitude = value.bits & 0x7fffu;
   const uint32_t sign = uint32_t{value.bits & 0x8000u} << 16;

@@ -1,5 +1,5 @@
-// Tensors as all kernels see them, on the CPU and on the GPU: raw pointers and strides. No torch
-// headers here.
+// This file defines the tensors that all kernels take, on the CPU and on the GPU, as raw pointers
+// and strides. It includes no torch headers.
 #pragma once
 
 #include <stdint.h>
@@ -36,9 +36,9 @@ struct ComputeType<double> {
 template <class In>
 using Compute = typename ComputeType<In>::type;
 
-// Rows of D elements in memory: row n lies at (n / inner) * outer_stride + (n % inner) *
-// row_stride. Two levels are what it takes to read [B, D, H, W] feature maps in place, and
-// strides are counted in elements.
+// Rows describes rows of D elements in memory: row n lies at (n / inner) * outer_stride + (n %
+// inner) * row_stride. Two levels suffice to read [B, D, H, W] feature maps in place. Strides count
+// elements.
 template <class In>
 struct Rows {
   In* data;

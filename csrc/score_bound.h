@@ -1,6 +1,6 @@
-// The bound on the error of the fast scores, for all kernels. Everything here is in an unnamed
-// namespace: the file is compiled under several instruction sets (and for the GPU), and no function
-// of one may serve another.
+// This file bounds the error of the fast scores, for all kernels. Everything is in an unnamed
+// namespace, because the file is compiled for several instruction sets (and for the GPU), and the
+// linker must not use a function of one in another.
 #pragma once
 
 #include <math.h>
@@ -32,24 +32,25 @@ VQVAE_FAST_INLINE double smaller(double a, double b) { return a < b ? a : b; }
 VQVAE_FAST_INLINE double larger(double a, double b) { return a > b ? a : b; }
 VQVAE_FAST_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Relative error of a score in T: at most dim + 3 roundings in T touch a product (both factors are
-// centred, the product may be rounded, then dim additions) or the half norm. The half norm's sum in
-// float64 has dim / 8 + 4 more, which count where T is float64 too. The rest is room for the second
-// order.
+// Returns the relative error of a score in T. At most dim + 3 roundings in T touch a product (both
+// factors are centred, the product may be rounded, then there are dim additions) or half_norm. The
+// float64 sum behind half_norm has dim / 8 + 4 more, which count if T is float64 too. The rest
+// leaves room for second-order terms.
 template <class T>
 VQVAE_FAST_INLINE double score_gamma(int64_t dim) {
   return 1.02 * (double(dim + 8) * Precision<T>::unit + double(dim / 8 + 8) * 0x1p-53);
 }
 
-// Scores of such long rows would be bounded too loosely to rule anything out.
+// Returns whether rows are so long that the bound on their scores is too loose to rule anything
+// out.
 template <class T>
 VQVAE_FAST_INLINE bool too_long(int64_t dim) {
   return score_gamma<T>(dim) > 0.01;
 }
 
-// The score below which no code can be as near as a given distance: the exact score of that
-// distance, less the largest error of a computed score. Only codes with |e| <= |z| + distance can
-// be that near, so one far-off code does not widen the bound. docs/exactness.md derives it.
+// Computes the score below which no code can be as near as a given distance: the exact score of
+// that distance minus the largest error of a computed score. Only codes with |e| <= |z| + distance
+// can be that near, so one far-off code does not widen the bound. docs/exactness.md derives it.
 template <class T>
 class ScoreBound {
  public:
@@ -61,18 +62,18 @@ class ScoreBound {
         distance_error_(double(dim + 16) * 0x1p-52),
         distance_underflow_(Precision<double>::tiny * 2 * double(dim)) {}
 
-  // norm: |z|, centred and scaled; nearest: a distance, squared and as it is.
+  // norm: |z|, centred and scaled; nearest: a squared distance, not scaled.
   VQVAE_FAST_INLINE T operator()(double norm, double nearest) const {
     const double square = norm * norm;
-    // Scaled twice, because the square of a float64 scale may itself under- or overflow.
+    // The scale is applied twice, because its square may under- or overflow in float64.
     const double scaled = (nearest + distance_underflow_) * scale_ * scale_;
     const double radius = smaller(max_norm_, norm + sqrt(scaled));
     const double score_error =
         gamma_ * (norm + 0.5 * radius) * radius + underflow_ * (1 + norm + radius);
     const double bound =
         0.5 * (square - scaled) - score_error - distance_error_ * (square + scaled);
-    // Rounding to T may raise it by half a unit in the last place. It stays finite, below every
-    // code's score but above that of padding.
+    // Rounding to T may raise the bound by half a unit in the last place. The bound stays finite:
+    // below the score of every code but above that of padding.
     return T(larger(bound - 2 * Precision<T>::unit * fabs(bound), -Precision<T>::largest));
   }
 

@@ -1,4 +1,4 @@
-// Tensors handed to the kernels: what the bindings of the CPU and of the GPU have in common.
+// This file checks tensors and passes them to kernels. The CPU's and the GPU's bindings share it.
 #pragma once
 
 #include <torch/extension.h>
@@ -35,14 +35,15 @@ inline at::TensorOptions distance_options(const Tensor& z) {
   return z.options().dtype(z.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
 }
 
-// Rows that lie one stride apart. Dimensions that lie end to end are one level.
+// A level is a number of rows at one stride. Dimensions that are contiguous with each other form
+// one level.
 struct Level {
   int64_t size;
   int64_t stride;
 };
 
-// The levels of all dimensions but the last, the outermost first. A dimension of size 1 is none:
-// torch lets it have any stride, and counts it as contiguous whatever that is.
+// Returns the levels of all dimensions but the last, the outermost first. A dimension of size 1 is
+// skipped, because torch lets it have any stride and still calls the tensor contiguous.
 inline std::vector<Level> levels_of(const Tensor& t) {
   std::vector<Level> levels;
   for (int64_t d = 0; d < t.dim() - 1; ++d) {
@@ -56,7 +57,8 @@ inline std::vector<Level> levels_of(const Tensor& t) {
   return levels;
 }
 
-// t: [..., D] as rows. The rare layout that has more than two levels is copied, into `copy`.
+// Returns t: [..., D] as rows. A layout that has more than two levels is rare, and is copied into
+// `copy`.
 template <class In>
 Rows<In> as_rows(const Tensor& t, Tensor* copy) {
   *copy = t;
@@ -76,7 +78,7 @@ Rows<In> as_rows(const Tensor& t, Tensor* copy) {
           t.size(-1) == 1 ? 1 : copy->stride(-1)};
 }
 
-// codebook: [K, D].
+// Returns a codebook [K, D] as codes.
 template <class In>
 Codes<In> as_codes(const Tensor& codebook) {
   return {reinterpret_cast<const In*>(codebook.const_data_ptr()), codebook.size(0),

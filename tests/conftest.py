@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import collections
 import os
 import warnings
 
@@ -33,3 +34,22 @@ def pytest_sessionstart(session):
         pytest.exit(f"the C++ extension is required, but {_native.reason}", returncode=1)
     if os.environ.get("VQVAE_FAST_REQUIRE_CUDA") == "1" and not torch.cuda.is_available():
         pytest.exit("a CUDA device is required, but torch finds none", returncode=1)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items):
+    """Mark cases of a test slow, except as many as its marker quick says.
+
+    The quick ones lie evenly in the order of the cases, the first and the last among them.
+    """
+    tests = collections.defaultdict(list)
+    for case in items:
+        if case.get_closest_marker("quick") and not case.get_closest_marker("slow"):
+            tests[case.parent.nodeid, case.originalname].append(case)
+    for cases in tests.values():
+        (number,) = cases[0].get_closest_marker("quick").args
+        last, steps = len(cases) - 1, max(number - 1, 1)
+        quick = {round(step * last / steps) for step in range(number)}
+        for place, case in enumerate(cases):
+            if place not in quick:
+                case.add_marker(pytest.mark.slow)

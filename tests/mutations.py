@@ -76,7 +76,7 @@ FAULTS = [
     ),
     Fault(
         "integer filter: the rows that it leaves are forgotten",
-        "mine.insert(mine.end(), unsettled, unsettled + count);",
+        "mine.insert(mine.end(), of_chunk, of_chunk + count);",
         "",
         OPS + "filter.py",
     ),
@@ -101,7 +101,7 @@ FAULTS = [
     # ---- the Triton kernels ----------------------------------------------------------------------
     Fault(
         "Triton's bound: no error of the additions",
-        "addition = (dims + 16) * 3.0e-7 * aligned_to + SUBNORMAL",
+        "addition = (dims + 16) * 3.0e-7 * aligned_to",
         "addition = 0.0 * aligned_to",
         OPS + "matrix_unit.py",
         interpreted=True,
@@ -123,8 +123,8 @@ FAULTS = [
     # ---- gradients -------------------------------------------------------------------------------
     Fault(
         "gradient of z: half of the commitment",
-        "parts.append(grad_loss * (2.0 / _count(error)) * ctx.weights[0] * error)",
-        "parts.append(grad_loss * (1.0 / _count(error)) * ctx.weights[0] * error)",
+        "parts.append(mean_square_scale(grad_loss, error) * ctx.weights[0] * error)",
+        "parts.append(mean_square_scale(grad_loss, error) * ctx.weights[0] * error / 2)",
         OPS + "quantize_gradient.py",
     ),
     Fault(
@@ -215,8 +215,8 @@ FAULTS = [
     ),
     Fault(
         "images: the range is [0, 1]",
-        "return image.astype(np.float32) * np.float32(2 / 255) - np.float32(1)",
-        "return image.astype(np.float32) * np.float32(1 / 255)",
+        "return image.astype(np.float32) * np.float32(2 / unit) - np.float32(1)",
+        "return image.astype(np.float32) * np.float32(1 / unit)",
         TRAINING + "crops.py " + TRAINING + "data_sources.py",
     ),
     Fault(

@@ -26,7 +26,12 @@ def test_there_is_an_example_for_each_kind_of_user(call):
     assert any(call in example for example in EXAMPLES)
 
 
-PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *(ROOT / "docs").glob("*.md")]
+FOLDERS = ("", "benchmarks", "csrc", "tests", "tests/fuzz")
+PAGES = [
+    ROOT / "CONTRIBUTING.md",
+    *(ROOT / folder / "README.md" for folder in FOLDERS),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 LINKS = [
     (page, link)
     for page in PAGES
@@ -45,6 +50,18 @@ def test_links_point_to_files_and_headings(page, link):
         heads = re.findall(r"^#+ (.*)", target.read_text(encoding="utf-8"), re.MULTILINE)
         anchors = [re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads]
         assert anchor in anchors
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_exist(page):
+    text = page.read_text(encoding="utf-8")
+    targets = re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(re.findall(r"\bmake ([a-z][a-z-]*)", text)) <= set(targets)
+    for name in re.findall(r"python -m\s+(vqvae_fast|benchmarks)\.([\w.]+)", text):
+        module = ROOT.joinpath(name[0], *name[1].split("."))
+        assert module.with_suffix(".py").is_file() or (module / "__main__.py").is_file(), name
+    for command in re.findall(r"vqvae-fast ([a-z]+)", text):
+        assert (ROOT / "vqvae_fast" / "cli" / f"{command}.py").is_file(), command
 
 
 @pytest.mark.parametrize("example", [*EXAMPLES, *OF_SCALING])
@@ -133,7 +150,7 @@ def test_the_summary_of_all_shapes_is_what_was_measured():
     faiss = statistics.geometric_mean(of_faiss)
     least = min(ratio for r in ratios for name, ratio in r.items() if name != "ours")
     assert (
-        f"{len(of_faiss)} shapes, those of published models among them, it is {quoted(faiss, 'x')} "
+        f"{len(of_faiss)} shapes, among them those of published models, it is {quoted(faiss, 'x')} "
         f"as fast as FAISS in the geometric mean, and at least {quoted(least, 'x')} as fast "
         "as any peer."
     ) in " ".join(README.split())

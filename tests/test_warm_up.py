@@ -12,13 +12,13 @@ import torch.multiprocessing as mp
 
 import vqvae_fast
 from vqvae_fast import backends, warming
-from vqvae_fast.backends import Backend
+from vqvae_fast.backends import Availability
 
 WORLD = 3
 
 
 def served_by_triton(device):
-    return Backend("triton", "Triton", True, "pretended")
+    return Availability("triton", "Triton", True, "pretended")
 
 
 def test_on_a_cpu_there_is_nothing_to_compile(monkeypatch):
@@ -87,6 +87,7 @@ def work(rank, folder, failing):
     dist.destroy_process_group()
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("failing", [None, 0, 2])
 def test_the_first_process_compiles_first_and_failures_reach_all(tmp_path, failing):
     mp.spawn(work, args=(str(tmp_path), failing), nprocs=WORLD)

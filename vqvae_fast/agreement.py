@@ -1,4 +1,4 @@
-"""Checks once, before they learn, that processes that share a codebook have the same quantizer.
+"""Checks once, before learning, that processes that share a codebook have the same quantizer.
 
 Without this check, codebooks of different sizes lead to an abort inside a collective, or to a hang.
 """
@@ -13,7 +13,8 @@ import torch.distributed as dist
 
 from vqvae_fast.distributed import texts_of_all
 
-# The modules that have been compared in each group. A copy of a module is a new one, in all.
+# These are the modules that each group has compared. A copy of a module counts as a new module in
+# all processes.
 _compared: "WeakKeyDictionary[dist.ProcessGroup, WeakSet[object]]" = WeakKeyDictionary()
 
 
@@ -34,14 +35,14 @@ def require_same(
         owner: the module that has the arguments.
         title: its name in the message.
         arguments: returns them by name. It is called only once and may wait for the device. A value
-            that JSON does not know is compared by its str().
+            that JSON cannot represent is compared by its str().
         device: a device from which the processes can send tensors.
         groups: the processes to compare. Several groups, such as the dimensions of a mesh, are
             compared one after the other. None stands for all processes.
 
     Raises:
-        ValueError: an argument differs. All processes raise it; torch.compile puts an error of its
-            own around it.
+        ValueError: an argument differs. All processes raise it; torch.compile wraps it in an error
+            of its own.
     """
     first = groups[0] if groups[0] is not None else dist.group.WORLD
     assert first is not None
@@ -59,7 +60,7 @@ def require_same(
 
 
 def _differences(records: list[tuple[int, dict[str, Any]]]) -> list[str]:
-    """records: each process's rank and arguments -> a clause for each argument that differs."""
+    """Returns a clause for each argument that differs in (rank, arguments) of the processes."""
     clauses = []
     names = dict.fromkeys(name for _, arguments in records for name in arguments)
     for name in names:
@@ -74,6 +75,6 @@ def _differences(records: list[tuple[int, dict[str, Any]]]) -> list[str]:
 
 
 def _in(ranks: list[int]) -> str:
-    """The ranks in words; only the first of many."""
+    """Returns the ranks in words; of many, only the first."""
     shown = ", ".join(map(str, ranks[:8])) + (", ..." if len(ranks) > 8 else "")
     return f"in process{'es' if len(ranks) > 1 else ''} {shown}"

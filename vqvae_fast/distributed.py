@@ -1,4 +1,4 @@
-"""The collectives by which quantizers exchange data when several processes train a model."""
+"""The collectives with which quantizers exchange data when several processes train a model."""
 
 import torch
 import torch.distributed as dist
@@ -16,7 +16,7 @@ def world_size() -> int:
 
 
 def summed(*tensors: Tensor, group: "dist.ProcessGroup | None" = None) -> tuple[Tensor, ...]:
-    """The sums over all processes, in one collective; all tensors must have one dtype."""
+    """Return the sums over all processes, in one collective; all tensors must have one dtype."""
     packed = torch.cat([t.reshape(-1) for t in tensors])
     dist.all_reduce(packed, group=group)
     parts = packed.split([t.numel() for t in tensors])
@@ -26,7 +26,7 @@ def summed(*tensors: Tensor, group: "dist.ProcessGroup | None" = None) -> tuple[
 def numbers_of_all(
     number: int, device: torch.device, group: "dist.ProcessGroup | None" = None
 ) -> list[int]:
-    """Every process's number, in the processes' order."""
+    """Return every process's number, in the order of the processes."""
     numbers = torch.zeros(dist.get_world_size(group), dtype=torch.int64, device=device)
     numbers[dist.get_rank(group)] = number
     (numbers,) = summed(numbers, group=group)
@@ -36,7 +36,7 @@ def numbers_of_all(
 def rows_of_all(
     rows: Tensor, sizes: list[int] | None = None, group: "dist.ProcessGroup | None" = None
 ) -> Tensor:
-    """The rows [n, ...] of all processes, in the processes' order; n may differ.
+    """Return the rows [n, ...] of all processes, in the order of the processes; n may differ.
 
     ``sizes``: every process's n, if it is known.
     """
@@ -54,7 +54,7 @@ def rows_of_all(
 def texts_of_all(
     text: str, device: torch.device, group: "dist.ProcessGroup | None" = None
 ) -> list[str]:
-    """Every process's text, in the processes' order."""
+    """Return every process's text, in the order of the processes."""
     letters = torch.tensor(list(text.encode()), dtype=torch.uint8, device=device)
     sizes = numbers_of_all(len(letters), device, group)
     parts = rows_of_all(letters, sizes, group).split(sizes)
@@ -62,7 +62,7 @@ def texts_of_all(
 
 
 def from_first(tensor: Tensor, group: "dist.ProcessGroup | None" = None) -> Tensor:
-    """The first process's tensor, in all processes."""
+    """Return the first process's tensor in all processes."""
     tensor = tensor.contiguous()
     dist.broadcast(tensor, 0 if group is None else dist.get_global_rank(group, 0), group=group)
     return tensor

@@ -1,4 +1,4 @@
-"""The common dtype of several float dtypes."""
+"""The dtypes of results."""
 
 import torch
 
@@ -12,3 +12,8 @@ def common_float(*dtypes: torch.dtype) -> torch.dtype:
     if len(set(dtypes)) == 1:
         return dtypes[0]
     return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+def distance_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype of the distances for inputs of ``dtype``: float64 stays, all else is float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,4 +1,4 @@
-"""The public functions: they validate once, then hand over to the ops."""
+"""The public functions validate their arguments once and then call the ops."""
 
 import operator
 from typing import Any, Literal, NamedTuple
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vqvae_fast.autograd.straight_through_quantize import StraightThroughQuantize
-from vqvae_fast.reference import flat_indices
+from vqvae_fast.formulas import flat_indices
 from vqvae_fast.similarity import METRICS, as_euclidean, dissimilarity
 
 _FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -56,11 +56,10 @@ def nearest_code(
         z: [..., D] latent vectors, any strides; [H, ..., D] with H separate books. float32,
             bfloat16, float16 or float64. Under autocast z and codebook are taken in float32.
         codebook: [K, D], or [H, K, D]; same dtype and device as z.
-        metric: "cosine" and "dot" look for the largest cosine similarity and the largest inner
-            product instead; the products of the code that is found and of the best one differ by no
-            more than 4e-6 of |z| * max|e|. Both take z and the codebook in a copy, which for "dot"
-            is two columns wider.
-        backend: "triton", "cuda", "cpu" or "reference" instead of the one that is chosen for the
+        metric: "cosine" and "dot" find the largest cosine similarity and the largest inner product
+            instead; the product of the code that is found is within 4e-6 of |z| * max|e| of the
+            largest. Both copy z and the codebook, for "dot" with two more columns.
+        backend: "triton", "cuda", "cpu" or "reference", instead of the backend chosen for the
             device (``vqvae-fast info`` lists them). It overrides the environment
             (:mod:`vqvae_fast.settings`). All give exact answers.
 
@@ -79,7 +78,7 @@ def nearest_code(
             the message says why. All functions of this module raise this error and the ValueError.
 
     Memory is O(N + K) beside inputs and outputs, plus one packed copy of the codebook: N x K
-    numbers are never written. The same inputs give the same bits for every number of threads.
+    numbers are never stored. The same inputs give the same bits for every number of threads.
     """
     _check_tensors(z=z, codebook=codebook)
     z, codebook = _autocast_to_float32(z, codebook)
@@ -115,7 +114,7 @@ def quantize(
         z: [..., D], or [B, D, ...] with ``channel_first``; [H, ..., D] with H separate books.
             Dtypes as for :func:`nearest_code`. No layout is copied.
         codebook: [K, D], or [H, K, D] (not with ``channel_first``).
-        commitment_weight: weight of the term that pulls z to its code (the article's beta).
+        commitment_weight: weight of the term that pulls z to its code (beta in the article).
         codebook_weight: weight of the term that pulls a code to its vectors; 0 for a codebook
             that learns by moving averages.
         channel_first: the vectors lie along dimension 1, as in feature maps [B, D, height, width].
@@ -147,7 +146,7 @@ def quantize(
 
 
 def residual_nearest_code(z: Tensor, codebooks: Tensor) -> ResidualNearestCode:
-    """Quantize every latent vector in stages, each of which takes the last one's residual (RVQ).
+    """Quantize every latent vector in stages, each on the residual of the one before (RVQ).
 
     From ``residual = z``, stage q finds the :func:`nearest_code` of the residual in
     ``codebooks[q]`` and subtracts it, in z's dtype (residual VQ as in SoundStream, Zeghidour et
@@ -189,7 +188,7 @@ def residual_nearest_code(z: Tensor, codebooks: Tensor) -> ResidualNearestCode:
 
 
 def segment_sum(src: Tensor, indices: Tensor, num_segments: int) -> SegmentSum:
-    """Sum the rows of every segment, as EMA statistics and codebook gradients need it.
+    """Sum the rows of every segment, for EMA statistics and codebook gradients.
 
     Args:
         src: [..., D] rows, any strides, a float dtype.
@@ -234,7 +233,7 @@ def _segment_sum(src: Tensor, indices: Tensor, num_segments: int) -> SegmentSum:
 
 
 def code_statistics(z: Tensor, indices: Tensor, codebook: Tensor) -> SegmentSum:
-    """Sum of the vectors that chose each code, and their number, in the codebook's shape.
+    """Sum and count the vectors that chose each code.
 
     Args:
         z: [..., D] vectors, or [H, ..., D] with separate books.
@@ -242,7 +241,8 @@ def code_statistics(z: Tensor, indices: Tensor, codebook: Tensor) -> SegmentSum:
         codebook: [K, D] or [H, K, D]; only its shape is used.
 
     Returns:
-        sums like codebook, counts like codebook without D, both float32 (or float64).
+        ``(sums, counts)``: sums in the codebook's shape, counts in it without D, both float32
+        (float64 for float64 input).
     """
     total = codebook.shape[:-1].numel()
     rows = flat_indices(indices, codebook)
@@ -257,9 +257,9 @@ def _check_tensors(**arguments: object) -> None:
 
 
 def _integer(name: str, number: Any) -> int:
-    """The number, if it is an integer, of NumPy or Python."""
+    """Returns the number if it is an integer of NumPy or Python; otherwise raises TypeError."""
     if isinstance(number, (int, torch.SymInt)):
-        return number  # type: ignore[return-value]  # torch.compile's sizes stay what they are
+        return number  # type: ignore[return-value]  # sizes of torch.compile stay symbolic
     try:
         return operator.index(number)
     except TypeError:
@@ -267,7 +267,7 @@ def _integer(name: str, number: Any) -> int:
 
 
 def _autocast_to_float32(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-    """Under autocast take 16-bit tensors in float32, in which the search is exact.
+    """Cast 16-bit tensors to float32 under autocast.
 
     Autocast itself does not cast for custom ops.
     """

@@ -1,12 +1,12 @@
 """The environment variables that choose the kernels, read once, when the package is imported.
 
 ``VQVAE_FAST_BACKEND`` asks for one backend on the devices that it serves: auto (the default),
-triton, cuda, cpu or reference. ``VQVAE_FAST_CPU_ISA`` asks for the C++ kernels of one instruction
+cpu, cuda, reference or triton. ``VQVAE_FAST_CPU_ISA`` asks for the C++ kernels of one instruction
 set on CPU tensors. ``VQVAE_FAST_NO_EXT=1`` leaves the compiled extensions out.
 ``VQVAE_FAST_UNFENCED_COPIES=1`` is for benchmarks: where Triton leaves out a fence
-(:mod:`vqvae_fast.triton_version`), the kernels take the faster form that needs it, and their
-answers may be wrong.
-``VQVAE_FAST_TILES`` names a file of tile sizes for the Triton kernels (`vqvae_fast.triton.tiles`).
+(:mod:`vqvae_fast.backends.triton.version`), the kernels take the faster form that needs it, and
+their answers may be wrong. ``VQVAE_FAST_TILES`` names a file of tile sizes for the Triton kernels
+(:mod:`vqvae_fast.backends.triton.tiles`).
 ``TRITON_INTERPRET=1`` (Triton's own) with ``VQVAE_FAST_BACKEND=triton`` serves CPU tensors by
 Triton's interpreter.
 
@@ -17,11 +17,14 @@ have no effect.
 """
 
 import os
+import pkgutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
-# In the order in which they are tried.
-BACKENDS = ("triton", "cuda", "cpu", "reference")
+# Each folder in vqvae_fast/backends is a backend.
+_FOLDERS = pkgutil.iter_modules([str(Path(__file__).parent / "backends")])
+BACKENDS = tuple(sorted(folder.name for folder in _FOLDERS if folder.ispkg))
 # Triton's own reading of its variables.
 _TRUE = ("1", "true", "yes", "on", "y")
 

@@ -3,13 +3,14 @@
 import torch
 from torch import Tensor
 
-from vqvae_fast.reference import distance_dtype, flat_indices
+from vqvae_fast.dtypes import distance_dtype
+from vqvae_fast.formulas import flat_indices
 
 METRICS = ("euclidean", "cosine", "dot")
 
 
 def as_euclidean(z: Tensor, codebook: Tensor, metric: str) -> tuple[Tensor, Tensor]:
-    """Vectors and codes for which the nearest code is the most similar one.
+    """Return vectors and codes for which the nearest code is the most similar one.
 
     Args:
         z: [..., D].
@@ -30,7 +31,7 @@ def as_euclidean(z: Tensor, codebook: Tensor, metric: str) -> tuple[Tensor, Tens
 def dissimilarity(
     z: Tensor, codebook: Tensor, indices: Tensor, distances: Tensor, metric: str
 ) -> Tensor:
-    """1 - cos(z, e), or -z.e, of every vector [..., D] and its code.
+    """Compute 1 - cos(z, e), or -z.e, of every vector [..., D] and its code.
 
     ``indices`` and ``distances`` [...] are the search's results for :func:`as_euclidean`.
     """
@@ -41,7 +42,7 @@ def dissimilarity(
 
 
 def _directions(x: Tensor) -> Tensor:
-    """x / |x| in float64. A zero vector, which has no direction, becomes NaN."""
+    """Returns x / |x| in float64. A zero vector has no direction and becomes NaN."""
     wide = x.double()
     wide = wide / wide.abs().amax(dim=-1, keepdim=True)  # no square over- or underflows
     directions: Tensor = wide / torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
@@ -49,10 +50,10 @@ def _directions(x: Tensor) -> Tensor:
 
 
 def _in_a_unit_ball(codebook: Tensor) -> tuple[Tensor, Tensor]:
-    """Scales codebook [..., K, D] by a power of two to elements below 1; also its largest norm.
+    """Scales codebook [..., K, D] by a power of two to elements below 1; also finds its norm.
 
-    Near the end of the dtype's range, norms and the columns that _on_a_sphere adds would overflow
-    or lose their digits. The factor rounds only elements that are negligible beside others.
+    Near the ends of the dtype's range, norms and the columns that _on_a_sphere adds would overflow
+    or lose digits. The scaling rounds only elements that are negligible beside others.
     """
     usable = codebook.isfinite().all(dim=-1, keepdim=True)
     largest = torch.where(usable, codebook.abs(), 0).amax(dim=(-2, -1), keepdim=True)
@@ -75,17 +76,17 @@ def _near_a_sphere(z: Tensor, radius: Tensor) -> Tensor:
 
 
 def _without_exponent(x: Tensor, largest: Tensor) -> Tensor:
-    """x in float64, divided by the power of two that takes `largest` into [0.5, 1)."""
+    """Returns x in float64, divided by the power of two that brings `largest` into [0.5, 1)."""
     exponent = torch.frexp(largest.double()).exponent
-    half = exponent // 2  # 2^1074, for a subnormal, is no float64
+    half = exponent // 2  # for a subnormal, 2^1074 would overflow
     return torch.ldexp(torch.ldexp(x.double(), -half), half - exponent)
 
 
 def _on_a_sphere(codes: Tensor, radius: Tensor, dtype: torch.dtype) -> Tensor:
-    """codes [..., K, D] with two columns that bring every code's norm to the radius.
+    """Appends two columns to codes [..., K, D] that bring every code's norm to the radius.
 
     |z - e|^2 = |z|^2 + radius^2 - 2 z.e then falls as the product rises. One column in `dtype`
-    would miss the radius by its rounding; the second holds the remainder.
+    would miss the radius by its rounding error; the second holds the remainder.
     """
     rest = radius[..., None] ** 2 - codes.square().sum(dim=-1)
     rest = rest.clamp(min=0)

@@ -42,8 +42,8 @@ def warm_up(
         group: the processes that call it; all of them unless given.
 
     Returns:
-        Whether Triton serves the tensors' device. If not, as on a CPU, there is nothing to compile,
-        and the function does nothing.
+        Whether the backend that serves the tensors' device compiles its kernels, as Triton does. If
+        not, as on a CPU, there is nothing to compile, and the function does nothing.
 
     Raises:
         ValueError: shapes or devices do not fit each other; ``residual`` and ``channel_first``
@@ -56,7 +56,7 @@ def warm_up(
         raise ValueError("residual and channel_first exclude each other, got both")
     if z.is_cuda and torch.cuda.is_current_stream_capturing():
         raise RuntimeError("warm_up must be called before the capture of a graph, not inside it")
-    compiles = backends.chosen(z.device).name == "triton"
+    compiles = backends.by_name()[backends.chosen(z.device).name].compiles
 
     def call() -> None:
         if compiles:

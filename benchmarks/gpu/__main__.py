@@ -1,4 +1,4 @@
-"""The whole benchmark on a GPU, in under 8 minutes: ``python -m benchmarks.gpu``."""
+"""Runs the whole benchmark on a GPU, in under 8 minutes: ``python -m benchmarks.gpu``."""
 
 import argparse
 import sys
@@ -29,7 +29,7 @@ from vqvae_fast.bench.data import (
 from vqvae_fast.bench.peers import GPU_SEARCH_PEERS, LAYER_PEERS, RESIDUAL_PEERS, SUM_PEERS
 
 KINDS = ("search", "layer", "sums", "residual")
-# Seconds of the 8 minutes after which no job begins; a job that has begun is finished.
+# No job begins after this many seconds of the 8 minutes; a job that has begun is finished.
 _SECONDS = 420.0
 
 
@@ -49,7 +49,7 @@ class Job(NamedTuple):
 
 
 def jobs(options: argparse.Namespace, gpu: Gpu) -> Iterator[Job]:
-    """The jobs, those that the goals are about first: if time is short, the last are left out."""
+    """Yield the jobs, those of the goals first: if time is short, the last are left out."""
     wide, narrow = torch.float32, torch.bfloat16
     shapes = options.shapes
     if "search" in options.only:
@@ -123,7 +123,7 @@ def run(todo: list[Job], gpu: Gpu, rounds: int, seconds: float, out: Path) -> di
 
 
 def _entry(job: Job, rounds: int) -> dict[str, Any]:
-    """The job's record; it contains an error of ours, which does not end the other jobs."""
+    """Returns the job's record; an error of ours is in it and does not end the other jobs."""
     begin = time.monotonic()
     try:
         entry = job.run(rounds)
@@ -150,7 +150,7 @@ def finish(record: dict[str, Any], out: Path) -> dict[str, Any]:
 
 
 def main(given: list[str] | None = None) -> int:
-    """The exit status: 0, or 1 if there is no device or an answer of ours was wrong."""
+    """Return the exit status: 0, or 1 if there is no device or an answer of ours was wrong."""
     parser = command_line.parser("benchmarks.gpu", __doc__, rounds=3)
     command_line.add_data_options(parser)
     parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS)

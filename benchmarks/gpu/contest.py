@@ -8,7 +8,7 @@ import torch
 
 from vqvae_fast.bench.interleave import interleaved, ratio
 
-# Calls that take longer gain nothing in a graph.
+# Longer calls gain nothing in a graph.
 _GRAPH_SECONDS = 0.002
 
 
@@ -16,16 +16,16 @@ class Clock(Protocol):
     """The methods of a device that a contest needs (:class:`benchmarks.gpu.device.Gpu`)."""
 
     def seconds(self, call: Callable[[], Any]) -> float:
-        """A turn of a call."""
+        """Return the seconds of a turn of a call."""
 
     def seconds_in_graph(self, call: Callable[[], Any]) -> float:
-        """The call replayed from a graph."""
+        """Return the seconds of the call replayed from a graph."""
 
     def peak_bytes(self, call: Callable[[], Any]) -> int:
-        """The most memory that a call allocates."""
+        """Return the most memory that a call allocates."""
 
     def release(self) -> None:
-        """Frees memory."""
+        """Free memory."""
 
 
 class Contender(NamedTuple):
@@ -36,7 +36,8 @@ class Contender(NamedTuple):
         ours: a failure of ours ends the contest; a peer's is a line in the table.
         unavailable: None, or why it cannot run here.
         build: makes the call that is timed; building is not timed.
-        check: the call's result -> the share of it that is wrong; raises for a wrong one of ours.
+        check: maps the call's result to the share of it that is wrong; raises if one of ours is
+            wrong.
         graph: whether the call may be captured in a CUDA graph.
     """
 
@@ -118,7 +119,7 @@ def _replay(
 
 
 def _turn(clock: Clock, call: Callable[[], Any]) -> float:
-    """Infinity if the device's memory does not suffice."""
+    """Returns the seconds of a turn; infinity if the device's memory does not suffice."""
     try:
         return clock.seconds(call)
     except torch.OutOfMemoryError:
@@ -127,7 +128,7 @@ def _turn(clock: Clock, call: Callable[[], Any]) -> float:
 
 
 def _reason(error: Exception) -> str:
-    """The error in a line."""
+    """Returns the error in one line."""
     if isinstance(error, torch.OutOfMemoryError):
         return "out of memory"
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"

@@ -1,4 +1,4 @@
-"""The device: its clock, its memory, its own limits."""
+"""Measures on the device: times, memory and the device's limits."""
 
 import gc
 import shutil
@@ -12,16 +12,16 @@ from vqvae_fast import backends
 from vqvae_fast.bench import environment
 
 NO_DEVICE = "no CUDA device: torch.cuda.is_available() is false, and nothing was measured"
-# What do_bench runs a call for before and while it measures, in milliseconds.
+# do_bench repeats a call for this many milliseconds before and while it measures.
 _WARM_UP_MS, _MEASURE_MS = 10, 40
-# Calls that take longer are timed once a turn: do_bench would make eight of them.
+# Longer calls are timed once in a turn, because do_bench would make eight of them.
 _LONG_SECONDS = 0.25
 _GIB = 1 << 30
 _DISTRIBUTIONS = ("torch", "triton", "flash-kmeans", "vector-quantize-pytorch")
 
 
 def why_not() -> str | None:
-    """Why there is nothing to measure on, or None."""
+    """Return why there is no device to measure on, or None."""
     return None if torch.cuda.is_available() else NO_DEVICE
 
 
@@ -33,7 +33,7 @@ class Gpu:
         self.name = torch.cuda.get_device_name(self.device)
 
     def seconds(self, call: Callable[[], Any]) -> float:
-        """A turn: the median of do_bench, which empties the L2 cache before every call."""
+        """Take a turn: the median of do_bench, which empties the L2 cache before every call."""
         from triton.testing import do_bench
 
         once = self._once(call)
@@ -43,7 +43,7 @@ class Gpu:
         return 1e-3 * float(milliseconds)
 
     def seconds_in_graph(self, call: Callable[[], Any]) -> float:
-        """The same work replayed from a CUDA graph, with a warm L2 cache.
+        """Time the call replayed from a CUDA graph, with a warm L2 cache.
 
         The time is the GPU's alone, without Python and launches.
         """
@@ -52,7 +52,7 @@ class Gpu:
         return 1e-3 * float(do_bench_cudagraph(call, return_mode="median"))
 
     def peak_bytes(self, call: Callable[[], Any]) -> int:
-        """The most that torch's allocator held during a call, minus what it held before."""
+        """Return the peak of torch's allocator during a call minus its use before."""
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -61,12 +61,12 @@ class Gpu:
         return torch.cuda.max_memory_allocated() - before
 
     def release(self) -> None:
-        """Frees the memory that the last contest left in torch's pools."""
+        """Free the memory that the last contest left in torch's pools."""
         gc.collect()
         torch.cuda.empty_cache()
 
     def limits(self, size: int = 8192) -> dict[str, float]:
-        """The device's own rates: products of size x size matrices, and copies of 1 GiB."""
+        """Measure the device's rates: products of size x size matrices, and copies of 1 GiB."""
         a, b = torch.randn(2, size, size, device=self.device)
         operations = 2.0 * size**3
         measured = {}
@@ -91,7 +91,7 @@ class Gpu:
         return measured
 
     def describe(self) -> dict[str, object]:
-        """The head of the results file: as for a CPU, and the GPU."""
+        """Return the head of the results file: that of a CPU's, and the GPU."""
         about = torch.cuda.get_device_properties(self.device)
         return environment.describe("benchmarks.gpu", torch.get_num_threads()) | {
             "machine": environment.device_slug(self.name),
@@ -119,7 +119,7 @@ class Gpu:
 
 
 def _driver(uuid: str) -> dict[str, str]:
-    """Driver, power limit and highest clock of one GPU, if nvidia-smi reports them.
+    """Returns driver, power limit and highest clock of one GPU, if nvidia-smi reports them.
 
     The GPU is named by its UUID: CUDA_VISIBLE_DEVICES renumbers the devices for torch, but not for
     nvidia-smi.

@@ -9,9 +9,9 @@ from vqvae_fast.bench.peers import OURS
 # The goals are for these devices, whose matrix units and clocks are the same; on others the figures
 # are reported but not judged.
 JUDGED = ("H100", "H200")
-# Milliseconds of the whole search for N = 65536, in a graph where it is short enough for one. For
-# K = 8192: what the Triton kernels should reach; 0.045, 0.11 and 0.42 stay the aim of a kernel
-# written for sm_90. For more codes: estimates at 650 TFLOP/s.
+# These are milliseconds of the whole search for N = 65536, in a graph if it is short enough. The
+# Triton kernels should reach them for K = 8192; a kernel written for sm_90 should reach 0.045, 0.11
+# and 0.42. The figures for more codes are estimates at 650 TFLOP/s.
 _MILLISECONDS = {
     (8192, 8): 0.07,
     (8192, 64): 0.125,
@@ -34,13 +34,13 @@ class Goal(NamedTuple):
     """One line of the table.
 
     Attributes:
-        goal: what is asked for.
+        goal: the name of the goal.
         target: the least (or, for times in ms, the greatest) figure that meets it.
         unit: "ms" or "times".
         measured: the figure, or None.
         met: whether the figure meets it; None if it was not measured or the goal is for other
             devices.
-        gap: in words: what is missing, or why there is no figure.
+        gap: how much is missing, or why there is no figure, in words.
     """
 
     goal: str
@@ -52,14 +52,14 @@ class Goal(NamedTuple):
 
 
 def goals(entries: Iterable[dict[str, Any]], device_name: str) -> list[Goal]:
-    """Every goal that the entries of a record have a figure for, or should have."""
+    """Return every goal for which the entries of a record have, or should have, a figure."""
     found = {_key(entry): entry for entry in entries if entry["data"] == "Gaussian"}
     lines = [*_times(found), *_against_torch(found), *_against_flash(found), *_layers(found)]
     return [_judged(line, device_name) for line in lines]
 
 
 def whole_call(shape: Shape, dtype: str, seconds: float, device_name: str) -> Goal | None:
-    """The goal that a search of Gaussian data has, judged; None for a shape that has none."""
+    """Judge the goal of a search of Gaussian data; return None for a shape without a goal."""
     target = _MILLISECONDS.get((shape.k, shape.d))
     if shape.n != _ROWS or target is None:
         return None
@@ -124,7 +124,7 @@ def _ratio(entry: dict[str, Any] | None, peer: str, text: str, target: float) ->
 
 
 def _line(entry: dict[str, Any] | None, name: str) -> tuple[dict[str, Any] | None, str]:
-    """The contender's line, or None and the reason why there is none."""
+    """Returns the contender's line, or None and the reason why there is none."""
     if entry is None:
         return None, "the shape was not run"
     if name in entry["contenders"]:

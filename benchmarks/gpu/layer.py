@@ -1,4 +1,4 @@
-"""The quantizer layer, forward and backward, in training mode."""
+"""Times the quantizer layer, forward and backward, in training mode."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ _RIVALS = {"ema": "ours (EMA)", "gradient": "ours (gradient)"}
 
 
 def compare(vectors: Vectors, clock: Clock, rounds: int) -> dict[str, Any]:
-    """The JSON record of one shape.
+    """Return the JSON record of one shape.
 
     Raises:
         WrongLayerError: our first step differs from the readable formula.

@@ -1,4 +1,4 @@
-"""The record as tables."""
+"""Writes the record as tables."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ _HEADS = {
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """The whole report: device, goals, a table for each entry, and what did not run."""
+    """Return the whole report: device, goals, a table for each entry, and what did not run."""
     parts = [tables.heading(record, _device(record)), _limits(record["limits"])]
     parts.append(
         "Times are milliseconds a call: median (quartiles) of "
@@ -104,7 +104,7 @@ def _figures(kind: str, line: dict[str, Any], limits: dict[str, float]) -> tuple
 
 
 def _not_measured(record: dict[str, Any]) -> str:
-    """Jobs for which there was no time, and contenders that could not run."""
+    """Lists the jobs for which there was no time, and the contenders that could not run."""
     lines = [f"- {job}\n" for job in record["left_out"]]
     reasons = {
         (name, reason): None

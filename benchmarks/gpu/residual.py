@@ -1,4 +1,4 @@
-"""Residual VQ for inference: all stages, and whether each chose its nearest code."""
+"""Times residual VQ for inference, and checks that each stage chose its nearest code."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ _SAMPLE = 256
 def compare(
     shape: Shape, stages: int, clock: Clock, rounds: int, device: torch.device
 ) -> dict[str, Any]:
-    """The JSON record of one shape with ``stages`` books."""
+    """Return the JSON record of one shape with ``stages`` books."""
     z, codebooks = gaussian_stages(shape, stages, device)
     outcome = compete(
         [_contender(peer, z, codebooks) for peer in RESIDUAL_PEERS],

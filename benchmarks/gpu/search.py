@@ -1,4 +1,4 @@
-"""The search: names the contenders, and checks the answers."""
+"""Times the search: names the contenders, and checks the answers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from vqvae_fast.bench.data import Vectors
 from vqvae_fast.bench.exactness import Smallest, smallest_distances, violating_share
 from vqvae_fast.bench.peers import GPU_SEARCH_PEERS, OURS, SearchPeer
 
-# Rows that are compared with a float64 search; of all others only the range is checked.
+# This many rows are compared with a float64 search; for the others only the range is checked.
 _SAMPLE = 1024
 
 
@@ -25,10 +25,10 @@ def compare(
     rounds: int,
     peers: Sequence[SearchPeer] | None = None,
 ) -> dict[str, Any]:
-    """The JSON record of one shape. peers: the contenders, by default all.
+    """Return the JSON record of one shape. peers: the contenders, by default all.
 
     Raises:
-        InexactError: our answer is not exact. A peer's inexactness is recorded instead.
+        InexactError: our answer is not exact. A peer's inexactness is only recorded.
     """
     z, codebook, source = vectors
     shape, dtype = vectors.shape, str(z.dtype).removeprefix("torch.")

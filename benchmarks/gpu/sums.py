@@ -1,4 +1,4 @@
-"""The segment sum, behind the EMA update and the codebook's gradient."""
+"""Times the segment sum, which the EMA update and the codebook's gradient use."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ class WrongSumError(AssertionError):
 def compare(
     shape: Shape, skewed: bool, clock: Clock, rounds: int, device: torch.device
 ) -> dict[str, Any]:
-    """The JSON record of one shape; ``skewed``: half of the rows chose one code."""
+    """Return the JSON record of one shape; ``skewed``: half of the rows chose one code."""
     generator = torch.Generator(device).manual_seed(0)
     src = torch.randn(shape.n, shape.d, generator=generator, device=device)
     indices = torch.randint(shape.k, (shape.n,), generator=generator, device=device)

@@ -25,8 +25,8 @@ Checked = tuple[list[Row], list[str]]
 
 
 def check(target: str, peer: bool, plain: bool, sums: bool, full: bool) -> Checked:
-    """All rows of a target, and their defects."""
-    warnings.simplefilter("ignore")  # Triton's, of its own next version
+    """Return all rows of a target, and their defects."""
+    warnings.simplefilter("ignore")  # Triton warns about its next version
     full = full or target == FULL_TARGET
     chosen = [*cases(), *direct_cases(), *residual_cases(), *shape_cases()]
     if sums:

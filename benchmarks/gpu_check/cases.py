@@ -1,4 +1,4 @@
-"""Every Triton kernel in every configuration that a call can choose, by making the calls."""
+"""Compiles every Triton kernel in every configuration that a call can choose, by such calls."""
 
 import importlib
 import importlib.util
@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_check.offline import Launch, compiled_for
-from vqvae_fast import triton as kernels
-from vqvae_fast.triton import search
-from vqvae_fast.triton.configurations import block_dims, residual_dims
-from vqvae_fast.triton.forms import Form, direct_dims
-from vqvae_fast.triton.scan import TILES_PER_PART
+from vqvae_fast.backends.triton import ops as kernels
+from vqvae_fast.backends.triton import search
+from vqvae_fast.backends.triton.configurations import block_dims, residual_dims
+from vqvae_fast.backends.triton.forms import Form, direct_dims
+from vqvae_fast.backends.triton.scan import TILES_PER_PART
 
 ROWS, CODES, STAGES = 500, 1024, 8
-# More codes than the tile numbers of one span can name.
+# This many codes exceed the tile numbers of one span.
 SPANS = TILES_PER_PART.value * 128 * 8
 
 
 class Case(NamedTuple):
-    """A call whose launches are compiled. ``dim``: D."""
+    """A call whose launches are compiled; ``dim`` is D."""
 
     name: str
     dim: int
@@ -31,10 +31,10 @@ class Case(NamedTuple):
 
 
 def cases(packed: torch.dtype = torch.float16) -> Iterator[Case]:
-    """The searches; they are called plain if scores are multiplied as float32.
+    """Yield the searches; those that multiply scores as float32 are called plain.
 
     Input types differ only in their loads, so each configuration gets one type, and the smallest
-    all types. Rows of 8 elements leave columns for the starts of scores.
+    gets all. Rows of 8 elements leave columns for half_norm.
     """
     name = "search" if packed == torch.float16 else "plain"
     dims = block_dims(packed)
@@ -42,7 +42,7 @@ def cases(packed: torch.dtype = torch.float16) -> Iterator[Case]:
         dtypes = [torch.float32 if packed == torch.float32 or dim != 64 else torch.bfloat16]
         if dim == min(dims):
             dtypes += [torch.bfloat16, torch.float16]
-        if dim == 64 and packed == torch.float16:  # where settle's instructions are judged
+        if dim == 64 and packed == torch.float16:  # for which settle's instructions are judged
             dtypes += [torch.float32]
         for dtype in dtypes:
             z, codebook = torch.zeros(ROWS, dim, dtype=dtype), torch.zeros(CODES, dim, dtype=dtype)
@@ -54,7 +54,7 @@ def cases(packed: torch.dtype = torch.float16) -> Iterator[Case]:
 
 
 def shape_cases() -> Iterator[Case]:
-    """Rows off the blocks' sizes, feature maps, and books: their loads have masks and strides."""
+    """Yield rows off the blocks' sizes, feature maps, books: their loads have masks and strides."""
     for dim, dtype in ((17, torch.float32), (100, torch.bfloat16), (200, torch.float32)):
         z, codebook = torch.zeros(ROWS, dim, dtype=dtype), torch.zeros(CODES, dim, dtype=dtype)
         yield Case("search, odd D", dim, dtype, _search(z, codebook, torch.float16))
@@ -75,7 +75,7 @@ def _maps(dim: int) -> Tensor:
 
 
 def sum_cases(full: bool) -> Iterator[Case]:
-    """The segment sum and the backward pass: types, widths, rows and feature maps, many codes."""
+    """Yield segment sums and backward passes: types, widths, rows and feature maps, many codes."""
     dtypes = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
     for dtype in dtypes if full else dtypes[:2]:
         for dim in (4, 16, 32, 64, 256) if full else (64,):
@@ -103,7 +103,7 @@ def _sums(z: Tensor, codebook: Tensor) -> Callable[[], object]:
 
 
 def residual_cases() -> Iterator[Case]:
-    """All stages of residual VQ, if one launch does them."""
+    """Yield residual VQ with all stages in one launch."""
     for dim in residual_dims():
         dtypes = [torch.float32] if dim != 64 else [torch.float32, torch.bfloat16, torch.float16]
         for dtype in dtypes:
@@ -126,7 +126,7 @@ def _search(
 
 
 def direct_cases() -> Iterator[Case]:
-    """The search in one launch: types, widths, rows off the blocks' sizes, maps, shared codes."""
+    """Yield searches in one launch: types, widths, rows off the blocks, maps, shared codes."""
     for dim in (*direct_dims(), 8, 17, 100):
         dtypes = [torch.float32] if dim != 64 else [torch.float32, torch.bfloat16, torch.float16]
         for dtype in dtypes:
@@ -142,7 +142,7 @@ def direct_cases() -> Iterator[Case]:
 
 
 def peer_cases() -> Iterator[Case]:
-    """The assignment kernel of flash-kmeans, as it configures itself on an H100."""
+    """Yield the assignment kernel of flash-kmeans, as it configures itself on an H100."""
     if importlib.util.find_spec("flash_kmeans") is None:
         return
     peer = importlib.import_module("flash_kmeans.assign_euclid_triton")
@@ -161,7 +161,7 @@ def peer_cases() -> Iterator[Case]:
 
 
 def compile_case(case: Case, target: object) -> list[Launch]:
-    """The kernels that the case launches, compiled for a target."""
+    """Return the kernels that the case launches, compiled for a target."""
     with compiled_for(target) as launches:  # type: ignore[arg-type]
         case.call()
     return launches

@@ -1,21 +1,21 @@
-"""Counts what the kernels behind the scan execute, from their listings."""
+"""Counts the instructions of the kernels that follow the scan, from their listings."""
 
 from collections.abc import Mapping
 
 from benchmarks.gpu_check import sass
 
-# Instructions of a warp of `settle` that measure a group in float32, by D, of float32 input.
+# A warp of `settle` may execute this many instructions to measure a group of float32 input, by D.
 MOST_OF_GROUP = {64: 300, 256: 720}
 
 
 def group_instructions(listing: str, constants: Mapping[str, int], dim: int) -> int | None:
-    """Instructions with which a warp of `settle` measures one group for each of its rows.
+    """Count the instructions with which a warp of `settle` measures a group for each of its rows.
 
-    That is the body of the loop over float32 elements times its turns. The loop is the first of the
-    innermost ones that multiply and add float32 numbers (FFMA) and no float64 numbers (DFMA); a
-    second one takes the scores of rows whose codes the first cannot tell apart. The reduction
-    behind it, the merge of parts and the one code in float64 are not counted. None without such a
-    loop.
+    The number is the body of the loop over float32 elements times its turns. The loop is the first
+    of the innermost ones that multiply and add float32 numbers (FFMA) and no float64 numbers
+    (DFMA); a second one takes the scores of rows whose codes the first cannot tell apart. The
+    reduction after it, the merge of parts and the one code in float64 are not counted. The result
+    is None if there is no such loop.
     """
     bodies = [b for b in sass.innermost(listing) if b["FFMA"] and not b["DFMA"]]
     if not bodies:
@@ -24,9 +24,9 @@ def group_instructions(listing: str, constants: Mapping[str, int], dim: int) -> 
 
 
 def barriers_over_dimensions(listing: str) -> int | None:
-    """Barriers in the loops of `exact` that measure; None if it has no such loop.
+    """Count the barriers in the loops of `exact` that measure; None if it has no such loop.
 
-    Those are the innermost loops that multiply and add float64 numbers (DFMA).
+    These are the innermost loops that multiply and add float64 numbers (DFMA).
     """
     bodies = [body for body in sass.innermost(listing) if body["DFMA"]]
     return sum(body["BAR"] for body in bodies) if bodies else None

@@ -1,4 +1,4 @@
-"""The graph of control flow in a listing, which a check of hazards follows."""
+"""Follows the control flow in a listing, for the checks of hazards."""
 
 from collections.abc import Callable, Hashable, Iterable
 from typing import TypeVar
@@ -9,7 +9,7 @@ State = TypeVar("State", bound=Hashable)
 def reachable(
     starts: Iterable[State], successors: Callable[[State], Iterable[State]]
 ) -> set[State]:
-    """The nodes that can be reached in one step or more from any start."""
+    """Return the nodes that can be reached in one step or more from any start."""
     found: set[State] = set()
     waiting = list(starts)
     while waiting:

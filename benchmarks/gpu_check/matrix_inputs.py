@@ -1,10 +1,10 @@
 """Checks that rows in registers stay there until the matrix unit has read them.
 
-HGMMA, the product of sm_90, runs on while the threads go on, until WARPGROUP.DEPBAR waits for it.
+HGMMA, the product of sm_90, runs while the threads go on, until WARPGROUP.DEPBAR waits for it.
 It may take its first factor from registers. The assembler must not reuse these before the wait;
-ptxas 12.9 is known to do so (Triton's issue 11781). The check reads SASS, as the mistake is made
-there. The products of the other architectures read their registers when they are issued, or read
-none.
+ptxas 12.9 is known to do so (Triton's issue 11781). The check reads SASS, because the assembler
+makes the mistake there. The products of the other architectures read their registers when they are
+issued, or read none.
 """
 
 import re
@@ -17,15 +17,15 @@ _PRODUCT = re.compile(r"HGMMA\.64x\d+x\d+\S* R\d+, R(\d+), gdesc")
 _FIRST_FACTOR = 4  # registers of a thread, for every type: 64 rows of 32 bytes
 _COMMIT = "gsb0"  # the last operand of the last product of a group
 _WAIT = re.compile(r"WARPGROUP\.DEPBAR\.LE gsb0, (0x[0-9a-f]+)")
-# The accumulators of as many later groups as any program keeps in flight.
+# No program keeps more later groups in flight than this.
 _MOST_GROUPS = 8
-# The first register of these is one that they read.
+# These instructions read their first register.
 _READERS = re.compile(r"[A-Z]+SETP|FCHK|WARPSYNC|NANOSLEEP|BRX|JMX|RET|R2P|BAR|BPT")
 _JUMP = re.compile(r"(BRA|BRA\.\S+|CALL\S*|WARPSYNC\.COLLECTIVE|BREAK|JMP)\s.*?(0x[0-9a-f]+)$")
 
 
 def overwritten(listing: str) -> list[str]:
-    """The instructions that write to a register that a product in flight may still read."""
+    """Return the instructions that write to a register that a product in flight may still read."""
     code = instructions(listing)
     successors = _successors(code)
     found: dict[int, str] = {}
@@ -53,9 +53,9 @@ def overwritten(listing: str) -> list[str]:
 
 
 def written(text: str) -> set[int]:
-    """The registers that an instruction writes; too many if in doubt, never too few."""
+    """Return the registers that an instruction writes; too many if in doubt, never too few."""
     opcode, _, operands = text.partition(" ")
-    # Some write a predicate before the register, or none at all: PT.
+    # Some instructions write a predicate before the register; PT is none.
     match = re.match(r"(?:!?U?P\w+, )*R(\d+)(?=,|$|\.)", operands.strip())
     if match is None or _READERS.match(opcode):
         return set()
@@ -64,7 +64,7 @@ def written(text: str) -> set[int]:
 
 
 def _width(opcode: str) -> int:
-    """Registers of a result."""
+    """Returns the number of registers of a result."""
     if product := re.match(r"HGMMA\.64x(\d+)x", opcode):
         return int(product[1]) // (2 if ".F32" in opcode else 4)
     if re.match(r"[HIQ]MMA", opcode) or ".128" in opcode or re.match(r"LDSM.*\.4$", opcode):
@@ -75,7 +75,7 @@ def _width(opcode: str) -> int:
 
 
 def _successors(code: list[Instruction]) -> list[list[int]]:
-    """Where control may go from each instruction; too many places if in doubt, never too few."""
+    """Returns where control may go from each instruction; too many places if in doubt."""
     places = {instruction.address: at for at, instruction in enumerate(code)}
     # Threads that wait for one another continue at the target of their barrier.
     meetings: dict[str, list[int]] = {}

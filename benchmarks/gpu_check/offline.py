@@ -1,4 +1,4 @@
-"""Compiles what a launch would compile, for a GPU that need not be present."""
+"""Compiles the kernels of a launch for a GPU that need not be present."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,9 +8,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from vqvae_fast.triton.launch import forget_plans
+from vqvae_fast.backends.triton.launch import forget_plans
 
-# Shared memory of one program, bytes: the largest that a launch may ask for.
+# Each target has the largest shared memory, in bytes, that a launch may request for one program.
 TARGETS = {
     "sm_80": (GPUTarget("cuda", 80, 32), 163 * 1024),
     "sm_86": (GPUTarget("cuda", 86, 32), 99 * 1024),
@@ -23,7 +23,7 @@ TARGETS = {
 
 
 class Launch(NamedTuple):
-    """A kernel as it was compiled for a launch."""
+    """A kernel that was compiled for a launch."""
 
     name: str
     constants: dict[str, Any]

@@ -1,9 +1,9 @@
 """Checks that the matrix units see the threads' writes to shared memory.
 
 The products of sm_90 and sm_100 read shared memory through the asynchronous proxy, while ordinary
-stores and the copies of cp.async write through the generic one. A write is sure to be seen only
-after a ``fence.proxy.async``. Some versions of Triton leave it out, and the unit may then multiply
-what was in shared memory before.
+stores and the copies of cp.async write through the generic one. The unit is sure to see a write
+only after a ``fence.proxy.async``. Some versions of Triton leave the fence out, and the unit may
+then multiply old contents of shared memory.
 
 The check reads PTX, not SASS: PTX is where the rule is defined and where the compiler has to put
 the fence, and its names do not change from one architecture to the next.
@@ -16,13 +16,13 @@ from benchmarks.gpu_check.flow import reachable
 
 _WRITE = re.compile(
     r"st\.shared|stmatrix|cp\.async\.wait_"
-)  # a copy has written once it is waited for
+)  # a copy has written when the wait for it ends
 _PRODUCT = re.compile(r"wgmma\.mma_async|tcgen05\.mma|tcgen05\.cp")
 _FENCE = re.compile(r"fence\.proxy\.async(?!\.global)")
 
 
 def unfenced_products(ptx: str) -> int:
-    """Products that may read shared memory without a fence since the last write."""
+    """Count the products that may read shared memory without a fence since the last write."""
     instructions, labels = _parsed(ptx)
 
     def successors(at: int) -> Iterator[int]:
@@ -43,7 +43,7 @@ def unfenced_products(ptx: str) -> int:
 
 
 def _parsed(ptx: str) -> tuple[list[tuple[str, str]], dict[str, int]]:
-    """(predicate, text) of every instruction, and where the labels stand."""
+    """Returns (predicate, text) of every instruction, and the positions of the labels."""
     instructions: list[tuple[str, str]] = []
     labels: dict[str, int] = {}
     for line in ptx.splitlines():

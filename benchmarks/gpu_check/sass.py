@@ -12,9 +12,9 @@ import triton
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 MATRIX = ("HMMA", "HGMMA", "UTCHMMA", "UTCQMMA", "OMMA")
-# These instructions work on numbers in the vector units. Moves, loads and jumps are not among them.
-# Additions of integers are, although some of them count a loop or form an address: a listing does
-# not tell these apart.
+# These instructions compute in the vector units. Moves, loads and jumps are not among them.
+# Additions of integers are, although some count a loop or form an address, because a listing does
+# not distinguish these.
 _ARITHMETIC = [
     "FADD",
     "FMUL",
@@ -59,8 +59,8 @@ _ARITHMETIC = [
     "DFMA",
     "DSETP",
 ]
-# The assembler writes some moves as a product with the zero register, for a unit that is idle. A
-# register with a minus sign behind it is no move: that one negates.
+# The assembler writes some moves as a product with the zero register, for a unit that is idle. If a
+# minus sign precedes the last register, the instruction negates and is no move.
 _MOVE = re.compile(r"(IMAD\.(MOV\S*|U32) U?R\w+, RZ, RZ, (?!-R)|HFMA2\S* R\d+, -RZ, RZ, )")
 
 
@@ -73,7 +73,7 @@ class Resources(NamedTuple):
 
 
 def resources(cubin: bytes) -> Resources:
-    """Reads them from the binary."""
+    """Read a kernel's resources from the binary."""
     dump = _dump(cubin)
     (registers,) = re.findall(r"REG:(\d+)", dump)
     (stack,) = re.findall(r"STACK:(\d+)", dump)
@@ -84,7 +84,7 @@ class Instruction(NamedTuple):
     """A line of a listing.
 
     Attributes:
-        address: in the kernel.
+        address: the address in the kernel.
         predicate: the condition under which it runs, with its @; empty if it always runs.
         text: the rest of the line.
     """
@@ -95,7 +95,7 @@ class Instruction(NamedTuple):
 
 
 def instructions(listing: str) -> list[Instruction]:
-    """Every instruction, in order."""
+    """Return every instruction, in order."""
     found = re.findall(r"^\s*/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?(\S.*?)\s*;", listing, re.M)
     return [Instruction(int(address, 16), predicate, text) for address, predicate, text in found]
 
@@ -105,7 +105,8 @@ class Loops(NamedTuple):
 
     Attributes:
         main: opcodes of the innermost loop that multiplies matrices; empty if there is none.
-        local: accesses of the stack in it, or, without one, in all loops that hold no other.
+        local: accesses of the stack in that loop, or, if there is none, in all loops that contain
+            no other.
     """
 
     main: Counter[str]
@@ -113,12 +114,12 @@ class Loops(NamedTuple):
 
 
 def opcodes(listing: str) -> Counter[str]:
-    """A kernel's instructions by opcode."""
+    """Count a kernel's instructions by opcode."""
     return _opcodes(instruction.text for instruction in instructions(listing))
 
 
 def loops(listing: str) -> Loops:
-    """Finds them by their jumps back."""
+    """Find the loops by their jumps back."""
     bodies = _bodies(listing)
     with_matrices = [body for body in bodies.values() if any(op in body for op in MATRIX)]
     main = min(with_matrices, key=lambda body: body.total(), default=Counter())
@@ -127,7 +128,7 @@ def loops(listing: str) -> Loops:
 
 
 def innermost(listing: str) -> list[Counter[str]]:
-    """The opcodes of each loop that holds no other, in the order of their addresses."""
+    """Return the opcodes of each loop that contains no other, in the order of their addresses."""
     bodies = _bodies(listing)
     return [
         body
@@ -137,7 +138,7 @@ def innermost(listing: str) -> list[Counter[str]]:
 
 
 def _bodies(listing: str) -> dict[tuple[int, int], Counter[str]]:
-    """The opcodes of every loop, by its first and its last address."""
+    """Returns the opcodes of every loop, by its first and its last address."""
     found = instructions(listing)
     spans = []
     for address, _predicate, text in found:
@@ -151,7 +152,7 @@ def _bodies(listing: str) -> dict[tuple[int, int], Counter[str]]:
 
 
 def arithmetic(loop: Counter[str]) -> int:
-    """Arithmetic instructions of a loop's body, a thread's."""
+    """Count the arithmetic instructions of a thread in a loop's body."""
     return sum(loop[op] for op in _ARITHMETIC)
 
 
@@ -164,5 +165,5 @@ def _dump(cubin: bytes) -> str:
 
 
 def _opcodes(texts: Iterable[str]) -> Counter[str]:
-    """The instructions by opcode without its modifiers; every move is a MOV."""
+    """Counts instructions by opcode without modifiers; every move is a MOV."""
     return Counter("MOV" if _MOVE.match(text) else re.split(r"[.\s]", text)[0] for text in texts)

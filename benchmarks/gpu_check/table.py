@@ -8,13 +8,15 @@ import triton
 from benchmarks.gpu_check import amdgcn, finishing, matrix_inputs, ptx, sass
 from benchmarks.gpu_check.cases import Case, compile_case
 from benchmarks.gpu_check.offline import TARGETS, Launch
-from vqvae_fast.triton_version import at_least
+from vqvae_fast.backends.triton.version import at_least
 
-# Arithmetic instructions a score that the scan may spend: target, case, kernel, D, input.
+# This row (target, case, kernel, D, input) sets the bar for the scan's arithmetic instructions per
+# score.
 BAR = ("sm_90", "search", "scan", 64, "bfloat16")
 MOST_ARITHMETIC = 2.0
-# Instructions that a warp may issue for a tile of the scan, by D, on BAR's target with Triton 3.9:
-# all of the main loop's body, each once, on any unit. A tile has 128 codes, or 64 if D = 256.
+# A warp may issue this many instructions for a tile of the scan, by D, on BAR's target with Triton
+# 3.9. All instructions of the main loop's body count once, on any unit. A tile has 128 codes, or 64
+# if D = 256.
 MOST_OF_TILE = {8: 110, 64: 200, 256: 225}
 
 
@@ -22,16 +24,16 @@ class Row(NamedTuple):
     """One kernel for one target, as one version of Triton compiles it.
 
     Attributes:
-        spilled: bytes of stack; on AMD's GPUs registers.
+        spilled: bytes of stack, or registers on AMD's GPUs.
         local: accesses of the stack in the loops over codes.
         unfenced: products that may read shared memory without a fence (`ptx`).
         overwritten: instructions that write to a register that a product may still read
             (`matrix_inputs`).
         matrix: matrix instructions by name.
-        loop: instructions of the innermost loop with a product.
-        group: of `settle`, instructions of a warp for a group; finishing.py says which.
-        barriers: of `exact`, barriers in its loop over dimensions.
-        arithmetic: of them, those that compute, for each score; None if a turn finishes none.
+        loop: the number of instructions of the innermost loop with a product.
+        group: for `settle`, the instructions of a warp for a group (finishing.py says which).
+        barriers: for `exact`, the barriers in its loop over dimensions.
+        arithmetic: the loop's arithmetic instructions for each score; None if a turn finishes none.
     """
 
     version: str
@@ -55,9 +57,9 @@ class Row(NamedTuple):
 
 
 def rows(cases: list[Case], target_name: str) -> Iterator[Row]:
-    """A row for every kernel that the cases launch; each kernel once, `settle` once for each D.
+    """Yield a row for every kernel that the cases launch: each once, `settle` once for each D.
 
-    A kernel of `settle` serves several D, and what it spends depends on D.
+    One kernel of `settle` serves several D, and its instructions depend on D.
     """
     target, _ = TARGETS[target_name]
     seen: set[tuple[int, int | None]] = set()
@@ -112,7 +114,7 @@ def _row(case: Case, launch: Launch, target: str) -> Row:
 
 
 def _scores_of_loop(launch: Launch) -> int | None:
-    """Scores that one turn of the innermost loop with a product finishes; None if it only adds."""
+    """Returns the scores that a turn of the product loop finishes; None if it only adds."""
     constants = launch.constants
     if "BLOCK_N" in constants:  # flash-kmeans
         return constants["BLOCK_N"] * constants["BLOCK_K"]
@@ -122,7 +124,7 @@ def _scores_of_loop(launch: Launch) -> int | None:
 
 
 def defects(row: Row) -> list[str]:
-    """The kernel's defects, in sentences; empty for a sound kernel."""
+    """Return the kernel's defects in sentences; empty for a sound kernel."""
     _, most_shared = TARGETS[row.target]
     found = []
     if row.spilled:
@@ -160,12 +162,12 @@ def defects(row: Row) -> list[str]:
 
 
 def sets_the_bar(row: Row) -> bool:
-    """Whether this is the main loop that must not spend more than MOST_ARITHMETIC."""
+    """Return whether this is the main loop that must not spend more than MOST_ARITHMETIC."""
     return (row.target, row.case, row.kernel, row.dim, row.dtype) == BAR
 
 
 def missing(found: list[Row], target: str) -> list[str]:
-    """The rows that a target's table must have but lacks, in sentences."""
+    """Return the rows that a target's table must have but lacks, in sentences."""
     if target != BAR[0]:
         return []
     lacking = []
@@ -181,7 +183,7 @@ def missing(found: list[Row], target: str) -> list[str]:
 
 
 def markdown(found: list[Row]) -> str:
-    """The rows as a table."""
+    """Return the rows as a table."""
     lines = [
         "| Triton | target | call | D | input | kernel | warps | registers | spilled | in loops | "
         "shared | unfenced | overwritten | matrix instructions | loop | a group | barriers | "

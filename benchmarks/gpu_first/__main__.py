@@ -14,13 +14,13 @@ from benchmarks.gpu_first.record import Record
 from benchmarks.gpu_first.step import ROOT, WHEELS, Setting
 from benchmarks.gpu_first.supervise import Supervisor, environment
 
-# With fewer seconds left no part begins: its process would hardly import torch in time.
+# No part begins with fewer seconds left, because its process would hardly import torch in time.
 _LEAST_SECONDS = 5.0
 _UNKNOWN = "unknown GPU"
 
 
 def options_of(given: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_first", description=__doc__)
     parser.add_argument("--part", nargs="+", choices=NAMES, default=NAMES, metavar="NAME")
     parser.add_argument("--minutes", type=float, default=30.0, help="for all parts together")
@@ -35,7 +35,7 @@ def options_of(given: list[str] | None) -> argparse.Namespace:
 
 
 def device_name(setting: Setting) -> str:
-    """The GPU's name, from a process of its own; a sentence if there is none."""
+    """Return the GPU's name, from a process of its own, or a sentence if there is none."""
     if setting.rehearse:
         return "none"
     ask = "import torch; print(torch.cuda.get_device_name())"
@@ -53,7 +53,7 @@ def device_name(setting: Setting) -> str:
 
 
 def default_out(device: str, rehearse: bool) -> Path:
-    """benchmarks/results/<GPU>, or for a rehearsal runs/, which git ignores."""
+    """Return benchmarks/results/<GPU>, or for a rehearsal runs/, which git ignores."""
     if rehearse:
         return ROOT / "runs" / "gpu-first-rehearsal"
     slug = "-".join("".join(c if c.isalnum() else " " for c in device.lower()).split())
@@ -61,7 +61,7 @@ def default_out(device: str, rehearse: bool) -> Path:
 
 
 def revision() -> str:
-    """The commit that is measured, "" if git does not know it."""
+    """Return the commit that is measured, or "" outside git."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=7"]
     try:
         done = subprocess.run(command, capture_output=True, text=True)
@@ -94,7 +94,7 @@ def run(parts: tuple[Part, ...], setting: Setting, minutes: float, record: Recor
 
 
 def main(given: list[str] | None = None) -> int:
-    """The exit status: 0 if every step of every part succeeded."""
+    """Return the exit status: 0 if every step of every part succeeded."""
     options = options_of(given)
     setting = Setting(Path(), options.rehearse, options.wheels.resolve(), options.latents)
     device = device_name(setting)

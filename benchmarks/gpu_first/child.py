@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from benchmarks.gpu_first.step import Setting, Step
 
-# The status of a process whose CUDA context is spoilt.
+# A process whose CUDA context is spoilt ends with this status.
 SPOILT = 75
 _TRACEBACK_LINES = 12
 
@@ -26,7 +26,7 @@ _TRACEBACK_LINES = 12
 def run_steps(
     steps: list[Step], write: Callable[[dict[str, Any]], None], first: int, seconds: float
 ) -> int:
-    """Runs the steps from number ``first`` on; the exit status. None begins after ``seconds``."""
+    """Run steps from number ``first`` on, none after ``seconds``; return the exit status."""
     begin = time.monotonic()
     write({"event": "steps", "steps": [{"name": s.name, "seconds": s.seconds} for s in steps]})
     for number in range(first, len(steps)):
@@ -70,7 +70,7 @@ def _writer(file: TextIO) -> Callable[[dict[str, Any]], None]:
 
 
 def main(given: list[str] | None = None) -> int:
-    """The status: 0, SPOILT, or 1 if the part has no steps."""
+    """Return the exit status: 0, SPOILT, or 1 if the part has no steps."""
     parser = argparse.ArgumentParser()
     parser.add_argument("part")
     parser.add_argument("--events", type=Path, required=True)

@@ -11,32 +11,32 @@ from benchmarks.gpu_first.step import Setting
 
 
 class Rehearsed(Gpu):
-    """A CPU instead of the GPU; its clock is the machine's, and its times mean nothing."""
+    """The CPU in the place of the GPU; its times mean nothing."""
 
     def __init__(self) -> None:
         self.device, self.name = torch.device("cpu"), "rehearsal on the CPU"
 
     def seconds(self, call: Callable[[], Any]) -> float:
-        """One call."""
+        """Time one call."""
         begin = time.perf_counter()
         call()
         return time.perf_counter() - begin
 
     def seconds_in_graph(self, call: Callable[[], Any]) -> float:
-        """As :meth:`seconds`: nothing is captured."""
+        """Time one call, because nothing can be captured."""
         return self.seconds(call)
 
     def peak_bytes(self, call: Callable[[], Any]) -> int:
-        """Nothing is counted."""
+        """Return 0, because nothing is counted."""
         call()
         return 0
 
     def release(self) -> None:
-        """Nothing is kept."""
+        """Do nothing, because nothing is kept."""
 
 
 def device_of(setting: Setting) -> Gpu:
-    """The device on which the parts measure.
+    """Return the device on which the parts measure.
 
     Raises:
         RuntimeError: there is no CUDA device.
@@ -49,6 +49,6 @@ def device_of(setting: Setting) -> Gpu:
 
 
 def synchronize(gpu: Gpu) -> None:
-    """Waits for the device, so that its errors belong to the step that made them."""
+    """Wait for the device, so that its errors belong to the step that made them."""
     if gpu.device.type == "cuda":
         torch.cuda.synchronize(gpu.device)

@@ -1,21 +1,21 @@
-"""Estimates without a device: times that the kernels cannot beat, and times that we expect.
+"""Estimates made without a device: times that the kernels cannot beat, and expected times.
 
-Microseconds for N = 65536, K = 8192 in float32 on an H100, plus or minus 30 per cent, derived
-from the instructions that the compiler emitted (`benchmarks.gpu_check`); the likely figures also
-count waiting. They were made before the kernels behind the scan were rewritten.
+They are microseconds for N = 65536, K = 8192 in float32 on an H100, plus or minus 30 per cent. They
+are derived from the instructions that the compiler emitted (`benchmarks.gpu_check`); the likely
+figures also count waiting. The kernels that follow the scan have been rewritten since.
 """
 
 from typing import NamedTuple
 
 
 class Estimate(NamedTuple):
-    """Microseconds of one kernel. floor: None if there is no estimate."""
+    """The microseconds of one kernel; ``floor`` is None if there is no estimate."""
 
     floor: float | None
     likely: float
 
 
-# D -> kernel -> estimate.
+# This maps D to kernels to estimates.
 ESTIMATES = {
     8: {
         "prepare": Estimate(None, 7),
@@ -39,7 +39,7 @@ ESTIMATES = {
 
 
 def estimate(dim: int, kernel: str) -> Estimate:
-    """The estimate for a kernel by the name that a profiler shows; none for one that has none."""
+    """Return the estimate for a kernel, by the name that a profiler shows."""
     for name, found in ESTIMATES.get(dim, {}).items():
         if kernel.startswith(name):
             return found

@@ -1,4 +1,4 @@
-"""Watches what Triton launches: the kernels with their registers, and the numbers they count."""
+"""Watches Triton's launches: the kernels with their registers, and the numbers they count."""
 
 import contextlib
 import importlib
@@ -10,8 +10,8 @@ from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
-import vqvae_fast.triton
-from vqvae_fast.triton.launch import forget_plans
+from vqvae_fast.backends import triton as kernels
+from vqvae_fast.backends.triton.launch import forget_plans
 
 
 class Launch(NamedTuple):
@@ -23,8 +23,8 @@ class Launch(NamedTuple):
 
 @contextlib.contextmanager
 def watched() -> Iterator[list[Launch]]:
-    """Collects the launches, all of which go through Triton's own launch meanwhile."""
-    forget_plans()  # a plan that has launched before no longer asks Triton
+    """Collect the launches, which meanwhile all go through Triton's own launch."""
+    forget_plans()  # a plan that has launched before does not call Triton again
     found: list[Launch] = []
     kept = {kind: kind.run for kind in (JITFunction, InterpretedFunction)}
 
@@ -46,9 +46,9 @@ def watched() -> Iterator[list[Launch]]:
 
 
 def counters(launches: list[Launch]) -> dict[str, list[int]]:
-    """All counters at the end, which are the int32 tensors that kernels name num_...
+    """Return the final values of all counters: the int32 tensors that kernels name num_...
 
-    A counter that several kernels are given counts once.
+    A counter of several kernels counts once.
     """
     tensors: dict[tuple[str, int], Tensor] = {}
     for launch in launches:
@@ -59,7 +59,7 @@ def counters(launches: list[Launch]) -> dict[str, list[int]]:
 
 
 class Loaded(NamedTuple):
-    """A compiled kernel that the device has loaded. registers: a thread's; spilled: its values."""
+    """A compiled kernel on the device, with the registers and spilled values of a thread."""
 
     kernel: str
     registers: int
@@ -67,9 +67,9 @@ class Loaded(NamedTuple):
 
 
 def loaded() -> list[Loaded]:
-    """The package's kernels that this process has launched."""
+    """Return the package's kernels that this process has launched."""
     found = []
-    for module in pkgutil.iter_modules(vqvae_fast.triton.__path__, "vqvae_fast.triton."):
+    for module in pkgutil.iter_modules(kernels.__path__, f"{kernels.__name__}."):
         for value in vars(importlib.import_module(module.name)).values():
             if not isinstance(value, JITFunction) or value.fn.__module__ != module.name:
                 continue

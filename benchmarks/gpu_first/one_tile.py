@@ -1,7 +1,7 @@
-"""Times the search with one file of tiles, in a process of its own: settings are read at import.
+"""Times the search with one file of tiles, in its own process, because import reads settings.
 
-Compiles before it takes the device's lock, so that many compile side by side and one at a time
-measures. Writes one line of JSON: microseconds in a graph, and the share of wrong rows.
+It compiles before it takes the device's lock, so that many processes compile at once and one at a
+time measures. It writes one line of JSON: microseconds in a graph, and the share of wrong rows.
 """
 
 import argparse
@@ -24,7 +24,7 @@ _SAMPLE = 1024
 
 
 def measure(gpu: Gpu, shape: Shape) -> dict[str, float]:
-    """The search of Gaussian data: time and wrong rows."""
+    """Search Gaussian data; return the time and the share of wrong rows."""
     z, codebook, _ = gaussian(shape, device=gpu.device)
     sample = slice(0, _SAMPLE)
     indices = vqvae_fast.nearest_code(z, codebook).indices
@@ -38,11 +38,11 @@ def measure(gpu: Gpu, shape: Shape) -> dict[str, float]:
 
 
 def _compile(shape: Shape) -> None:
-    """Fills Triton's cache without touching the device."""
+    """Fills Triton's cache without using the device."""
     from triton.backends.compiler import GPUTarget
 
     from benchmarks.gpu_check.offline import compiled_for
-    from vqvae_fast import triton as kernels
+    from vqvae_fast.backends.triton import ops as kernels
 
     warnings.simplefilter("ignore")
     major, minor = torch.cuda.get_device_capability()

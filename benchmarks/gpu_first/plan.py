@@ -1,8 +1,8 @@
-"""The parts in the order of their worth, and how a run's time is divided among them."""
+"""The parts, the most valuable first, and the division of a run's time among them."""
 
 from typing import NamedTuple
 
-# No part may take longer: a machine may be lent for ten minutes a command.
+# No part may take longer, because a machine may be lent for ten minutes per command.
 MOST_SECONDS = 540.0
 
 
@@ -10,11 +10,11 @@ class Part(NamedTuple):
     """A part of the run.
 
     Attributes:
-        name: of its module in `benchmarks.gpu_first.parts`, and of the option.
-        weight: its share of the time, against the other parts'.
+        name: the name of its module in `benchmarks.gpu_first.parts` and in the option.
+        weight: its share of the time, relative to the other parts.
         about: one sentence for the report.
-        least: seconds that it gets in any case.
-        interprets: a rehearsal runs it in Triton's interpreter; otherwise as it is.
+        least: the seconds that it gets at least.
+        interprets: a rehearsal runs it in Triton's interpreter.
     """
 
     name: str
@@ -30,7 +30,7 @@ PARTS = (
     Part(
         "build",
         150,
-        "The extensions, compiled in place against the torch that is there.",
+        "The extensions, compiled in place against the installed torch.",
         interprets=False,
     ),
     Part(
@@ -46,12 +46,12 @@ PARTS = (
     Part("sweep", 180, "Tile shapes, and the file with the fastest of them."),
     Part("peers", 120, "flash-kmeans and addmm + argmin beside the search; the goals."),
     Part("profile", 60, "Nsight Compute on two shapes."),
-    Part("tests", 240, "tests/gpu; warnings are no errors there.", interprets=False),
+    Part("tests", 240, "tests/gpu, in which warnings are not errors.", interprets=False),
 )
 NAMES = tuple(part.name for part in PARTS)
 
 
 def allotted(parts: tuple[Part, ...], seconds: float) -> float:
-    """The seconds that the first of the parts may take of what is left for all of them."""
+    """Return the seconds that the first of the parts may take of the time left for all."""
     share = parts[0].weight / sum(part.weight for part in parts)
     return min(MOST_SECONDS, seconds, max(seconds * share, parts[0].least))

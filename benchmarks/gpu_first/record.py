@@ -30,6 +30,6 @@ class Record:
 
 def _replace(path: Path, text: str) -> None:
     temporary = path.with_suffix(path.suffix + ".new")
-    # Tracebacks and logs name files of this tree: the machine's own path to it says nothing.
+    # Tracebacks and logs name files by their path in this tree, without the machine's path to it.
     temporary.write_text(text.replace(f"{ROOT}{os.sep}", ""), encoding="utf-8")
     os.replace(temporary, path)

@@ -1,15 +1,15 @@
-"""The record as a page: what failed first, then the parts with a table of rows for each step."""
+"""Writes the record as a page: first the failures, then the parts with a table for each step."""
 
 from collections.abc import Iterator
 from typing import Any
 
 _STATES = ("done", "failed", "crashed", "cut", "running", "not begun")
-# Values longer than this (logs, listings) are below their table, not in it.
+# Longer values (logs, listings) are placed below their table, not in it.
 _LONGEST_CELL = 90
 
 
 def markdown(data: dict[str, Any]) -> str:
-    """The whole report."""
+    """Return the whole report."""
     return "".join(
         [
             _title(data),
@@ -38,7 +38,7 @@ def _title(data: dict[str, Any]) -> str:
 
 
 def _problems(data: dict[str, Any]) -> list[str]:
-    """A line for each kind of failure, with everything that it happened to."""
+    """Returns a line for each kind of failure, with all steps that had it."""
     names: dict[tuple[str, str], list[str]] = {}
     lines = []
     for name, part in data["parts"].items():
@@ -57,7 +57,7 @@ def _problems(data: dict[str, Any]) -> list[str]:
 
 
 def _line(error: str) -> str:
-    """The last line of a traceback says what happened."""
+    """Returns the last line of a traceback, which says what happened."""
     lines = error.strip().splitlines()
     return lines[-1].strip()[:300] if lines else "no reason is known"
 
@@ -77,7 +77,7 @@ def _part(name: str, part: dict[str, Any]) -> Iterator[str]:
     if "error" in part:
         yield f"\nIt did not run:\n{_block(part['error'])}{_block(part.get('log', ''))}"
     tables: dict[tuple[str, ...], list[list[str]]] = {}
-    notes: dict[str, list[str]] = {}  # text -> what it was said of
+    notes: dict[str, list[str]] = {}  # text -> the rows that have it
     for step in part["steps"]:
         for row in step["rows"]:
             cells = {key: _cell(value) for key, value in row.items()}

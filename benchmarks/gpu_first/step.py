@@ -7,22 +7,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
-# The folder that make gpu-first-wheels fills; it travels with the tree.
+# make gpu-first-wheels fills this folder, which is copied with the tree.
 WHEELS = Path(__file__).with_name("wheels")
-# Where the wheels that a machine lacks are installed.
+# The wheels that a machine lacks are installed into this folder.
 PACKAGES = ROOT / "build" / "gpu_first" / "packages"
 
-# Writes one row of a step's results: names and JSON's values.
+# An Emit writes one row of a step's results: names and values of JSON.
 Emit = Callable[..., None]
 
 
 class Step(NamedTuple):
-    """One thing that is measured.
+    """One measurement.
 
     Attributes:
-        name: in words, unique in its part.
+        name: a name in words, unique in its part.
         seconds: the limit after which it is ended.
-        run: measures, and emits its rows as they come.
+        run: measures, and emits each row at once.
     """
 
     name: str
@@ -47,12 +47,12 @@ class Setting:
     latents: list[Path] = field(default_factory=list)
 
     def to_json(self) -> str:
-        """For the command line of a part's process."""
+        """Return the setting as text for the command line of a part's process."""
         return json.dumps(asdict(self), default=str)
 
     @classmethod
     def from_json(cls, text: str) -> "Setting":
-        """The inverse of :meth:`to_json`."""
+        """Parse the result of :meth:`to_json`."""
         given: dict[str, Any] = json.loads(text)
         paths = {name: Path(given[name]) for name in ("out", "wheels")}
         return cls(**given | paths | {"latents": [Path(path) for path in given["latents"]]})

@@ -16,12 +16,12 @@ from benchmarks.gpu_first.step import PACKAGES, ROOT, Setting
 
 _POLL_SECONDS = 0.1
 _LOG_CHARACTERS = 2000
-# Importing torch and listing the steps.
+# A process may take this long to import torch and list the steps.
 _START_SECONDS = 120.0
 
 
 def environment(part: Part, setting: Setting) -> dict[str, str]:
-    """The variables of a part's process: this tree and the wheels' packages can be imported."""
+    """Return a process's variables, with which it imports this tree and the wheels' packages."""
     paths = [str(ROOT), str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]
     made = os.environ | {
         "PYTHONPATH": os.pathsep.join(paths),
@@ -35,7 +35,7 @@ def environment(part: Part, setting: Setting) -> dict[str, str]:
 
 
 class Supervisor:
-    """Runs one part in as many processes as it takes.
+    """Runs one part, in as many processes as it needs.
 
     Attributes:
         result: the part's entry in the record, up to date after every ``changed()``.
@@ -59,10 +59,10 @@ class Supervisor:
         self._events.write_text("", encoding="utf-8")
         self._read = 0
         self._running: int | None = None
-        self._log_begin = 0  # of the present process
+        self._log_begin = 0  # where the log of the present process begins
 
     def run(self) -> dict[str, Any]:
-        """The part's entry in the record."""
+        """Run the part and return its entry in the record."""
         first = 0
         with self._log.open("w", encoding="utf-8") as log:
             while True:
@@ -97,7 +97,7 @@ class Supervisor:
         )
 
     def _watch(self, process: "subprocess.Popen[bytes]") -> int | None:
-        """The status of the process; None if it was ended."""
+        """Returns the status of the process; None if the supervisor ended it."""
         started = moved = time.monotonic()
         try:
             while process.poll() is None:
@@ -114,7 +114,7 @@ class Supervisor:
                     return None
                 time.sleep(_POLL_SECONDS)
         finally:
-            _kill(process)  # processes that it left, or the whole group at Ctrl-C
+            _kill(process)  # ends processes that it left, or the whole group at Ctrl-C
         self._take_events()
         if process.returncode not in (0, SPOILT) and self._running is not None:
             self._end_step("crashed", f"the process ended with {_status(process.returncode)}")
@@ -177,7 +177,7 @@ class Supervisor:
         self.result["steps"][self._running] |= {"state": state, "error": why}
 
     def _last_begun(self) -> int:
-        """The number of the last step that has begun, -1 if none has."""
+        """Returns the number of the last step that has begun, or -1."""
         states = [step["state"] for step in self.result["steps"]]
         return max((i for i, state in enumerate(states) if state != "not begun"), default=-1)
 
@@ -200,14 +200,14 @@ class Supervisor:
 
 
 def _status(status: int | None) -> str:
-    """In words: a signal by its name."""
+    """Returns the status in words, with the name of a signal."""
     if status is not None and status < 0:
         return signal.Signals(-status).name
     return f"status {status}"
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:
-    """Ends the process and all that it has started."""
+    """Ends the process and all processes that it has started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

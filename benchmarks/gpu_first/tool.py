@@ -6,20 +6,20 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-# The folder of CUDA's tools, if PATH does not name it.
+# These variables name the folder of CUDA's tools, if PATH does not.
 _CUDA = ("CUDA_HOME", "CUDA_PATH")
 _LAST_CHARACTERS = 3000
 
 
 def find(name: str) -> str | None:
-    """A tool's path: from PATH, or from CUDA's own folder."""
+    """Return a tool's path, from PATH or from CUDA's own folder."""
     folders = [os.environ[variable] for variable in _CUDA if variable in os.environ]
     places = [str(Path(folder) / "bin") for folder in (*folders, "/usr/local/cuda")]
     return shutil.which(name) or shutil.which(name, path=os.pathsep.join(places))
 
 
 def run(command: Sequence[str], **variables: str) -> tuple[int, str]:
-    """The status and the end of the output; the step's own limit ends a program that hangs."""
+    """Return the status and the end of the output; the step's limit ends a program that hangs."""
     done = subprocess.run(
         command,
         env=os.environ | variables,

@@ -1,7 +1,8 @@
 """Fetches files for a machine without network: ``make gpu-first-wheels``.
 
-These are wheels for that machine's Python (not for the one that fetches), and the latents and
-codebook of a trained model. The model is trained here, because that machine lacks the photographs.
+The files are wheels for that machine's Python (not for the one that fetches), and the latents and
+codebooks of trained models. The models are trained here, because that machine lacks the
+photographs.
 """
 
 import argparse
@@ -15,12 +16,12 @@ from benchmarks.gpu_first.step import WHEELS
 
 _LIST = Path(__file__).with_name("wheels.txt")
 _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
-# The codebooks [K, D] whose latents travel. They come with few rows to keep the folder small.
+# The folder gets the latents of these codebooks [K, D], with few rows to keep it small.
 _TRAINED = ((8192, 64), (512, 64))
 
 
 def download(folder: Path, python: str) -> int:
-    """pip's exit status."""
+    """Download the wheels; return pip's exit status."""
     abi = f"cp{python.replace('.', '')}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--python-version", python, "--implementation", "cp"]
@@ -31,7 +32,7 @@ def download(folder: Path, python: str) -> int:
 
 
 def save_trained(folder: Path) -> None:
-    """Writes one .npz for each model: z [N, D] and codebook [K, D]."""
+    """Write one .npz for each model: z [N, D] and codebook [K, D]."""
     from vqvae_fast.bench import trained
 
     if reason := trained.unavailable():
@@ -43,7 +44,7 @@ def save_trained(folder: Path) -> None:
 
 
 def main(given: list[str] | None = None) -> int:
-    """The exit status."""
+    """Fetch all files; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu_first.wheels", description=__doc__
     )

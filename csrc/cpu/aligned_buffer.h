@@ -1,4 +1,4 @@
-// Memory that starts on a cache line.
+// A Buffer owns memory that starts on a cache line.
 #pragma once
 
 #include <stdint.h>

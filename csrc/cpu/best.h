@@ -1,4 +1,4 @@
-// The nearest code of a row so far.
+// Best keeps the nearest code of a row so far.
 #pragma once
 
 #include <stdint.h>
@@ -23,7 +23,7 @@ class Best {
     take_if((bits < bits_) | ((bits == bits_) & (index < index_)), bits, index);
   }
 
-  // As offer(), for an index that is larger than all before.
+  // Does the same as offer(), for an index that is larger than all before.
   void offer_later(double distance, int64_t index) {
     const uint64_t bits = to_bits(distance);
     take_if(bits < bits_, bits, index);
@@ -49,7 +49,7 @@ class Best {
   int64_t index_;
 };
 
-// codes: Codes or ListedCodes.
+// Measures code k and offers it to `best`. codes: Codes or ListedCodes.
 template <class Simd, template <class> class List, class In>
 inline void measure_code(const List<In>& codes, const Compute<In>* raw, int64_t k, Best& best) {
   const In* const code[] = {codes.row(k)};

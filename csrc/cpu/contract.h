@@ -1,9 +1,10 @@
-// What the CPU kernels and their callers agree on. Raw pointers only: no torch headers here.
+// This file is the contract between the CPU kernels and their callers. It uses raw pointers and
+// includes no torch headers.
 //
 // The search maximises score(z, e) = z.e - |e|^2/2, which orders codes as the distance does, in
-// fast arithmetic whose error is bounded; whatever the bound cannot rule out is measured by
-// sum((z - e)^2) in float64. So every instruction set returns the same bits. docs/exactness.md
-// derives the bound.
+// fast arithmetic whose error is bounded. It then measures every code that the bound cannot rule
+// out, as sum((z - e)^2) in float64. So every instruction set returns the same bits.
+// docs/exactness.md derives the bound.
 #pragma once
 
 #include <stdint.h>
@@ -16,8 +17,8 @@
 // itself, GCC unrolls them too late and sends every accumulator through the stack.
 #if defined(__GNUC__)
 #define VQVAE_FAST_UNROLL _Pragma("GCC unroll 16")
-// A function of its own: for a loop that needs all registers, and for what is rare and must not
-// take any from the loop beside it.
+// Keeps a function out of line: a loop that needs all registers, or rare code that must not take
+// registers from the loop beside it.
 #define VQVAE_FAST_ALONE __attribute__((noinline))
 #else
 #define VQVAE_FAST_UNROLL
@@ -35,12 +36,12 @@
 
 namespace vqvae_fast {
 
-// The codebook as the kernels read it: panels of `width` codes, [panel][D][width], shifted to
-// `centre` and scaled by a power of two so that its largest element is about 1.
+// A PackedBook is the codebook as the kernels read it: panels of `width` codes, [panel][D][width],
+// less `centre`, and scaled by a power of two so that the largest element is about 1.
 template <class In>
 struct PackedBook {
   using T = Compute<In>;
-  ListedCodes<In> codes;  // as they are: what candidates are measured against
+  ListedCodes<In> codes;  // not packed: candidates are measured against these
   int64_t width;
   int64_t num_panels;
   T* panels;             // [num_panels][D][width]
@@ -53,66 +54,66 @@ struct PackedBook {
 
 constexpr int64_t kAlignment = 64;  // a cache line, and the widest vector
 
-// For at most so many rows, reading the codebook as it is costs less than packing it.
+// For at most this many rows, reading the codebook in place costs less than packing it.
 constexpr int64_t kFewRows = 8;
 
-// Where one search writes. Distances are float64 here and rounded once, at the end. kNoCode stands
-// where no code could be chosen; it loses against every index.
+// A search writes its answers to a Nearest. Distances are float64 here and are rounded once, at the
+// end. kNoCode means that no code could be chosen; it is larger than every index.
 constexpr int64_t kNoCode = INT64_MAX;
-// Stands for the code of an unsettled row while the codes of its neighbours are gathered.
+// An unsettled row has this code while the codes of its neighbours are gathered.
 constexpr int64_t kAnyCode = 0;
 struct Nearest {
   int64_t* indices;
   double* distances;
 };
 
-// What a range of panels contributes to the whole book when it is packed.
+// Packing a range of panels returns this contribution to the facts about the whole book.
 struct PackedRange {
   double max_norm;
   int64_t first_usable;
 };
 
-// The stages of residual quantization, as their backward pass sees them.
+// ResidualStages describes the stages of residual quantization to their backward pass.
 template <class In>
 struct ResidualStages {
   int64_t dim, count;
-  const Codes<In>* books;       // [count]: the codes as they were in the search
+  const Codes<In>* books;       // [count]: the codes of the search
   const double* error_weights;  // [count]: how far the loss moves a row along z - q
-  bool rotates;                 // the gradient is rotated, else it passes straight through
+  bool rotates;                 // rotate the gradient; otherwise it passes straight through
 };
 
-// One input type's functions in one instruction set.
+// An Engine holds the functions of one instruction set for one input type.
 template <class In>
 struct Engine {
   int64_t panel_width;
   int64_t tile_rows;
-  // The largest magnitude among the elements of codes [first, last) that are finite.
+  // Returns the largest magnitude among the finite elements of codes [first, last).
   Compute<In> (*largest_magnitude)(const ListedCodes<In>& codes, int64_t first, int64_t last);
   // Fills panels [first, last) of `book`. All but max_norm and first_usable must be set.
   PackedRange (*pack)(const PackedBook<In>& book, int64_t first, int64_t last);
-  // Bytes of scratch that `search` needs for rows of length `dim` and that many panels.
+  // Returns the bytes of scratch that `search` needs for rows of length `dim` and that many panels.
   int64_t (*scratch_bytes)(int64_t dim, int64_t num_panels);
-  // Nearest code among panels [first_panel, last_panel) for rows [first_row, last_row). Writes
-  // at [row - first_row]. Stops where the codes measured beside the expected few exceed `patience`
-  // for each row so far; returns the row before which all are done.
+  // Finds the nearest code among panels [first_panel, last_panel) for rows [first_row, last_row).
+  // Writes at [row - first_row]. Stops once the codes measured beyond the expected few exceed
+  // `patience` times the rows so far. Returns the row before which all are done.
   int64_t (*search)(const PackedBook<In>& book, const Rows<const In>& z, int64_t first_row,
                     int64_t last_row, int64_t first_panel, int64_t last_panel, double patience,
                     void* scratch, Nearest out);
-  // Nearest code for a few rows without a packed book, for codes whose elements are neighbours; the
-  // scratch is for that many codes. Returns false if `search` must serve.
+  // Finds the nearest code for a few rows without a packed book. The elements of a code must be
+  // contiguous. The scratch is for that many codes. Returns false if `search` must serve.
   int64_t (*few_rows_scratch_bytes)(int64_t dim, int64_t num_codes);
   bool (*search_few_rows)(const Codes<In>& codes, const Rows<const In>& z, int64_t first_code,
                           int64_t last_code, void* scratch, Nearest out);
-  // The sum of the listed rows, to sum ([D, rounded up to a multiple of 8]). The `ahead` rows that
-  // are listed behind them will be asked for next.
+  // Writes the sum of the listed rows to sum ([D, rounded up to a multiple of 8]). The `ahead` rows
+  // listed behind them are prefetched, because the caller needs them next.
   void (*sum_rows)(const Rows<const In>& src, const int64_t* rows, int64_t count, int64_t ahead,
                    double* sum);
-  // The backward pass of residual quantization of one row; float32 and float64 only.
+  // Runs the backward pass of residual quantization for one row; float32 and float64 only.
   void (*residual_gradient)(const ResidualStages<In>& stages, const In* grad, const In* row,
                             const int64_t* indices, In* residual, double* sum);
 };
 
-// The functions of all input types in one instruction set.
+// Engines holds the functions of one instruction set for all input types.
 struct Engines {
   Engine<float> f32;
   Engine<double> f64;
@@ -125,14 +126,15 @@ struct Engines {
   const Engine<Half>& engine(const Half*) const { return f16; }
 };
 
-// What a file of isa/ defines, under its own name in the namespace isa. It must be a constant:
-// its file is compiled for machines that may not be there, so no code of it may run at load.
+// Each file of isa/ defines one InstructionSet, under its own name in the namespace isa. It must be
+// a constant: this machine may lack the instructions of the file, so none of its code may run at
+// load.
 struct InstructionSet {
   const char* name;        // the file's
-  int priority;            // of those that the machine has, the one with the highest serves
+  int priority;            // the machine uses the set of the highest priority that it has
   bool (*machine_has)();   // a VQVAE_FAST_PROBE
   const Engines* engines;  // its own, or those of another file
-  const Int8Filters* filters = nullptr;  // null where there are none
+  const Int8Filters* filters = nullptr;  // null if there are none
 
   template <class In>
   const Engine<In>& engine() const {

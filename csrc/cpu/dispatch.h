@@ -8,13 +8,14 @@
 
 namespace vqvae_fast {
 
-// The instruction sets of this build that this machine has, best first.
+// Returns the instruction sets of this build that this machine has, best first.
 std::vector<const InstructionSet*> available_instruction_sets();
 
-// The one in use: the best, or the one last selected.
+// Returns the instruction set in use: the best, or the one that was selected last.
 const InstructionSet& instruction_set();
 
-// Selects by name; throws std::invalid_argument with what there is when the machine lacks it.
+// Selects an instruction set by name. If the machine lacks it, throws std::invalid_argument with
+// the names of those that it has.
 void select_instruction_set(const std::string& name);
 
 }  // namespace vqvae_fast

@@ -1,4 +1,4 @@
-// Measures distances in float64; includes the bound on the error of the fast scores.
+// Measures distances in float64.
 #pragma once
 
 #include <stdint.h>
@@ -10,8 +10,8 @@
 namespace vqvae_fast {
 namespace {
 
-// Loads eight neighbouring elements as float64 lanes, for which an instruction set has a type
-// Doubles.
+// Loads eight neighbouring elements as float64 lanes. Doubles is the type that an instruction set
+// has for them.
 template <class Doubles, class In>
 inline typename Doubles::Vec load_lanes(const In* p) {
   if constexpr (requires { Doubles::load(p); }) {
@@ -32,9 +32,9 @@ inline typename Doubles::Vec load_lanes(const In* p, int64_t stride, int64_t cou
   return Doubles::load(lanes);
 }
 
-// Computes the distances that decide, of one row from a few codes: sum((z - e)^2) in float64, its
-// lanes added in one fixed order, so that every instruction set gets the same bits (no file is
-// compiled with contraction of a*b+c). load_row and load_code give the eight elements from d on.
+// Computes the deciding distances of one row from a few codes: sum((z - e)^2) in float64, its lanes
+// added in one fixed order, so that every instruction set gets the same bits (no file is compiled
+// with contraction of a*b+c). load_row and load_code load the eight elements from d on.
 template <class Doubles, int kCodes, class LoadRow, class LoadCode>
 inline void add_squares(int64_t dim, double* distances, LoadRow load_row, LoadCode load_code) {
   typename Doubles::Vec sums[kCodes];

@@ -1,4 +1,4 @@
-// Runs the parts of a search on the threads of the caller: the kernels know no thread pool.
+// The caller of the kernels supplies the threads that run the parts of a search.
 #pragma once
 
 #include <stdint.h>
@@ -13,7 +13,7 @@ struct ThreadPool {
   std::function<void(int64_t count, const std::function<void(int64_t)>& body)> run;
 };
 
-// The begin of part `i` of `parts` nearly equal parts of [0, count).
+// Returns where part `i` begins if [0, count) is divided into `parts` nearly equal parts.
 inline int64_t part_begin(int64_t count, int64_t parts, int64_t i) {
   return count / parts * i + (i < count % parts ? i : count % parts);
 }

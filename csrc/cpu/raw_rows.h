@@ -1,4 +1,4 @@
-// Reads the rows of a block as they are, for measuring candidates.
+// Reads the rows of a block without centring them, to measure candidates.
 #pragma once
 
 #include <stdint.h>
@@ -9,10 +9,10 @@
 namespace vqvae_fast {
 namespace {
 
-constexpr int64_t kMaxRows = 128;  // of a block: more would push their best out of the cache
+constexpr int64_t kMaxRows = 128;  // in a block: more would push their best scores out of the cache
 
-// Finds rows [first, first + count): in place, or widened and side by side in `copies`
-// ([count][D]), which is not touched otherwise. raw: [count].
+// Points raw[count] at rows [first, first + count): in place, or widened and contiguous in `copies`
+// ([count][D]), which is written only then.
 template <class In>
 void read_rows(const Rows<const In>& z, int64_t first, int64_t count, Compute<In>* copies,
                const Compute<In>** raw) {
@@ -34,7 +34,7 @@ void read_rows(const Rows<const In>& z, int64_t first, int64_t count, Compute<In
     }
     return;
   }
-  for (int64_t d = 0; d < dim; ++d) {  // feature maps lie along their rows
+  for (int64_t d = 0; d < dim; ++d) {  // neighbouring rows of feature maps are contiguous
     const int64_t offset = d * z.element_stride;
     for (int64_t r = 0; r < count; ++r) copies[r * dim + d] = widen(rows[r][offset]);
   }

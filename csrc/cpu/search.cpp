@@ -19,11 +19,12 @@ namespace {
 // A search with fewer multiply-adds runs on one thread: waking another would cost more.
 constexpr double kSearchWork = 1 << 16;
 
-// Copies of codes are looked for if the filter leaves one row in so many unsettled; they are left
-// out of the search where there are so many. A row may have to measure each of them.
+// A row may have to measure every copy of its nearest code. So the search looks for copies at once
+// if the filter leaves one row in kCommon unsettled, and leaves them out if there are at least
+// kWorthwhile.
 constexpr int64_t kCommon = 4, kWorthwhile = 8;
 
-// Where the answers go. quantized.data may be null.
+// A search writes its answers here. quantized.data may be null.
 template <class In>
 struct Answers {
   int64_t* indices;
@@ -31,8 +32,8 @@ struct Answers {
   Rows<In> quantized;
 };
 
-// Rows are divided first: that repeats no work. Where they are fewer than the threads can share,
-// the codes are divided too, and each part of them has an answer of its own to merge.
+// The rows are divided first, because that repeats no work. If they are too few for the threads,
+// the codes are divided too, and each part of the codes has an answer of its own to merge.
 struct Division {
   int64_t row_parts;
   int64_t code_parts;
@@ -63,7 +64,7 @@ void merge(const std::vector<Nearest>& parts, int64_t rows, int64_t* indices, T*
   }
 }
 
-// Chooses code 0 for every row, as the contract wants where no code is finite.
+// Chooses code 0 for every row, as the contract requires if no code is finite.
 template <class In>
 void choose_first_code(const Rows<const In>& z, const ListedCodes<In>& codes,
                        const Answers<In>& out) {
@@ -80,12 +81,12 @@ void choose_first_code(const Rows<const In>& z, const ListedCodes<In>& codes,
   gather(codes, out.indices, out.quantized, 0, z.count);
 }
 
-// What happens to a row that needs many measurements. Limited: it becomes unsettled, because its
-// codes may be copies of each other. Unlimited: it is measured.
+// Effort decides about a row that needs many measurements. Limited: it becomes unsettled, because
+// its codes may be copies of each other. Unlimited: it is measured.
 enum class Effort { kLimited, kUnlimited };
 
-// Measurements that a row may need beside the expected few. They take about as long as half of its
-// scores.
+// Returns how many measurements beyond the expected few a row may need. They take about as long as
+// half of its scores.
 double patience_for(Effort effort, int64_t num_codes) {
   return effort == Effort::kLimited ? double(num_codes) / 64 + 8 : HUGE_VAL;
 }
@@ -211,9 +212,9 @@ bool search_filtered(const InstructionSet& set, const Rows<const In>& z,
   }
 }
 
-// Searches the listed rows, side by side, because a search takes rows that lie regularly.
-// search(rows, answers, unsettled) does it for some at a time. Returns those that it did not
-// settle.
+// Copies the listed rows side by side and searches them, because a search takes rows at regular
+// strides. search(rows, answers, unsettled) does it for some at a time. Returns those that it did
+// not settle.
 template <class In, class Search>
 std::vector<int64_t> search_listed(const Rows<const In>& z, const Codes<In>& codes,
                                    const std::vector<int64_t>& listed, const Answers<In>& out,
@@ -297,11 +298,12 @@ void search_codebook(const Rows<const In>& z, const Codes<In>& codes, int64_t* i
 template <class In>
 int64_t rows_settled_by_filter(const Rows<const In>& z, const Codes<In>& codes,
                                const ThreadPool& pool) {
-  std::vector<int64_t> indices(z.count), left;
+  std::vector<int64_t> indices(z.count), unsettled;
   std::vector<Compute<In>> distances(z.count);
   const Answers<In> unused{indices.data(), distances.data(), Rows<In>{}};
-  const bool served = search_filtered(instruction_set(), z, list_all(codes), unused, pool, left);
-  return served ? z.count - int64_t(left.size()) : -1;
+  const bool served =
+      search_filtered(instruction_set(), z, list_all(codes), unused, pool, unsettled);
+  return served ? z.count - int64_t(unsettled.size()) : -1;
 }
 
 #define VQVAE_FAST_INSTANTIATE(In)                                                               \

@@ -1,4 +1,4 @@
-// The search of one codebook: packs it, divides the work, merges the parts.
+// Searches one codebook: packs it, divides the work, merges the parts.
 #pragma once
 
 #include "contract.h"
@@ -6,14 +6,15 @@
 
 namespace vqvae_fast {
 
-// Writes int64 indices[N], distances[N] (float, or double for double input) and, where
-// quantized.data is set, the chosen codes in quantized's strides.
+// Writes int64 indices[N], distances[N] (float, or double for double input) and, if quantized.data
+// is set, the chosen codes in quantized's strides.
 template <class In>
 void search_codebook(const Rows<const In>& z, const Codes<In>& codes, int64_t* indices,
                      Compute<In>* distances, const Rows<In>& quantized, const ThreadPool& pool);
 
-// How many rows of such a search the integer filter settles without the float search; -1 where the
-// filter does not serve it. Tests ask, because results do not show which way they were found.
+// Returns how many rows of such a search the integer filter settles without the float search, or -1
+// if the filter does not serve it. Tests call this, because the results do not show which search
+// found them.
 template <class In>
 int64_t rows_settled_by_filter(const Rows<const In>& z, const Codes<In>& codes,
                                const ThreadPool& pool);

@@ -1,5 +1,5 @@
-// Packing a codebook for the float32 scores: centred, scaled by a power of two, in tiles of codes
-// that a block reads as they lie.
+// Packs a codebook for the float32 scores: centred, scaled by a power of two, in tiles of codes
+// that a block reads in order.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -12,16 +12,16 @@
 
 namespace vqvae_fast {
 
-// A block of the search holds so many codes at a time.
+// A block of the search holds this many codes at a time.
 constexpr int kTileCodes = 128;
 
-// Limits of packed norms, |E| and |Z|. A code beyond kFar is not packed, because its score could
-// overflow: it can only be near a row that is far from the centre, and those rows are measured one
-// by one. With |Z| <= kFarRow no score reaches 2^120.
+// These are the limits of packed norms, |E| and |Z|. A code beyond kFar is not packed, because its
+// score could overflow: it can only be near a row that is far from the centre, and those rows are
+// measured one by one. With |Z| <= kFarRow no score reaches 2^120.
 constexpr double kFar = 0x1p60;
 constexpr double kFarRow = 0x1p58;
 
-// Facts about the codebook that the device finds; the host never reads them.
+// BookFacts holds facts about the codebook that the device finds. The host never reads them.
 struct BookFacts {
   float scale;        // a power of two
   float max_norm;     // upper bound of |E| over the packed codes
@@ -29,12 +29,12 @@ struct BookFacts {
   int64_t unsettled;  // rows on the list of those to be measured against all codes
 };
 
-// E = scale * e - centre. Any centre and any power of two are correct; good ones keep the numbers,
-// and with them the error bound, small.
+// A Book holds the packed codes, E = scale * e - centre. Any centre and any power of two are
+// correct; good ones keep the numbers, and with them the error bound, small.
 struct Book {
   float* centre;     // [D], scaled
   float* codes;      // [tiles][D][kTileCodes]
-  float* half_norm;  // [tiles][kTileCodes]: -|E|^2/2; -inf for padding and for what is not packed
+  float* half_norm;  // [tiles][kTileCodes]: -|E|^2/2; -inf for padding and unpacked codes
   BookFacts* facts;
   int64_t tiles;
 };
@@ -44,8 +44,7 @@ namespace {
 constexpr int kPrepareThreads = 256;
 constexpr int kSamples = 9;
 
-// Sorts all but the first `count` samples away and returns the middle one of those. NaNs and
-// infinities must not be among them.
+// Returns the middle one of the first `count` samples, which must be finite.
 __device__ inline float median(float (&samples)[kSamples], int count) {
   for (int i = 1; i < count; ++i) {
     const float moved = samples[i];
@@ -56,9 +55,9 @@ __device__ inline float median(float (&samples)[kSamples], int count) {
   return count > 0 ? samples[count / 2] : 0.0f;
 }
 
-// One block. The centre is the elementwise median of nine codes spread over the book, the scale
-// brings the median of their largest elements to about 1: both stay put when a few codes are
-// far away, or dead, or not finite.
+// Finds the centre and the scale, with one block. The centre is the elementwise median of nine
+// codes spread over the book, and the scale brings the median of their largest elements to about 1:
+// both stay put when a few codes are far away, dead, or not finite.
 template <class In>
 __global__ void __launch_bounds__(kPrepareThreads) prepare_book(Codes<In> codes, Book book) {
   __shared__ float largest[kPrepareThreads][kSamples];
@@ -103,13 +102,13 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_book(Codes<In> codes,
   if (t == 0) *book.facts = {scale, 0.0f, 0, 0};
 }
 
-// A block per tile, a thread per code of it. Reads the codes as they lie and writes them as the
-// search reads them, through shared memory.
+// Packs the codes, with a block for each tile and a thread for each of its codes. Reads the codes
+// in the order of memory and writes them in the order of the search, through shared memory.
 template <class In>
 __global__ void __launch_bounds__(kTileCodes) pack_book(Codes<In> codes, Book book) {
   constexpr int kDepth = 32;
   __shared__ float staged[kDepth][kTileCodes + 1];
-  __shared__ unsigned max_norm;  // of non-negative floats, whose bits are ordered as they are
+  __shared__ unsigned max_norm;  // the bits of a non-negative float, which have its order
   const int t = static_cast<int>(threadIdx.x);
   const float scale = book.facts->scale;
   const bool along_codes = codes.element_stride != 1;
@@ -130,7 +129,8 @@ __global__ void __launch_bounds__(kTileCodes) pack_book(Codes<In> codes, Book bo
         float value = 0.0f;
         if (first + c < codes.count) {
           value = widen(codes.row(first + c)[(from + d) * codes.element_stride]);
-          // One rounding. What is not finite stays so, or becomes so.
+          // This rounds once. A value that is not finite stays so, and one that overflows becomes
+          // so.
           value = __fmaf_rn(value, scale, -book.centre[from + d]);
         }
         staged[d][c] = value;
@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(kTileCodes) pack_book(Codes<In> codes, Book bo
       }
       if (finite) atomicOr(&book.facts->any_far, 1);
     } else {
-      // The sum is of rounded elements: raised by far more than all their roundings.
+      // The sum is of rounded elements, so the root is raised by far more than all their roundings.
       atomicMax(&max_norm, to_bits(static_cast<float>(sqrt(square) * 1.000001)));
     }
     book.half_norm[first + t] = near ? static_cast<float>(-0.5 * square) : -HUGE_VALF;

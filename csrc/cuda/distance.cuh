@@ -1,5 +1,5 @@
-// The distances that decide: sum((z - e)^2) in float64, always in the same order of additions, and
-// without fused multiply-adds: the bits are those of the CPU's kernels.
+// Computes the deciding distances, sum((z - e)^2) in float64, always in the same order of additions
+// and without fused multiply-adds. So the bits are those of the CPU's kernels.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -11,10 +11,10 @@
 
 namespace vqvae_fast {
 
-constexpr int64_t kNoIndex = INT64_MAX;  // loses against every index
+constexpr int64_t kNoIndex = INT64_MAX;  // larger than every index
 constexpr int64_t kUnsettled = -1;       // the bound could not settle the row
 
-// The nearest code of some range, so far.
+// Found is the nearest code of some range so far.
 struct Found {
   double distance;
   int64_t index;
@@ -24,8 +24,8 @@ namespace {
 
 __device__ __forceinline__ Found nothing_found() { return {HUGE_VAL, kNoIndex}; }
 
-// Returns whether `a` wins over `b`: the smaller distance, the lower index of equals. A NaN
-// distance means a row with a NaN, and all ranges find it.
+// Returns whether `a` wins over `b`: the smaller distance wins, and the lower index among equals. A
+// NaN distance means that the row has a NaN; then every range has found one.
 __device__ __forceinline__ bool nearer(const Found& a, const Found& b) {
   if (isnan(b.distance)) return false;
   return isnan(a.distance) || a.distance < b.distance ||
@@ -48,7 +48,7 @@ __device__ __forceinline__ double sum_of_lanes(const double (&a)[8]) {
                    __dadd_rn(__dadd_rn(a[1], a[5]), __dadd_rn(a[3], a[7])));
 }
 
-// Measures a code with one thread, for rare cases.
+// Measures one code with one thread. This is slow and serves rare cases.
 template <class In>
 __device__ double measure_alone(const In* z, int64_t z_stride, const In* code, int64_t code_stride,
                                 int64_t dim) {

@@ -18,7 +18,7 @@ struct ExactTile {
   static constexpr int kDepth = 8;  // as many as a distance has lanes
 };
 
-// The rows to measure: those on the list, or all.
+// RowList names the rows to measure: those on the list, or all.
 struct RowList {
   const int64_t* rows;   // null: all rows
   const int64_t* count;  // on the device; null: all rows
@@ -28,8 +28,9 @@ struct RowList {
   __device__ __forceinline__ int64_t row(int64_t place) const {
     return rows == nullptr ? place : rows[place];
   }
-  // Few rows share a grid of so many blocks by dividing the codes. Each row then has that many
-  // answers, in order, of which there are no more than max(all, kRows * blocks).
+  // Returns into how many parts the codes are divided, so that few rows fill a grid of so many
+  // blocks. Each row then has that many answers, in order; in total there are at most max(all,
+  // kRows * blocks).
   __device__ __forceinline__ int64_t parts(int64_t num_codes, int64_t blocks) const {
     const int64_t groups = (size() + ExactTile::kRows - 1) / ExactTile::kRows;
     const int64_t tiles = (num_codes + ExactTile::kThreads - 1) / ExactTile::kThreads;
@@ -45,7 +46,8 @@ __device__ __forceinline__ int64_t listed_at(int64_t place) { return -1 - place;
 __device__ __forceinline__ bool is_listed(int64_t index) { return index < 0; }
 __device__ __forceinline__ int64_t place_on_list(int64_t index) { return -1 - index; }
 
-// A block takes four rows and a part of the codes at a time. found: [list][parts].
+// Measures every code; a block takes four rows and a part of the codes at a time. found:
+// [list][parts].
 template <class In>
 __global__ void __launch_bounds__(ExactTile::kThreads)
     measure_all(Rows<const In> z, Codes<In> codes, RowList list, Found* found) {
@@ -96,7 +98,7 @@ __global__ void __launch_bounds__(ExactTile::kThreads)
           }
         }
       }
-      // From a code without NaN or infinity only a row with a NaN has the distance NaN.
+      // If the code is finite, the distance is NaN only for a row with a NaN.
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
         const double distance = sum_of_lanes(sums[r]);

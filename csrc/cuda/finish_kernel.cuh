@@ -1,5 +1,5 @@
-// Ends a search: writes the answers of the rows that were measured against all codes, and gathers
-// the chosen codes of all rows.
+// Finishes a search: writes the answers of the rows that were measured against all codes, and
+// gathers the chosen codes of all rows.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -12,8 +12,9 @@ namespace {
 
 constexpr int kFinishRows = 128;  // a thread each
 
-// found: [list][parts] as measure_all wrote it with `exact_blocks` blocks. indices: as collect
-// wrote them, or anything if all rows are listed. quantized.data may be null.
+// Finishes some rows with one block. found: [list][parts] as measure_all wrote it with
+// `exact_blocks` blocks. indices: as collect wrote them, or anything if all rows are listed.
+// quantized.data may be null.
 template <class In>
 __global__ void __launch_bounds__(kFinishRows)
     finish(Rows<const In> z, Codes<In> codes, RowList list, int64_t exact_blocks,
@@ -43,7 +44,7 @@ __global__ void __launch_bounds__(kFinishRows)
   }
   if (quantized.data == nullptr) return;
   __syncthreads();
-  // Neighbouring threads write what lies together: elements of a row, or of neighbouring rows.
+  // Neighbouring threads write neighbouring memory: elements of one row, or of neighbouring rows.
   int across = kFinishRows;
   if (quantized.element_stride == 1) {
     while (across / 2 >= z.dim) across /= 2;

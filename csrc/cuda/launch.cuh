@@ -21,7 +21,8 @@ class Launcher {
     error_ = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
   }
 
-  // Enqueues other work on the stream with run(), which returns its error; skipped after an error.
+  // Calls run(), which enqueues other work on the stream and returns its error. Does nothing after
+  // an error.
   template <class Run>
   void enqueue(Run run) {
     if (error_ == cudaSuccess) error_ = run(stream_);
@@ -34,12 +35,13 @@ class Launcher {
   cudaError_t error_ = cudaSuccess;
 };
 
-// Parts of device memory begin at multiples of so many bytes.
+// Parts of device memory begin at multiples of this many bytes.
 constexpr int64_t kDeviceAlignment = 256;
 
 constexpr int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Blocks for `count` items at `per_block` each; kernels whose items may be more step by the grid.
+// Returns the blocks for `count` items at `per_block` each. A kernel that may have more items than
+// the grid steps by the grid.
 inline dim3 blocks_for(int64_t count, int64_t per_block) {
   const int64_t blocks = ceil_divide(count, per_block);
   return dim3(static_cast<unsigned>(blocks < INT32_MAX ? (blocks > 0 ? blocks : 1) : INT32_MAX));

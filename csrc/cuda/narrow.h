@@ -1,4 +1,4 @@
-// Rounding to the type of an output: to nearest, ties to even, as torch rounds.
+// Rounds to the type of an output: to nearest, ties to even, as torch rounds.
 #pragma once
 
 #include <stdint.h>
@@ -31,11 +31,12 @@ struct Narrow<Half> {
     if (magnitude > 0x7f800000u) return {static_cast<uint16_t>(sign | 0x7e00u)};
     if (magnitude >= 0x477ff000u) return {static_cast<uint16_t>(sign | 0x7c00u)};  // 65520 and more
     if (magnitude < 0x38800000u) {
-      // Subnormal: the addition rounds to whole multiples of 2^-24, whose number is left below.
+      // The result is subnormal: the addition rounds to a multiple of 2^-24, and the low bits then
+      // hold the multiple.
       const uint32_t count = to_bits(from_bits(magnitude) + 0.5f) - to_bits(0.5f);
       return {static_cast<uint16_t>(sign | count)};
     }
-    // Rounded to 10 bits, the exponent re-biased.
+    // This rounds to 10 bits and re-biases the exponent.
     const uint32_t rounded = magnitude + 0xfffu + (magnitude >> 13 & 1) - (112u << 23);
     return {static_cast<uint16_t>(sign | rounded >> 13)};
   }

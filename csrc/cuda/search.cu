@@ -1,6 +1,6 @@
 #include "search.cuh"
 
-// nvcc's list of the architectures that it compiles for, as text.
+// This turns nvcc's list of the architectures that it compiles for into text.
 #define VQVAE_FAST_TEXT(...) #__VA_ARGS__
 #define VQVAE_FAST_EXPANDED_TEXT(...) VQVAE_FAST_TEXT(__VA_ARGS__)
 

@@ -19,14 +19,14 @@ namespace {
 
 using SearchTile = Tile<8>;  // 64 rows, 128 threads
 
-// How one search is divided, and where in its workspace everything lies.
+// SearchPlan says how one search is divided and where everything lies in its workspace.
 struct SearchPlan {
-  bool filtered;   // float32 scores first; else every code is measured in float64
-  int64_t ranges;  // of the codes, searched apart: few rows must fill the device too
+  bool filtered;   // score in float32 first; otherwise measure every code in float64
+  int64_t ranges;  // of codes, searched separately, so that few rows fill the device too
   unsigned exact_blocks;
   Book book;
   int64_t* list;
-  Found* found;  // of the ranges, then of the measured rows
+  Found* found;  // first by ranges, then by measured rows
   int64_t bytes;
 };
 
@@ -65,7 +65,7 @@ cudaError_t run_search(const Rows<const In>& z, const Codes<In>& codes, int64_t*
   const SearchPlan plan = plan_search<In, Tile>(z, codes, processors, workspace);
   Launcher launch(stream);
   RowList to_measure{nullptr, nullptr, z.count};
-  // No kernel of the filter is ever made for float64.
+  // The kernels of the filter do not exist for float64.
   if constexpr (sizeof(Compute<In>) == sizeof(float)) {
     if (plan.filtered) {
       launch(prepare_book<In>, dim3(1), kPrepareThreads, codes, plan.book);

@@ -1,5 +1,5 @@
-// The search on a GPU: raw pointers and a stream. Nothing here waits for the device, so that CUDA
-// graphs may capture it. docs/exactness.md says why it is exact.
+// Searches on a GPU, given raw pointers and a stream. No function waits for the device, so CUDA
+// graphs may capture them. docs/exactness.md says why it is exact.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -9,16 +9,16 @@
 
 namespace vqvae_fast {
 
-// The GPU architectures that the kernels were compiled for, as in "800,900".
+// Returns the GPU architectures that the kernels were compiled for, as in "800,900".
 const char* compiled_for();
 
-// Bytes of device memory that a search of these rows needs: O(N + K), and one packed copy of the
-// codebook. processors: how many multiprocessors the device has.
+// Returns the bytes of device memory that a search of these rows needs: O(N + K), and one packed
+// copy of the codebook. processors: the number of the device's multiprocessors.
 template <class In>
 int64_t search_workspace(const Rows<const In>& z, const Codes<In>& codes, int processors);
 
-// Writes indices[N], distances[N] and, where quantized.data is set, the chosen codes. All pointers
-// are the device's; z.count and codes.count are at least 1.
+// Writes indices[N], distances[N] and, if quantized.data is set, the chosen codes. All pointers are
+// the device's; z.count and codes.count are at least 1.
 template <class In>
 cudaError_t search_codebook(const Rows<const In>& z, const Codes<In>& codes, int64_t* indices,
                             Compute<In>* distances, const Rows<In>& quantized, void* workspace,

@@ -1,5 +1,5 @@
-// Searches with one block: float32 scores, then the bound, then float64 distances of the
-// candidates.
+// Searches a tile of rows with one block: float32 scores, then the bound, then float64 distances of
+// the candidates.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -14,7 +14,7 @@ namespace {
 
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-// The state of the 16 rows of a warp while it settles them; each half-warp has 8.
+// Settling is the state of the 16 rows of a warp while it settles them; each half-warp has 8.
 struct Settling {
   double distance[16];  // of the code with the best score; infinite if the range has none
   double norm[16];      // |Z|
@@ -22,9 +22,9 @@ struct Settling {
   bool ordinary[16];    // the bound holds: all is finite, no score overflows, no far code matters
 };
 
-// Settles the rows of a warp. Every code that the bound cannot rule out is measured; where only the
-// second best score of a thread says that there is one more, its code was not recorded, so the row
-// becomes unsettled. first_code: the one that best.code counts from.
+// Settles the rows of a warp: measures every code that the bound cannot rule out. If the second
+// best score of a thread reaches the bound, its code was not recorded, so the row becomes
+// unsettled. first_code: the one that best.code counts from.
 template <class In, class Tile>
 __device__ __forceinline__ void settle(const Rows<const In>& z, const Codes<In>& codes,
                                        const Book& book, int64_t first_row, int64_t first_code,
@@ -37,7 +37,7 @@ __device__ __forceinline__ void settle(const Rows<const In>& z, const Codes<In>&
   const unsigned of_half = 0xffffu << leader;
   const double scale = book.facts->scale;
 
-  // Padding may be asked for where there is nothing better; its answer is not used.
+  // If nothing is better, `code` may be padding; then the answer is not used.
   const auto code_at = [&](int code) {
     const int64_t k = first_code + code;
     return codes.row(k < codes.count ? k : codes.count - 1);
@@ -75,8 +75,8 @@ __device__ __forceinline__ void settle(const Rows<const In>& z, const Codes<In>&
   if (lane < 16) {
     const ScoreBound<float> score_bound(z.dim, scale, book.facts->max_norm);
     const double norm = settling.norm[lane], distance = settling.distance[lane];
-    // No code can be the answer that is farther from the centre than the row and its nearest code
-    // so far: so codes beyond kFar may be forgotten.
+    // The answer cannot be farther from the centre than |Z| plus the distance of the nearest code
+    // so far. If that is small enough, codes beyond kFar are ruled out.
     const double reach = 1.001 * (norm + scale * sqrt(distance));
     settling.ordinary[lane] = norm <= kFarRow && (book.facts->any_far == 0 || reach < kFar);
     settling.bound[lane] = score_bound(norm, distance);
@@ -95,7 +95,7 @@ __device__ __forceinline__ void settle(const Rows<const In>& z, const Codes<In>&
     if (distance == HUGE_VAL) nearest = nothing_found();
     const In* row = row_at(i);
     while (__any_sync(kAllLanes, left != 0)) {
-      // Two at a time: one for each eight lanes of the half.
+      // The half-warp measures two codes at a time, one with each eight lanes.
       const unsigned next = second_eight ? left & (left - 1) : left;
       const int from = next != 0 ? __ffs(static_cast<int>(next)) - 1 : leader;
       const int code = __shfl_sync(kAllLanes, best.code_of(i), from);
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerProcessor)
   __shared__ Settling settling[Tile::kThreads / 32];
   const int t = static_cast<int>(threadIdx.x);
   const int64_t first_row = int64_t{blockIdx.x} * Tile::kRows;
-  if (t < Tile::kRows) {  // rows past the last are the last
+  if (t < Tile::kRows) {  // rows past the end repeat the last row
     const int64_t n = first_row + t;
     row_start[t] = z.row(n < z.count ? n : z.count - 1);
   }
@@ -144,8 +144,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerProcessor)
                    found + range * z.count);
 }
 
-// Merges what the ranges found. Unsettled rows go on the list, and their index says where. The
-// order of the list is left to chance; nothing else is.
+// Merges the answers of the ranges. Puts unsettled rows on the list, and their place on it into
+// their index. Only the order of the list depends on chance.
 template <class T>
 __global__ void __launch_bounds__(256)
     collect(const Found* found, int64_t ranges, int64_t count, BookFacts* facts, int64_t* list,

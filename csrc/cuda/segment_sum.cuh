@@ -1,7 +1,8 @@
-// Rows are sorted by segment; then chunks of the sorted list are added up, each by one thread for
-// each element. A segment that lies within a chunk is done with it. Of one that does not, the chunk
-// leaves a piece, and the pieces are summed in the same way, until one chunk holds them all. So one
-// segment of all rows is no slower than many small ones, and the order of all additions is fixed.
+// Rows are sorted by segment. Then chunks of the sorted list are summed, with one thread for each
+// chunk and element. A segment within one chunk is then complete. For a segment that goes on in
+// another chunk, the chunk leaves a piece, and the pieces are summed in the same way, until one
+// chunk holds them all. So one segment of all rows is as fast as many small ones, and the order of
+// all additions is fixed.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -21,9 +22,9 @@ namespace {
 
 constexpr int64_t kChunk = 64;
 constexpr int kSumThreads = 128;
-constexpr uint32_t kNoSegment = UINT32_MAX;  // of a row or a piece that belongs to none
+constexpr uint32_t kNoSegment = UINT32_MAX;  // the segment of a row or piece that belongs to none
 
-// Labels each row with its segment. Rows that belong to none are sorted behind all others.
+// Labels each row with its segment, so that rows that belong to none are sorted behind all others.
 __global__ void __launch_bounds__(kSumThreads)
     label_rows(const int64_t* indices, int64_t count, int64_t num_segments, uint32_t* segments,
                int64_t* rows, int* any_bad) {
@@ -36,7 +37,7 @@ __global__ void __launch_bounds__(kSumThreads)
   rows[n] = n;
 }
 
-// The source of the first round: a chunk adds up rows.
+// SortedRows is the source of the first round: a chunk sums rows.
 template <class In>
 struct SortedRows {
   Rows<const In> src;
@@ -46,7 +47,8 @@ struct SortedRows {
     return double(widen(src.row(rows[i])[d * src.element_stride]));
   }
 };
-// ... their errors z - e, rounded as the layer's errors are ...
+// SortedErrors is another first source: a chunk sums the rows' errors z - e, rounded as the layer's
+// errors are.
 template <class In>
 struct SortedErrors {
   Rows<const In> z;
@@ -59,7 +61,7 @@ struct SortedErrors {
   }
 };
 
-// The source of the other rounds: a chunk adds up the pieces that the last round left.
+// Pieces is the source of the other rounds: a chunk sums the pieces that the last round left.
 struct Pieces {
   const double* sums;  // [pieces][D]
   int64_t dim;
@@ -69,7 +71,7 @@ struct Pieces {
   }
 };
 
-// Where the sum of a whole segment goes: as it is ...
+// WriteSum writes the sum of a whole segment as it is.
 template <class T>
 struct WriteSum {
   T* sums;  // [K][D]
@@ -79,7 +81,7 @@ struct WriteSum {
     sums[segment * dim + d] = static_cast<T>(sum);
   }
 };
-// ... or as the gradient of a code.
+// WriteGradient writes the sum as the gradient of a code.
 template <class In>
 struct WriteGradient {
   In* gradients;  // [K][D]
@@ -95,7 +97,7 @@ struct WriteGradient {
   }
 };
 
-// The sum of a chunk's part of a segment that goes on in another chunk.
+// A Piece is the sum of a chunk's part of a segment that goes on in another chunk.
 struct Piece {
   uint32_t segment;
   double sum;
@@ -145,7 +147,7 @@ __global__ void __launch_bounds__(kSumThreads)
   }
 }
 
-// The first of the sorted rows that belongs to `segment` or a later one.
+// Returns the first of the sorted rows that belongs to `segment` or a later one.
 __device__ inline int64_t first_row_of(const uint32_t* segments, int64_t count, int64_t segment) {
   int64_t low = 0, high = count;
   while (low < high) {
@@ -176,7 +178,7 @@ struct SumPlan {
   int* any_bad;
   uint32_t *segments, *sorted_segments;
   int64_t *rows, *sorted_rows;
-  // The pieces of one round and those of the next.
+  // One of the two holds the pieces of a round, the other those of the next.
   uint32_t* piece_segments[2];
   double* pieces[2];
   void* sort_workspace;
@@ -208,7 +210,7 @@ inline SumPlan plan_sum(int64_t count, int64_t dim, int64_t num_segments, void* 
   return plan;
 }
 
-// Sorts the rows by segment; those that belong to none lie behind.
+// Sorts the rows by segment; rows that belong to none come last.
 inline void sort_rows(const SumPlan& plan, const int64_t* indices, int64_t count,
                       int64_t num_segments, Launcher& launch) {
   launch.enqueue([&](cudaStream_t stream) {
@@ -223,7 +225,7 @@ inline void sort_rows(const SumPlan& plan, const int64_t* indices, int64_t count
   });
 }
 
-// Calls write for every element of every segment that has rows.
+// Sums all chunks, and calls write for every element of every segment that has rows.
 template <class Source, class Write>
 void add_sorted(const SumPlan& plan, int64_t count, int64_t dim, int64_t num_segments,
                 Source source, Write write, Launcher& launch) {
@@ -276,8 +278,9 @@ cudaError_t run_segment_sum(const Rows<const In>& src, const int64_t* indices, i
   return launch.error();
 }
 
-// Elements are taken in the order in which the result lies: along rows, or along feature maps.
-// per_loss: 2 / elements, which the host divides: float64 is slow on many GPUs.
+// Computes the gradient of z, element by element in the memory order of the result: along rows, or
+// along feature maps. per_loss: 2 / elements; the host divides, because float64 is slow on many
+// GPUs.
 template <class In>
 __global__ void __launch_bounds__(kSumThreads)
     add_commitment(QuantizeBackward<In> pass, Compute<In> per_loss, Compute<In> weight) {

@@ -12,8 +12,9 @@
 
 namespace vqvae_fast {
 
-// A thread has 8 x 8 scores in registers: rows (or codes) 4 i ... 4 i + 3 of the first half of the
-// tile and of the second, so that neighbouring threads read neighbouring 16 bytes.
+// Tile divides a tile among threads. Each thread has 8 x 8 scores in registers: rows (or codes) 4 i
+// ... 4 i + 3 of the first half of the tile and of the second, so that neighbouring threads read
+// neighbouring 16 bytes.
 template <int kRowThreads_>
 struct Tile {
   static constexpr int kRowThreads = kRowThreads_;
@@ -21,7 +22,7 @@ struct Tile {
   static constexpr int kThreads = kRowThreads * kCodeThreads;
   static constexpr int kRows = 8 * kRowThreads;
   static constexpr int kDepth = 8;  // elements of rows and codes in shared memory at a time
-  // 170 registers a thread: with fewer the accumulators spill.
+  // Each thread gets 170 registers, because with fewer the accumulators spill.
   static constexpr int kBlocksPerProcessor = 384 / kThreads;
   static_assert(kTileCodes == 8 * kCodeThreads && kThreads % 32 == 0);
 };
@@ -36,21 +37,22 @@ __device__ __forceinline__ int place_in_tile(int thread, int i) {
 
 template <class Tile>
 struct Stage {
-  // Padded by 16 bytes, so that a warp that writes 8 elements of 4 rows meets each bank once.
+  // Rows are padded by 16 bytes, so that a warp that writes 8 elements of 4 rows meets each bank
+  // once.
   float rows[Tile::kDepth][Tile::kRows + 4];
   float codes[Tile::kDepth][kTileCodes];
 };
 
-// The best scores of each thread for its 8 rows. They are needed once a tile, and the scores fill
-// the registers, so they lie in shared memory; no thread reads another's.
-// Codes are counted from the first of the block's range.
+// Best holds each thread's best scores for its 8 rows. They are needed once a tile, and the scores
+// fill the registers, so they lie in shared memory; no thread reads another's. Codes are counted
+// from the first of the block's range.
 template <class Tile>
 struct Best {
   float4 score[2][Tile::kThreads];
   float4 second[2][Tile::kThreads];
   int4 code[2][Tile::kThreads];
 
-  // The values of this thread for its i-th row.
+  // These return this thread's values for its i-th row.
   __device__ __forceinline__ float score_of(int i) const { return of(score, i); }
   __device__ __forceinline__ float second_of(int i) const { return of(second, i); }
   __device__ __forceinline__ int code_of(int i) const { return of(code, i); }
@@ -63,8 +65,8 @@ struct Best {
   }
 };
 
-// Carries the elements of the next step from global to shared memory, through registers: they are
-// asked for before the arithmetic of this step and put down after it.
+// Carries the elements of the next step from global to shared memory, through registers: it loads
+// them before the arithmetic of this step and stores them after it.
 template <class In, class Tile>
 class Feeder {
  public:
@@ -72,14 +74,14 @@ class Feeder {
                                     const In* const* row_start)
       : z_(z), book_(book), scale_(scale), row_start_(row_start) {
     const int t = static_cast<int>(threadIdx.x);
-    // Where elements of a row lie together, 8 threads read them; where rows do, neighbours read
-    // neighbouring rows.
+    // If the elements of a row are contiguous, 8 threads read them; if rows are, neighbouring
+    // threads read neighbouring rows.
     const bool along_rows = z.element_stride != 1;
     row_ = along_rows ? t % kRowStep : t / Tile::kDepth;
     depth_ = along_rows ? t / kRowStep : t % Tile::kDepth;
   }
 
-  // Elements from, from + 1, ... of the rows and of the codes, which lie at `codes`.
+  // Loads elements from, from + 1, ... of the rows and of the codes, which lie at `codes`.
   __device__ __forceinline__ void load(int from, const float* codes) {
     const int t = static_cast<int>(threadIdx.x), dim = static_cast<int>(z_.dim);
     const bool inside = from + depth_ < dim;
@@ -143,7 +145,7 @@ __device__ __forceinline__ void multiply(const Stage<Tile>& stage, float (&score
   }
 }
 
-// Scores start from -|E|^2/2.
+// Starts the scores from half_norm.
 __device__ __forceinline__ void start_scores(const float* half_norm, int code_thread,
                                              float (&score)[8][8]) {
   const float4* from = reinterpret_cast<const float4*>(half_norm);
@@ -185,8 +187,8 @@ __device__ __forceinline__ void keep_best(const float (&score)[8][8], int first_
   }
 }
 
-// Tiles [first, last) of the book. All threads of the block must come here; row_start and stages
-// are shared, and no thread may write them meanwhile.
+// Scores tiles [first, last) of the book. All threads of the block must call this; row_start and
+// stages are in shared memory, and no thread may write them meanwhile.
 template <class In, class Tile>
 __device__ __forceinline__ void search_tiles(const Rows<const In>& z, const Book& book,
                                              int64_t first, int64_t last,
@@ -211,7 +213,7 @@ __device__ __forceinline__ void search_tiles(const Rows<const In>& z, const Book
   int tile = 0, from = 0;
   for (int current = 0; tile < tiles; current ^= 1) {
     const int next = from + Tile::kDepth < dim ? from + Tile::kDepth : 0;
-    codes += (next == 0 ? dim - from : Tile::kDepth) * kTileCodes;  // tiles follow one another
+    codes += (next == 0 ? dim - from : Tile::kDepth) * kTileCodes;  // tiles are contiguous
     const bool more = next != 0 || tile + 1 < tiles;
     if (more) feeder.load(next, codes);
     multiply<Tile>(stages[current], score);
@@ -220,9 +222,9 @@ __device__ __forceinline__ void search_tiles(const Rows<const In>& z, const Book
       ++tile;
       if (more) start_scores(half_norm + tile * kTileCodes, code_thread, score);
     }
-    // All threads left the other stage before the last barrier.
+    // All threads finished reading the other stage before the last barrier.
     if (more) feeder.store(stages[current ^ 1]);
-#ifndef VQVAE_FAST_TEST_WITHOUT_BARRIER  // a test takes it away to see that it is missed
+#ifndef VQVAE_FAST_TEST_WITHOUT_BARRIER  // a test removes the barrier and must notice
     __syncthreads();
 #endif
     from = next;

@@ -24,6 +24,7 @@ def slower_tree(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_quicker_tree_is_found(slower_tree):
     lines, missing = compare(slower_tree, ROOT, 2, CASE)
     assert missing == []
@@ -31,6 +32,7 @@ def test_a_quicker_tree_is_found(slower_tree):
     assert "| faster" in report(lines, missing)
 
 
+@pytest.mark.slow
 def test_a_slower_tree_fails(slower_tree, monkeypatch, capsys):
     monkeypatch.setattr(compare_revisions, "ROOT", slower_tree)
     monkeypatch.setattr(compare_revisions, "_changed", lambda: True)
@@ -64,6 +66,7 @@ def test_what_the_base_lacks_is_named(monkeypatch, tmp_path):
     assert "not in the base: b" in report(lines, missing)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compared_says_so(tmp_path, capsys):
     assert main(["no-such-revision"]) == 2
     assert "git worktree add" in capsys.readouterr().err

@@ -131,6 +131,7 @@ def test_without_a_gpu_it_says_so(capsys, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_the_whole_of_it(stand, tmp_path, capsys):
     z, codebook = np.random.default_rng(0).standard_normal((2, 50, 6), dtype=np.float32)
     np.savez(tmp_path / "latents.npz", z=z, codebook=codebook[:30])
@@ -226,6 +227,7 @@ def test_a_peer_that_fails_is_a_line_of_the_table(monkeypatch):
     assert set(entry["contenders"]) == {"ours", "wrong"}
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_while_timing(monkeypatch):
     class Small(Stand):
         def seconds(self, call):

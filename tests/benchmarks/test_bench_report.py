@@ -101,6 +101,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_every_chart_is_drawn_and_shown(folder, capsys):
     assert report.main([str(folder)]) == 0
     assert capsys.readouterr().out.strip() == str(folder / "report.md")
@@ -118,6 +119,7 @@ def test_every_chart_is_drawn_and_shown(folder, capsys):
     )
 
 
+@pytest.mark.slow
 def test_a_second_run_draws_the_same_files(folder):
     report.write(folder)
     first = {path: path.read_bytes() for path in folder.glob("*.png")}

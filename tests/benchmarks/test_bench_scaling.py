@@ -11,6 +11,7 @@ from vqvae_fast.bench.interleave import summarise
 from vqvae_fast.training import open_data
 
 
+@pytest.mark.slow
 def test_large_codebooks(tmp_path, capsys):
     out = tmp_path / "large.json"
     record = large_codebooks.main(["--quick", "--json", str(out)])
@@ -35,6 +36,7 @@ def test_a_peer_that_does_not_fit_is_named_in_its_row():
     assert "would need 9 GiB" in large_codebooks.markdown(record)
 
 
+@pytest.mark.slow
 def test_what_is_sent_is_what_is_predicted(tmp_path):
     record = sharded.main(["--quick", "--json", str(tmp_path / "sharded.json")])
     assert [entry["processes"] for entry in record["results"]] == 2 * list(sharded.PROCESSES)
@@ -45,6 +47,7 @@ def test_what_is_sent_is_what_is_predicted(tmp_path):
         assert entry["codes_here"] == 64 // entry["processes"]
 
 
+@pytest.mark.slow
 def test_recipes_of_large_codebooks(tmp_path, capsys):
     arguments = [
         "--codes",

@@ -151,6 +151,7 @@ def test_published_shapes_have_names(capsys):
     assert "one of vqvae-cifar10, " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_trained_vectors_are_there_unless_they_are_left_out(monkeypatch, tmp_path):
     out = ["--json", str(tmp_path / "x.json"), "--no-memory", "--rounds", "1"]
     asked = []

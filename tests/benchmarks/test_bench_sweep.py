@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
+
 from benchmarks import sweep
 
 
+@pytest.mark.slow
 def test_a_quick_sweep_has_all_figures(tmp_path, capsys):
     out = tmp_path / "sweep.json"
     sweep.main(["--quick", "--threads", "1", "--json", str(out)])

@@ -53,6 +53,7 @@ def test_two_trainings_give_the_same_bits(cache, tmp_path, monkeypatch):
     assert torch.equal(first.codebook, second.codebook)
 
 
+@pytest.mark.slow
 def test_whatever_decides_the_result_trains_anew(cache, monkeypatch):
     first = trained(K, D, ROWS, **TINY)
     other_seed = trained(K, D, ROWS, **TINY, seed=1)
@@ -84,6 +85,7 @@ def _other_shape(path):
     np.savez(path, z=np.zeros((ROWS, D)), codebook=np.zeros((K + 1, D)))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("damage", [_cut, _flip, _other_arrays, _other_shape])
 def test_a_damaged_file_is_trained_again(cache, damage):
     first = trained(K, D, ROWS, **TINY)

@@ -12,6 +12,7 @@ from vqvae_fast.bench.data import from_run
 OPTIONS = ["--steps", "2", "--seeds", "0", "--crops", "8"]
 
 
+@pytest.mark.slow
 def test_smoke_run_of_all_recipes(tmp_path, capsys, monkeypatch):
     out = tmp_path / "training.json"
     training.main([*OPTIONS, "--only", "ema", "--json", str(out), "--keep", str(tmp_path)])
@@ -47,6 +48,7 @@ def test_smoke_run_of_all_recipes(tmp_path, capsys, monkeypatch):
     assert training.main([*OPTIONS, "--json", str(out)])["runs"] == runs
 
 
+@pytest.mark.slow
 def test_curves_of_all_recipes_are_on_one_scale(tmp_path):
     options = ["--steps", "10", "--seeds", "0", "--crops", "64", "--json", str(tmp_path / "t.json")]
     for run in training.main(options)["runs"].values():

@@ -14,9 +14,9 @@ if triton.knobs.runtime.interpret:
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
 from benchmarks import host_time
-from vqvae_fast import triton as kernels
+from vqvae_fast.backends.triton import launch, search
+from vqvae_fast.backends.triton import ops as kernels
 from vqvae_fast.bench.data import Shape
-from vqvae_fast.triton import launch, search
 
 LITTLE, MUCH = (2048, 1024, 16), (4096, 4096, 16)
 # What a launcher is given: the grid, six values of Triton's own, then the kernel's arguments.

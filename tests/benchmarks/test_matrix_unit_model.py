@@ -48,6 +48,7 @@ def test_the_units_are_the_published_ones():
     }
 
 
+@pytest.mark.quick(4)
 @EVERY_UNIT
 @pytest.mark.parametrize("scales", [(0, 0), (-6, 6), (-24, 15), (-24, -14)], ids=str)
 def test_it_agrees_with_exact_fractions(unit, scales):

@@ -11,7 +11,7 @@ import torch
 import triton
 
 from benchmarks.gpu_check.offline import TARGETS, compiled_for
-from vqvae_fast import triton as kernels
+from vqvae_fast.backends.triton import ops as kernels
 
 # Odd, even, multiples of 16, and 1, which Triton makes a constant where it may.
 SIZES = [(1000, 500), (1001, 501), (1024, 512), (1000, 512), (1024, 501), (1, 1), (17, 2)]
@@ -38,12 +38,12 @@ def one_book(n, k, dim):
 
 
 def search(z, codebook):
-    with mock.patch("vqvae_fast.triton.search.forced_form", "filter"):
+    with mock.patch("vqvae_fast.backends.triton.search.forced_form", "filter"):
         kernels.nearest_code(z, codebook)
 
 
 def direct(z, codebook):
-    with mock.patch("vqvae_fast.triton.search.forced_form", "direct"):
+    with mock.patch("vqvae_fast.backends.triton.search.forced_form", "direct"):
         kernels.quantize(z, codebook)
 
 
@@ -52,7 +52,7 @@ def exact(z, codebook):
 
 
 def quantize(z, codebook):
-    with mock.patch("vqvae_fast.triton.search.forced_form", "filter"):
+    with mock.patch("vqvae_fast.backends.triton.search.forced_form", "filter"):
         kernels.quantize(z, codebook)
 
 

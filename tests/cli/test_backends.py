@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from vqvae_fast import _native, backends, settings
+from vqvae_fast.backends import triton as triton_backend
 from vqvae_fast.cli import main
 
 
@@ -49,7 +50,7 @@ def triton_is_installed(monkeypatch, installed):
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "3.9.0")
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr(backends, "_launcher_problem", lambda: None)
+    monkeypatch.setattr(triton_backend, "_launcher_problem", lambda: None)
 
 
 def gpu_is_there(monkeypatch, capability):
@@ -79,7 +80,7 @@ def test_the_best_instruction_set_is_said_to_be_the_fastest(monkeypatch):
 @pytest.mark.usefixtures("no_extension")
 def test_cpu_without_the_extension_gets_the_reference_and_the_reason():
     assert backends.chosen(torch.device("cpu")).name == "reference"
-    assert backends.can_run_cpu(torch.device("cpu"))[2:] == (False, "there was no compiler")
+    assert backends.check("cpu", "cpu")[2:] == (False, "there was no compiler")
 
 
 def test_cuda_without_triton_and_without_nvcc_gets_the_reference(monkeypatch):
@@ -106,7 +107,7 @@ def test_an_old_gpu_gets_the_extension(monkeypatch):
     monkeypatch.setattr(_native, "cuda_extension", object())
     gpu_is_there(monkeypatch, (7, 5))
     assert backends.chosen("cuda").name == "cuda"
-    reason = backends.can_run_triton(torch.device("cuda")).reason
+    reason = backends.check("triton", "cuda").reason
     assert reason == (
         "it serves compute capability 8.0 to 12.x and AMD's gfx942, "
         "this GPU is compute capability 7.5"
@@ -120,7 +121,7 @@ def test_an_old_gpu_gets_the_extension(monkeypatch):
 def test_a_gpu_of_a_known_family_is_served(monkeypatch, capability, fits):
     triton_is_installed(monkeypatch, True)
     gpu_is_there(monkeypatch, capability)
-    assert backends.can_run_triton(torch.device("cuda")).available == fits
+    assert backends.check("triton", "cuda").available == fits
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ def test_copies_without_a_fence_are_told(monkeypatch, version, capability, asked
     gpu_is_there(monkeypatch, capability)
     ask(monkeypatch, VQVAE_FAST_UNFENCED_COPIES=asked)
     monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
-    triton = backends.can_run_triton(torch.device("cuda"))
+    triton = backends.check("triton", "cuda")
     assert triton.available
     assert said in triton.reason
     assert said != "an exact answer" or triton.reason.endswith(said)
@@ -170,7 +171,7 @@ def test_triton_before_3_5_serves_nobody(monkeypatch, version, fits, by):
     monkeypatch.setitem(sys.modules, "triton", types.SimpleNamespace(__version__=version))
     assert backends.chosen("cuda").name == ("triton" if fits else "cuda")
     if not fits:
-        reason = backends.can_run_triton(torch.device("cuda")).reason
+        reason = backends.check("triton", "cuda").reason
         assert reason == f"it needs Triton 3.5, this is {version}"
 
 
@@ -189,7 +190,7 @@ def test_of_amds_gpus_one_is_served(monkeypatch, arch, fits):
     monkeypatch.setattr(torch.version, "hip", "6.4")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    triton = backends.can_run_triton(torch.device("cuda"))
+    triton = backends.check("triton", "cuda")
     assert triton.available == fits
     assert fits or triton.reason.endswith(f"this GPU is {arch.split(':')[0]}")
 
@@ -210,7 +211,7 @@ def test_triton_without_a_c_compiler_serves_nobody(monkeypatch, cc, programs, fi
     if cc:
         monkeypatch.setenv("CC", cc)
     monkeypatch.setattr(shutil, "which", lambda name: name if name in programs else None)
-    triton = backends.can_run_triton(torch.device("cuda"))
+    triton = backends.check("triton", "cuda")
     assert triton.available == fits
     assert fits or "C compiler" in triton.reason
 
@@ -225,14 +226,14 @@ def test_triton_without_pythons_headers_leaves_its_place_to_cuda(
     if not headers:
         paths = sysconfig.get_paths() | {"include": str(tmp_path / "empty")}
         monkeypatch.setattr(sysconfig, "get_paths", lambda *arguments, **named: paths)
-    backends._launcher_problem.cache_clear()
+    triton_backend._launcher_problem.cache_clear()
     try:
-        triton = backends.can_run_triton(torch.device("cuda"))
+        triton = backends.check("triton", "cuda")
         assert triton.available == headers
         assert headers or "takes a C compiler and Python.h" in triton.reason
         assert backends.chosen("cuda").name == ("triton" if headers else "cuda")
     finally:
-        backends._launcher_problem.cache_clear()
+        triton_backend._launcher_problem.cache_clear()
     assert ("Python.h" in capfd.readouterr().err) == (not headers)  # the compiler's own words
 
 
@@ -276,7 +277,7 @@ def test_the_interpreter_without_triton_cannot_be_met_on_the_cpu(monkeypatch):
     [
         (
             {"VQVAE_FAST_BACKEND": "fastest"},
-            "VQVAE_FAST_BACKEND must be auto or one of triton, cuda, cpu, reference, got 'fastest'",
+            "VQVAE_FAST_BACKEND must be auto or one of cpu, cuda, reference, triton, got 'fastest'",
         ),
         ({"VQVAE_FAST_NO_EXT": "true"}, "VQVAE_FAST_NO_EXT must be 0 or 1, got 'true'"),
         (

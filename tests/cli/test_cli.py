@@ -116,6 +116,7 @@ def test_the_photographs_can_be_chosen(tmp_path, capsys):
     assert "2 photographs" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_lines_take_the_place_of_the_bar_where_there_is_no_terminal(images, tmp_path, capsys):
     assert call("train", "--data", images, "--out", tmp_path / "r", "--steps", "250", *SMALL) == 0
     err = capsys.readouterr().err
@@ -133,6 +134,7 @@ def test_bar_shows_the_figures(images, tmp_path, capsys):
         assert part in err
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_checkpoint_that_resumes_on_the_same_trajectory(images, tmp_path):
     steps = 100_000
     arguments = ["--data", images, "--out", "run", "--steps", steps, *SMALL]

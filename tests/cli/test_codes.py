@@ -55,7 +55,10 @@ def codes(pictures, run, tmp_path) -> Path:
 def test_round_trip(pictures, run, tmp_path, capsys):
     codes = tmp_path / "codes.npz"
     assert call("encode", *pictures, "--run", run, "-o", codes) == 0
-    assert f"codes   {5 * 8 + 1 + 4 * 2}, each one of 300" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"codes   {5 * 8 + 1 + 4 * 2}, each one of 300" in out
+    bits, pixels = 8 * codes.stat().st_size, 19 * 30 + 3 * 2 + 16 * 8
+    assert f"rate    {bits / pixels:.4f} bits per pixel" in out
     model = load_model(run)
     with np.load(codes, allow_pickle=False) as archive:
         assert archive["indices"].dtype == np.uint16

@@ -140,6 +140,7 @@ def test_commands_that_neither_train_nor_read_images_need_no_extra(base, tmp_pat
         )
 
 
+@pytest.mark.slow
 def test_images_are_decoded_without_what_training_draws_with(base, tmp_path):
     np.save(tmp_path / "x.npy", np.random.default_rng(0).random((10, 16, 16, 3)))
     small = [

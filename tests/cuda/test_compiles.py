@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 ARCHS = ("75", "80", "90", "100")
 SOURCES = ("search", "segment_sum", "sort")
 pytestmark = [
+    pytest.mark.slow,  # nvcc takes half a minute; the quick suite has the kernels on the host
     pytest.mark.skipif(
         shutil.which("nvcc") is None, reason="nvcc is not there: the CUDA sources were not compiled"
     ),

@@ -35,12 +35,14 @@ def names():
     return names
 
 
+@pytest.mark.slow
 def test_without_a_wish_there_is_no_error():
     assert setup().returncode == 0
     assert setup(FORCE_CUDA="0").returncode == 0
     assert setup(FORCE_CUDA="1", VQVAE_FAST_NO_EXT="1").returncode == 0
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ["VQVAE_FAST_NO_EXT", "VQVAE_FAST_REQUIRE_EXT", "FORCE_CUDA"])
 def test_a_switch_is_0_or_1(name):
     process = setup(**{name: "true"})

@@ -52,7 +52,7 @@ def served_by(
         monkeypatch.setattr(settings, "current", settings.Settings(backend=name))
         if name == "triton":
             form = "direct" if one_launch else "filter"
-            monkeypatch.setattr("vqvae_fast.triton.search.forced_form", form)
+            monkeypatch.setattr("vqvae_fast.backends.triton.search.forced_form", form)
     backends.kernels.cache_clear()
     torch.set_default_device(device)
     torch.manual_seed(0)

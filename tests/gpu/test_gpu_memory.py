@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from search_oracle import check
+from oracle import check
 from test_offsets import FAR, test_search, test_segment_sum  # noqa: F401
 
 import vqvae_fast

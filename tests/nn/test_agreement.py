@@ -19,6 +19,8 @@ from vqvae_fast.nn import (
 )
 from vqvae_fast.sharded import ShardedVectorQuantizer
 
+pytestmark = pytest.mark.slow  # four processes and their compilers; test_processes.py is quick
+
 WORLD = 4
 D = 8
 

@@ -69,12 +69,14 @@ def test_quantizer_with_inductor(learning):
     assert_same_steps(module, (2, 4, 5, 5), quantize, backend="inductor")
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("learning", ["gradient", "ema"])
 def test_batches_of_any_size(learning):
     module = VectorQuantizer(16, 4, learning=learning, dead_code_threshold=1.0)
     assert_same_steps(module, (2, 4, 5, 5), quantize, dynamic=True)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("learning", ["gradient", "ema"])
 def test_model(learning, training):
@@ -223,6 +225,7 @@ def test_a_cleared_flag_reaches_a_compiled_module_by_train():
     assert module.codebook.mean() > 40
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("learning", ["gradient", "ema"])
 def test_export(learning, strict):

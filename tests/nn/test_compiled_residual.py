@@ -55,6 +55,7 @@ def assert_same_steps(eager, compiled_module, compiled, shapes, call):
     return seen
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(("options", "call"), CASES, ids=name)
 def test_training(options, call):
     eager, other = (ResidualVQ(**BASE | options) for _ in range(2))
@@ -71,6 +72,7 @@ def test_evaluation(options, call):
     assert_same_steps(eager, other, compiled, [(2, 12, 8)], call)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("make", [ResidualVQ, ResidualSimVQ])
 def test_batches_of_any_size(make):
     eager, other = (make(**BASE) for _ in range(2))
@@ -97,6 +99,7 @@ DROPOUT = [
 ]
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(("make", "options", "call"), DROPOUT, ids=name)
 def test_dropout(make, options, call):
     """The same draws leave out the same stages, and what is left out learns nothing."""
@@ -151,6 +154,7 @@ def test_every_last_stage_is_as_likely_compiled_as_eager():
     assert {*eager} == {2, 5, 7}
 
 
+@pytest.mark.slow
 def test_kmeans_starts_the_stages_that_are_left_out():
     module = ResidualVQ(**BASE, quantize_dropout=True, kmeans_init=True)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")

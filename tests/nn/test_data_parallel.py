@@ -100,6 +100,7 @@ def states(request, tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize(
     "case",
     [*CASES, *((case, kind) for kind in ("uneven", "fully_shard") for case in CASES)],

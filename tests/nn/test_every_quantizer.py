@@ -66,6 +66,7 @@ def step_under_ddp(rank, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_a_step_under_distributed_data_parallel(tmp_path):
     mp.spawn(step_under_ddp, args=(str(tmp_path),), nprocs=2)
     assert [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)] == [{}, {}]
@@ -116,6 +117,7 @@ def test_an_average_of_the_model_follows_it(quantizer):
         same_state(module, by_hand)
 
 
+@pytest.mark.quick(4)
 def test_an_exported_program_can_be_saved(quantizer):
     module = quantizer.make()
     x = torch.randn(quantizer.shape)

@@ -246,6 +246,7 @@ def test_sizes_that_change(name, training):
         assert_as_eager(model, inputs, dynamic=True)
 
 
+@pytest.mark.slow
 def test_a_size_is_found_to_change():
     """The first call compiles for its size alone, the second for any width."""
     inputs = [torch.randn(2, 3, 8, width, dtype=torch.float64) for width in (32, 40, 49)]
@@ -267,6 +268,7 @@ def test_import_does_not_load_the_compiler():
     subprocess.run([sys.executable, "-c", command], check=True)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ["vector_quantize", "vector_quantizer", "residual"])
 def test_export_for_any_size(name):
     model = MODELS[name]().eval()

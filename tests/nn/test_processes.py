@@ -74,6 +74,7 @@ def states(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize(
     "case",
     [*CASES, *((case, kind) for kind in ("uneven", "masked") for case in CASES)],

@@ -256,6 +256,7 @@ def test_a_beam_without_commitment_loss():
     assert losses.shape == (4,)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("options", [{}, {"threshold_ema_dead_code": 2}, GRADIENT], ids=name)
 def test_compiled_steps_are_the_eager_ones(options):
     torch.compiler.reset()

@@ -241,6 +241,7 @@ def folder(request, tmp_path_factory):
     return folder
 
 
+@pytest.mark.quick(1)
 def test_as_one_quantizer_with_all_codes(folder):
     states = [torch.load(path) for path in sorted(folder.glob("?.pt"))]
     assert len(states) >= 2

@@ -41,6 +41,29 @@ def matrix_unit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     return name
 
 
+@pytest.fixture(scope="session", autouse=settings.current.triton_interprets)
+def language_is_patched_once() -> Iterator[None]:
+    """Spares the interpreter a third of its time.
+
+    It puts its own functions into triton.language when a kernel begins, and looks through all of
+    the module again whenever the kernel calls a function that is decorated as it is.
+    """
+    from triton import language
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang
+
+    def patch_what_is_not(fn):
+        used = [value for value in fn.__globals__.values() if value in (language, language.core)]
+        if any(language.core.is_builtin(module.load) for module in used):
+            return patch(fn)
+        return interpreter._LangPatchScope()  # of no change
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(interpreter, "_patch_lang", patch_what_is_not)
+        yield
+
+
 @pytest.fixture
 def restore() -> Iterator[None]:
     """Puts the instruction set and the number of threads back."""
@@ -78,7 +101,7 @@ def served_by(module: str) -> list[str]:
 @pytest.fixture(autouse=settings.current.triton_interprets)
 def fresh_plans() -> Iterator[None]:
     """Triton's plans of before are forgotten: a test may have replaced what they launch."""
-    from vqvae_fast.triton.launch import forget_plans
+    from vqvae_fast.backends.triton.launch import forget_plans
 
     forget_plans()
     yield
@@ -120,7 +143,7 @@ def implementation(
 ) -> Implementation:
     """One of the ways in which the ops can be served."""
     if request.param.startswith("triton"):
-        from vqvae_fast.triton import search
+        from vqvae_fast.backends.triton import search
 
         form = "direct" if request.param == ONE_LAUNCH else "filter"
         monkeypatch.setattr(search, "forced_form", form)

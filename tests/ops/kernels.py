@@ -11,7 +11,8 @@ import host_kernels
 import torch
 from torch import Tensor
 
-from vqvae_fast import _native, reference
+from vqvae_fast import _native
+from vqvae_fast.backends.reference import ops as reference
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

@@ -8,7 +8,8 @@ import torch
 import torch._dynamo.utils
 
 import vqvae_fast
-from vqvae_fast import backends, ops
+from vqvae_fast.backends import choice, dispatch
+from vqvae_fast.dtypes import distance_dtype
 
 pytestmark = pytest.mark.interpreted
 
@@ -29,6 +30,7 @@ def samples(requires_grad, dtype=torch.float32):
 WITHOUT_GRADIENT = ("test_schema", "test_autograd_registration", "test_faketensor")
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("op", ["nearest_code", "quantize"])
 def test_opcheck_of_searches(op, requires_grad, dtype):
@@ -79,7 +81,7 @@ def test_opcheck_of_segment_sum(requires_grad, dtype):
 def test_opcheck_of_quantize_backward(requires_grad, dtype):
     tests = WITHOUT_GRADIENT if requires_grad else (*WITHOUT_GRADIENT, "test_aot_dispatch_dynamic")
     for z, codebook in samples(requires_grad, dtype):
-        grad = torch.randn(()).to(vqvae_fast.reference.distance_dtype(dtype))
+        grad = torch.randn(()).to(distance_dtype(dtype))
         indices = torch.randint(codebook.shape[-2], z.shape[:-1])
         arguments = (torch.randn_like(z), grad, z, codebook, indices, 0.25, 1.0)
         result = torch.library.opcheck(
@@ -88,6 +90,7 @@ def test_opcheck_of_quantize_backward(requires_grad, dtype):
         assert set(result.values()) == {"SUCCESS"}
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_opcheck_of_reads_of_codes(requires_grad, dtype):
     tests = WITHOUT_GRADIENT if requires_grad else (*WITHOUT_GRADIENT, "test_aot_dispatch_dynamic")
@@ -254,11 +257,10 @@ def test_inference_mode():
 @pytest.mark.parametrize(
     "call",
     [
-        lambda t: ops._chosen_kernel("nearest_code")(t, t),
-        lambda t: ops._residual_nearest_code(t, t),
-        lambda t: ops._nearest_code_on(t, t, "reference"),
+        lambda t: dispatch.chosen_kernel("nearest_code")(t, t),
+        lambda t: dispatch._nearest_code_on(t, t, "reference"),
     ],
-    ids=["chosen", "residual", "named"],
+    ids=["chosen", "named"],
 )
 def test_kernels_run_with_their_tensors_device_as_the_current_one(call, monkeypatch):
     """Triton launches on the current device: with cuda:1's pointers on cuda:0 that is a fault."""
@@ -269,13 +271,10 @@ def test_kernels_run_with_their_tensors_device_as_the_current_one(call, monkeypa
         return previous
 
     seen = []
-    served = types.SimpleNamespace(
-        nearest_code=lambda *_: seen.append(current[0]),
-        residual_nearest_code=lambda *_: seen.append(current[0]),
-    )
+    served = types.SimpleNamespace(nearest_code=lambda *_: seen.append(current[0]))
     monkeypatch.setattr(torch.cuda, "_exchange_device", exchange)
     monkeypatch.setattr(torch.cuda, "_maybe_exchange_device", exchange)
-    monkeypatch.setattr(backends, "kernels", lambda device, name=None: served)
+    monkeypatch.setattr(choice, "kernels", lambda device, name=None: served)
     on_second = types.SimpleNamespace(
         is_cuda=True, get_device=lambda: 1, device=torch.device("cuda", 1)
     )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from adversarial import CASES, FILTERED, HALF, Size
 from kernels import EVERY_SET, INSTRUCTION_SETS, compiled
-from search_oracle import check
+from oracle import check
 from torch import Tensor
 
 from vqvae_fast import _native

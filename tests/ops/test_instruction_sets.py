@@ -92,6 +92,7 @@ def test_build_info():
 # ---- What the compiler made of them --------------------------------------------------------------
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("isa", BUILT_HERE)
 def test_a_kernel_file_shares_no_function(tmp_path, isa):
     """A function that the linker may merge could be taken from the file of a wider instruction

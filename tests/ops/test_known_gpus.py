@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from benchmarks.matrix_unit import UNITS
-from vqvae_fast import matrix_units, settings, triton_version
+from vqvae_fast import settings
+from vqvae_fast.backends.triton import matrix_units
+from vqvae_fast.backends.triton import version as triton_version
 
 
 @pytest.mark.parametrize(
@@ -82,7 +84,7 @@ def test_without_the_fence_nothing_is_copied_asynchronously(
 ):
     triton = pytest.importorskip("triton")
     from benchmarks.gpu_check.offline import TARGETS, compiled_for
-    from vqvae_fast.triton.configurations import configuration, residual_configuration
+    from vqvae_fast.backends.triton.configurations import configuration, residual_configuration
 
     if triton.knobs.runtime.interpret:
         pytest.skip("the interpreter copies nothing asynchronously")

@@ -8,7 +8,7 @@ unit as they are written here.
 
 import pytest
 import torch
-from search_oracle import check, wrong_rows
+from oracle import check, wrong_rows
 from test_residual import check_all
 from torch import Tensor
 
@@ -21,8 +21,8 @@ if not settings.current.triton_interprets:
 import triton
 import triton.language as tl
 
-from vqvae_fast.triton import search
-from vqvae_fast.triton.bound import lowest_score
+from vqvae_fast.backends.triton import search
+from vqvae_fast.backends.triton.bound import lowest_score
 
 pytestmark = pytest.mark.interpreted
 

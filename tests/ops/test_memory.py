@@ -11,7 +11,8 @@ from kernels import INSTRUCTION_SETS
 MIB = 1 << 20
 MEASURE = """
 import sys, torch, vqvae_fast
-from vqvae_fast import _native, reference
+from vqvae_fast import _native
+from vqvae_fast.backends.reference import ops as reference
 torch.set_num_threads(1)
 name, rows, codes, dim, data, op = sys.argv[1], *map(int, sys.argv[2:5]), *sys.argv[5:]
 if name == "reference":
@@ -50,6 +51,7 @@ def peak(*arguments: object) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("data", ["normal", "zeros"])
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 def test_kernels(isa, data):
@@ -71,10 +73,12 @@ def test_reference():
     assert peak("reference", 8192, 16384, 4, "normal", "nearest_code") < 256 * MIB
 
 
+@pytest.mark.slow
 def test_reference_where_every_code_is_a_candidate():
     assert peak("reference", 512, 16384, 4, "zeros", "nearest_code") < 512 * MIB
 
 
+@pytest.mark.slow
 def test_reference_with_one_code():
     """No chunk of rows is as large as z itself."""
     assert peak("reference", 1 << 20, 1, 64, "normal", "nearest_code") < 300 * MIB

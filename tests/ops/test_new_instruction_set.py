@@ -38,6 +38,7 @@ def test_each_machine_has_its_own_instruction_sets():
     assert of_machine("riscv64") == {"portable": []}
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_it_serves_and_returns_the_bits_of_the_portable_one(tree):
     """The attack compares all instruction sets of a build and counts what the filter of the best

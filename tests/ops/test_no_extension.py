@@ -96,6 +96,7 @@ print("CUDA:", module, reason)
 """
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("content", [b"", b"from before there was a stamp", stamp(0)])
 @pytest.mark.parametrize("name", ["_C", "_cuda"])
 def test_another_version_is_not_even_loaded(tmp_path, name, content):
@@ -112,6 +113,7 @@ def test_another_version_is_not_even_loaded(tmp_path, name, content):
     assert re.search(sentence, done.stdout)
 
 
+@pytest.mark.slow
 @needs_extension
 def test_a_library_of_another_version_leaves_the_calls_to_the_reference(tmp_path):
     package = copy_without_module(tmp_path)
@@ -166,6 +168,7 @@ print("by argument", vqvae_fast.nearest_code(z, z, backend="reference").indices.
 """
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
@@ -213,10 +216,11 @@ def test_every_op_runs_as_it_was_asked_for_or_raises(variables, expected):
     assert last == "by argument [0, 1, 2]"
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("variables", "sentence"),
     [
-        ({"VQVAE_FAST_BACKEND": "nonsense"}, "must be auto or one of triton, cuda, cpu, reference"),
+        ({"VQVAE_FAST_BACKEND": "nonsense"}, "must be auto or one of cpu, cuda, reference, triton"),
         pytest.param(
             {"VQVAE_FAST_CPU_ISA": "foo"}, "must be one that this machine", marks=needs_extension
         ),
@@ -244,6 +248,7 @@ def test_a_command_ends_with_the_sentence(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.quick(1)
 @needs_extension
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 def test_an_instruction_set_by_environment(isa):

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-
-from vqvae_fast import reference
+from oracle import quantize_gradients, rows_of_books
 
 pytestmark = pytest.mark.interpreted
 
@@ -22,21 +21,9 @@ SHAPES = {
 WEIGHTS = (0.3, 0.7)
 
 
-def formula(grad_quantized, grad_loss, z, codebook, indices, commitment_weight, codebook_weight):
-    """By autograd, with the codes that were chosen."""
-    z = z.double().requires_grad_()
-    codebook = codebook.double().requires_grad_()
-    q = codebook.flatten(0, -2)[reference.flat_indices(indices, codebook)]
-    commitment = (z - q.detach()).square().mean()
-    loss = commitment_weight * commitment + codebook_weight * (z.detach() - q).square().mean()
-    quantized = z + (q - z).detach()
-    scalar = (quantized * grad_quantized.double()).sum() + grad_loss.double() * loss
-    return torch.autograd.grad(scalar, (z, codebook))
-
-
 def check(implementation, grad_quantized, z, codebook, indices, weights=WEIGHTS, loss=3.0):
     """Both gradients, each within what its roundings may do."""
-    wide = reference.distance_dtype(z.dtype)
+    wide = torch.promote_types(z.dtype, torch.float32)
     grad_loss = torch.tensor(loss, dtype=wide)
     arguments = (grad_quantized, grad_loss, z, codebook, indices, *weights)
     before = [t.clone() for t in arguments[:5]]
@@ -45,11 +32,11 @@ def check(implementation, grad_quantized, z, codebook, indices, weights=WEIGHTS,
     assert grad_z.dtype == grad_codebook.dtype == z.dtype
     assert grad_z.stride() == torch.empty_like(z).stride()
     assert grad_codebook.shape == codebook.shape
-    wanted_z, wanted_codebook = formula(*arguments)
+    wanted_z, wanted_codebook = quantize_gradients(*arguments)
 
     # An error, its product and the sum are rounded in the wide dtype, and the result once more.
     once, last = torch.finfo(wide).eps, torch.finfo(z.dtype)
-    flat = reference.flat_indices(indices, codebook)
+    flat = rows_of_books(indices, codebook)
     error = z.double() - codebook.double().flatten(0, -2)[flat]
     per_element = 2 * loss / z.numel()
     parts = grad_quantized.double().abs() + (per_element * weights[0] * error).abs()
@@ -141,7 +128,7 @@ def test_vectors_that_are_all_alike(implementation, dtype, shape):
 @pytest.mark.parametrize("shape", [(0, 6), (2, 0, 6)])
 def test_an_empty_batch(implementation, dtype, shape):
     grad_quantized, z, codebook, indices = inputs(shape, (17, 6), dtype)
-    grad_loss = torch.ones((), dtype=reference.distance_dtype(dtype))
+    grad_loss = torch.ones((), dtype=torch.promote_types(dtype, torch.float32))
     grads = implementation.quantize_backward(
         grad_quantized, grad_loss, z, codebook, indices, *WEIGHTS
     )
@@ -177,7 +164,7 @@ def test_a_collapsed_codebook(implementation, dtype):
 def test_nan_stays_in_its_row_and_its_code(implementation, dtype):
     grad_quantized, z, codebook, indices = inputs((40, 6), (17, 6), dtype)
     z[11, 3] = torch.nan
-    grad_loss = torch.ones((), dtype=reference.distance_dtype(dtype))
+    grad_loss = torch.ones((), dtype=torch.promote_types(dtype, torch.float32))
     grad_z, grad_codebook = implementation.quantize_backward(
         grad_quantized, grad_loss, z, codebook, indices, *WEIGHTS
     )

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from search_oracle import check
+from oracle import check
 from test_search_contract import LAYOUTS
 
 import vqvae_fast
-from vqvae_fast import reference, settings
+from vqvae_fast import settings
 
 pytestmark = pytest.mark.interpreted
 
@@ -53,11 +53,12 @@ def check_all(z, codebooks):
     """Against the oracle, and bit for bit against the loop around the same backend's search."""
     got = vqvae_fast.residual_nearest_code(z, codebooks)
     check_stages(z, codebooks, got)
-    loop = reference.residual_nearest_code(
-        z, codebooks, nearest_code=torch.ops.vqvae_fast.nearest_code
-    )
-    assert torch.equal(got.indices, loop[0])
-    assert torch.equal(bits(got.quantized), bits(loop[1]))
+    residual, total, chosen = z, torch.zeros_like(z), []
+    for book in codebooks:
+        chosen.append(torch.ops.vqvae_fast.nearest_code(residual, book)[0])
+        residual, total = residual - book[chosen[-1]], total + book[chosen[-1]]
+    assert torch.equal(got.indices, torch.stack(chosen, dim=-1))
+    assert torch.equal(bits(got.quantized), bits(total))
     return got
 
 
@@ -237,14 +238,14 @@ class TestTriton:
         ],
     )
     def test_what_fits_one_launch(self, codes, dim, dtype, fits):
-        from vqvae_fast.triton.residual import fitting_configuration
+        from vqvae_fast.backends.triton.residual import fitting_configuration
 
         z, books = torch.zeros(1, dim, dtype=dtype), torch.zeros(1, 1, dim, dtype=dtype)
         assert (fitting_configuration(z, books.expand(2, codes, dim)) is not None) == fits
 
     def test_ordinary_rows_are_settled_by_the_one_launch(self, monkeypatch):
         """Nothing is on the second kernel's list, or missing without it."""
-        from vqvae_fast.triton import residual
+        from vqvae_fast.backends.triton import residual
 
         listed = []
 
@@ -268,7 +269,7 @@ class TestTriton:
         ],
     )
     def test_only_rows_that_do_not_lie_end_to_end_are_copied(self, monkeypatch, z, copies):
-        from vqvae_fast.triton import residual
+        from vqvae_fast.backends.triton import residual
 
         seen = []
         monkeypatch.setattr(residual, "_all_stages", lambda rows, *_: seen.append(rows))
@@ -280,7 +281,7 @@ class TestTriton:
 
     @pytest.mark.parametrize("shape", [(40, 6), (4, 6, 3, 3)])
     def test_copies_are_bounded(self, monkeypatch, shape):
-        from vqvae_fast.triton import residual
+        from vqvae_fast.backends.triton import residual
 
         seen, all_stages = [], residual._all_stages
 

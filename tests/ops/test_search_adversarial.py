@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from adversarial import CASES, DOUBLE, HALF, SMALL
-from search_oracle import check, wrong_rows
+from oracle import check, wrong_rows
 
 from vqvae_fast import settings
 

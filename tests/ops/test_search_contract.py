@@ -1,6 +1,6 @@
 import pytest
 import torch
-from search_oracle import check
+from oracle import check
 
 from vqvae_fast import settings
 

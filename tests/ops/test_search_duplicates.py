@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from kernels import INSTRUCTION_SETS, Implementation
-from search_oracle import check, first_of_duplicates
+from oracle import check, first_of_duplicates
 from torch import Tensor
 
 import vqvae_fast
@@ -40,6 +40,7 @@ BOOKS: dict[str, Callable[[Tensor], Tensor]] = {
 SHAPES = [(1, 300, 8), (5, 1024, 17), (20, 2048, 32), (600, 400, 33), (1500, 1024, 8)]
 
 
+@pytest.mark.quick(100)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("book", BOOKS)
 def test_the_first_of_equal_codes_is_chosen(
@@ -54,6 +55,7 @@ def test_the_first_of_equal_codes_is_chosen(
     assert torch.equal(quantized, codebook[indices])
 
 
+@pytest.mark.quick(20)
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("book", BOOKS)
 def test_instruction_sets_and_thread_counts_agree(

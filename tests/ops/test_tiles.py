@@ -10,8 +10,8 @@ import torch
 from triton.backends.compiler import GPUTarget
 
 from vqvae_fast import settings
-from vqvae_fast.triton import tiles
-from vqvae_fast.triton.configurations import Configuration, configuration
+from vqvae_fast.backends.triton import tiles
+from vqvae_fast.backends.triton.configurations import Configuration, configuration
 
 OWN = Configuration(128, 128, 64, 8, 8, 3)
 OTHER = Configuration(64, 256, 64, 16, 4, 2)

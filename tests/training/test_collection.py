@@ -56,6 +56,7 @@ def test_a_row_over_the_end_of_the_collection_counts_the_steps_with_codes(slow):
     assert together[6]["loss"] == pytest.approx(loss, rel=1e-12)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("stop", [2, 4])
 def test_a_resumed_run_writes_the_rows_of_the_whole_run(slow, stop):
     slow = dataclasses.replace(slow, log_every=6, eval_every=6)

@@ -68,6 +68,7 @@ def test_result_is_what_the_saved_model_does_to_the_held_out_crops(tiny):
     assert rows(result.run)[-1]["held_out_mse"] == result.held_out.mse
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("quantizer", ["ema", "gradient"])
 def test_same_seed_same_bits_and_another_seed_others(tiny, quantizer):
     tiny = dataclasses.replace(tiny, quantizer=quantizer)
@@ -80,6 +81,7 @@ def test_same_seed_same_bits_and_another_seed_others(tiny, quantizer):
     assert same(weights(first.run), weights(second.run))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("quantizer", ["ema", "gradient"])
 @pytest.mark.parametrize(
     "stop", [pytest.param(1, marks=pytest.mark.slow), 5, pytest.param(6, marks=pytest.mark.slow)]
@@ -104,6 +106,7 @@ def test_a_compiled_run_follows_the_eager_one(tiny):
     assert not same(weights(compiled.run), weights(eager.run))  # other kernels, other roundings
 
 
+@pytest.mark.slow
 def test_resume_in_the_middle_of_kmeans_collection(tiny):
     # 4 images of 4x4 latents a step: the 256 samples are complete after four.
     tiny = dataclasses.replace(tiny, codebook_size=64)

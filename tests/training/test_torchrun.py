@@ -266,6 +266,7 @@ assert not any("gloo" in name for name in threads()), threads()
 """
 
 
+@pytest.mark.slow
 def test_no_thread_of_the_processes_outlives_them(images, tmp_path):
     """One that lets go of a tensor while the interpreter ends brings the process down."""
     script = tmp_path / "script.py"
@@ -277,6 +278,7 @@ def test_no_thread_of_the_processes_outlives_them(images, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_more_processes_than_images_are_refused(options, tmp_path):
     done = subprocess.run(
         command(2, *options, "--batch-size", 1, "--steps", 2, "--out", tmp_path / "run"),

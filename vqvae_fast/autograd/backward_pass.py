@@ -14,14 +14,14 @@ from torch import Tensor
 def is_recorded() -> bool:
     """Whether autograd records the current backward pass, to differentiate it once more.
 
-    ``create_graph=True`` asks for that. Compiled functions have no second derivative: torch's
-    compiler refuses it.
+    ``create_graph=True`` requests that. Compiled functions have no second derivative, because
+    torch's compiler refuses it.
     """
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def leave_missing_gradients_out(ctx: Any) -> None:
-    """Let backward get None for a missing gradient, not zeros as large as the output.
+    """Make backward receive None for a missing gradient instead of zeros of the output's size.
 
     torch's compiler does not know this call; it removes the zeros by itself.
     """
@@ -30,21 +30,21 @@ def leave_missing_gradients_out(ctx: Any) -> None:
 
 
 def sum_of(*gradients: Tensor | None) -> Tensor | None:
-    """The sum of the gradients that are not None; None if there are none."""
+    """Returns the sum of the gradients that are not None; None if all are."""
     present = [gradient for gradient in gradients if gradient is not None]
     return functools.reduce(torch.add, present) if present else None
 
 
 def mean_square_scale(grad_loss: Tensor, errors: Tensor) -> Tensor:
-    """What mean(errors^2) multiplies each error with in its gradient; an empty mean is 0."""
+    """Returns the factor s for which the gradient of mean(errors^2) is s * errors."""
     return grad_loss * (2.0 / max(errors.numel(), 1))
 
 
 def scaled(gradient: Tensor, scale: Tensor) -> Tensor:
-    """gradient * scale; in the gradient's memory if nothing records the pass."""
+    """Returns gradient * scale, in the gradient's memory if autograd does not record the pass."""
     return gradient * scale if is_recorded() else gradient.mul_(scale)
 
 
 def add_scaled(gradient: Tensor | None, error: Tensor, scale: Tensor) -> Tensor:
-    """gradient + error * scale, where a missing gradient counts as zero."""
+    """Returns gradient + error * scale; a missing gradient counts as zero."""
     return error * scale if gradient is None else torch.addcmul(gradient, error, scale)

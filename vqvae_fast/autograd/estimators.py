@@ -1,4 +1,4 @@
-"""Gradient estimators: what the gradient of a quantized vector says to the vector itself."""
+"""Gradient estimators turn the gradient of a quantized vector into one of the vector itself."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vqvae_fast.reference import rotated_gradient
+from vqvae_fast.formulas import rotated_gradient
 
 
 def straight_through(z: Tensor, q: Tensor) -> Tensor:
-    """q, with the gradient passed to z as it is (van den Oord et al., arXiv 1711.00937).
+    """Return q and pass the gradient to z unchanged (van den Oord et al., arXiv 1711.00937).
 
     z, q: [..., d].
     """
@@ -18,17 +18,17 @@ def straight_through(z: Tensor, q: Tensor) -> Tensor:
 
 
 def code_itself(z: Tensor, q: Tensor) -> Tensor:
-    """As :func:`straight_through`, but q to the bit, without the rounding of z + (q - z)."""
+    """Return exactly q, without the rounding of z + (q - z) in :func:`straight_through`."""
     code: Tensor = _CodeItself.apply(z, q)  # type: ignore[no-untyped-call]
     return code
 
 
 def rotate_to(z: Tensor, q: Tensor) -> Tensor:
-    """q, with the gradient rotated and scaled as z would have to be to become q.
+    """Return q, and rotate and scale the gradient as z must be rotated and scaled to become q.
 
-    The rotation trick, Fifty et al., arXiv 2410.06424, section 4.2: with R the rotation from z's
-    direction to q's, q = |q|/|z| R z, of which |q|/|z| R is held constant. R is the product of two
-    reflections, so the gradient costs two dot products a vector.
+    The rotation trick, Fifty et al., arXiv 2410.06424, section 4.2: if R is the rotation from z's
+    direction to q's, then q = |q|/|z| R z, and the gradient treats |q|/|z| R as a constant. R is
+    the product of two reflections, so the gradient costs two dot products a vector.
 
     z, q: [..., d]; q gets no gradient.
     """
@@ -37,7 +37,7 @@ def rotate_to(z: Tensor, q: Tensor) -> Tensor:
 
 
 def directional_reparam(z: Tensor, q: Tensor, variance: float = 5e-3) -> Tensor:
-    """z moved by |q - z| in the direction of q, with some noise on it; both get a gradient.
+    """Move z by |q - z| in the direction of q, with some noise; both get a gradient.
 
     DiVeQ, figure 1 of https://openreview.net/forum?id=KRVnpTbx7R. z, q: [..., d].
     """
@@ -62,7 +62,7 @@ class _RotateTo(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, q: Tensor) -> Tensor:
         ctx.save_for_backward(z, q)
-        # torch's compiler sees through a clone, and reuses what is saved: the result's memory.
+        # torch's compiler removes a clone and then reuses the memory of the result, which is saved.
         result: Tensor = torch.ops.vqvae_fast.copy_of_codes(q)
         return result
 

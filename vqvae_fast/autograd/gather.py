@@ -1,4 +1,4 @@
-"""Codes of indices, and sums of the vectors that share a code: each is the other's derivative."""
+"""Gathering codes by index and summing the vectors of a code, each the derivative of the other."""
 
 from typing import Any
 
@@ -6,25 +6,25 @@ import torch
 from torch import Tensor
 
 from vqvae_fast.autograd.backward_pass import is_recorded
-from vqvae_fast.reference import flat_indices
+from vqvae_fast.formulas import flat_indices
 
 
 def take_codes(codebook: Tensor, indices: Tensor) -> Tensor:
-    """codebook[indices], whose gradient to the codebook is :func:`sum_by_code`.
+    """Return codebook[indices], whose gradient to the codebook is :func:`sum_by_code`.
 
     Args:
         codebook: [K, D], or [C, K, D] separate books.
         indices: int64 [...], or [C, ...], in [0, K).
 
     Returns:
-        [..., D], or [C, ..., D]: the codes as they are now.
+        [..., D], or [C, ..., D]: a copy of the codes.
     """
     codes: Tensor = _TakeCodes.apply(codebook, indices)  # type: ignore[no-untyped-call]
     return codes
 
 
 def sum_by_code(rows: Tensor, indices: Tensor, codebook: Tensor) -> Tensor:
-    """The deterministic sum of the rows of each code, whose gradient to the rows is its gather.
+    """Sum the rows of each code deterministically; the gradient to the rows is :func:`take_codes`.
 
     Args:
         rows: [..., D], or [C, ..., D] with separate books.
@@ -32,16 +32,16 @@ def sum_by_code(rows: Tensor, indices: Tensor, codebook: Tensor) -> Tensor:
         codebook: [K, D] or [C, K, D]; only its shape is used.
 
     Returns:
-        Sums like codebook, float32 (float64 for float64 rows).
+        Sums in the codebook's shape, float32 (float64 for float64 rows).
     """
     sums: Tensor = _SumByCode.apply(rows, indices, codebook)  # type: ignore[no-untyped-call]
     return sums
 
 
 def copy_of_codes(codebook: Tensor) -> Tensor:
-    """A copy of the codebook [..., D] that later writes do not change, with its gradient.
+    """Return a copy of the codebook [..., D] that later writes do not change, with its gradient.
 
-    torch's compiler would not keep a plain clone: it clones again in the backward pass.
+    torch's compiler would not keep a plain clone; it would clone again in the backward pass.
     """
     codes: Tensor = _CopyOfCodes.apply(codebook)  # type: ignore[no-untyped-call]
     return codes
@@ -97,5 +97,5 @@ def _sum_by_code(rows: Tensor, indices: Tensor, codebook: Tensor) -> Tensor:
 
 
 def _shape_of(codebook: Tensor) -> Tensor:
-    """A tensor of the codebook's shape that does not keep the codes alive."""
+    """Returns a tensor of the codebook's shape that does not keep the codes alive."""
     return codebook.new_empty(()).expand(codebook.shape)

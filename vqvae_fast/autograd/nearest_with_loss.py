@@ -1,8 +1,7 @@
-"""The default quantizer in one piece: search, gather, commitment loss and gradient estimator.
+"""The default quantizer in one Function: search, gather, commitment loss, gradient estimator.
 
-What :mod:`vqvae_fast.nn.steps.choosing`, :mod:`vqvae_fast.nn.steps.losses` and
-:mod:`vqvae_fast.autograd.estimators` say one after the other, with one pass over the vectors where
-each of them takes some.
+It computes the same as :mod:`vqvae_fast.nn.steps.choosing`, :mod:`vqvae_fast.nn.steps.losses` and
+:mod:`vqvae_fast.autograd.estimators` one after the other, in fewer passes over the vectors.
 """
 
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from vqvae_fast.autograd.backward_pass import (
     sum_of,
 )
 from vqvae_fast.autograd.gather import sum_by_code, take_codes
-from vqvae_fast.reference import rotated_gradient
+from vqvae_fast.formulas import rotated_gradient
 
 
 class NearestWithLoss(NamedTuple):
@@ -38,14 +37,14 @@ class NearestWithLoss(NamedTuple):
 def nearest_with_loss(
     rows: Tensor, codes: Tensor, *, rotates: bool, codes_learn: bool
 ) -> NearestWithLoss:
-    """The nearest codes, and how far they are: mean((z - q)^2).
+    """Find the nearest codes and the loss mean((z - q)^2).
 
-    The loss is the sum of the distances that the search has measured anyway.
+    The loss comes from the distances that the search has measured anyway.
 
     Args:
         rows: [C, ..., d], in float32 or float64.
-        codes: [C, K, d], of that dtype.
-        rotates: the gradient to the rows is that of :func:`rotate_to`, else straight-through.
+        codes: [C, K, d], in the rows' dtype.
+        rotates: the gradient to the rows is that of :func:`rotate_to`, otherwise straight-through.
         codes_learn: the loss has a gradient to the codes, too.
     """
     quantized, indices, commitment, *_ = _NearestWithLoss.apply(  # type: ignore[no-untyped-call]
@@ -61,14 +60,14 @@ class _NearestWithLoss(torch.autograd.Function):
         commitment = distances.sum() / max(rows.numel(), 1)
         ctx.rotates, ctx.codes_learn = rotates, ctx.needs_input_grad[1]
         leave_missing_gradients_out(ctx)
-        if ctx.codes_learn:  # they stay as they are, and give what was chosen once more
+        if ctx.codes_learn:  # the codes do not change, so the backward pass can gather them again
             ctx.save_for_backward(rows, codes, indices)
             indices = torch.ops.vqvae_fast.copy_of_codes(indices)  # the caller may write to them
         elif rotates and ctx.needs_input_grad[0]:  # the caller may write to the result
             ctx.save_for_backward(rows, quantized)
             quantized = torch.ops.vqvae_fast.copy_of_codes(quantized)
         elif ctx.needs_input_grad[0]:
-            # An output, since of a saved output autograd knows the derivative.
+            # The error is an output, because autograd knows the derivative of a saved output.
             error = rows - quantized
             ctx.save_for_backward(error)
             ctx.mark_non_differentiable(indices)
@@ -102,6 +101,6 @@ class _NearestWithLoss(torch.autograd.Function):
             scale = mean_square_scale(grad_loss, error)
             if ctx.needs_input_grad[0]:
                 grad_rows = add_scaled(grad_rows, error, scale)
-            if ctx.codes_learn:  # a sum of errors: the difference of two sums would cancel
+            if ctx.codes_learn:  # errors are summed, because a difference of sums would cancel
                 grad_codes = scaled(sum_by_code(error, indices, codes), -scale)
         return grad_rows, grad_codes, None

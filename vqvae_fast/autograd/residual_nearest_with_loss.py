@@ -1,7 +1,8 @@
-"""The default stages of residual quantization in one piece, whose backward pass keeps no stage.
+"""The default stages of residual quantization in one Function that stores no stage.
 
-Stage by stage autograd would hold each stage's input and codes, Q times the vectors. The input, the
-indices and the codes say the same: the backward pass goes through the stages once more.
+Stage by stage, autograd would store each stage's input and codes, Q times the vectors. This
+Function stores the input, the indices and the codebooks, and its backward pass computes the stages
+again.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,25 +20,24 @@ from vqvae_fast.autograd.backward_pass import (
     sum_of,
 )
 from vqvae_fast.autograd.gather import sum_by_code, take_codes
-from vqvae_fast.reference import rotated_gradient
+from vqvae_fast.formulas import rotated_gradient
 
 
 class Stage(Protocol):
-    """One stage as :func:`residual_nearest_with_loss` runs it: begin, a search, learn."""
+    """One stage of :func:`residual_nearest_with_loss`: it calls begin, searches, calls learn."""
 
     @property
     def writes(self) -> bool:
         """Whether :meth:`learn`, in this call or a later one, writes to the codes."""
 
     def begin(self, residual: Tensor) -> Tensor:
-        """Called first, with the stage's input [..., d]; gives the codes [K, d] to search.
+        """Take the stage's input [..., d] and return the codes [K, d] to search.
 
-        Where the codes learn by a gradient they have one, and are a copy if anything writes to
-        them.
+        Codes that learn by a gradient require one, and are a copy if anything writes to them.
         """
 
     def learn(self, residual: Tensor, indices: Tensor) -> None:
-        """Called after the search, without autograd, with the input and the indices [...]."""
+        """Learn from the input and the indices [...]; called after the search, without autograd."""
 
 
 class ResidualNearestWithLoss(NamedTuple):
@@ -57,13 +57,14 @@ class ResidualNearestWithLoss(NamedTuple):
 def residual_nearest_with_loss(
     rows: Tensor, stages: Sequence[Stage], *, rotates: bool
 ) -> ResidualNearestWithLoss:
-    """Nearest codes of what each stage before has left, and how far they are: mean((z - q)^2).
+    """Find each stage's nearest codes to its residual, and its loss mean((z - q)^2).
 
     Args:
         rows: [..., d], in float32 or float64, the codes' dtype.
-        stages: run one after the other; the input of each is constant but for ``rows``.
+        stages: run one after the other. The gradient to ``rows`` treats the codes of earlier stages
+            as constants.
         rotates: a stage's gradient to its input is that of
-            :func:`vqvae_fast.autograd.estimators.rotate_to`, else straight-through.
+            :func:`vqvae_fast.autograd.estimators.rotate_to`, otherwise straight-through.
     """
     residual = rows.detach()
     chosen, places, kept, losses = [], [], [], []
@@ -73,7 +74,7 @@ def residual_nearest_with_loss(
         chosen.append(indices)
         losses.append(distances.sum() / max(rows.numel(), 1))
         has_copy = codes.requires_grad and torch.is_grad_enabled()
-        if stage.writes and not has_copy:  # what the backward pass will ask for
+        if stage.writes and not has_copy:  # the backward pass needs these codes
             if indices.numel() < len(codes):
                 codes = quantized.flatten(0, -2)
                 indices = _as_they_come(indices)
@@ -85,18 +86,18 @@ def residual_nearest_with_loss(
             stage.learn(residual, chosen[-1])
         residual = residual - quantized
     found = torch.stack(chosen, dim=-1)
-    where = torch.stack(places, dim=-1)  # not what is returned: a user may write to that
+    where = torch.stack(places, dim=-1)  # a copy, because the caller may write to the result
     total, commitments = _WithGradient.apply(rows, torch.stack(losses), where, rotates, *kept)  # type: ignore[no-untyped-call]
     return ResidualNearestWithLoss(total, found, commitments)
 
 
 def _as_they_come(indices: Tensor) -> Tensor:
-    """0, 1, ... in the shape of indices."""
+    """Returns 0, 1, ... in the shape of indices."""
     return torch.arange(indices.numel(), device=indices.device).view(indices.shape)
 
 
 class _WithGradient(torch.autograd.Function):
-    """The sum of the codes, and the losses, which are known."""
+    """Sums the codes, and gives the known losses their gradients."""
 
     @staticmethod
     def forward(
@@ -104,7 +105,7 @@ class _WithGradient(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.rotates = rotates
         ctx.save_for_backward(rows, indices, *books)
-        total = rows.new_zeros(rows.shape)  # no view: a user may write to it
+        total = rows.new_zeros(rows.shape)  # not a view, because the caller may write to it
         for stage, book in enumerate(books):
             total += take_codes(book, indices[..., stage])
         leave_missing_gradients_out(ctx)
@@ -123,7 +124,7 @@ class _WithGradient(torch.autograd.Function):
         if any(ctx.needs_input_grad[4:]) and grad_losses is not None:
             for stage, (residual, codes) in enumerate(_stages(rows, books, indices)):
                 if ctx.needs_input_grad[4 + stage]:
-                    # A sum of errors: the difference of two sums would cancel.
+                    # Errors are summed, because a difference of sums would cancel.
                     sums = sum_by_code(residual - codes, indices[..., stage], books[stage])
                     scale = mean_square_scale(grad_losses[stage], rows)
                     grads_of_books[stage] = scaled(sums, -scale)
@@ -133,7 +134,7 @@ class _WithGradient(torch.autograd.Function):
 def _stages(
     rows: Tensor, books: Sequence[Tensor], indices: Tensor
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The input of each stage, to which the codes before it are constants, and its codes."""
+    """Yields each stage's input, to which earlier codes are constants, and the stage's codes."""
     residual = rows
     for stage, book in enumerate(books):
         codes = take_codes(book, indices[..., stage])
@@ -149,7 +150,7 @@ def _grad_of_rows_at_once(
     indices: Tensor,
     rotates: bool,
 ) -> Tensor:
-    """The gradient of the vectors by the fused op."""
+    """Computes the gradient of the vectors by the fused op."""
     if grad is None:
         grad = rows.new_zeros(()).expand(rows.shape)
     if grad_losses is None:
@@ -168,7 +169,7 @@ def _grad_of_rows(
     indices: Tensor,
     rotates: bool,
 ) -> Tensor | None:
-    """The same of functions that have a derivative."""
+    """Computes the same gradient by differentiable functions."""
     total: Tensor | None = None
     for stage, (residual, codes) in enumerate(_stages(rows, books, indices)):
         passed = grad

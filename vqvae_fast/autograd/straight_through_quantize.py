@@ -13,7 +13,7 @@ from vqvae_fast.autograd.backward_pass import (
     sum_of,
 )
 from vqvae_fast.autograd.gather import sum_by_code, take_codes
-from vqvae_fast.reference import flat_indices
+from vqvae_fast.formulas import flat_indices
 
 
 class StraightThroughQuantize(torch.autograd.Function):
@@ -21,9 +21,9 @@ class StraightThroughQuantize(torch.autograd.Function):
 
     The value and the gradients of every order are those of ``z + (q - z).detach()`` together with
     ``commitment * mean((z - sg[q])^2) + codebook * mean((sg[z] - q)^2)`` (arXiv 1711.00937, eq. 3).
-    Both means are the same number, and it is the sum of the distances that the search has
-    measured anyway, so the losses cost no further pass over the data. Saved for backward:
-    z, codebook and indices; only the error z - q if the codebook needs no gradient.
+    Both means are the same number, which comes from the distances that the search has measured
+    anyway, so the losses cost no further pass over the data. The Function saves z, codebook and
+    indices for the backward pass, or only the error z - q if the codebook needs no gradient.
     """
 
     @staticmethod
@@ -35,9 +35,9 @@ class StraightThroughQuantize(torch.autograd.Function):
         codebook_weight: float,
         sparse: bool,
     ) -> tuple[Tensor, ...]:
-        """z [..., D], codebook [K, D] or [H, K, D] -> quantized, indices, distances, loss.
+        """Map z [..., D] and codebook [K, D] or [H, K, D] to quantized, indices, distances, loss.
 
-        If the backward pass needs the error, it follows. It is an output, because autograd knows
+        If the backward pass needs the error, it is a fifth output, because autograd knows
         how a saved output depends on the inputs, and a second derivative needs that.
         """
         quantized, indices, distances = torch.ops.vqvae_fast.quantize(z, codebook)
@@ -68,7 +68,7 @@ class StraightThroughQuantize(torch.autograd.Function):
         grad_loss: Tensor | None,
         grad_error: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        """Gradients to z (straight-through and commitment) and to the codebook."""
+        """Return the gradients to z (straight-through and commitment) and to the codebook."""
         if ctx.needs_input_grad[1]:
             z, codebook, indices = ctx.saved_tensors
             if grad_quantized is None:
@@ -103,7 +103,7 @@ def _differentiable_backward(
     commitment_weight: float,
     codebook_weight: float,
 ) -> tuple[Tensor, Tensor]:
-    """The formula of torch.ops.vqvae_fast.quantize_backward in differentiable functions."""
+    """Computes torch.ops.vqvae_fast.quantize_backward by differentiable functions."""
     dtype, z = z.dtype, _wide(z)
     codes = _wide(take_codes(codebook, indices))
     scale = mean_square_scale(grad_loss, z)
@@ -121,7 +121,7 @@ def _sparse_backward(
     indices: Tensor,
     *weights: float,
 ) -> tuple[Tensor, Tensor]:
-    """The same gradients; the codebook's gradient, and the work, cover the chosen codes only."""
+    """Computes the same gradients, but the codebook's only for the chosen codes."""
     if is_recorded():
         raise RuntimeError(
             "quantize(sparse=True) has no second derivative (create_graph=True); use sparse=False"
@@ -145,10 +145,10 @@ def _sparse_backward(
 
 
 def _count(z: Tensor) -> int:
-    """The number of elements that the mean runs over; an empty batch has a loss of 0, not NaN."""
+    """Returns the number of elements, at least 1, so that an empty batch has a loss of 0."""
     return max(z.numel(), 1)
 
 
 def _wide(t: Tensor) -> Tensor:
-    """float32 at least: half-precision errors would be rounded twice."""
+    """Returns t in float32 at least, because half-precision errors would be rounded twice."""
     return t if t.dtype == torch.float64 else t.float()

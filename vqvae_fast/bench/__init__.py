@@ -1,5 +1,6 @@
-"""Honest timing of searches and layers beside what a user could pick instead.
+"""Times searches and layers beside the alternatives that a user has.
 
-What ``vqvae-fast bench`` runs, and the suites in the repository's ``benchmarks`` folder: shapes
-and data, adapters of peers, checks in float64, interleaved rounds, the machine's own limits.
+``vqvae-fast bench`` and the suites in the repository's ``benchmarks`` folder use this package. It
+has shapes and data, adapters of peers, checks in float64, interleaved rounds, and measurements of
+the machine's limits.
 """

@@ -1,4 +1,4 @@
-"""The shapes, and the vectors: Gaussian, or latents and codebook of a trained model."""
+"""The shapes and vectors of the benchmarks: Gaussian, or from a trained model."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from vqvae_fast.regular_files import check_regular
 
 
 class Shape(NamedTuple):
-    """N rows, K codes, D numbers each."""
+    """The size of a search: N rows, K codes, D numbers in each."""
 
     n: int
     k: int
@@ -19,19 +19,19 @@ class Shape(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Id of the shape in tables and tests."""
+        """The id of the shape in tables and tests."""
         return f"{self.n}x{self.k}x{self.d}"
 
     @property
     def title(self) -> str:
-        """The name, behind that of the published model whose it is, if it is one's."""
+        """The name of the shape, after that of the published model that has it, if there is one."""
         names = (name for name, model in PUBLISHED.items() if model.shape == self)
         model = next(names, None)
         return f"{model}: {self.name}" if model else self.name
 
     @property
     def flops(self) -> float:
-        """Multiplications and additions of all N x K scores; norms and selection not counted."""
+        """The multiplications and additions of all N x K scores, without norms and selection."""
         return 2.0 * self.n * self.k * self.d
 
     @classmethod
@@ -39,7 +39,7 @@ class Shape(NamedTuple):
         """Read "2048,512,64", "2048x512x64", or a name in :data:`PUBLISHED`.
 
         Raises:
-            ValueError: neither three positive numbers nor such a name.
+            ValueError: the text is neither three positive numbers nor such a name.
         """
         if text in PUBLISHED:
             return PUBLISHED[text].shape
@@ -53,7 +53,7 @@ class Shape(NamedTuple):
 
 
 class Published(NamedTuple):
-    """What a published model quantizes on one device: a stage's shape, and how many stages."""
+    """The search of a published model on one device: a stage's shape, and the number of stages."""
 
     system: str
     shape: Shape
@@ -79,17 +79,17 @@ PUBLISHED = {
     "mimi": Published("Mimi", Shape(2000, 2048, 256), stages=32),
 }
 PUBLISHED_SHAPES = tuple(model.shape for model in PUBLISHED.values())
-# The shape of a stage -> the number of stages.
+# This maps the shape of a stage to the number of stages.
 RESIDUAL_SHAPES = {model.shape: model.stages for model in PUBLISHED.values() if model.stages > 1}
-# One of N, K and D at a time, from one point.
+# The sweep varies one of N, K and D at a time, from this point.
 _POINT = Shape(4096, 8192, 64)
 SWEEP_SHAPES = (
     *(_POINT._replace(n=n) for n in (64, 512, 4096, 32768)),
     *(_POINT._replace(k=k) for k in (128, 1024, 65536)),
     *(_POINT._replace(d=d) for d in (4, 16, 256)),
 )
-# What published models use: the reference VQ-VAE on CIFAR-10, DAC's and LlamaGen's low dimension,
-# GCP-VQVAE's rows, VQGAN's wide codes, SimVQ's large codebook.
+# Published models have these shapes: the reference VQ-VAE on CIFAR-10, DAC's and LlamaGen's low
+# dimension, GCP-VQVAE's rows, VQGAN's wide codes, SimVQ's large codebook.
 SEARCH_SHAPES = (
     Shape(2048, 512, 64),
     Shape(16384, 1024, 8),
@@ -99,7 +99,7 @@ SEARCH_SHAPES = (
     Shape(2048, 65536, 32),
 )
 LAYER_SHAPES = (Shape(2048, 512, 64), Shape(2048, 8192, 64))
-# On a GPU: the sizes that KERNELS' targets are about.
+# The targets for GPUs are about these sizes.
 TARGET_SHAPES = tuple(Shape(65536, k, d) for k in (8192, 65536, 1 << 20) for d in (8, 64, 256))
 GPU_LAYER_SHAPES = (
     Shape(2048, 512, 64),
@@ -112,7 +112,7 @@ TINY_SHAPES = (Shape(96, 40, 8), Shape(33, 70, 16))
 
 
 class Vectors(NamedTuple):
-    """z [N, D] and codebook [K, D], contiguous, and where they come from."""
+    """z [N, D] and codebook [K, D], contiguous, and their source."""
 
     z: Tensor
     codebook: Tensor
@@ -120,7 +120,7 @@ class Vectors(NamedTuple):
 
     @property
     def shape(self) -> Shape:
-        """(N, K, D)."""
+        """The shape (N, K, D)."""
         return Shape(self.z.shape[0], *self.codebook.shape)
 
 
@@ -130,7 +130,7 @@ def gaussian(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Vectors:
-    """Standard normal z and codebook; every kind of device has its own numbers."""
+    """Draw standard normal z and codebook; each kind of device draws different numbers."""
     generator = torch.Generator(device).manual_seed(seed)
     z = torch.randn(shape.n, shape.d, generator=generator, device=device)
     codebook = torch.randn(shape.k, shape.d, generator=generator, device=device)
@@ -140,7 +140,7 @@ def gaussian(
 def gaussian_stages(
     shape: Shape, stages: int, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor]:
-    """z [N, D] and codebooks [stages, K, D]; each book fits roughly what the last has left."""
+    """Draw z [N, D] and codebooks [stages, K, D]; each book roughly fits its stage's residuals."""
     generator = torch.Generator(device).manual_seed(0)
     z = torch.randn(shape.n, shape.d, generator=generator, device=device)
     codebooks = torch.randn(stages, shape.k, shape.d, generator=generator, device=device)
@@ -148,13 +148,13 @@ def gaussian_stages(
 
 
 def from_npz(path: Path, dtype: torch.dtype = torch.float32) -> Vectors:
-    """z [N, D] and codebook [K, D] of a trained model, from a .npz with these two arrays.
+    """Read z [N, D] and codebook [K, D] of a trained model from a .npz with these two arrays.
 
     Raises:
         ValueError: the file has other arrays or shapes that do not fit, or is a pipe or a device.
     """
     check_regular(path)
-    with path.open("rb") as file, np.load(file) as arrays:  # numpy leaves damaged files open
+    with path.open("rb") as file, np.load(file) as arrays:  # numpy does not close damaged files
         missing = {"z", "codebook"} - set(arrays.files)
         if missing:
             raise ValueError(f"{path} must hold arrays z and codebook, {sorted(missing)} missing")
@@ -168,15 +168,15 @@ def from_npz(path: Path, dtype: torch.dtype = torch.float32) -> Vectors:
 
 @torch.no_grad()
 def from_run(run: Path, rows: int = 16384, dtype: torch.dtype = torch.float32) -> Vectors:
-    """Latents of held-out crops and the codebook of a ``vqvae-fast train`` run folder.
+    """Compute latents of held-out crops and read the codebook of a ``vqvae-fast train`` run.
 
     Args:
         run: the run folder; its own data is opened again.
         rows: N.
-        dtype: of both.
+        dtype: the dtype of both.
 
     Raises:
-        UserError: not a run folder, or its data is not there any more.
+        UserError: ``run`` is not a run folder, or its data no longer exists.
     """
     from vqvae_fast.training import load_model, open_data
     from vqvae_fast.training.runfolder import read_config
@@ -193,7 +193,7 @@ def from_run(run: Path, rows: int = 16384, dtype: torch.dtype = torch.float32) -
 
 
 def feature_map(z: Tensor, side: int = 8) -> Tensor:
-    """z [N, D] -> [B, D, side, side] in a convolution's layout; [1, D, N, 1] if N does not fit."""
+    """Arrange z [N, D] as a feature map [B, D, side, side], or [1, D, N, 1] if N does not fit."""
     rows, dim = z.shape
     if rows % (side * side):
         return z.T.reshape(1, dim, rows, 1).contiguous()
@@ -201,5 +201,5 @@ def feature_map(z: Tensor, side: int = 8) -> Tensor:
 
 
 def rows_of(fmap: Tensor) -> Tensor:
-    """[B, D, h, w] -> [N, D]: the inverse of :func:`feature_map`."""
+    """Return the rows [N, D] of a feature map [B, D, h, w]: the inverse of :func:`feature_map`."""
     return fmap.permute(0, 2, 3, 1).reshape(-1, fmap.shape[1])

@@ -1,4 +1,4 @@
-"""What was measured where: machine, versions, instruction set. No host names, no paths."""
+"""Describes the machine, versions and instruction set, without host names and paths."""
 
 import datetime
 import importlib.metadata
@@ -21,20 +21,20 @@ _DISTRIBUTIONS = (
     "pykeops",
     "vector-quantize-pytorch",
 )
-# AMD hides the model of a virtual machine's processor, but not its family.
+# In a virtual machine AMD hides the processor's model but not its family.
 _AMD_FAMILIES = {23: "zen2", 25: "zen4", 26: "zen5"}
 _NOISE_WORDS = r"\(r\)|\(tm\)|\bcpu\b|\bprocessor\b|\b\d+-core\b|@.*$|\bwith\b.*$"
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _cpuinfo() -> dict[str, str]:
-    """The first processor of /proc/cpuinfo; empty where there is none."""
+    """Returns the first processor of /proc/cpuinfo; empty if there is no such file."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -44,7 +44,7 @@ def _cpuinfo() -> dict[str, str]:
 
 
 def cpu_model() -> str:
-    """The processor in words, with AMD's generation where the model name lacks it."""
+    """Return the processor's name, with AMD's generation if the model name lacks it."""
     info = _cpuinfo()
     model = info.get("model name") or platform.processor() or platform.machine()
     if info.get("vendor_id") == "AuthenticAMD":
@@ -58,13 +58,13 @@ def cpu_model() -> str:
 
 
 def machine_slug(model: str | None = None, number_of_cores: int | None = None) -> str:
-    """A readable folder name, such as amd-epyc-zen5-2c."""
+    """Return a readable folder name, such as amd-epyc-zen5-2c."""
     words = re.sub(_NOISE_WORDS, " ", (model or cpu_model()).lower())
     return f"{_slug(words) or 'unknown-cpu'}-{number_of_cores or cores()}c"
 
 
 def device_slug(name: str) -> str:
-    """The same for a GPU's name, such as nvidia-h100-80gb-hbm3."""
+    """Return a readable folder name for a GPU, such as nvidia-h100-80gb-hbm3."""
     return _slug(name.lower()) or "unknown-gpu"
 
 
@@ -73,14 +73,14 @@ def _slug(words: str) -> str:
 
 
 def isa() -> str:
-    """The instruction set of this package's kernels, or why there are none."""
+    """Return the instruction set of this package's kernels, or why there are no kernels."""
     if _native.extension is None:
         return f"none: {_native.reason}"
     return str(_native.extension.cpu_isa())
 
 
 def versions(distributions: tuple[str, ...] = _DISTRIBUTIONS) -> dict[str, str]:
-    """Versions of everything that is timed; absent packages are left out."""
+    """Return the versions of everything that is timed, without absent packages."""
     found = {"python": platform.python_version()}
     for name in distributions:
         try:
@@ -91,7 +91,7 @@ def versions(distributions: tuple[str, ...] = _DISTRIBUTIONS) -> dict[str, str]:
 
 
 def revision() -> str:
-    """The commit that was measured, with a plus when files differ from it; "" outside git."""
+    """Return the measured commit, with a plus if files differ from it, or "" outside git."""
     root = Path(__file__).parents[2]
     commit = _git(root, "rev-parse", "--short", "HEAD")
     changed = _git(root, "status", "--porcelain", "--untracked-files=no")
@@ -107,14 +107,14 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 def command(module: str, arguments: list[str] | None = None) -> str:
-    """The command line that was given, its paths cut down to their last part."""
+    """Return the command line, with each path cut down to its last part."""
     given = sys.argv[1:] if arguments is None else arguments
     shown = [Path(part).name if os.sep in part else part for part in given]
     return " ".join(["python", "-m", module, *shown])
 
 
 def describe(module: str, threads: int) -> dict[str, object]:
-    """The head of every results file."""
+    """Return the head of every results file."""
     return {
         "benchmark": module.rpartition(".")[2],
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),

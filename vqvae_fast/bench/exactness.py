@@ -1,29 +1,29 @@
-"""Is an answer the nearest code? Measured in float64, for every row."""
+"""Checks in float64, for every row, whether an answer is the nearest code."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# The contract: the chosen code's distance exceeds the smallest by no more than this share of it.
+# The contract allows the chosen code's distance to exceed the smallest by this share of it.
 TOLERANCE = {torch.float64: 1e-12}
 DEFAULT_TOLERANCE = 1e-6
 _CHUNK_ELEMENTS = 1 << 23
 
 
 class Smallest(NamedTuple):
-    """The float64 distances to the nearest code, [N], and the tolerance for the inputs' dtype."""
+    """The float64 distances to the nearest codes, [N], and the tolerance for the inputs' dtype."""
 
     distances: Tensor
     tolerance: float
 
 
 def smallest_distances(z: Tensor, codebook: Tensor) -> Smallest:
-    """The true minima: candidates by a float64 product, then sum((z - e)^2) of the best few.
+    """Compute the true minima: candidates by a float64 product, then sum((z - e)^2) of the best.
 
-    Independent of the package's own reference. The product's rounding in float64 is about 1e-16
-    of |z|^2 + |e|^2; the eight best candidates are measured directly, so that it does not matter
-    unless nine codes lie within it.
+    This function is independent of the package's own reference. The rounding error of the product
+    is about 1e-16 of |z|^2 + |e|^2. It matters only if nine codes lie within it, because the eight
+    best candidates are measured directly.
     """
     codes = codebook.double()
     half_norms = 0.5 * codes.square().sum(dim=1)
@@ -37,10 +37,10 @@ def smallest_distances(z: Tensor, codebook: Tensor) -> Smallest:
 
 
 def violating_share(z: Tensor, codebook: Tensor, indices: Tensor, smallest: Smallest) -> float:
-    """Share of rows whose chosen code is farther than the contract allows, 0 to 1.
+    """Return the share of rows, 0 to 1, whose chosen code is farther than the contract allows.
 
     Raises:
-        ValueError: indices are not int64 [N] within the codebook: not an answer at all.
+        ValueError: indices are not int64 [N] within the codebook, so they are no answer.
     """
     if indices.dtype != torch.int64 or indices.shape != z.shape[:1]:
         raise ValueError(
@@ -54,9 +54,10 @@ def violating_share(z: Tensor, codebook: Tensor, indices: Tensor, smallest: Smal
 
 
 def violating_stages(z: Tensor, codebooks: Tensor, indices: Tensor) -> float:
-    """The worst stage's :func:`violating_share`: z [N, D], codebooks [Q, K, D], indices [N, Q].
+    """Return the worst stage's :func:`violating_share`.
 
-    Each stage is judged on what the answer's own earlier stages have left, subtracted as they are.
+    z: [N, D], codebooks: [Q, K, D], indices: [N, Q]. Each stage is judged by the residual that the
+    answer's own earlier stages have left.
     """
     residual, worst = z, 0.0
     for codebook, choice in zip(codebooks, indices.unbind(1), strict=True):
@@ -67,10 +68,10 @@ def violating_stages(z: Tensor, codebooks: Tensor, indices: Tensor) -> float:
 
 
 def wrong_sums(sums: Tensor, counts: Tensor, src: Tensor, indices: Tensor) -> float:
-    """Share of the sums [K, D] of src [N, D] by index, or of the counts, that are wrong.
+    """Return the share of wrong sums [K, D] of src [N, D] by index, or of wrong counts.
 
-    A float64 sum that is rounded once is off by half a unit in its last place; measured against
-    the sum of the magnitudes, which no cancellation makes small.
+    A float64 sum that is rounded once is off by half a unit in its last place. The error is
+    compared with the sum of the magnitudes, which cancellation does not make small.
     """
     wanted = src.new_zeros(sums.shape, dtype=torch.float64)
     magnitude = wanted.clone().index_add_(0, indices, src.double().abs())

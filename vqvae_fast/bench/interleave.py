@@ -1,8 +1,8 @@
-"""Interleaved timing: the contenders take turns, round after round, on the same tensors.
+"""Interleaved timing: the contenders take turns on the same tensors, round after round.
 
-A shared machine drifts: clocks, neighbours, caches. Whoever runs alone first and last meets
-different machines; whoever alternates meets the same. So a round gives every contender one turn,
-the order rotates, and only medians over rounds are compared.
+A shared machine drifts: clocks, neighbours, caches. Contenders that run one after the other meet
+different states of the machine; contenders that alternate meet the same. So a round gives every
+contender one turn, the order rotates, and only medians over rounds are compared.
 """
 
 import statistics
@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-# OpenMP's threads spin for a while after their work and would take the next contender's cores.
+# A turn begins with a rest, because OpenMP's threads spin after their work and would take the next
+# contender's cores.
 _LONG_CALL = 1.0  # seconds
 _REST_SECONDS = 0.005
 
 
 class Timing(NamedTuple):
-    """Seconds a call over the rounds."""
+    """Seconds for one call, over the rounds."""
 
     median: float
     q25: float
@@ -25,7 +26,7 @@ class Timing(NamedTuple):
 
 
 def summarise(seconds: list[float]) -> Timing:
-    """Median and quartiles of the rounds."""
+    """Return the median and the quartiles of the rounds."""
     if len(seconds) == 1:
         return Timing(seconds[0], seconds[0], seconds[0], seconds)
     q25, median, q75 = statistics.quantiles(seconds, n=4, method="inclusive")
@@ -33,9 +34,9 @@ def summarise(seconds: list[float]) -> Timing:
 
 
 def turn(call: Callable[[], Any], min_seconds: float, max_calls: int) -> float:
-    """One turn: a rest, an untimed call to warm up, then the median of timed calls.
+    """Take one turn: a rest, an untimed call to warm up, then timed calls; return their median.
 
-    A call of more than a second needs no other to warm it up.
+    A call of more than a second needs no warm-up.
     """
     time.sleep(_REST_SECONDS)
     begin = time.perf_counter()
@@ -64,15 +65,15 @@ def interleaved(
 
     Args:
         calls: name -> call without arguments.
-        rounds: how often each gets a turn.
-        min_seconds: a turn repeats its call until so much time has passed.
-        max_calls: and no more often than this.
-        take_turn: takes a turn of a call instead, and gives its seconds (a GPU has its own clock);
-            ``min_seconds`` and ``max_calls`` are not used then.
+        rounds: how many turns each call gets.
+        min_seconds: a turn repeats its call until this much time has passed.
+        max_calls: a turn repeats its call at most this often.
+        take_turn: takes one turn of a call and returns its seconds, in place of the default (a GPU
+            has its own clock). ``min_seconds`` and ``max_calls`` are then not used.
         between: called before, between and after the rounds (the machine's peak is sampled there).
 
     Returns:
-        name -> its timing, in the order of ``calls``.
+        name -> timing, in the order of ``calls``.
     """
     if take_turn is None:
 
@@ -89,7 +90,7 @@ def interleaved(
 
 
 def ratio(ours: Timing, peer: Timing) -> Timing:
-    """The peer's time over ours, round by round: how many times faster we are."""
+    """Return the peer's time over ours, round by round: how many times faster ours is."""
     return summarise([theirs / own for own, theirs in zip(ours.rounds, peer.rounds, strict=True)])
 
 

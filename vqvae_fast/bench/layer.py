@@ -1,4 +1,4 @@
-"""The quantizer layer, forward and backward, against its peer."""
+"""Times the quantizer layer, forward and backward, beside its peers."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -22,25 +22,25 @@ from vqvae_fast.bench.threads import all_threads
 
 
 class WrongLayerError(AssertionError):
-    """Our own layer's output is not the nearest code or its gradient is wrong: nothing is timed."""
+    """Our layer's output is not the nearest code, or its gradient is wrong, so nothing is timed."""
 
 
 def check_output(
     peer: LayerPeer, vectors: Vectors, quantized: Tensor, smallest: Smallest | None = None
 ) -> float:
-    """Share of rows of the output [B, D, h, w] that are farther from z than the nearest code.
+    """Return the share of rows of the output that are farther from z than the nearest code.
 
-    The output stands for a code: z + (q - z) need not be q to the last bit, hence the slack of
-    float32's rounding, relative to the vectors.
+    The output z + (q - z) need not equal the code q to the last bit, so the check allows for
+    float32's rounding relative to the vectors.
 
     Args:
-        peer: whose output it is.
-        vectors: what the layer was given, and its codebook then.
-        quantized: the output.
-        smallest: the distances to the nearest codes, where they are known already.
+        peer: the layer of this output.
+        vectors: the layer's input, and its codebook at that time.
+        quantized: the output [B, D, h, w].
+        smallest: the distances to the nearest codes, if they are known already.
 
     Raises:
-        WrongLayerError: ours has such rows. A peer's share is recorded instead.
+        WrongLayerError: our layer has such rows. A peer's share is only recorded.
     """
     z, codebook, _ = vectors
     smallest = smallest or smallest_distances(z, codebook)
@@ -56,16 +56,17 @@ def check_output(
 def check(
     peer: LayerPeer, vectors: Vectors, step: StepResult, smallest: Smallest | None = None
 ) -> float:
-    """:func:`check_output` of a first training step, and for ours the gradient.
+    """Check the output of a first training step, and the gradient of our layer.
 
     Raises:
-        WrongLayerError: the output or the gradient of one of our layers is not what the readable
-            formula gives. A peer's share is recorded instead (and its gradient may be another).
+        WrongLayerError: the output or the gradient of one of our layers differs from the readable
+            formula. A peer's share is only recorded, and its gradient may differ.
     """
     violating = check_output(peer, vectors, step.quantized, smallest)
     if peer.name.startswith("ours"):
         z = vectors.z.double()
-        # The upstream gradient of one, straight through, and that of the commitment loss.
+        # The expected gradient is the upstream gradient of 1, passed straight through, plus that of
+        # the commitment loss.
         expected = 1.0 + 0.25 * 2.0 / z.numel() * (z - rows_of(step.quantized).double())
         if not torch.allclose(rows_of(step.grad_z).double(), expected, rtol=1e-5, atol=1e-6):
             raise WrongLayerError(f"{peer.name}: gradient is not straight-through + commitment")
@@ -75,13 +76,13 @@ def check(
 def compare(
     vectors: Vectors, rounds: int, min_seconds: float, peers: Sequence[LayerPeer] | None = None
 ) -> dict[str, Any]:
-    """Check, then time the layers (unless some are named) on the same feature map and codebook.
+    """Check and time the layers on the same feature map and codebook.
 
     Returns:
-        The JSON record of one shape.
+        The JSON record of one shape. ``peers`` names the layers; None takes all.
 
     Raises:
-        WrongLayerError: our first step is not what the readable formula gives.
+        WrongLayerError: our first step differs from the readable formula.
     """
     fmap: Tensor = feature_map(vectors.z)
     calls, violating, reasons = {}, {}, {}
@@ -119,7 +120,7 @@ def run(
     with_memory: bool,
     found: Callable[[dict[str, Any]], object] = lambda entry: None,
 ) -> dict[str, Any]:
-    """The record behind its head: one entry per shape; ``found`` gets each when it is there."""
+    """Return the record without its head; pass the entry of each shape to ``found`` at once."""
     entries = []
     with all_threads(threads):
         for shape in shapes:
@@ -138,7 +139,7 @@ def run(
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """The record as tables."""
+    """Return the record as Markdown tables."""
     parts = [
         tables.heading(record),
         "One training step of the layer alone: forward and backward on a float32 feature map "

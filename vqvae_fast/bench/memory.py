@@ -1,10 +1,10 @@
-"""Peak memory of one call, measured in a process of its own.
+"""Measures the peak memory of one call, in a process of its own.
 
-``measure`` starts ``python -m vqvae_fast.bench.memory`` with malloc told to return what is freed
-and to map every larger block, so that resident memory follows allocations. The child makes the
+``measure`` starts ``python -m vqvae_fast.bench.memory`` with settings that make malloc return freed
+memory and map every larger block, so that resident memory follows allocations. The child makes the
 inputs, warms up on a few rows (thread pools, lazily loaded code), resets the kernel's high-water
-mark and makes the call. The kernel counts resident pages in batches, so a figure is good to a few
-hundred KiB. Linux only: elsewhere it is None.
+mark and makes the call. The kernel counts resident pages in batches, so a figure is accurate to a
+few hundred KiB. Only Linux has this mark; elsewhere the figure is None.
 """
 
 import ctypes
@@ -31,29 +31,29 @@ _WARM_UP = 64
 
 
 class PeakMemory(NamedTuple):
-    """Bytes: the highest resident memory during the call over that before, and without outputs."""
+    """The rise of resident memory to its peak during a call, in bytes; also without outputs."""
 
     total: int
     beside_outputs: int
 
 
 def search_bound(shape: Shape, itemsize: int = 4) -> int:
-    """What the search may use beside inputs and outputs: one packed codebook plus 16 MiB."""
+    """Return the bytes a search may use beside inputs and outputs: a packed codebook and 16 MiB."""
     return shape.k * shape.d * itemsize + 16 * _MIB
 
 
 def measure(maker: str, name: str, shape: Shape, threads: int) -> PeakMemory | None:
-    """Peak memory of one call at a shape, float32, on Gaussian data.
+    """Measure the peak memory of one call at a shape, float32, on Gaussian data.
 
     Args:
-        maker: "module:function" of what makes the call, from ``name`` and the shape, after a
-            warm-up on a few rows: :data:`SEARCH`, :data:`LAYER` or another.
-        name: whose call it is.
-        shape: of the data.
-        threads: of the call.
+        maker: "module:function" of the function that makes the call from ``name`` and the shape,
+            after a warm-up on a few rows: :data:`SEARCH`, :data:`LAYER` or another.
+        name: the name of the contender.
+        shape: the shape of the data.
+        threads: the number of threads of the call.
 
     Returns:
-        None where the kernel offers no high-water mark that can be reset.
+        The peak memory; None if the kernel has no high-water mark that can be reset.
 
     Raises:
         RuntimeError: the child failed; its last lines are in the message.
@@ -77,7 +77,7 @@ def measure(maker: str, name: str, shape: Shape, threads: int) -> PeakMemory | N
 
 
 def _resident(field: str) -> int:
-    """VmRSS or VmHWM of this process in bytes."""
+    """Returns VmRSS or VmHWM of this process in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
@@ -85,7 +85,7 @@ def _resident(field: str) -> int:
 
 
 def available() -> int | None:
-    """Bytes that a new process can have without swapping; None where the kernel does not say."""
+    """Return the bytes a new process can have without swapping; None if the kernel does not say."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -95,7 +95,7 @@ def available() -> int | None:
 
 
 def too_large(matrices: int, shape: Shape, itemsize: int = 4) -> str | None:
-    """Why so many matrices [N, K] of so large numbers are too much now, or None."""
+    """Return why this many matrices [N, K] do not fit in memory now, or None if they do."""
     there, needed = available(), matrices * itemsize * shape.n * shape.k
     if there is None or needed <= 0.8 * there:
         return None
@@ -103,13 +103,13 @@ def too_large(matrices: int, shape: Shape, itemsize: int = 4) -> str | None:
 
 
 def peak_of(call: Callable[[], Iterable[Any]]) -> PeakMemory | None:
-    """Peak memory of a call that gives a tuple, in this process.
+    """Measure the peak memory of a call that returns a tuple, in this process.
 
-    Good as it is where blocks are large; :func:`measure` also sees small ones, which malloc takes
-    from what it has kept.
+    This is accurate for large blocks. :func:`measure` also sees small blocks, which malloc takes
+    from memory that it has kept.
 
     Returns:
-        None where the kernel offers no high-water mark that can be reset.
+        The peak memory; None if the kernel has no high-water mark that can be reset.
     """
     gc.collect()
     try:
@@ -125,9 +125,9 @@ def peak_of(call: Callable[[], Iterable[Any]]) -> PeakMemory | None:
 
 
 def search_call(name: str, shape: Shape) -> Callable[[], Any]:
-    """The call to measure, after a warm-up on a few rows and codes."""
+    """Return the call to measure, after a warm-up on a few rows and codes."""
     if name == "ours":
-        from vqvae_fast import nearest_code  # both of its outputs count as outputs
+        from vqvae_fast import nearest_code  # both of its results count as outputs
 
         z, codebook, _ = gaussian(shape)
         nearest_code(z[:_WARM_UP], codebook[:_WARM_UP])
@@ -140,7 +140,7 @@ def search_call(name: str, shape: Shape) -> Callable[[], Any]:
 
 
 def layer_call(name: str, shape: Shape) -> Callable[[], Any]:
-    """A layer's training step, after one on a few rows."""
+    """Return a layer's training step, after a warm-up step on a few rows."""
     peer = next(peer for peer in LAYER_PEERS if peer.name == name)
     z, codebook, _ = gaussian(shape)
     peer.build(feature_map(z[:_WARM_UP]), codebook)()
@@ -148,7 +148,7 @@ def layer_call(name: str, shape: Shape) -> Callable[[], Any]:
 
 
 def main(arguments: list[str]) -> None:
-    """Child process: print [total, beside outputs] in bytes as JSON, or null."""
+    """Print [total, without outputs] in bytes as JSON, or null; this runs in the child process."""
     maker, name, *numbers = arguments
     *shape, threads = map(int, numbers)
     torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""The search against its peers and the machine's peak."""
+"""Times the search beside its peers and the machine's peak."""
 
 import math
 import statistics
@@ -14,18 +14,18 @@ from vqvae_fast.bench.peak import PeakMeter, measure_limits, try_meter
 from vqvae_fast.bench.peers import OURS, SEARCH_PEERS, SearchPeer
 from vqvae_fast.bench.threads import all_threads
 
-# A quiet machine's peak samples stay above this share of their median.
+# On a quiet machine all samples of the peak exceed this share of their median.
 _STEADY = 0.8
-# Seconds, and times ours; who takes longer than both is not waited for, round after round.
+# A contender that needs more than 2 s and ten times our time is stopped after its first call.
 _LONGEST_CALL, _SLOWEST_CALL = 2, 10
 
 
 class InexactError(AssertionError):
-    """Our own answer breaks the exactness contract: nothing is timed."""
+    """Our own answer breaks the exactness contract, so nothing is timed."""
 
 
 class Measured(NamedTuple):
-    """One pass at one shape: seconds by contender and round, and the peak around them."""
+    """The result of one pass at one shape: seconds by contender and round, and the peaks."""
 
     seconds: dict[str, list[float]]
     peak_flops: list[float]
@@ -40,10 +40,10 @@ def measure(
     min_seconds: float,
     peers: Sequence[SearchPeer] | None = None,
 ) -> Measured:
-    """Check, then time all peers (unless some are named) on the same tensors.
+    """Check and time all peers, or the named ones, on the same tensors.
 
     Raises:
-        InexactError: our answer is not exact. A peer's inexactness is recorded instead.
+        InexactError: our answer is not exact. A peer's inexactness is only recorded.
     """
     z, codebook, source = vectors
     shape, dtype = vectors.shape, str(z.dtype).removeprefix("torch.")
@@ -82,10 +82,10 @@ def measure(
 
 
 def entry(vectors: Vectors, passes: Sequence[Measured]) -> dict[str, Any]:
-    """The JSON record of one shape, the rounds of all passes together.
+    """Return the JSON record of one shape, with the rounds of all passes together.
 
-    Contenders with timings, GFLOP/s, share of violating rows and ratio to ours; the peak around
-    them. A contender that one pass left out is left out.
+    It has each contender's timings, GFLOP/s, share of violating rows and ratio to ours, and the
+    peak measured meanwhile. A contender that is missing in one pass is left out.
     """
     shape = vectors.shape
     reasons = {name: why for one in passes for name, why in one.left_out.items()}
@@ -117,7 +117,7 @@ def entry(vectors: Vectors, passes: Sequence[Measured]) -> dict[str, Any]:
 
 
 def memory_of(shape: Shape, threads: int) -> dict[str, int | None]:
-    """Peak memory of our search beside inputs and outputs, and what it may be (float32)."""
+    """Return the peak memory of our search beside inputs and outputs, and its bound (float32)."""
     peak = memory.measure(memory.SEARCH, OURS.name, shape, threads)
     return {
         "beside_outputs": peak.beside_outputs if peak else None,
@@ -134,11 +134,12 @@ def run(
     passes: int = 1,
     found: Callable[[dict[str, Any]], object] = lambda entry: None,
 ) -> dict[str, Any]:
-    """The record behind its head: peak, one entry per shape and kind of data.
+    """Return the record without its head: the peak, and an entry for each shape and kind of data.
 
-    The rounds of one pass lie within seconds and meet one state of the machine: their quartiles
-    say nothing of another minute's. ``passes`` go through all shapes again, with the contenders
-    built anew. ``found`` gets the entry of a shape as soon as it is measured, in each pass.
+    The rounds of one pass lie within seconds of each other and meet one state of the machine, so
+    their quartiles say nothing about another minute. Each of the ``passes`` goes through all
+    shapes, with the contenders built anew. ``found`` gets the entry of a shape as soon as it is
+    measured, in each pass.
     """
     meter, why_no_peak = try_meter(threads)
     datasets = list(datasets)
@@ -167,7 +168,7 @@ def run(
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """The record as tables."""
+    """Return the record as Markdown tables."""
     parts = [tables.heading(record), _peak_line(record["peak"]), _limits_line(record["limits"])]
     parts.append(
         f"Times are milliseconds a call: median (quartiles) of {record['rounds']} interleaved "
@@ -219,7 +220,7 @@ _LIMITS = {
 
 
 def _limits_line(limits: dict[str, Any]) -> str:
-    """The machine's limits; what cannot be measured is left out."""
+    """Returns the machine's limits as text, without those that cannot be measured."""
     told = []
     for key, (name, unit) in _LIMITS.items():
         if limits.get(key) is not None:

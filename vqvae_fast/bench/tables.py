@@ -1,11 +1,11 @@
-"""A record's Markdown."""
+"""Formats records as Markdown."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, padded so that it can be read as plain text too."""
+    """Return a Markdown table, padded so that it can be read as plain text too."""
     lines = [list(head), *(list(row) for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     padded = [
@@ -19,7 +19,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def heading(record: dict[str, Any], device: str | None = None) -> str:
-    """Title, machine (or ``device``, in words), versions and command."""
+    """Return the title, the machine (or ``device``, in words), versions and command."""
     device = device or (
         f"{record['cpu']}, {record['threads']} of {record['cores']} cores, kernels: {record['isa']}"
     )
@@ -32,22 +32,22 @@ def heading(record: dict[str, Any], device: str | None = None) -> str:
 
 
 def milliseconds(timing: dict[str, Any]) -> str:
-    """Median and quartiles, "1.23 (1.20-1.30)"."""
+    """Return the median and the quartiles, as in "1.23 (1.20-1.30)"."""
     return "{} ({}-{})".format(*(_short(timing[key] * 1e3) for key in ("median", "q25", "q75")))
 
 
 def times(ratio: dict[str, Any]) -> str:
-    """How many times faster, with quartiles."""
+    """Return how many times faster, with quartiles."""
     return "{}x ({}-{})".format(*(_short(ratio[key]) for key in ("median", "q25", "q75")))
 
 
 def mebibytes(number: int | None) -> str:
-    """Bytes as MiB."""
+    """Return bytes as MiB."""
     return "-" if number is None else f"{number / (1 << 20):.1f}"
 
 
 def share(fraction: float | None) -> str:
-    """A share as per cent; tiny shares are not shown as none."""
+    """Return a share in per cent; a tiny share is not shown as 0."""
     if fraction is None:
         return "-"
     if 0 < fraction < 0.0005:
@@ -56,7 +56,7 @@ def share(fraction: float | None) -> str:
 
 
 def skipped(record: dict[str, Any]) -> str:
-    """The peers that did not run, and why."""
+    """Return the peers that did not run, and why."""
     lines = [f"- {name}: {reason}\n" for name, reason in record["skipped"].items()]
     return "\nNot run:\n" + "".join(lines) if lines else ""
 

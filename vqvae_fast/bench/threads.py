@@ -1,4 +1,4 @@
-"""The same number of threads for everybody."""
+"""Gives all contenders the same number of threads."""
 
 import importlib
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from vqvae_fast.bench.environment import cores
 
 
 def check_threads(number: int) -> None:
-    """Raise ValueError if there are more threads than cores: they would wait for each other."""
+    """Raise ValueError if there are more threads than cores; they would wait for each other."""
     if number > cores():
         raise ValueError(
             f"threads must be at most the number of cores that this process may use, {cores()}, "
@@ -23,8 +23,8 @@ def check_threads(number: int) -> None:
 def all_threads(number: int) -> Iterator[None]:
     """Give torch, FAISS and every OpenMP or BLAS pool in the process ``number`` threads.
 
-    torch's setting is restored; the pools of the peers are limited for the block's duration where
-    threadpoolctl (a dependency of scikit-learn) is there.
+    torch's setting is restored at the end of the block. The pools of the peers are limited during
+    the block if threadpoolctl (a dependency of scikit-learn) is installed.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(number)
@@ -32,7 +32,7 @@ def all_threads(number: int) -> Iterator[None]:
         faiss = _optional("faiss")
         if faiss is not None:
             faiss.omp_set_num_threads(number)
-        _optional("sklearn.metrics")  # loads its pools, which the limit below then reaches
+        _optional("sklearn.metrics")  # loads its pools, to which the limit below applies
         pools = _optional("threadpoolctl")
         if pools is None:
             yield

@@ -1,7 +1,7 @@
-"""Latents and codebooks of models trained here, from the photographs: seeded, and cached.
+"""Latents and codebooks of models that this machine trains on photographs, seeded and cached.
 
-A model is trained once for each codebook; what is kept is one .npz of its held-out latents and
-its codebook, in $VQVAE_FAST_BENCH_CACHE, or else vqvae_fast/bench in the user's cache folder.
+A model is trained once for each codebook. The cache keeps one .npz of its held-out latents and its
+codebook, in $VQVAE_FAST_BENCH_CACHE, or else in vqvae_fast/bench in the user's cache folder.
 """
 
 import hashlib
@@ -27,12 +27,13 @@ if TYPE_CHECKING:
     from vqvae_fast.training import TrainConfig
 
 ROWS = 16384
-# Of codebooks [K, D], what the benchmarks take: the reference's, and a large one of several widths.
+# The benchmarks take these codebooks [K, D]: the reference's, and a large one in several widths.
 TRAINED_SHAPES = tuple(
     Shape(ROWS, k, d) for k, d in ((512, 64), (8192, 32), (8192, 64), (8192, 128), (8192, 256))
 )
 _STEPS = 600
-# What draws and decodes the photographs, and what computes.
+# These packages decode the photographs, draw the crops and compute; the cache key has their
+# versions.
 _DISTRIBUTIONS = ("torch", "numpy", "pillow", "scikit-image", "scikit-learn")
 _DAMAGED = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error)
 
@@ -46,20 +47,20 @@ def trained(
     dtype: torch.dtype = torch.float32,
     **settings: Any,
 ) -> Vectors:
-    """Held-out latents and codebook of the package's own VQ-VAE; trained at the first call.
+    """Return held-out latents and the codebook of the package's VQ-VAE, trained at the first call.
 
     Args:
         codebook_size: K.
         dim: D.
         rows: N.
-        dtype: of both; it is trained in float32 in any case.
-        **settings: of :class:`vqvae_fast.training.TrainConfig`, beside the defaults here: 600
-            steps, seed 0, on the CPU.
+        dtype: the dtype of both; the training is float32 in any case.
+        **settings: other settings of :class:`vqvae_fast.training.TrainConfig`. The defaults here
+            are 600 steps and seed 0, on the CPU.
 
     Raises:
         KeyboardInterrupt: a signal ended the training; nothing was cached.
         ModuleNotFoundError: the extra ``train`` is not installed.
-        UserError: settings that cannot be, or no photographs.
+        UserError: a setting is invalid, or there are no photographs.
     """
     from vqvae_fast.atomic import atomic_file
     from vqvae_fast.training import TrainConfig
@@ -71,7 +72,7 @@ def trained(
     shape = Shape(rows, codebook_size, dim)
     if (cached := _read(path, shape, dtype)) is not None:
         return cached
-    path.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written fails before training
+    path.parent.mkdir(parents=True, exist_ok=True)  # fails before training, not after
     made = _train(config, rows)
     with atomic_file(path) as temporary:
         np.savez(temporary, z=made.z.numpy(), codebook=made.codebook.numpy())
@@ -79,9 +80,10 @@ def trained(
 
 
 def trained_stages(codebook_size: int, dim: int, stages: int) -> tuple[Tensor, Tensor]:
-    """z [N, D] of :func:`trained` and codebooks [stages, K, D].
+    """Return z [N, D] of :func:`trained` and codebooks [stages, K, D].
 
-    The first book is the model's; each other is k-means', seeded, on what the books before leave.
+    The first book is the model's. Each other is found by seeded k-means on the residuals of the
+    books before it.
     """
     from vqvae_fast.nn import kmeans
 
@@ -96,14 +98,14 @@ def trained_stages(codebook_size: int, dim: int, stages: int) -> tuple[Tensor, T
 
 
 def cache_folder() -> Path:
-    """Where trained vectors are kept."""
+    """Return the folder of trained vectors."""
     if chosen := os.environ.get("VQVAE_FAST_BENCH_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vqvae_fast" / "bench"
 
 
 def _key(config: "TrainConfig", rows: int) -> str:
-    """Of everything that decides the bits: other processors and thread counts round otherwise."""
+    """Returns a key of everything that decides the bits, including processor and thread count."""
     decides = {
         "config": config.to_dict(),
         "rows": rows,
@@ -117,7 +119,7 @@ def _key(config: "TrainConfig", rows: int) -> str:
 
 
 def _read(path: Path, shape: Shape, dtype: torch.dtype) -> Vectors | None:
-    """What is cached; None where there is nothing, or nothing that can be used."""
+    """Returns the cached vectors; None if there are none, or none that can be used."""
     try:
         found = from_npz(path, dtype)
     except _DAMAGED:

@@ -1,8 +1,9 @@
-"""Codes that are divided over processes: where each lies, and how vectors and codes meet.
+"""Divides codes over processes, searches them, and sends the chosen codes.
 
-Every process has vectors of its own and a part of the codes. All parts see all vectors; the
-winners of the parts are reduced to the nearest code of all; and each process is sent the codes of
-its own vectors, which is N / W rows, not K. N x K is nowhere, and neither are all K codes.
+Every process has vectors of its own and a part of the codes. All vectors are sent to all parts. A
+reduction finds the nearest code among the winners of the parts. Each process then receives the
+codes of its own vectors, which are N / W rows and not K. No process stores N x K numbers or all K
+codes.
 """
 
 from collections.abc import Mapping
@@ -24,8 +25,8 @@ class Batch(NamedTuple):
     """The vectors of all processes that share the codes.
 
     Attributes:
-        rows: [N, D], those of all, in the processes' order.
-        sizes: how many are each process's.
+        rows: [N, D], the vectors of all processes, in the order of the processes.
+        sizes: the number of each process's vectors.
     """
 
     rows: Tensor
@@ -33,24 +34,25 @@ class Batch(NamedTuple):
 
 
 class CodeShards:
-    """K codes over the last dimension of a mesh, in equal runs of consecutive codes.
+    """Divides K codes over the last dimension of a mesh, in equal runs of consecutive codes.
 
-    A first dimension, if there is one, holds copies: processes that have the same codes and other
-    vectors, as in hybrid sharded data parallel.
+    If the mesh has two dimensions, the first holds copies: processes that have the same codes and
+    other vectors, as in hybrid sharded data parallel.
 
     Args:
         num_codes: K.
-        mesh: of one dimension or of two.
-        arguments: further ones of the quantizer, by name; like K, they must be the same in all
+        mesh: a mesh of one or two dimensions.
+        arguments: other arguments of the quantizer, by name; like K, they must be the same in all
             processes.
 
     Attributes:
-        group: the processes that have all codes between them; copies: those that have this part.
-        first, count: the codes here are first to first + count - 1.
-        processes: their number, over both dimensions.
+        group: the processes that together have all codes; copies: the processes that have this
+            part.
+        first, count: this process has the codes first to first + count - 1.
+        processes: the number of processes, over both dimensions.
 
     Raises:
-        TypeError: the mesh is none.
+        TypeError: mesh is not a DeviceMesh.
         ValueError: the mesh has more dimensions, or more processes than there are runs of codes;
             the processes differ.
     """
@@ -69,7 +71,7 @@ class CodeShards:
         self.processes = mesh.size()
         self.parts, self.part = mesh.size(mesh.ndim - 1), mesh.get_local_rank(mesh.ndim - 1)
         self.require_same(self, {"n_e": num_codes, "mesh": list(mesh.shape), **arguments})
-        self.run = -(-num_codes // self.parts)  # as DTensor's Shard divides
+        self.run = -(-num_codes // self.parts)  # as Shard of DTensor divides
         if self.run * (self.parts - 1) >= num_codes:
             raise ValueError(
                 f"{num_codes} codes in runs of {self.run} leave some of {self.parts} processes "
@@ -79,14 +81,14 @@ class CodeShards:
         self.count = min(self.run, num_codes - self.first)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "CodeShards":
-        """Itself: the processes are the same for a copy of a model."""
+        """Return the object itself, because a copy of a model has the same processes."""
         return self
 
     def require_same(self, owner: object, arguments: Mapping[str, Any]) -> None:
         """Compare arguments with those of all processes of the mesh, once for this owner.
 
         Raises:
-            ValueError: one differs; in all processes.
+            ValueError: an argument differs; all processes raise it.
         """
         device = torch.empty(0, device=self.mesh.device_type).device
         groups = [self.group, *([self.copies] if self.copies is not None else [])]
@@ -94,11 +96,11 @@ class CodeShards:
 
     @property
     def placements(self) -> list[Placement]:
-        """Of a DTensor that is divided in this way."""
+        """The placements of a DTensor that is divided in this way."""
         return [*([Replicate()] if self.copies else []), Shard(0)]
 
     def dtensor(self, part: Tensor) -> DTensor:
-        """The part [count, ...] that is here as a part of a DTensor [K, ...]."""
+        """Return the DTensor [K, ...] of which ``part`` [count, ...] is this process's part."""
         shape = torch.Size((self.num_codes, *part.shape[1:]))
         return DTensor.from_local(
             part,
@@ -110,30 +112,31 @@ class CodeShards:
         )
 
     def gather(self, rows: Tensor) -> Batch:
-        """This process's vectors [n, D] together with those of the others; n may differ."""
+        """Gather the vectors of all processes; ``rows`` [n, D] are this one's, and n may differ."""
         sizes = numbers_of_all(len(rows), rows.device, self.group)
         return Batch(rows_of_all(rows, sizes, self.group), sizes)
 
     @torch.no_grad()
     def search(self, rows: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """The nearest of all codes of rows [N, D], the same in all processes.
+        """Find the nearest of all codes for rows [N, D]; all processes get the same result.
 
-        Of equal codes the first one wins. Which of different codes whose distances agree in all
-        digits of float64 does may depend on the number of processes.
+        The first of equal codes wins. If different codes have the same distance in float64, the
+        winner may depend on the number of processes.
 
         Args:
             rows: in float32 or float64, the same in all processes.
-            codes: [count, D], the part that is here.
+            codes: [count, D], this process's part.
 
         Returns:
             (indices, squared distances): int64 [N], float64 [N].
         """
         here = functional.nearest_code(rows, codes).indices
         chosen = codes[here].double()
-        # In float64, as one search over all codes decides: the parts' float32 would be too coarse.
+        # The distances are float64, as in one search over all codes, because float32 would be too
+        # coarse.
         distances = (rows.double() - chosen).square().sum(dim=1)
-        # A NaN is found at index 0. A code that is not finite loses against any other, a vector
-        # at infinity has the same distance from all others.
+        # A vector with a NaN gets index 0. A code that is not finite loses against any other. A
+        # vector with an infinity has the same distance from all finite codes.
         distances = distances.nan_to_num(torch.inf, torch.finfo(torch.float64).max)
         distances = torch.where(chosen.isfinite().all(dim=1), distances, torch.inf)
         nearest = distances.clone()
@@ -143,35 +146,35 @@ class CodeShards:
         return winners, nearest
 
     def local(self, indices: Tensor) -> Tensor:
-        """Indices of all codes as those of the part here; -1: of another part."""
+        """Map indices of all codes to indices in this part, or to -1 for codes of other parts."""
         local = indices - self.first
         return torch.where((local >= 0) & (local < self.count), local, -1)
 
     def take(self, codes: Tensor, indices: Tensor, sizes: list[int]) -> Tensor:
-        """The codes of this process's vectors, [n, D], with a gradient to those that are sent.
+        """Return the codes of this process's vectors, [n, D], with a gradient to the codes.
 
-        That gradient is the mean over all processes, as DistributedDataParallel's.
+        The gradient is the mean over all processes, as in DistributedDataParallel.
 
         Args:
-            codes: [count, D], the part here.
-            indices: [N], of the vectors of all processes, in their order.
-            sizes: how many are each process's.
+            codes: [count, D], this process's part.
+            indices: [N], of the vectors of all processes, in the order of the processes.
+            sizes: the number of each process's vectors.
         """
         rows: Tensor = _Take.apply(codes, indices, sizes, self)  # type: ignore[no-untyped-call]
         return rows
 
 
 class _Take(torch.autograd.Function):
-    """Rows go from where the codes lie to where the vectors do; gradients go back."""
+    """Sends codes from the processes that have them to those of the vectors, and gradients back."""
 
     @staticmethod
     def forward(
         ctx: Any, codes: Tensor, indices: Tensor, sizes: list[int], shards: CodeShards
     ) -> Tensor:
-        """codes [count, D], indices [N] -> [n, D]."""
+        """Map codes [count, D] and indices [N] to the codes of this process's vectors, [n, D]."""
         mine = indices.split(sizes)[shards.part]
         owners = mine // shards.run
-        # From each owner the rows arrive in the order of this process's vectors.
+        # The rows of each owner arrive in the order of this process's vectors.
         order = owners.argsort(stable=True)
         received = owners.bincount(minlength=shards.parts).tolist()
         local = shards.local(indices)
@@ -188,7 +191,7 @@ class _Take(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        """grad [n, D] -> [count, D]."""
+        """Map the gradient [n, D] to that of the codes [count, D]."""
         order, wanted = ctx.saved_tensors
         (received, sent), shards = ctx.splits, ctx.shards
         returned = grad.new_empty(len(wanted), grad.shape[1])

@@ -1,4 +1,4 @@
-"""A quantizer whose codes are divided over processes, for codebooks too large for one."""
+"""A quantizer whose codes are divided over processes, for codebooks too large for one process."""
 
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from vqvae_fast.distributed import (
     summed,
 )
 from vqvae_fast.dtypes import common_float
-from vqvae_fast.moving_average import smoothed_size
+from vqvae_fast.formulas import smoothed_size
 from vqvae_fast.nn.codebook.averages import Averages
 from vqvae_fast.nn.codebook.dead_codes import start_anew
 from vqvae_fast.nn.codebook.metrics import code_counts
@@ -28,31 +28,32 @@ from vqvae_fast.sharded.code_shards import Batch, CodeShards
 class ShardedVectorQuantizer(nn.Module):
     """:class:`VectorQuantizer` with K codes over W processes, each of which holds K / W.
 
-    So it is with all that belongs to a code: gradient, moving averages, the optimizer's state. It
-    chooses the codes, and learns them, as one VectorQuantizer would from the vectors of all
-    processes. All of them call it equally often; one may have an empty batch. A step sends 2 D
-    numbers for every vector and none for a code (docs/scaling.md).
+    The gradients, the moving averages and the optimizer's state are divided in the same way. The
+    quantizer chooses and learns the codes as one VectorQuantizer would from the vectors of all
+    processes. All processes must call it equally often; some may have an empty batch. A step sends
+    2 D numbers for every vector and none for a code (docs/scaling.md).
 
     The state is held in DTensors under VectorQuantizer's names. torch.distributed.checkpoint saves
-    them from W processes and loads them into any other number, or into a VectorQuantizer. Keep it
-    out of what divides or copies parameters itself: :func:`sharded_state` names what it must leave
-    alone.
+    them from W processes and loads them into any other number, or into a VectorQuantizer. Other
+    wrappers that divide or copy parameters must ignore those of this module: :func:`sharded_state`
+    names them.
 
     Args:
         n_e: K.
         e_dim: D.
         beta: weight of the commitment term.
-        mesh: of one dimension, over which the codes are divided; or of two, as hybrid sharded data
-            parallel has them: copies of the codebook over the first, its parts over the second.
-        learning: "gradient" or "ema", as VectorQuantizer's.
-        decay: of the moving averages.
-        eps: of their smoothing.
-        dead_code_threshold: as VectorQuantizer's. Replacements are vectors of all processes that
-            hold the codes between them.
+        mesh: a mesh of one dimension, over which the codes are divided; or of two dimensions, as
+            for hybrid sharded data parallel: copies of the codebook over the first, its parts over
+            the second.
+        learning: "gradient" or "ema", as for VectorQuantizer.
+        decay: the weight of the past in the moving averages.
+        eps: the constant of the Laplace smoothing of cluster sizes.
+        dead_code_threshold: as for VectorQuantizer. Replacements are vectors from all processes
+            that together have the codes.
 
     Raises:
-        ValueError: an argument is out of range, differs between the processes, or there are
-            processes without codes.
+        ValueError: an argument is out of range or differs between the processes, or a process has
+            no codes.
     """
 
     def __init__(
@@ -99,9 +100,9 @@ class ShardedVectorQuantizer(nn.Module):
         """Quantize this process's feature map z [B, e_dim, H, W], together with all others.
 
         Returns:
-            As :meth:`VectorQuantizer.forward`: ``(loss, z_q, perplexity, min_encodings,
-            min_encoding_indices)``. The loss is that of this process's vectors, the perplexity
-            that of all.
+            ``(loss, z_q, perplexity, min_encodings, min_encoding_indices)``, as
+            :meth:`VectorQuantizer.forward` does. The loss covers this process's vectors, the
+            perplexity those of all processes.
 
         Raises:
             ValueError: z is not [B, e_dim, H, W].
@@ -114,14 +115,14 @@ class ShardedVectorQuantizer(nn.Module):
             self._replace_dead_codes(rows)
         codes = self.codebook.to_local()
         if self.training and self.learning == "gradient" and self.dead_code_threshold > 0:
-            codes = codes.clone()  # the next step may write to them before this one's backward pass
+            codes = codes.clone()  # the next step may write to the codes before this backward pass
         indices, distances = self.shards.search(rows, codes.detach())
         taken = self.shards.take(codes, indices, batch.sizes).view(last.shape)
         wide = last.to(taken.dtype)
         loss = self._loss(wide, taken)
         z_q = code_itself(wide, taken)
         if self.training and self.ema is not None and self._anywhere(len(rows)):
-            # A vector that is not finite, nor near any code, would destroy the one it chooses.
+            # A vector that is not finite, or infinitely far from all codes, would destroy its code.
             usable = rows.isfinite().all(dim=1) & distances.to(rows.dtype).isfinite()
             self._move_on(rows, torch.where(usable, self.shards.local(indices), -1))
         mine = indices.split(batch.sizes)[self.shards.part]
@@ -131,7 +132,7 @@ class ShardedVectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, z: Tensor) -> Tensor:
-        """Indices [B, H, W] of z [B, e_dim, H, W]; all processes call it, nothing is learned."""
+        """Return the indices [B, H, W] of z [B, e_dim, H, W]; all processes must call it."""
         check_feature_map(z, self.e_dim)
         last = z.movedim(1, -1)
         batch, rows = self._gathered(last)
@@ -140,10 +141,11 @@ class ShardedVectorQuantizer(nn.Module):
         return mine.view(last.shape[:-1])
 
     def decode(self, indices: Tensor) -> Tensor:
-        """Feature map [B, e_dim, H, W] of indices [B, H, W], int64 in [0, n_e); all call it.
+        """Return the feature map [B, e_dim, H, W] of indices [B, H, W]; all processes must call it.
 
         Raises:
-            ValueError: the indices are not such, or any process's are out of range: then all raise.
+            ValueError: indices are not int64 [B, H, W], or those of any process are not in [0,
+                n_e); then all processes raise it.
         """
         check_index_map(indices)
         batch = self.shards.gather(indices.reshape(-1))
@@ -156,7 +158,7 @@ class ShardedVectorQuantizer(nn.Module):
         return codes.view(*indices.shape, self.e_dim).movedim(-1, 1)
 
     def extra_repr(self) -> str:
-        """What print() shows beside the parts."""
+        """Return the text that print() shows beside the submodules."""
         shards = self.shards
         return (
             f"n_e={self.n_e}, e_dim={self.e_dim}, beta={self.beta}, learning={self.learning!r}, "
@@ -164,14 +166,14 @@ class ShardedVectorQuantizer(nn.Module):
         )
 
     def _gathered(self, last: Tensor) -> tuple[Batch, Tensor]:
-        """The vectors [..., D] of all processes as they are sent, and in the codes' dtype."""
+        """Returns the vectors [..., D] of all processes, as sent and in the codes' dtype."""
         dtypes = {"dtype of codes": self.codebook.dtype, "dtype of vectors": last.dtype}
         self.shards.require_same(self, dtypes)
         batch = self.shards.gather(last.detach().reshape(-1, self.e_dim))
         return batch, batch.rows.to(common_float(last.dtype, self.codebook.dtype))
 
     def _loss(self, z: Tensor, q: Tensor) -> Tensor:
-        """The article's, of z and q [..., D]; 0 for an empty batch."""
+        """Returns the article's loss of z and q [..., D]; 0 for an empty batch."""
         size = max(z.numel(), 1)
         loss = self.beta * (z - q.detach()).square().sum() / size
         if self.learning == "gradient":
@@ -180,7 +182,7 @@ class ShardedVectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def _perplexity(self, indices: Tensor) -> Tensor:
-        """Of indices [N]; each process counts its own codes."""
+        """Returns the perplexity of indices [N]; each process counts its own codes."""
         counts = code_counts(self.shards.local(indices), self.shards.count).float()
         share = counts / max(len(indices), 1)
         (entropy,) = summed((share * (share + 1e-10).log()).sum(), group=self.shards.group)
@@ -188,7 +190,7 @@ class ShardedVectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def _anywhere(self, count: int) -> bool:
-        """Whether any process has vectors; those that share the codes have ``count`` together."""
+        """Returns whether any process has vectors; those of the group have ``count`` in total."""
         if self.shards.copies is None:
             return count > 0
         (everywhere,) = summed(
@@ -198,7 +200,7 @@ class ShardedVectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def _move_on(self, rows: Tensor, counted: Tensor) -> None:
-        """Average in rows [N, D]; counted [N] are the codes here that they chose, -1 none."""
+        """Averages in rows [N, D]; counted [N] is each row's code in this part, or -1."""
         averages, shards = self._averages(), self.shards
         batch = averages.batch(rows, counted)
         averages.average_in(
@@ -212,7 +214,7 @@ class ShardedVectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def _replace_dead_codes(self, rows: Tensor) -> None:
-        """Put the codes that are chosen too rarely on distinct ones of rows [N, D]."""
+        """Replaces the codes that are chosen too rarely by distinct ones of rows [N, D]."""
         averages = self._averages()
         dead = averages.dead(self.dead_code_threshold).nonzero()[:, 0]
         numbers = numbers_of_all(len(dead), rows.device, self.shards.group)
@@ -229,7 +231,7 @@ class ShardedVectorQuantizer(nn.Module):
         )
 
     def _averages(self) -> Averages:
-        """The parts here, of ``count`` codes."""
+        """The averages of this part's ``count`` codes."""
         assert self.ema is not None
         buffers: dict[str, Any] = dict(self.ema.named_buffers())
         parts = {name: buffer.to_local() for name, buffer in buffers.items()}
@@ -237,10 +239,10 @@ class ShardedVectorQuantizer(nn.Module):
 
 
 def _uniform(shards: CodeShards, dim: int) -> Tensor:
-    """New codes [count, dim] as the reference's; the same in all copies, others in each part."""
+    """Draws codes [count, dim] as the reference does; copies of a part get the same codes."""
     device = torch.empty(0, device=shards.mesh.device_type).device
     seed = torch.empty((), dtype=torch.int64).random_(1 << 62).to(device)
-    for group in (shards.copies, shards.group):  # of the mesh's first process
+    for group in (shards.copies, shards.group):  # the values of the mesh's first process
         seed = seed if group is None else from_first(seed, group)
     generator = torch.Generator(device).manual_seed(int(seed) + shards.part)
     return torch.empty(shards.count, dim, device=device).uniform_(
@@ -251,9 +253,9 @@ def _uniform(shards: CodeShards, dim: int) -> Tensor:
 def sharded_state(model: nn.Module) -> list[str]:
     """Names of the parameters and buffers of all sharded quantizers in a model.
 
-    Other wrappers are to leave them alone: of DistributedDataParallel, before wrapping,
-    ``model._ddp_params_and_buffers_to_ignore = sharded_state(model)``; of ``fully_shard``, its
-    ``ignored_params`` are the parameters of these names.
+    Other wrappers must ignore them. For DistributedDataParallel, set
+    ``model._ddp_params_and_buffers_to_ignore = sharded_state(model)`` before wrapping; for
+    ``fully_shard``, pass the parameters of these names as ``ignored_params``.
     """
     return [
         f"{prefix}.{name}" if prefix else name

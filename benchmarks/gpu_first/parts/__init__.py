@@ -1,1 +1,1 @@
-"""What a first contact measures: one module a part, each with ``steps(setting) -> list[Step]``."""
+"""The parts of a first contact: one module each, with ``steps(setting) -> list[Step]``."""

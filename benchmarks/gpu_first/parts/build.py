@@ -1,4 +1,4 @@
-"""Builds the extensions in place, against the torch and the nvcc that are there."""
+"""Builds the extensions in place, against the installed torch and nvcc."""
 
 import sys
 import sysconfig
@@ -16,9 +16,9 @@ _SHOW = (
 
 
 def steps(setting: Setting) -> list[Step]:
-    """The build, and which backends there are after it."""
-    # FORCE_CUDA stays unset: with it a failure of the CUDA extension takes the C++ one along, and
-    # where nvcc and torch's CUDA are there, setup.py builds for them anyway.
+    """Return a step for the build, and one that lists the backends after it."""
+    # FORCE_CUDA stays unset, because with it a failure of the CUDA extension also ends the build of
+    # the C++ one. setup.py builds the CUDA extension anyway if nvcc and torch's CUDA are installed.
     variables = {"VQVAE_FAST_NO_EXT": "1"} if setting.rehearse else {}
 
     def build(emit: Emit) -> None:
@@ -41,7 +41,7 @@ def steps(setting: Setting) -> list[Step]:
 
 
 def _built() -> list[str]:
-    """The extensions that this Python can import."""
+    """Returns the extensions that this Python can import."""
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     names = (f"{name}{suffix}" for name in ("_C", "_cuda"))
     return [name for name in names if (_PACKAGE / name).exists()]

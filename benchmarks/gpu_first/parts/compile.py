@@ -1,7 +1,7 @@
-"""Compiles every Triton kernel for the device's architecture, side by side.
+"""Compiles every Triton kernel for the device's architecture, in parallel.
 
-The calls are those of `benchmarks.gpu_check`, whose table and whose judgement these are, too; what
-is compiled stays in Triton's cache for the parts behind.
+The calls, the table and the judgement are those of `benchmarks.gpu_check`. The compiled kernels
+stay in Triton's cache for the later parts.
 """
 
 import warnings
@@ -27,7 +27,7 @@ _REHEARSED = "sm_90"
 
 
 def steps(setting: Setting) -> list[Step]:
-    """A step a group of calls. A rehearsal compiles one call, for an H100."""
+    """Return a step for each group of calls. A rehearsal compiles one call, for an H100."""
     target = _REHEARSED if setting.rehearse else _target()
     most = 1 if setting.rehearse else None
 
@@ -48,7 +48,7 @@ def _target() -> str:
 def _compile(name: str, target: str, most: int | None, emit: Emit) -> None:
     count = len(_GROUPS[name]()[:most])
     wrong = []
-    # Processes that are started anew: a forked one could not use CUDA.
+    # The processes are started anew, because a forked process could not use CUDA.
     context = get_context("spawn")
     with ProcessPoolExecutor(min(count, environment.cores()), mp_context=context) as pool:
         jobs = {pool.submit(_one, name, number, target): number for number in range(count)}
@@ -66,7 +66,7 @@ def _compile(name: str, target: str, most: int | None, emit: Emit) -> None:
 
 
 def _one(name: str, number: int, target: str) -> list[tuple[Row, list[str]]]:
-    """The rows of one call, which cannot travel to another process itself."""
+    """Returns the rows of one call, by number, because a call cannot be sent to another process."""
     warnings.simplefilter("ignore")
     found = rows([_GROUPS[name]()[number]], target)
     return [(row, defects(row)) for row in found]

@@ -1,4 +1,4 @@
-"""How much work the bound leaves: rows listed and the like, on Gaussian and on trained data."""
+"""Counts the work that the bound leaves, such as listed rows, on Gaussian and trained data."""
 
 from pathlib import Path
 
@@ -8,14 +8,14 @@ import vqvae_fast
 from benchmarks.gpu_first import launches
 from benchmarks.gpu_first.device import device_of, synchronize
 from benchmarks.gpu_first.step import Emit, Setting, Step
+from vqvae_fast.backends.triton import search
 from vqvae_fast.bench.data import Shape, Vectors, from_npz, gaussian
-from vqvae_fast.triton import search
 
 _DIMS = (8, 64, 256)
 
 
 def steps(setting: Setting) -> list[Step]:
-    """Gaussian data, then the vectors of trained models that have travelled or are named."""
+    """Return steps for Gaussian data, then for the vectors of trained models."""
     gpu = device_of(setting)
     made = []
     for dim in _DIMS[:2] if setting.rehearse else _DIMS:
@@ -39,7 +39,7 @@ def steps(setting: Setting) -> list[Step]:
         made.append(Step("trained", 1, lambda emit: _none(setting)))
 
     def _count(vectors: Vectors, emit: Emit) -> None:
-        search.forced_form = "filter"  # what is counted is what the filter leaves
+        search.forced_form = "filter"  # the counters count the work that the filter leaves
         with launches.watched() as found, torch.no_grad():
             vqvae_fast.nearest_code(vectors.z, vectors.codebook)
             synchronize(gpu)

@@ -1,4 +1,4 @@
-"""Installs what the machine lacks from the wheels that travelled, into a folder of the build."""
+"""Installs packages that the machine lacks from the wheels folder, into a folder of the build."""
 
 import importlib.metadata
 import re
@@ -9,19 +9,19 @@ from pathlib import Path
 from benchmarks.gpu_first import tool
 from benchmarks.gpu_first.step import PACKAGES, Emit, Setting, Step
 
-# What is too old although it is there: the major versions that pyproject.toml asks for.
+# An installed package is too old below these major versions, which pyproject.toml requires.
 _LEAST_MAJOR = {"setuptools": 77}
 
 
 def steps(setting: Setting) -> list[Step]:
-    """A step a wheel: one that does not fit the machine leaves the others."""
+    """Return a step for each wheel, so that one that does not fit does not stop the others."""
     wheels = sorted(setting.wheels.glob("*.whl"))
     if not wheels:
         raise FileNotFoundError(
             f"{setting.wheels.name}/ holds no wheels: `make gpu-first-wheels` fetches them where "
             "there is a network; what the machine has must do"
         )
-    # The machine's own come first, in whatever version: what was installed here before is not.
+    # The machine's own packages take precedence in any version, so earlier installs are removed.
     shutil.rmtree(PACKAGES, ignore_errors=True)
     importlib.invalidate_caches()
     return [_install(path) for path in wheels]

@@ -1,4 +1,4 @@
-"""flash-kmeans and torch's addmm + argmin beside the search, in turns; the goals are judged."""
+"""Times flash-kmeans and torch's addmm + argmin beside the search, and judges the goals."""
 
 import torch
 
@@ -15,7 +15,7 @@ _ROUNDS = 3
 
 
 def steps(setting: Setting) -> list[Step]:
-    """A step a shape and dtype."""
+    """Return a step for each shape and dtype."""
     gpu = device_of(setting)
     made = []
     for shape in [Shape(64, 40, 8)] if setting.rehearse else _SHAPES:

@@ -1,4 +1,4 @@
-"""The matrix unit's own sums, bit for bit against the published models, and against the bound."""
+"""Compares the matrix unit's sums with the published models, bit for bit, and with the bound."""
 
 import math
 
@@ -12,7 +12,8 @@ from benchmarks.gpu_first.device import device_of, synchronize
 from benchmarks.gpu_first.step import Emit, Setting, Step
 from benchmarks.matrix_unit import UNITS, Unit, magnitude, matrix_product
 
-# What docs/exactness.md allows a step of 16 products to lose, in units of 2^-24 of the magnitude.
+# docs/exactness.md allows a step of 16 products to lose this much, in units of 2^-24 of the
+# magnitude.
 ALLOWED = 64.0
 _STEP = 16
 _ROWS = {"a warp group's product": 128, "a warp's product": 16}
@@ -28,7 +29,7 @@ def product_kernel(
     a, b, accumulator, result,
     rows: tl.constexpr, columns: tl.constexpr, products: tl.constexpr,
 ):  # fmt: skip
-    """result = a [rows, products] b [products, columns] + accumulator, in one tl.dot."""
+    """Compute result = a [rows, products] b [products, columns] + accumulator, in one tl.dot."""
     row, column, inner = tl.arange(0, rows), tl.arange(0, columns), tl.arange(0, products)
     place = row[:, None] * columns + column[None, :]
     left = tl.load(a + row[:, None] * products + inner[None, :])
@@ -43,7 +44,7 @@ def _normal(rng: np.random.Generator, rows: int, inner: int) -> Inputs:
 
 
 def _wide(rng: np.random.Generator, rows: int, inner: int) -> Inputs:
-    """Each number of a size of its own, from 2^-14 to 2^7."""
+    """Draws numbers of independent sizes, from 2^-14 to 2^7."""
     a, b, accumulator = _normal(rng, rows, inner)
     a, b = ((x * 2.0 ** rng.integers(-14, 8, x.shape)).astype(np.float16) for x in (a, b))
     sizes = 2.0 ** rng.integers(-30, 16, accumulator.shape)
@@ -51,7 +52,7 @@ def _wide(rng: np.random.Generator, rows: int, inner: int) -> Inputs:
 
 
 def _cancelling(rng: np.random.Generator, rows: int, inner: int) -> Inputs:
-    """Large products come in pairs that cancel; what is left are small ones."""
+    """Draws pairs of large products that cancel, and small ones."""
     a, b, _ = _normal(rng, rows, inner)
     a[:, 1::4], b[1::4] = -a[:, ::4], b[::4]
     a[:, 2::4] = (a[:, 2::4] * 2.0**-12).astype(np.float16)
@@ -59,7 +60,7 @@ def _cancelling(rng: np.random.Generator, rows: int, inner: int) -> Inputs:
 
 
 def _subnormal(rng: np.random.Generator, rows: int, inner: int) -> Inputs:
-    """b holds float16's subnormal numbers, a large ones and small ones."""
+    """Draws float16's subnormal numbers for b, and large and small ones for a."""
     a, b, _ = _normal(rng, rows, inner)
     b = (rng.integers(-1023, 1024, b.shape) * 2.0**-24).astype(np.float16)
     b[::3] = (b[::3].astype(np.float64) * 2.0**-8).astype(np.float16)
@@ -69,7 +70,7 @@ def _subnormal(rng: np.random.Generator, rows: int, inner: int) -> Inputs:
 
 
 def _zeros(rng: np.random.Generator, rows: int, inner: int) -> Inputs:
-    """Zeros stand beside large numbers; all other products are tiny."""
+    """Draws zeros opposite to large numbers, so that all other products are tiny."""
     a, b, accumulator = _normal(rng, rows, inner)
     a, b = ((x * 2.0**-9).astype(np.float16) for x in (a, b))
     a[:, ::4], b[::4] = 0, np.float16(2.0**15)
@@ -92,7 +93,7 @@ _DATA = {
 
 
 def steps(setting: Setting) -> list[Step]:
-    """One for each way to the unit, number of products and kind of data; then the verdict."""
+    """Return a step for each way to the unit, size and kind of data; then one for the verdict."""
     gpu = device_of(setting)
     differing = dict.fromkeys(_MODELS, 0)
     probed: list[str] = []
@@ -154,7 +155,7 @@ def _differing(
     unit: Unit,
     result: NDArray[np.float32],
 ) -> int:
-    """How many sums are other bits than the model's; 0 and -0 are the same number."""
+    """Counts the sums whose bits differ from the model's; 0 and -0 are equal."""
     return int((matrix_product(a, b, accumulator, unit) != result).sum())
 
 
@@ -164,9 +165,10 @@ def largest_loss(
     accumulator: NDArray[np.float32],
     result: NDArray[np.float32],
 ) -> float:
-    """The largest error of a sum, in units of 2^-24 of its magnitude.
+    """Return the largest error of a sum, in units of 2^-24 of its magnitude.
 
-    Exact: the sum of the products, the accumulator and the negative result is rounded once.
+    The error is exact, because the sum of the products, the accumulator and the negative result is
+    rounded once.
     """
     left, right = a.astype(np.float64), b.astype(np.float64)
     unit = magnitude(a, b, accumulator) * 2.0**-24

@@ -1,4 +1,4 @@
-"""Nsight Compute on two shapes: what each kernel of a call is held up by."""
+"""Runs Nsight Compute on two shapes, to find what limits each kernel of a call."""
 
 import sys
 
@@ -20,7 +20,7 @@ _CALL = (
 
 
 def steps(setting: Setting) -> list[Step]:
-    """One a shape; the whole output goes into a file of its own."""
+    """Return a step for each shape; the whole output goes into a file of its own."""
 
     def profile(dim: int, emit: Emit) -> None:
         ncu = tool.find("ncu")

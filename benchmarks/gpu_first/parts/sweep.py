@@ -1,7 +1,7 @@
-"""Tile shapes one beside the other; the fastest that is right goes into a file of tiles.
+"""Compares tile shapes; the fastest one with right answers goes into a file of tiles.
 
-``VQVAE_FAST_TILES`` makes the package read that file; `vqvae_fast.triton.tiles` describes it. The
-figures of the table in configurations.py can be set from it once it was reviewed.
+``VQVAE_FAST_TILES`` makes the package read that file, which `vqvae_fast.backends.triton.tiles`
+describes. The table in configurations.py can be set from it after a review.
 """
 
 import json
@@ -17,9 +17,9 @@ import triton
 
 from benchmarks.gpu_first import tool
 from benchmarks.gpu_first.step import Emit, Setting, Step
+from vqvae_fast.backends.triton.configurations import Configuration, configuration
 from vqvae_fast.bench import environment
 from vqvae_fast.bench.data import Shape
-from vqvae_fast.triton.configurations import Configuration, configuration
 
 _DTYPE = torch.float16
 _DIMS = (64, 256, 8, 128, 32)
@@ -30,7 +30,7 @@ _SIZES = {
     "num_warps": (4, 8),
     "num_stages": (2, 3, 4),
 }
-# Changes that only make sense together.
+# These changes only make sense together.
 _PAIRS: tuple[dict[str, int], ...] = (
     {"block_rows": 64, "num_warps": 4},
     {"block_rows": 64, "block_codes": 256},
@@ -40,7 +40,7 @@ _PAIRS: tuple[dict[str, int], ...] = (
 
 
 def candidates(base: Configuration) -> Iterator[Configuration]:
-    """The table's own, then those that differ in one size, then pairs."""
+    """Yield the table's configuration, then those that differ in one size, then pairs."""
     seen = set()
     changes = [{}, *({name: size} for name, sizes in _SIZES.items() for size in sizes), *_PAIRS]
     for change in changes:
@@ -51,13 +51,13 @@ def candidates(base: Configuration) -> Iterator[Configuration]:
 
 
 def tiles(arch: int | str, best: dict[int, Configuration], about: dict[str, Any]) -> dict[str, Any]:
-    """What the file of tiles holds."""
+    """Return the contents of the file of tiles."""
     table = {str(block): config._asdict() for block, config in sorted(best.items())}
     return {"about": about, "architectures": {str(arch): {"float16": table}}}
 
 
 def steps(setting: Setting) -> list[Step]:
-    """One a D; each adds to the file."""
+    """Return a step for each D; each adds to the file."""
     folder = setting.out / "tiles"
     folder.mkdir(parents=True, exist_ok=True)
     rehearse = setting.rehearse
@@ -97,7 +97,7 @@ def steps(setting: Setting) -> list[Step]:
 
 
 def _found_before(path: Path, arch: int | str) -> dict[int, Configuration]:
-    """What a process of this part that has crashed had written already."""
+    """Returns the configurations that an earlier process of this part wrote before it crashed."""
     try:
         table = json.loads(path.read_text())["architectures"][str(arch)]["float16"]
     except (OSError, ValueError, KeyError):
@@ -106,7 +106,7 @@ def _found_before(path: Path, arch: int | str) -> dict[int, Configuration]:
 
 
 def _time(shape: Shape, file: Path, rehearse: bool) -> tuple[float, str]:
-    """Microseconds and "", or infinity and why: a candidate may not fit the device."""
+    """Returns microseconds and "", or infinity and why: a candidate may not fit the device."""
     command = [sys.executable, "-m", "benchmarks.gpu_first.one_tile", ",".join(map(str, shape))]
     command += ["--lock", str(file.with_name("lock")), *(["--rehearse"] if rehearse else [])]
     status, words = tool.run(command, VQVAE_FAST_TILES=str(file))

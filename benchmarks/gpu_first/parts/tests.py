@@ -1,4 +1,4 @@
-"""tests/gpu, a file a step. Warnings are no errors here: the machine's versions are its own."""
+"""Runs tests/gpu. Warnings are not errors here, because the machine's versions may differ."""
 
 import re
 import sys
@@ -8,13 +8,13 @@ from benchmarks.gpu_first.step import ROOT, Emit, Setting, Step
 
 _FOLDER = "tests/gpu"
 _PYTEST = ("-m", "pytest", "-q", "-o", "filterwarnings=", "-W", "default", "-p", "no:cacheprovider")
-_PYTEST += ("-m", "")  # the slow ones, too
+_PYTEST += ("-m", "")  # with the slow tests
 _REHEARSED = "test_gpu_agreement.py"
 _SUMMARY = re.compile(r"(\d+) (passed|failed|error|skipped|xfailed)")
 
 
 def steps(setting: Setting) -> list[Step]:
-    """A rehearsal runs one file on the CPU."""
+    """Return a step for each file of tests; a rehearsal runs one file on the CPU."""
     files = sorted(path.name for path in (ROOT / _FOLDER).glob("test_*.py"))
     if setting.rehearse:
         return [_step(_REHEARSED, {"VQVAE_FAST_GPU_TESTS": "cpu"})]

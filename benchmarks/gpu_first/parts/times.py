@@ -1,4 +1,4 @@
-"""The whole call in a graph and eager, and each kernel beside its floor."""
+"""Times the whole call in a graph and in eager mode, and each kernel beside its floor."""
 
 import math
 import time
@@ -15,7 +15,7 @@ from benchmarks.gpu_first.floors import estimate
 from benchmarks.gpu_first.step import Emit, Setting, Step
 from vqvae_fast.bench.data import Shape, gaussian
 
-# Whole calls first, which the goals are about; then small work, where the host counts.
+# The whole calls of the goals come first, then small work, in which the host's time matters.
 _SHAPES = [Shape(65536, 8192, d) for d in (8, 64, 256)]
 _SMALL = [Shape(n, 1024, d) for n in (256, 2048) for d in (8, 64)]
 _TINY = [Shape(40, 72, 8)]
@@ -23,7 +23,7 @@ _CALLS = 50
 
 
 def steps(setting: Setting) -> list[Step]:
-    """Whole calls, kernels, and small work."""
+    """Return the steps for whole calls, kernels, and small work."""
     gpu = device_of(setting)
     shapes, small = (_TINY, []) if setting.rehearse else (_SHAPES, _SMALL)
     made = []
@@ -74,7 +74,7 @@ def _whole(gpu: Gpu, shape: Shape, dtype: torch.dtype, emit: Emit) -> None:
 
 
 def _host_seconds(call, gpu: Gpu) -> float:
-    """What the host takes for a call that it does not wait for: the least of several."""
+    """Returns the host's time for a call without waiting for its end: the least of several."""
     least = math.inf
     for _ in range(_CALLS if gpu.device.type == "cuda" else 1):
         synchronize(gpu)
@@ -86,7 +86,7 @@ def _host_seconds(call, gpu: Gpu) -> float:
 
 
 def _kernels(gpu: Gpu, shape: Shape, calls: int, emit: Emit) -> None:
-    """Each kernel's median time, as the profiler sees it, in a warm cache."""
+    """Emits each kernel's median time from the profiler, in a warm cache."""
     z, codebook, _ = gaussian(shape, device=gpu.device)
     vqvae_fast.nearest_code(z, codebook)
     on_gpu = gpu.device.type == "cuda"

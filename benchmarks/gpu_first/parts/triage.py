@@ -1,4 +1,4 @@
-"""Whether each kernel runs on the device, is right, and gives the same bits again and again."""
+"""Checks that each kernel runs on the device, is right, and returns the same bits every time."""
 
 import functools
 from collections.abc import Callable
@@ -10,7 +10,8 @@ from torch import Tensor
 from benchmarks.gpu_first import launches
 from benchmarks.gpu_first.device import device_of, synchronize
 from benchmarks.gpu_first.step import Emit, Setting, Step
-from vqvae_fast import backends, reference
+from vqvae_fast import backends
+from vqvae_fast.backends.reference import ops as reference
 from vqvae_fast.bench.exactness import (
     smallest_distances,
     violating_share,
@@ -25,16 +26,16 @@ Results = tuple[Tensor, ...]
 
 
 class WrongAnswerError(AssertionError):
-    """An answer is not the nearest code, a sum is wrong, or its bits are others the next time."""
+    """An answer is not the nearest code, a sum is wrong, or its bits differ the next time."""
 
 
 class Case(NamedTuple):
-    """A call and what is wrong with what it gives.
+    """A call, and a check of its results.
 
     Attributes:
-        name: in words.
-        call: launches.
-        wrong: how many of its numbers are wrong, by kind.
+        name: the name in words.
+        call: the call that launches the kernels.
+        wrong: counts the wrong numbers of its results, by kind.
     """
 
     name: str
@@ -43,7 +44,7 @@ class Case(NamedTuple):
 
 
 def steps(setting: Setting) -> list[Step]:
-    """A step a case and backend; what is asked for most often comes first."""
+    """Return a step for each case and backend; the most frequent calls come first."""
     gpu = device_of(setting)
     kind = gpu.device.type
     usable = [b.name for b in backends.backends(gpu.device) if b.available]
@@ -88,7 +89,7 @@ def _same(some: Results, others: Results) -> bool:
 
 
 def _cases(device: torch.device, backend: str, tiny: bool) -> list[tuple[str, Callable[[], Case]]]:
-    """Names, and what makes the case when its turn has come."""
+    """Returns names, and functions that make the cases when their turns come."""
     rows, codes = (40, 72) if tiny else (4096, 8192)
     kernels = functools.partial(backends.kernels, device, backend)
     random = functools.partial(torch.randn, device=device)
@@ -134,10 +135,10 @@ def _cases(device: torch.device, backend: str, tiny: bool) -> list[tuple[str, Ca
 def _hostile(
     rows: int, codes: int, random: Callable[..., Tensor]
 ) -> list[tuple[str, Callable[[], tuple[Tensor, Tensor]], int]]:
-    """Data that has hurt a search: its name, what makes it, and how often each code occurs."""
+    """Returns data that is hard for a search: its name, its maker, and the copies of each code."""
 
     def subnormal() -> tuple[Tensor, Tensor]:
-        """Packed codes of few steps of float16's smallest number, rows of very different sizes."""
+        """Draw codes of few steps of float16's smallest number, and rows of different sizes."""
         codebook = (random(codes, 16) > 0.5).float() * 2.0**-24
         z = random(rows, 16) * 2.0**-18
         z[::2] = 3000.0 * torch.sign(z[::2])
@@ -145,12 +146,12 @@ def _hostile(
         return z, codebook
 
     def sizes() -> tuple[Tensor, Tensor]:
-        """Codes of very different sizes."""
+        """Draw codes of very different sizes."""
         scale = 2.0 ** torch.linspace(-20, 10, codes, device=random(1).device)
         return random(rows, 64), random(codes, 64) * scale[:, None]
 
     def collapsed() -> tuple[Tensor, Tensor]:
-        """All codes but a few lie within rounding of one point."""
+        """Draw codes of which all but a few lie within rounding of one point."""
         codebook = 1.0 + 1e-7 * random(codes, 64)
         codebook[: codes // 8] = random(codes // 8, 64)
         return 1.0 + 0.01 * random(rows, 64), codebook
@@ -183,7 +184,7 @@ def _wrong_search(z: Tensor, codebook: Tensor, copies: int, results: Results) ->
 
 
 def _residual(device: torch.device, dim: int, tiny: bool) -> Case:
-    from vqvae_fast import triton as kernels
+    from vqvae_fast.backends.triton import ops as kernels
     from vqvae_fast.bench.data import Shape, gaussian_stages
 
     shape = Shape(24, 40, dim) if tiny else Shape(4096, 1024, dim)
@@ -217,7 +218,7 @@ def _backward(kernels: backends.Kernels, z: Tensor, codebook: Tensor, indices: T
     arguments = (z * 2, loss, z, codebook, indices, 0.25, 1.0)
 
     def wrong(results: Results) -> dict[str, int]:
-        """Against plain PyTorch in float64; half of the type's last bits may differ."""
+        """Compare with plain PyTorch in float64; half of the type's last bits may differ."""
         wide = (t.double() if t.is_floating_point() else t for t in arguments[:5])
         wanted = reference.quantize_backward(*wide, *arguments[5:])
         allowed = 2 * torch.finfo(z.dtype).eps

@@ -1,4 +1,4 @@
-"""What the machine has: versions, tools, and the GPU with its driver and clocks."""
+"""Records the machine: versions, tools, and the GPU with its driver and clocks."""
 
 import importlib.util
 import platform
@@ -14,7 +14,7 @@ _PACKAGES = ("torch", "triton", "numpy", "setuptools", "pytest", "flash-kmeans",
 
 
 def steps(setting: Setting) -> list[Step]:
-    """Each on its own: a machine may lack any of it."""
+    """Return separate steps, because a machine may lack any of these."""
 
     def gpu(emit: Emit) -> None:
         from benchmarks.gpu_first.device import device_of
@@ -44,7 +44,7 @@ def _python(emit: Emit) -> None:
     emit(what="system", value=platform.platform())
     emit(what="processor", value=environment.cpu_model())
     emit(what="cores", value=environment.cores())
-    # Triton builds its launchers against it.
+    # Triton builds its launchers with this header.
     emit(what="Python.h", value=Path(sysconfig.get_path("include"), "Python.h").exists())
     emit(what="pip", value=importlib.util.find_spec("pip") is not None)
 

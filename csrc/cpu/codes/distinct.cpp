@@ -9,10 +9,10 @@
 namespace vqvae_fast {
 namespace {
 
-// A thread is woken only if it has so many elements of a codebook to hash.
+// Another thread is woken for every so many elements to hash.
 constexpr int64_t kHashWork = 1 << 15;
 
-// A code as words of 8 bytes, in which every zero is positive.
+// Reads a code as words of 8 bytes and makes every zero positive.
 template <class In>
 class Words {
  public:
@@ -45,14 +45,15 @@ class Words {
   std::vector<uint64_t> words_;
 };
 
-// High bits reach the low ones by the shift, so that signs and exponents alone tell codes apart.
+// The shift carries high bits to the low ones, so that codes that differ in signs and exponents
+// alone get different hashes.
 uint64_t mix(uint64_t hash, uint64_t word) {
   hash = (hash ^ word) * 0x9e3779b97f4a7c15u;
   return hash ^ hash >> 32;
 }
 
 uint64_t hash_of(const std::vector<uint64_t>& words) {
-  constexpr size_t kChains = 4;  // side by side, because each is a chain of latencies
+  constexpr size_t kChains = 4;  // in parallel, because each waits for its own last step
   uint64_t hash[kChains] = {1, 2, 3, 4};
   size_t w = 0;
   for (; w + kChains <= words.size(); w += kChains) {

@@ -10,8 +10,8 @@
 
 namespace vqvae_fast {
 
-// The places, ascending, of the codes that equal no earlier one. Codes are equal where their bits
-// are, but for the signs of zeros, which no distance depends on.
+// Returns the places, ascending, of the codes that equal no earlier one. Codes are equal if their
+// bits are, apart from the signs of zeros, on which no distance depends.
 template <class In>
 std::vector<int64_t> distinct_codes(const Codes<In>& codes, const ThreadPool& pool);
 

@@ -1,4 +1,4 @@
-// Copies the chosen codes to where the caller wants them.
+// Copies the chosen codes to the caller's output.
 #pragma once
 
 #include <stdint.h>
@@ -9,12 +9,13 @@
 
 namespace vqvae_fast {
 
-// codes: Codes or ListedCodes.
+// Copies the code of each row [first, last) to its row of `out`. codes: Codes or ListedCodes.
 template <class In, class Book>
 void gather(const Book& codes, const int64_t* indices, const Rows<In>& out, int64_t first,
             int64_t last) {
   if (out.data == nullptr) return;  // the caller wants none
-  // Feature maps are written along their rows.
+  // A feature map is written element by element for many rows, because there neighbouring rows are
+  // contiguous.
   constexpr int64_t kBlock = 64;
   for (int64_t begin = first; begin < last; begin += kBlock) {
     const int64_t end = std::min(begin + kBlock, last);

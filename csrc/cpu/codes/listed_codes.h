@@ -1,4 +1,4 @@
-// The codes that a search chooses among: all of a codebook, or the listed ones.
+// ListedCodes holds the codes that a search chooses among: all of a codebook, or the listed ones.
 #pragma once
 
 #include <stdint.h>

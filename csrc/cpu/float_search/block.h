@@ -1,4 +1,5 @@
-// A block of rows on its way through the float search: its memory, and how it is centred.
+// A Block holds the rows that pass through the float search together. This file lays out its memory
+// and centres its rows.
 #pragma once
 
 #include <math.h>
@@ -13,7 +14,7 @@
 namespace vqvae_fast {
 namespace {
 
-constexpr int64_t kPassPanels = 1024;  // panels between two measurements: bounds what is remembered
+constexpr int64_t kPassPanels = 1024;  // panels between two measurements; this bounds the memory
 
 // For long rows blocks are larger, because each panel is then loaded from farther away; they are
 // capped so that a block fits in the L2.
@@ -24,13 +25,13 @@ constexpr int64_t block_rows(int64_t dim) {
   return rows < Simd::kTileRows ? Simd::kTileRows : rows / Simd::kTileRows * Simd::kTileRows;
 }
 
-// Only ordinary rows meet a tile. Of an unbounded one a score could overflow, or rounding errors
-// are too large for a useful bound: it is measured against every code.
+// Only ordinary rows meet a tile. A row is unbounded if a score could overflow, or if rounding
+// errors are too large for a useful bound: it is measured against every code.
 enum class RowKind : int32_t { kOrdinary, kUnbounded, kInfinite, kNan };
 
-// The memory of one thread, in one piece. Per row and lane: the best score and the second best.
-// Where the best came from is kept as one bit a lane and panel, "here the best rose"; a vector of
-// panel numbers in its place costs a tenth of the time at D = 8, for its stores.
+// A Block is the memory of one thread, in one piece. It keeps the best and the second best score of
+// each row and lane. One bit for each lane and panel records that the best rose there; to store a
+// vector of panel numbers instead would take a tenth more time at D = 8.
 template <class Simd>
 struct Block {
   using T = typename Simd::T;
@@ -38,8 +39,8 @@ struct Block {
   static constexpr int64_t kStateSize = 2 * Simd::kWidth;
 
   int64_t row_stride;
-  T* copies;            // [rows][D]: the rows, where they cannot be read in place
-  const T** raw;        // [rows]: the rows as they are
+  T* copies;            // [rows][D]: the rows, if they cannot be read in place
+  const T** raw;        // [rows]: the rows, not centred
   T* centred;           // [rows][row_stride]: centred and scaled
   T* state;             // [rows][2][kWidth]
   Mask* rose;           // [panels of a pass][rows]
@@ -47,20 +48,20 @@ struct Block {
   RowKind* kind;        // [rows]
   Mask* top_lane;       // [rows]: the lane with the best score, as a bit; 0 for rows to pass over
   uint16_t* top_panel;  // [rows]: the panel in the pass at which that lane rose last
-  int64_t* top_code;    // [rows]: the first of the codes there
+  int64_t* top_code;    // [rows]: the first code of that panel and lane
   double* measured;     // [rows][kTileVecs]: their distances
   T* bound;             // [rows]: the score below which a code cannot be the nearest
   int64_t* unsettled;   // [num_unsettled]: rows that the first look at a pass cannot settle
   int64_t bytes;        // of all this
   int64_t rows;
   int64_t num_unsettled;
-  int64_t spent;     // codes measured beside the expected few, and what second looks cost in such
+  int64_t spent;     // codes measured beyond the expected few; second looks count as some
   bool any_unusual;  // whether any row is not ordinary
 
   Block(int64_t dim, int64_t num_panels, void* scratch)
       : rows(block_rows<Simd>(dim)), num_unsettled(0), spent(0), any_unusual(false) {
-    // Whole groups of the eight lanes that centre_row() writes. A line between long rows keeps
-    // those of a power of two out of each other's cache sets.
+    // A row is padded to a multiple of eight elements, because centre_row() writes eight at a time.
+    // Long rows get one more cache line, because rows a power of two apart would share cache sets.
     row_stride = (dim + 7) / 8 * 8;
     if (dim >= 512) row_stride += kAlignment / int64_t(sizeof(T));
     Arena arena(scratch, kAlignment);
@@ -111,7 +112,8 @@ inline double centre_row(const Block<Simd>& block, const PackedBook<In>& book, i
   const auto scale = Doubles::broadcast(double(book.scale));
   typename Doubles::Vec square = Doubles::zero();
   for (int64_t d = 0; d < dim; d += 8) {
-    // In float64, because the bound needs the norm of the row and not that of its rounding.
+    // The arithmetic is float64, because the bound needs the norm of the row and not that of its
+    // rounding.
     const auto z =
         Doubles::subtract(Doubles::multiply(load_lanes<Doubles>(raw + d, 1, dim - d), scale),
                           load_lanes<Doubles>(book.centre + d, 1, dim - d));

@@ -14,9 +14,9 @@
 namespace vqvae_fast {
 namespace {
 
-constexpr int64_t kRowsTogether = 4;  // rows that share a code on its way through the registers
+constexpr int64_t kRowsTogether = 4;  // rows that share each load of a code
 
-// Loads at most `count` elements from p on; zeros behind.
+// Loads at most `count` elements from p on and fills the rest with zeros.
 template <class Simd, class In>
 inline typename Simd::Vec load_some(const In* p, int64_t count) {
   using T = typename Simd::T;
@@ -28,8 +28,8 @@ inline typename Simd::Vec load_some(const In* p, int64_t count) {
   return Simd::load(elements);
 }
 
-// Computes the distances of kRows rows from codes k to k + kCodes, to distances[row * stride +
-// code], each good to about D roundings: a sum of squares cancels nothing.
+// Writes the distances of kRows rows from codes [k, k + kCodes) to distances[row * stride + code].
+// Each is accurate to about D roundings, because a sum of squares has no cancellation.
 template <class Simd, int kRows, int kCodes, class In>
 inline void sum_squares(const typename Simd::T* const* rows, const Codes<In>& codes, int64_t k,
                         typename Simd::T* distances, int64_t stride) {
@@ -77,8 +77,8 @@ VQVAE_FAST_ALONE void approximate_distances(const typename Simd::T* const* rows,
 }
 
 // Returns the largest distance that can be computed for the nearest code, if `smallest` is the
-// least computed one: D + 4 roundings on either side, there and in float64, and squares that were
-// flushed to zero.
+// least computed one. It allows for D + 4 roundings in both, for those of float64, and for squares
+// that were flushed to zero.
 template <class T>
 inline T reach_of(T smallest, int64_t dim) {
   const double error = 5 * double(dim + 8) * Precision<T>::unit;
@@ -93,7 +93,7 @@ inline typename Simd::T smallest_of(const typename Simd::T* distances, int64_t c
   auto least = Simd::broadcast(T(kInfinity));
   int64_t i = 0;
   for (; i + Simd::kWidth <= count; i += Simd::kWidth) {
-    least = Simd::min(Simd::load(distances + i), least);  // the second, if one is NaN
+    least = Simd::min(Simd::load(distances + i), least);  // if one is NaN, the second
   }
   T lanes[Simd::kWidth];
   Simd::store(lanes, least);
@@ -103,7 +103,8 @@ inline typename Simd::T smallest_of(const typename Simd::T* distances, int64_t c
   return smallest;
 }
 
-// Measures the codes within reach; but not copies of the nearest so far: they come later, and lose.
+// Measures the codes within reach. Copies of the nearest so far are skipped, because the lower
+// index wins.
 template <class Simd, class In>
 inline Best measure_within(typename Simd::T reach, const typename Simd::T* distances,
                            const Codes<In>& codes, const typename Simd::T* raw, int64_t first_code,

@@ -1,4 +1,4 @@
-// A codebook packed for float32 or float64, with the memory it lies in.
+// An OwnedBook is a codebook packed for float32 or float64, with its memory.
 #pragma once
 
 #include <stdint.h>
@@ -15,7 +15,7 @@
 
 namespace vqvae_fast {
 
-// A thread is woken only if it has so many elements of a codebook to pack.
+// Another thread is woken for every so many elements to pack.
 constexpr int64_t kPackWork = 1 << 13;
 
 // Returns a centre for the codebook: per dimension the median of a few codes spread over it. Any
@@ -40,7 +40,7 @@ std::vector<Compute<In>> find_centre(const ListedCodes<In>& codes) {
     count += finite;
   }
   if (count == 0) return std::vector<T>(dim);
-  // All dimensions are sorted at once, by exchanging neighbours: that vectorises.
+  // This loop sorts all dimensions at once, by exchanging neighbours, because that vectorises.
   for (int64_t round = 0; round < count; ++round) {
     for (int64_t s = round % 2; s + 1 < count; s += 2) {
       T* low = samples.data() + s * dim;
@@ -56,7 +56,7 @@ std::vector<Compute<In>> find_centre(const ListedCodes<In>& codes) {
   return std::vector<T>(median, median + dim);
 }
 
-// The power of two that brings `largest` to about 1, so that no product of ordinary numbers
+// Returns the power of two that brings `largest` to about 1, so that no product of ordinary numbers
 // underflows or overflows. Scaling by it is exact.
 template <class T>
 T scale_for(T largest) {

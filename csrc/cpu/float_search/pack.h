@@ -1,4 +1,4 @@
-// Packing a codebook into panels of centred and scaled codes.
+// Packs a codebook into panels of centred and scaled codes.
 #pragma once
 
 #include <math.h>
@@ -11,8 +11,9 @@
 namespace vqvae_fast {
 namespace {
 
-// The largest magnitude of codes [first, last), NaN and infinities left out: such a code is never
-// chosen and must not set the scale. Magnitudes order as their bits do, and integers vectorise.
+// Returns the largest magnitude of codes [first, last) without NaN and infinities: a code with one
+// is never chosen and must not set the scale. Magnitudes are compared as bits, because they have
+// the same order and integers vectorise.
 template <class In>
 Compute<In> largest_magnitude(const ListedCodes<In>& codes, int64_t first, int64_t last) {
   using T = Compute<In>;
@@ -22,7 +23,8 @@ Compute<In> largest_magnitude(const ListedCodes<In>& codes, int64_t first, int64
   Bits largest = 0;
   const auto include = [&](In element) {
     const Bits magnitude = to_bits(widen(element)) & all_but_sign;
-    // A mask and not a condition: GCC would join it with the next line's and then not vectorise.
+    // This is a mask, because GCC would join a condition with the next line's and then not
+    // vectorise.
     const Bits finite = magnitude & (Bits{0} - Bits{magnitude < infinity});
     largest = finite > largest ? finite : largest;
   };

@@ -1,4 +1,4 @@
-// Turns the kept scores into the exact answer.
+// Finds the exact answer from the kept scores.
 #pragma once
 
 #include <stdint.h>
@@ -13,14 +13,14 @@
 namespace vqvae_fast {
 namespace {
 
-// Codes of a panel that share a lane lie kWidth apart. Behind the last code there is padding; to
-// take the last code twice does no harm.
+// Returns the j-th code that shares a lane with code `first`: they lie kWidth apart. In place of
+// padding it returns the last code, which may be measured twice.
 template <class Simd>
 inline int64_t lane_code(int64_t first, int j, int64_t last_code) {
   return smaller(first + j * Simd::kWidth, last_code);
 }
 
-// Measures the codes of a panel that share a lane with code `first`, side by side.
+// Measures the codes of a panel that share a lane with code `first`.
 template <class Simd, class In>
 inline void measure_lane(const ListedCodes<In>& codes, const typename Simd::T* raw, int64_t first,
                          double* distances) {
@@ -32,8 +32,8 @@ inline void measure_lane(const ListedCodes<In>& codes, const typename Simd::T* r
   measure<typename Simd::Doubles>(raw, code, codes.element_stride, codes.dim, distances);
 }
 
-// Offers the nearest of them. A code that is not finite is never nearer than infinity, so only
-// there must the unusable ones be told apart.
+// Offers the nearest of these codes to `best`. A code that is not finite is never nearer than
+// infinity, so the unusable ones matter only if the nearest distance is infinite.
 template <class Simd, class In>
 inline void offer_lane(const PackedBook<In>& book, int64_t first, const double* distances,
                        Best& best) {
@@ -83,8 +83,8 @@ void find_panels(const Block<Simd>& block, int64_t count, int64_t num_panels) {
   }
 }
 
-// Measures the codes there. All rows are measured before any is decided: a loop that does both
-// takes twice as long at D = 8.
+// Measures the codes of that panel and lane. All rows are measured before any is decided: a loop
+// that does both takes twice as long at D = 8.
 template <class Simd, class In>
 VQVAE_FAST_ALONE void measure_tops(const Block<Simd>& block, const ListedCodes<In>& codes,
                                    int64_t count, int64_t first_panel) {
@@ -147,8 +147,8 @@ void measure_others(Block<Simd>& block, const PackedBook<In>& book,
   }
 }
 
-// Second look at one panel, for a tile of unsettled rows: measures every code whose score reaches
-// the bound.
+// Takes a second look at one panel for a tile of unsettled rows: measures every code whose score
+// reaches the bound.
 template <class Simd, class In>
 void measure_candidates(Block<Simd>& block, const PackedBook<In>& book, int64_t tile, int64_t panel,
                         Nearest out) {
@@ -195,7 +195,7 @@ VQVAE_FAST_ALONE void resolve_unusual(const Block<Simd>& block, const PackedBook
                                       Nearest out) {
   for (int64_t r = 0; r < count; ++r) {
     if (block.kind[r] == RowKind::kOrdinary) continue;
-    Best best{kInfinity, book.first_usable};  // infinitely far from every code: a tie
+    Best best{kInfinity, book.first_usable};  // every code is infinitely far: a tie
     if (block.kind[r] == RowKind::kUnbounded) {
       best = measure_every_code<Simd, In>(book, block.raw[r], first_panel, last_panel);
     } else if (block.kind[r] == RowKind::kNan) {

@@ -1,6 +1,7 @@
-// The fused search, once for all instruction sets: each file of isa/ supplies a Simd type (vector,
-// width, tile shape) and instantiates it. Unnamed namespaces and no standard library, here and in
-// what is included: nothing compiled here may be shared with code built for a lesser machine.
+// This file is the float search of all instruction sets: each file of isa/ supplies a Simd type
+// (vector, width, tile shape) and instantiates it. Here and in the included files everything lies
+// in unnamed namespaces and uses no standard library, because the linker must not share this code
+// with code built for a lesser machine.
 #pragma once
 
 #include <stdint.h>
@@ -53,7 +54,7 @@ void search_pass(Block<Simd>& block, const PackedBook<In>& book, int64_t count, 
   measure_others<Simd, In>(block, book, score_bound, count, first_panel, last_panel, out);
 }
 
-// Scoring a code once more costs this part of measuring it.
+// Measuring a code costs as much as scoring it this many times.
 constexpr int64_t kLooksPerMeasure = 16;
 
 // Takes a second look at the rows that the first did not settle, which it moves to the front of
@@ -99,7 +100,7 @@ bool search_block(Block<Simd>& block, const PackedBook<In>& book, int64_t count,
     search_pass<Simd, In>(block, book, count, panel, end, out);
     if (block.num_unsettled == 0) continue;
     if (!settle<Simd, In>(block, book, panel, end, budget, out)) return false;
-    if (end < last_panel) classify<Simd, In>(block, book, count);  // its rows back in their places
+    if (end < last_panel) classify<Simd, In>(block, book, count);  // restores the rows' places
   }
   return double(block.spent) <= budget;
 }

@@ -1,4 +1,5 @@
-// The inner loops: scores of a tile of rows against a panel of codes, and what is kept of them.
+// This file has the inner loops: they score a tile of rows against a panel of codes and keep the
+// best.
 #pragma once
 
 #include <stdint.h>
@@ -8,7 +9,7 @@
 namespace vqvae_fast {
 namespace {
 
-// Scores of one tile: kTileRows rows against the first kVecs vectors of a panel.
+// Scores holds the scores of one tile: kTileRows rows against the first kVecs vectors of a panel.
 template <class Simd, int kVecs>
 struct Scores {
   typename Simd::Vec at[Simd::kTileRows][kVecs];
@@ -43,10 +44,10 @@ inline void score_tile(Scores<Simd, kVecs>& scores, const typename Simd::T* rows
   }
 }
 
-// First look at one panel. Its codes that share a lane are reduced to their maximum before they
-// meet the running best, and measure_lane() will measure all of them: so a vector of scores costs
-// two instructions, the second best included. The last panel may be filled in part: a codebook of
-// 2^n codes never is a multiple of three vectors.
+// Takes the first look at one panel. It reduces the codes that share a lane to their maximum before
+// it compares them with the running best, and measure_lane() measures all of them: so a vector of
+// scores costs two instructions, the second best included. The last panel may be filled in part,
+// because 2^n codes are never a multiple of three vectors.
 template <class Simd, int kVecs>
 VQVAE_FAST_ALONE void keep_best(const Block<Simd>& block, int64_t num_tiles,
                                 const typename Simd::T* panel, const typename Simd::T* half_norm,

@@ -1,4 +1,5 @@
-// A block of rows on its way through the int8 filter: its memory, and how it is quantized.
+// An Int8Block holds the rows that pass through the int8 filter together. This file lays out its
+// memory and quantizes its rows.
 #pragma once
 
 #include <math.h>
@@ -20,10 +21,11 @@ constexpr int64_t kInt8PassGroups = 64;  // groups between two measurements
 template <class Kernel>
 constexpr int64_t kInt8BlockRows = 4 * Kernel::kTileRows;
 
-// The codes of a group that share a lane, to be measured against a row of the block.
+// An Int8Candidate names the codes of a group that share a lane, and the row of the block that they
+// are measured against.
 struct Int8Candidate {
   int32_t row;
-  int32_t place;  // group in the pass * lanes + lane
+  int32_t place;  // (group in the pass) * lanes + lane
 
   template <class Kernel>
   int64_t first_code(int64_t first_group) const {
@@ -32,37 +34,37 @@ struct Int8Candidate {
   }
 };
 
-// Candidates that a row may have in a pass of so many groups. To measure more would cost more than
-// a quarter of what the row costs in float32.
+// Returns how many candidates a row may have in a pass of that many groups. To measure more of them
+// would cost more than a quarter of the row's search in float32.
 inline int64_t most_listed(int64_t dim, int64_t groups) {
   return 6 + groups * dim / (2 * (dim + 24));
 }
 
-// The memory of one thread, in one piece.
+// An Int8Block is the memory of one thread, in one piece.
 template <class Kernel>
 struct Int8Block {
   using Simd = typename Kernel::Simd;
   using Mask = typename Simd::Mask;
   static constexpr int64_t kRows = kInt8BlockRows<Kernel>;
   static constexpr int64_t kLanes = Simd::kWidth;
-  // Vectors of lanes that hold the rows of a tile.
+  // kVectors vectors of lanes hold the rows of a tile.
   static constexpr int64_t kVectors = (Kernel::kTileRows + kLanes - 1) / kLanes;
   static constexpr int64_t kLaneCodes = Kernel::kGroupCodes / kLanes;
   static_assert(kRows <= kMaxRows && Kernel::kGroupCodes % kLanes == 0);
 
-  float* copies;       // [rows][D]: the rows, where they cannot be read in place
-  const float** raw;   // [rows]: the rows as they are
-  float* centred;      // [vectors of a tile][padded D][lanes]: on their way to integers
+  float* copies;       // [rows][D]: the rows, if they cannot be read in place
+  const float** raw;   // [rows]: the rows, not centred
+  float* centred;      // [vectors of a tile][padded D][lanes]: rows to be quantized
   int32_t* tiles;      // [tiles][words][kTileRows]: quantized rows, as the kernel lays them out
   float* ratio;        // [tiles]: units of a score in 1
   Int8Sizes* sizes;    // [rows]
-  int32_t* bias;       // [rows]: what the offset of the codes' integers adds to a row's scores
+  int32_t* bias;       // [rows]: added to a row's scores by the offset of the codes' integers
   bool* unsettled;     // [rows]: left to the float search
   int32_t* best;       // [groups of a pass][rows][lanes]: the best score of the codes of a lane
   int32_t* top;        // [rows]: the best of a pass
   int32_t* top_place;  // [rows]: its group in the pass and its lane, as group * lanes + lane
   int32_t* bound;      // [rows]: the score below which a code cannot be the nearest
-  Mask* reaching;      // [rows][groups of a pass]: the lanes that reach it
+  Mask* reaching;      // [rows][groups of a pass]: the lanes that reach the bound
   Int8Candidate* listed;
   double* measured;  // [listed][codes of a lane]: their distances
   int64_t bytes;     // of all this
@@ -86,15 +88,15 @@ struct Int8Block {
     bound = arena.take<int32_t>(kRows);
     reaching = arena.take<Mask>(kRows * kInt8PassGroups);
     const int64_t most = kRows * (most_listed(dim, groups) + 1);
-    // The last is written before it is known to count.
+    // The one extra place is written before it is known whether it counts.
     listed = arena.take<Int8Candidate>(most + 1);
     measured = arena.take<double>(most * kLaneCodes);
     bytes = arena.bytes();
   }
 };
 
-// The unit that the integers of a tile need, for rows of at most that norm. Scores must not leave
-// the integers of 32 bits: rows much shorter or longer than the codes get a larger unit.
+// Returns the unit that the integers of a tile need, for rows of at most that norm. Scores must fit
+// in 32 bits, so rows much shorter or longer than the codes get a larger unit.
 template <class In>
 inline double unit_of(const Int8Book<In>& book, const Int8Extent& extent, double largest_norm) {
   const double most = book.largest.norm / double(book.unit);
@@ -102,8 +104,8 @@ inline double unit_of(const Int8Book<In>& book, const Int8Extent& extent, double
                                       largest_norm * most / kMaxProduct));
 }
 
-// Quantizes rows [begin, end) of the block, a tile. They share a unit, because they share the
-// codes' half norms as integers.
+// Quantizes rows [begin, end) of the block, which form a tile. They share a unit, because they
+// share the integers of half_norm.
 template <class Kernel, class In>
 inline void quantize_tile(const Int8Block<Kernel>& block, const Int8Book<In>& book, int64_t begin,
                           int64_t end) {

@@ -1,4 +1,5 @@
-// A codebook in integers of 8 bits, and of 16 in a few directions, for the int8 filter.
+// An Int8Book is a codebook for the int8 filter: integers of 8 bits, and of 16 bits in a few
+// directions.
 #pragma once
 
 #include <stdint.h>
@@ -8,26 +9,28 @@
 
 namespace vqvae_fast {
 
-// Scores of longer codes would not fit 32 bits.
+// The scores of longer codes would not fit in 32 bits.
 constexpr int64_t kInt8LargestDim = 4096;
-// A vector that has a larger element than this, less the centre, is left to float32: squares of
-// such are ordinary numbers in float32.
+// A vector with a larger element than this, after the centre is subtracted, is left to the float
+// search. Squares of smaller elements are ordinary numbers in float32.
 constexpr float kLargestElement = 0x1p60f;
-// Dimensions of 16 bits, where there are any.
+// So many dimensions get 16 bits, if any do.
 constexpr int64_t kWideDims = 8;
 
 // Scores are integers of 32 bits. Those of usable codes stay above kNoScore, whatever the row;
 // those of padding and of codes that are not finite begin at kUnusable and stay below it.
 constexpr int32_t kNoScore = -1250 * 1000 * 1000;
 constexpr int32_t kUnusable = -1610 * 1000 * 1000;
-// In units of a score: of a code's half norm, and of a row's and a code's norms.
+// These limit, in units of a score, |half_norm| of a code and the product of a row's and a code's
+// norms.
 constexpr double kMaxHalfNorm = 1 << 29, kMaxProduct = 1 << 28;
 
-// Vectors less the centre lie side by side in this many floats, zeros behind the last element.
+// Returns the length of a centred vector in floats; zeros follow its last element.
 VQVAE_FAST_INLINE int64_t padded_dim(int64_t dim) { return (dim + 15) / 16 * 16; }
 
-// Reflections: vectors v of squared length 2, of x - v (v.x), [kWideDims][padded D], and behind
-// them the products of the first two, of the next two, ...
+// Returns the size of the reflections in floats. A reflection x - v (v.x) is stored as a vector v
+// of squared length 2: [kWideDims][padded D]. Behind them lie the products of the first two, of the
+// next two, ...
 VQVAE_FAST_INLINE int64_t reflections_size(int64_t dim) {
   return kWideDims * padded_dim(dim) + kWideDims / 2;
 }
@@ -35,14 +38,14 @@ VQVAE_FAST_INLINE const float* overlaps_of(const float* reflections, int64_t dim
   return reflections + kWideDims * padded_dim(dim);
 }
 
-// How many words of 32 bits a quantized vector has: first the wide ones, each of two dimensions in
-// 16 bits, then those of four dimensions in 8 bits.
+// Int8Words counts the words of 32 bits in a quantized vector: first the wide words, each with two
+// dimensions in 16 bits, then the words with four dimensions in 8 bits.
 struct Int8Words {
   int64_t wide, all;
 };
 
-// Upper bounds for a vector less the centre: the norms of the whole and of its wide and its narrow
-// part, and how far unit * q is from either part.
+// Int8Sizes holds upper bounds for a centred vector: the norms of the whole and of its wide and its
+// narrow part, and the distance of unit * q from each part.
 struct Int8Sizes {
   double norm;
   double wide, narrow;
@@ -60,7 +63,7 @@ struct Int8Sizes {
   static VQVAE_FAST_INLINE void raise(double& size, double to) { size = to > size ? to : size; }
 };
 
-// The largest magnitudes of the elements of some vectors, in either part.
+// Int8Extent holds the largest magnitude of the elements of some vectors, for each part.
 struct Int8Extent {
   float wide, narrow;
 
@@ -68,15 +71,16 @@ struct Int8Extent {
     wide = other.wide > wide ? other.wide : wide;
     narrow = other.narrow > narrow ? other.narrow : narrow;
   }
-  // The unit that such elements need to fit their integers.
+  // Returns the unit with which such elements fit their integers.
   VQVAE_FAST_INLINE double unit() const {
     const double of_wide = double(wide) / 32767, of_narrow = double(narrow) / 127;
     return of_wide > of_narrow ? of_wide : of_narrow;
   }
 };
 
-// e - centre, reflected so that its largest parts come first, is about unit * q with integers q:
-// in [-32767, 32767] for the first num_wide dimensions, in [-127, 127] for the others.
+// An Int8Book stores integers q with unit * q close to e - centre, which is reflected so that its
+// largest parts come first. q is in [-32767, 32767] for the first num_wide dimensions and in [-127,
+// 127] for the others.
 template <class In>
 struct Int8Book {
   ListedCodes<In> codes;
@@ -98,27 +102,28 @@ struct Int8Book {
   VQVAE_FAST_INLINE int64_t group_words() const { return words().all * group_codes; }
 };
 
-// One input type's filter.
+// An Int8Filter holds the filter's functions for one input type.
 template <class In>
 struct Int8Filter {
   int64_t tile_rows;    // rows that are scored together
   int64_t block_rows;   // rows that go through the codebook together
   int64_t group_codes;  // codes that are packed together
-  // Bytes of scratch that `extent` and `pack` need, each call its own, and `find_wide`.
+  // Returns the bytes of scratch that `find_wide` and each call of `extent` and `pack` need.
   int64_t (*pack_scratch_bytes)(int64_t dim);
   int64_t (*wide_scratch_bytes)(int64_t dim);
-  // The directions that deserve 16 bits, as reflections: their number, 0 or kWideDims.
+  // Writes the reflections that turn the directions worth 16 bits into the first dimensions.
+  // Returns their number, 0 or kWideDims.
   int64_t (*find_wide)(const ListedCodes<In>& codes, const float* centre, void* scratch,
                        float* reflections);
-  // The extent of groups [first, last) without the codes that are not finite.
+  // Returns the extent of groups [first, last) without the codes that are not finite.
   Int8Extent (*extent)(const Int8Book<In>& book, int64_t first, int64_t last, void* scratch);
-  // Fills groups [first, last) of `book` and returns their share of `largest`. Everything else
-  // must be set.
+  // Fills groups [first, last) of `book`, whose other members must be set, and returns their
+  // contribution to `largest`.
   Int8Sizes (*pack)(const Int8Book<In>& book, int64_t first, int64_t last, void* scratch);
-  // Bytes of scratch that `search` needs.
+  // Returns the bytes of scratch that `search` needs.
   int64_t (*scratch_bytes)(const Int8Book<In>& book);
-  // Nearest code for rows [first_row, last_row); writes at [row - first_row]. The rows that the
-  // filter cannot settle are listed in `unsettled`, whose length is returned.
+  // Finds the nearest code for rows [first_row, last_row); writes at [row - first_row]. Lists the
+  // rows that the filter cannot settle in `unsettled` and returns its length.
   int64_t (*search)(const Int8Book<In>& book, const Rows<const In>& z, int64_t first_row,
                     int64_t last_row, void* scratch, int64_t* indices, double* distances,
                     int64_t* unsettled);

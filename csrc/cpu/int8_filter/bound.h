@@ -1,4 +1,4 @@
-// The bound below which the int8 filter may rule a code out.
+// Computes the bound below which the int8 filter may rule a code out.
 #pragma once
 
 #include <math.h>
@@ -11,15 +11,16 @@
 namespace vqvae_fast {
 namespace {
 
-// The share of the error that is allowed for: all of it, and what its own roundings may take.
+// The bound allows for this multiple of the error: all of it, and the roundings of the bound
+// itself.
 #ifdef VQVAE_FAST_TEST_LOOSE_BOUND
 constexpr double kErrorShare = 0.02;
 #else
 constexpr double kErrorShare = 1.000001;
 #endif
 
-// The score, in integers, below which no code can be as near to a row as `nearest`, a distance,
-// squared. docs/exactness.md derives it.
+// Int8Bound computes the integer score below which no code can be as near to a row as `nearest`, a
+// squared distance. docs/exactness.md derives it.
 class Int8Bound {
  public:
   template <class In>
@@ -33,7 +34,7 @@ class Int8Bound {
     const Int8Sizes& row = block.sizes[r];
     const double square = row.norm * row.norm, distance = sqrt(nearest);
     const double radius = smaller(largest_.norm, row.norm + distance);
-    // A code that is near is near in either part.
+    // A code that is near the row is near it in each part.
     const double wide = smaller(largest_.wide, row.wide + distance);
     const double narrow = smaller(largest_.narrow, row.narrow + distance);
     const double score_error =
@@ -42,7 +43,7 @@ class Int8Bound {
         half_norm_error_ * radius * radius + distance_error_ * (square + nearest);
     const double bound = 0.5 * (square - nearest) - kErrorShare * score_error;
     const double ratio = double(block.ratio[r / Kernel::kTileRows]);
-    // One for the rounding of a half norm to an integer, one for that of this.
+    // The 2 covers the rounding of half_norm to an integer and the rounding of this bound.
     const double score = bound * ratio - 2 - fabs(bound * ratio) * 0x1p-22 + block.bias[r];
     return int32_t(smaller(larger(score, double(kNoScore)), 2147483647.0));
   }

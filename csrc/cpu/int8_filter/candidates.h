@@ -1,4 +1,4 @@
-// From the best score of each lane to the codes that may win, and their exact distances.
+// Finds the codes that may win from the best score of each lane, and measures them.
 #pragma once
 
 #include <stdint.h>
@@ -13,8 +13,8 @@
 namespace vqvae_fast {
 namespace {
 
-// Finds each row's best score in a pass, and its place. Four rows at a time, because one is a
-// chain of latencies.
+// Finds each row's best score in a pass, and its place. It takes four rows at a time, because in
+// one row each step waits for the last.
 template <class Kernel>
 VQVAE_FAST_ALONE void find_tops(const Int8Block<Kernel>& block, int64_t count, int64_t groups) {
   using Simd = typename Kernel::Simd;
@@ -52,20 +52,21 @@ VQVAE_FAST_ALONE void find_tops(const Int8Block<Kernel>& block, int64_t count, i
   }
 }
 
-// The codes of a lane of a group lie kLanes apart. Behind the last code there is padding; to take
-// the last code twice does no harm, nor does one that is not finite: it is never nearer.
+// Returns the j-th code of a lane of a group: they lie kLanes apart. In place of padding it returns
+// the last code, which may be measured twice. A code that is not finite may be measured too: it is
+// never nearer.
 template <class Kernel>
 inline int64_t code_of(int64_t first, int j, int64_t last_code) {
   return smaller(first + Int8Block<Kernel>::kLanes * j, last_code);
 }
 
-// Measures the listed lanes of groups. All are measured before any is decided: the latencies of
-// one overlap with the next.
+// Measures the listed candidates. All are measured before any is decided, so that their latencies
+// overlap.
 template <class Kernel, class In>
 VQVAE_FAST_ALONE void measure_listed(const Int8Block<Kernel>& block, const ListedCodes<In>& codes,
                                      int64_t first_group, int64_t num_listed) {
   constexpr int64_t kLaneCodes = Int8Block<Kernel>::kLaneCodes;
-  // A copy stays in registers: the compiler cannot know that nothing writes to `codes`.
+  // A copy stays in registers, because the compiler cannot know that nothing writes to `codes`.
   const ListedCodes<In> local = codes;
   for (int64_t i = 0; i < num_listed; ++i) {
     const Int8Candidate listed = block.listed[i];
@@ -80,7 +81,7 @@ VQVAE_FAST_ALONE void measure_listed(const Int8Block<Kernel>& block, const Liste
   }
 }
 
-// Lets the nearest of them win.
+// Offers the nearest of the measured codes to each row's best.
 template <class Kernel>
 VQVAE_FAST_ALONE void offer_listed(const Int8Block<Kernel>& block, int64_t last_code,
                                    int64_t first_group, int64_t num_listed, Nearest out) {
@@ -98,7 +99,7 @@ VQVAE_FAST_ALONE void offer_listed(const Int8Block<Kernel>& block, int64_t last_
   }
 }
 
-// Lists the lane of each row's best score, if that may win.
+// Lists the lane of each row's best score, if its codes may win.
 template <class Kernel>
 inline int64_t list_tops(const Int8Block<Kernel>& block, int64_t count) {
   int64_t listed = 0;
@@ -122,8 +123,8 @@ inline void find_reaching(const Int8Block<Kernel>& block, int64_t r, int64_t gro
   }
 }
 
-// Lists whatever else reaches the bound. A row with too much of it becomes unsettled: float32 is
-// quicker there.
+// Lists the other lanes that reach the bound. A row with too many of them becomes unsettled,
+// because the float search is then quicker.
 template <class Kernel>
 VQVAE_FAST_ALONE int64_t list_others(const Int8Block<Kernel>& block, int64_t count, int64_t groups,
                                      int64_t dim) {
@@ -146,7 +147,7 @@ VQVAE_FAST_ALONE int64_t list_others(const Int8Block<Kernel>& block, int64_t cou
            lanes &= lanes - 1) {
         const int32_t place = int32_t(g * Simd::kWidth + lowest_bit(lanes));
         block.listed[num_listed] = {int32_t(r), place};
-        num_listed += place != block.top_place[r];  // that one is measured
+        num_listed += place != block.top_place[r];  // the best is measured already
       }
     }
     if (num_listed - before > most) {

@@ -1,5 +1,5 @@
-// Subtracts the centre from a few vectors and reflects them. As many vectors as a Simd has lanes,
-// kWidth, are taken at a time: element d of vector l lies at x[d * kWidth + l], so that nothing is
+// Subtracts the centre from a few vectors and reflects them. It takes kWidth vectors at a time, as
+// many as a Simd has lanes: element d of vector l lies at x[d * kWidth + l], so that nothing is
 // summed across lanes.
 #pragma once
 
@@ -26,7 +26,8 @@ inline typename Simd::Mask first_lanes(int64_t count) {
   return count <= 0 ? typename Simd::Mask(0) : typename Simd::Mask((1u << count) - 1);
 }
 
-// The first `count` elements from p on, zeros behind; they lie `stride` apart.
+// Loads the first `count` elements from p on, which lie `stride` apart, and fills the rest with
+// zeros.
 template <class Simd, class In>
 VQVAE_FAST_ALONE typename Simd::Vec load_strided(int64_t count, const In* p, int64_t stride) {
   float elements[Simd::kWidth] = {};
@@ -34,7 +35,7 @@ VQVAE_FAST_ALONE typename Simd::Vec load_strided(int64_t count, const In* p, int
   return Simd::load(elements);
 }
 
-// The squared norms of kWidth vectors in float64.
+// SquaredNorms holds the squared norms of kWidth vectors in float64.
 template <class Simd>
 struct SquaredNorms {
   using Doubles = typename Simd::Doubles;
@@ -58,7 +59,7 @@ struct Centred {
   typename Simd::Mask in_range;  // the vectors whose elements are at most kLargestElement
 };
 
-// Writes the vectors less the centre ([padded D], zeros behind the last element) to x.
+// Writes the vectors minus the centre ([padded D], zeros behind the last element) to x.
 template <class Simd, class In>
 inline Centred<Simd> subtract_centre(const In* const (&vectors)[Simd::kWidth],
                                      int64_t element_stride, const float* centre, int64_t dim,
@@ -101,7 +102,7 @@ inline Centred<Simd> subtract_centre(const In* const (&vectors)[Simd::kWidth],
   return result;
 }
 
-// The sum of eight vectors.
+// Returns the sum of eight vectors.
 template <class Simd>
 inline typename Simd::Vec sum_of(const typename Simd::Vec (&v)[8]) {
   const auto low = Simd::add(Simd::add(v[0], v[1]), Simd::add(v[2], v[3]));
@@ -109,7 +110,7 @@ inline typename Simd::Vec sum_of(const typename Simd::Vec (&v)[8]) {
   return Simd::add(low, high);
 }
 
-// The products of each vector with two reflections.
+// TwoProducts holds the products of each vector with two reflections.
 template <class Simd>
 struct TwoProducts {
   typename Simd::Vec first, second;
@@ -121,7 +122,7 @@ template <class Simd, bool kUpdate>
 inline TwoProducts<Simd> reflect_two(const float* v, TwoProducts<Simd> products, const float* next,
                                      int64_t dim, float* x) {
   using Vec = typename Simd::Vec;
-  constexpr int kChains = 8;  // each a chain of latencies
+  constexpr int kChains = 8;  // in each, every step waits for the last
   const int64_t padded = padded_dim(dim);
   Vec first[kChains], second[kChains];
   VQVAE_FAST_UNROLL
@@ -144,8 +145,8 @@ inline TwoProducts<Simd> reflect_two(const float* v, TwoProducts<Simd> products,
   return {sum_of<Simd>(first), sum_of<Simd>(second)};
 }
 
-// Applies the reflections one after the other, two in a pass. The second meets what the first has
-// left: its product is that with x less the first's share.
+// Applies the reflections one after the other, two in a pass. The second applies to the result of
+// the first, so its product with x is reduced by the first's share.
 template <class Simd>
 inline void reflect(const float* reflections, int64_t count, int64_t dim, float* x) {
   if (count == 0) return;
@@ -156,15 +157,15 @@ inline void reflect(const float* reflections, int64_t count, int64_t dim, float*
   for (int64_t i = 0; i < count; i += 2, reflections += two) {
     products.second =
         Simd::subtract_product(Simd::broadcast(overlaps[i / 2]), products.first, products.second);
-    // The last two products are of no use.
+    // The products of the last pass are not used.
     const float* next = i + 2 < count ? reflections + two : reflections;
     products = reflect_two<Simd, true>(reflections, products, next, dim, x);
   }
 }
 
-// How far a computed reflection of x is from that of an orthogonal matrix, for all reflections
-// together and relative to |x|: D/8 + 6 roundings of the product, which is at most 2 |x| after
-// it met v twice, those of v, which change its length, and one of the difference.
+// Bounds how far the computed reflections of x are from those of an orthogonal matrix, all together
+// and relative to |x|. Each has D/8 + 6 roundings of v (v.x), which is at most 2 |x|, the roundings
+// of v, which change its length, and one rounding of the difference.
 inline double reflection_error(int64_t count, int64_t dim) {
   return double(count) * double(dim / 4 + 24) * 0x1p-24;
 }
@@ -178,7 +179,7 @@ inline typename Simd::Vec largest_elements(const float* x, int64_t first, int64_
   return largest;
 }
 
-// The largest elements of the vectors in `lanes`.
+// Returns the largest elements of the vectors in `lanes`.
 template <class Simd>
 inline Int8Extent extent_of(const float* x, int64_t num_wide, int64_t dim,
                             typename Simd::Mask lanes) {

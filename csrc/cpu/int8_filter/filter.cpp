@@ -20,13 +20,14 @@ constexpr int64_t kFewestElements = 1 << 14;
 constexpr int64_t kSmallestDim = 8;
 // The smallest unit of the codes' integers: its square is an ordinary number in float32.
 constexpr float kSmallestUnit = 0x1p-47f;
-// Wide directions are looked for if the search has so many multiply-adds: then it costs little.
+// The filter looks for wide directions if the search has so many multiply-adds, because then
+// looking costs little.
 #ifdef VQVAE_FAST_TEST_ALWAYS_WIDE
 constexpr double kWideWork = 0;
 #else
 constexpr double kWideWork = 1 << 27;
 #endif
-// At most so many rows are searched before the filter's success is judged again.
+// The filter judges its success again after at most so many rows.
 constexpr int64_t kLargestChunk = 256;
 
 template <class In>
@@ -65,7 +66,7 @@ struct OwnedInt8Book {
   Buffer half_norm;
 };
 
-// Chooses the centre and, if it may pay, the directions that get 16 bits.
+// Chooses the centre and, if the search is large enough, the directions that get 16 bits.
 template <class In>
 void choose_directions(const Int8Filter<In>& filter, const ListedCodes<In>& codes, int64_t rows,
                        OwnedInt8Book<In>& owned) {
@@ -125,7 +126,8 @@ bool pack_book(const Int8Filter<In>& filter, const ListedCodes<In>& codes, int64
 template <class In>
 bool filter_serves(const Int8Filter<In>& filter, const Rows<const In>& z,
                    const ListedCodes<In>& codes, const ThreadPool& pool) {
-  // float32 divides the codes too where there are fewer tiles than threads.
+  // If there are fewer tiles than threads, the float search serves, because it divides the codes
+  // too.
   return z.count > kFewRows && 2 * num_tiles(filter, z.count) >= pool.num_threads &&
          codes.count >= kFewestCodes && codes.count * codes.dim >= kFewestElements &&
          z.dim >= kSmallestDim && z.dim <= kInt8LargestDim;
@@ -139,9 +141,9 @@ bool filter_rows(const Int8Filter<In>& filter, const Rows<const In>& z,
   OwnedInt8Book<In> owned;
   if (!pack_book(filter, codes, z.count, pool, owned)) {
     if (owned.book.unit > 0) return false;
-    // No usable code differs from the mean by more than a subnormal: most likely all are copies of
-    // one. float32 would measure them before the caller looks for copies, so every row is unsettled
-    // now.
+    // No usable code differs from the mean by more than a subnormal, so most likely all are copies
+    // of one. The float search would measure them all before the caller looks for copies; so every
+    // row becomes unsettled here.
     unsettled.resize(z.count);
     std::iota(unsettled.begin(), unsettled.end(), 0);
     return true;

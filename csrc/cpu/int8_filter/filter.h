@@ -13,13 +13,13 @@ namespace vqvae_fast {
 template <class In>
 constexpr bool has_filter = !std::is_same_v<In, double>;
 
-// Whether the filter may be quicker than float32.
+// Returns whether the filter may be quicker than the float search.
 template <class In>
 bool filter_serves(const Int8Filter<In>& filter, const Rows<const In>& z,
                    const ListedCodes<In>& codes, const ThreadPool& pool);
 
 // Writes the answers of the rows that it settles and appends the others to `unsettled`. Returns
-// false, and writes nothing, where the codebook's values do not suit it.
+// false, and writes nothing, if the codebook's values do not suit the filter.
 template <class In>
 bool filter_rows(const Int8Filter<In>& filter, const Rows<const In>& z,
                  const ListedCodes<In>& codes, int64_t* indices, float* distances,

@@ -1,7 +1,7 @@
-// The search of the int8 filter, once for all instruction sets: a file of isa/ supplies an
-// Int8Kernel, which packs operands and scores tiles, with its Simd, and instantiates it. Unnamed
-// namespaces and no standard library, here and in what is included: nothing compiled here may be
-// shared with code built for a lesser machine.
+// This file is the int8 filter of all instruction sets: a file of isa/ supplies an Int8Kernel,
+// which packs operands and scores tiles, with its Simd, and instantiates it. Here and in the
+// included files everything lies in unnamed namespaces and uses no standard library, because the
+// linker must not share this code with code built for a lesser machine.
 //
 // An Int8Kernel has
 //   Simd          lanes of float32 and int32 (isa/avx512vnni.cpp has one in full)

@@ -23,8 +23,8 @@ VQVAE_FAST_ALONE bool is_finite(const ListedCodes<In>& codes, int64_t k) {
   return finite;
 }
 
-// Writes codes [first, first + kWidth) less the centre and reflected to x. Those behind the last
-// are out of range.
+// Writes codes [first, first + kWidth), centred and reflected, to x. Codes behind the last are out
+// of range.
 template <class Simd, class In>
 inline Centred<Simd> reflected_codes(const Int8Book<In>& book, int64_t first, float* x) {
   const ListedCodes<In> codes = book.codes;
@@ -39,8 +39,8 @@ inline Centred<Simd> reflected_codes(const Int8Book<In>& book, int64_t first, fl
   return centred;
 }
 
-// The largest magnitudes in groups [first, last); infinite where a code is out of range although
-// it is finite.
+// Returns the largest magnitudes in groups [first, last): infinity if a finite code is out of
+// range.
 template <class Kernel, class In>
 Int8Extent find_extent(const Int8Book<In>& book, int64_t first, int64_t last, void* scratch) {
   using Simd = typename Kernel::Simd;
@@ -87,7 +87,7 @@ Int8Sizes pack_groups(const Int8Book<In>& book, int64_t first, int64_t last, voi
     Simd::store(book.half_norm + k,
                 Simd::select(usable, Simd::multiply(minus_half, square), minus_infinity));
   }
-  // The largest sums, wherever they are, as those of one vector.
+  // These are upper bounds, so the largest sums need not come from one vector.
   const auto largest = [](typename Simd::Vec v) { return Simd::broadcast(Simd::reduce_max(v)); };
   wide = {largest(wide.all), largest(wide.rest)};
   narrow = {largest(narrow.all), largest(narrow.rest)};

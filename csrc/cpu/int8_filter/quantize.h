@@ -1,4 +1,4 @@
-// Rounds kWidth vectors at a time to integers, and measures what the integers are short of.
+// Rounds kWidth vectors at a time to integers, and sums the squares of the rounding errors.
 #pragma once
 
 #include <math.h>
@@ -11,7 +11,8 @@
 namespace vqvae_fast {
 namespace {
 
-// Sums by vector: the squares of a part of it, and the squares of what its integers are short of.
+// PartSquares holds two sums for each vector: `all`, of the squares of one part, and `rest`, of the
+// squares of its rounding errors.
 template <class Simd>
 struct PartSquares {
   typename Simd::Vec all, rest;
@@ -28,8 +29,8 @@ struct QuantizedPart {
   typename Simd::Ints sum;  // of the integers
 };
 
-// Rounds elements [first, last) to integers, kPerWord of them in each word: store(word) takes one
-// word of each vector. The unit is such that they fit.
+// Rounds elements [first, last) to integers and packs kPerWord of them into each word. store(word)
+// takes one word of each vector. The unit must be large enough for the integers to fit.
 template <class Simd, int kPerWord, class Store>
 inline QuantizedPart<Simd> quantize_part(const float* x, int64_t first, int64_t last, float unit,
                                          float per_unit, Store store) {
@@ -90,13 +91,14 @@ inline Quantized<Simd> quantize(const float* x, int64_t num_wide, int64_t dim, f
   return {wide.squares, narrow.squares, narrow.sum};
 }
 
-// What a float32 sum of squares may be short of, as a factor on its root.
+// Returns the factor that covers the rounding errors of a float32 sum of squares, applied to its
+// root.
 inline double root_error(int64_t dim) { return 1 + double(dim + 8) * 0x1p-24; }
 
-// More than the root of up to 4096 squares that were flushed to zero; units are far above it.
+// This exceeds the root of up to 4096 squares that were flushed to zero. Units are far larger.
 constexpr double kLostToUnderflow = 0x1p-56;
 
-// The sums of each vector.
+// Squares holds the sums of each vector.
 template <class Simd>
 struct Squares {
   float wide[Simd::kWidth], wide_rest[Simd::kWidth];
@@ -109,7 +111,8 @@ struct Squares {
     Simd::store(narrow_rest, of_narrow.rest);
   }
 
-  // The sizes of vector l, whose norm is given. Subtracting the centre rounded each element once.
+  // Returns the sizes of vector l, whose norm is given. Subtracting the centre rounded each element
+  // once.
   Int8Sizes sizes(int64_t l, double norm, int64_t num_wide, int64_t dim) const {
     const double root = root_error(dim);
     const double lost = (0x1p-23 + reflection_error(num_wide, dim)) * norm + kLostToUnderflow;

@@ -17,17 +17,17 @@ namespace vqvae_fast {
 namespace {
 
 constexpr int64_t kWideSamples = 64;
-// The share of the samples' squares that may remain in the other dimensions. Random samples of an
-// isotropic distribution leave a third or more.
+// At most this share of the samples' squares may remain in the other dimensions. Random samples of
+// an isotropic distribution leave a third or more.
 constexpr float kMostRemaining = 1.0f / 8;
-// Beside so few dimensions, 8 of 16 bits cost too much.
+// If D is smaller, eight dimensions of 16 bits cost too much.
 constexpr int64_t kSmallestDimWithWide = 16;
 
 template <class Simd>
 struct WideScratch {
   static constexpr int64_t kWidth = Simd::kWidth, kBatches = kWideSamples / kWidth;
 
-  float* samples;      // [batches][padded D][kWidth], less the centre
+  float* samples;      // [batches][padded D][kWidth], centred
   double* directions;  // [D][8]
 
   WideScratch(int64_t dim, void* scratch)
@@ -42,13 +42,14 @@ struct WideScratch {
   }
 };
 
-// One step of the power iteration for the samples' covariance, from some of the samples: their
-// span comes close to that of the widest directions. Its scale is that of the samples.
+// Takes one step of the power iteration for the samples' covariance and starts from some of the
+// samples. The span of the result is close to that of the widest directions. The result has the
+// scale of the samples.
 template <class Simd>
 void span_widest(const WideScratch<Simd>& scratch, int64_t dim) {
   using Vec = typename Simd::Vec;
   constexpr int64_t kWidth = Simd::kWidth, kBatches = WideScratch<Simd>::kBatches;
-  Vec products[kBatches][kWideDims];  // of samples and starts
+  Vec products[kBatches][kWideDims];  // of samples and starting samples
   Vec largest = Simd::broadcast(0);
   for (int64_t s = 0; s < kBatches; ++s) {
     const float* samples = scratch.batch(dim, s);
@@ -79,8 +80,8 @@ void span_widest(const WideScratch<Simd>& scratch, int64_t dim) {
 
 static_assert(kWideDims == 8, "Doubles hold a number for each direction");
 
-// Householder's triangularisation: the reflections that take the directions' span to that of the
-// first dimensions. One that is not needed is zeros.
+// Finds, by Householder's triangularisation, the reflections that map the directions' span to the
+// first dimensions. A reflection that is not needed is zeros.
 template <class Doubles>
 void reflections_of(double* directions, int64_t dim, float* reflections) {
   const auto all_of = [](float element) { return Doubles::broadcast(double(element)); };
@@ -127,7 +128,7 @@ void find_overlaps(int64_t dim, float* reflections) {
   }
 }
 
-// The samples' squares in dimensions [first, D).
+// Returns the sum of the samples' squares in dimensions [first, D).
 template <class Simd>
 float squares_from(const WideScratch<Simd>& scratch, int64_t dim, int64_t first) {
   auto sum = Simd::broadcast(0);

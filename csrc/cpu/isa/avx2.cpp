@@ -2,10 +2,11 @@
 // flags: -mavx2 -mfma
 // flags: -fno-tree-slp-vectorize
 //
-// The kernels name their vectors. What GCC's SLP vectorizer pairs up beside them, the addresses of
-// three codes for example, goes through memory and costs more than it saves.
+// The kernels use vectors explicitly. GCC's SLP vectorizer would also pair up scalars, such as the
+// addresses of three codes; they would go through memory, which costs more than it saves.
 //
-// AVX2 and FMA: 16 registers hold 4 rows x 3 vectors of codes (12 accumulators) and the operands.
+// This file is the engine for AVX2 and FMA: 16 registers hold 4 rows x 3 vectors of codes (12
+// accumulators) and the operands.
 #include <immintrin.h>
 
 #include "../float_search/search_kernel.h"
@@ -13,7 +14,7 @@
 namespace vqvae_fast {
 namespace {
 
-// Eight lanes of float64, for the exact distances.
+// Avx2Lanes has eight lanes of float64, for the exact distances.
 struct Avx2Lanes {
   struct Vec {
     __m256d low, high;

@@ -2,10 +2,11 @@
 // flags: -mavx512f -mavx512bw -mavx512dq -mavx512vl -mf16c -mfma
 // flags: -fno-tree-slp-vectorize
 //
-// The kernels name their vectors. What GCC's SLP vectorizer pairs up beside them, the addresses of
-// three codes for example, goes through memory and costs more than it saves.
+// The kernels use vectors explicitly. GCC's SLP vectorizer would also pair up scalars, such as the
+// addresses of three codes; they would go through memory, which costs more than it saves.
 //
-// AVX-512: 32 registers hold 8 rows x 3 vectors of codes (24 accumulators) and the operands.
+// This file is the engine for AVX-512: 32 registers hold 8 rows x 3 vectors of codes (24
+// accumulators) and the operands.
 #include "../float_search/search_kernel.h"
 #include "avx512_simd.h"
 

@@ -1,5 +1,5 @@
-// The vectors of AVX-512: eight lanes of float64 for the exact distances, float32 and float64 for
-// the float search, float32 and int32 for the int8 filter.
+// This file defines the vectors of AVX-512: eight lanes of float64 for the exact distances, float32
+// and float64 for the float search, float32 and int32 for the int8 filter.
 #pragma once
 
 #include <immintrin.h>
@@ -10,7 +10,7 @@
 namespace vqvae_fast {
 namespace {
 
-// Eight lanes of float64.
+// Avx512Lanes has eight lanes of float64.
 struct Avx512Lanes {
   using Vec = __m512d;
   static Vec zero() { return _mm512_setzero_pd(); }
@@ -31,7 +31,7 @@ struct Avx512Lanes {
   static Vec add(Vec a, Vec b) { return _mm512_add_pd(a, b); }
   static Vec multiply(Vec a, Vec b) { return _mm512_mul_pd(a, b); }
   static Vec add_square(Vec sum, Vec v) { return _mm512_add_pd(sum, _mm512_mul_pd(v, v)); }
-  // Rounded once, unlike add_square, which rounds as every instruction set does.
+  // This rounds once, unlike add_square, which must round as every instruction set does.
   static Vec multiply_add(Vec a, Vec b, Vec c) { return _mm512_fmadd_pd(a, b, c); }
   static Vec subtract_product(Vec a, Vec b, Vec c) { return _mm512_fnmadd_pd(a, b, c); }
   static double sum(Vec v) {
@@ -81,7 +81,7 @@ struct Avx512Double {
   static T reduce_add(Vec v) { return _mm512_reduce_add_pd(v); }
 };
 
-// What the int8 filter needs beside the float search's operations.
+// Avx512Filter adds the operations of the int8 filter to those of the float search.
 struct Avx512Filter : Avx512Float {
   using Ints = __m512i;
   using Avx512Float::at_least;
@@ -116,7 +116,7 @@ struct Avx512Filter : Avx512Float {
     parts[1] = _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1));
   }
 
-  // The first `count` elements, widened; zeros behind.
+  // Loads the first `count` elements, widened, and fills the rest with zeros.
   static Vec load_some(const float* p, int64_t count) {
     return _mm512_maskz_loadu_ps(lanes(count), p);
   }
@@ -128,7 +128,7 @@ struct Avx512Filter : Avx512Float {
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes(count), p));
   }
 
-  // A bit for each of 64 masks: whether it has any lane.
+  // Returns a bit for each of 64 masks: whether the mask has any lane.
   static uint64_t not_empty(const Mask* masks) {
     const __m512i low = _mm512_loadu_si512(masks), high = _mm512_loadu_si512(masks + 32);
     return uint64_t{_mm512_test_epi16_mask(low, low)} | uint64_t{_mm512_test_epi16_mask(high, high)}
@@ -155,7 +155,7 @@ struct Avx512Filter : Avx512Float {
       v[i + 2] = unpack(pairs[i + 1], pairs[i + 3], low);
       v[i + 3] = unpack(pairs[i + 1], pairs[i + 3], high);
     }
-    // Quarter b of v[4 g + j] has element 4 b + j of vectors 4 g ... 4 g + 3.
+    // Now quarter b of v[4 g + j] has element 4 b + j of vectors 4 g ... 4 g + 3.
     VQVAE_FAST_UNROLL
     for (int j = 0; j < 4; ++j) {
       const __m512 even_low = _mm512_shuffle_f32x4(v[j], v[4 + j], 0x88);

@@ -2,19 +2,19 @@
 // flags: -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mf16c -mfma
 // flags: -fno-tree-slp-vectorize
 //
-// The kernels name their vectors. What GCC's SLP vectorizer pairs up beside them, the addresses of
-// three codes for example, goes through memory and costs more than it saves.
+// The kernels use vectors explicitly. GCC's SLP vectorizer would also pair up scalars, such as the
+// addresses of three codes; they would go through memory, which costs more than it saves.
 //
-// The int8 filter on AVX-512 VNNI: 32 registers hold 14 rows x 2 vectors of codes (28 accumulators)
-// and the operands. docs/performance.md tells what limits it.
+// This file is the int8 filter for AVX-512 VNNI: 32 registers hold 14 rows x 2 vectors of codes (28
+// accumulators) and the operands. docs/performance.md tells what limits it.
 #include "../int8_filter/filter_kernel.h"
 #include "avx512_simd.h"
 
 namespace vqvae_fast {
 namespace {
 
-// Adds four products of unsigned and signed bytes to each lane. Left to the intrinsic, GCC 12
-// copies the accumulator before every one.
+// Adds four products of unsigned and signed bytes to each lane. With the intrinsic, GCC 12 copies
+// the accumulator before each of them.
 inline void add_products(__m512i& sum, __m512i codes, __m512i row) {
 #if defined(__GNUC__)
   __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(row));
@@ -119,7 +119,7 @@ VQVAE_FAST_PROBE bool machine_has() {
 }  // namespace
 
 namespace isa {
-extern const Engines avx512_engines;  // float32 and float64 are avx512.cpp's
+extern const Engines avx512_engines;  // the engines of avx512.cpp
 extern constinit const InstructionSet avx512vnni = {"avx512vnni", 30, machine_has, &avx512_engines,
                                                     &kFilters};
 }  // namespace isa

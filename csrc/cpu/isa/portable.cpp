@@ -1,12 +1,13 @@
 // machines: any
 //
-// Any compiler, any machine: fixed-size loops that compilers turn into whatever vectors there are.
+// This file is the engine for any compiler and machine. Its loops have fixed sizes, so that a
+// compiler turns them into the vectors that the machine has.
 #include "../float_search/search_kernel.h"
 
 namespace vqvae_fast {
 namespace {
 
-// Eight lanes of float64, for the exact distances.
+// PortableLanes has eight lanes of float64, for the exact distances.
 struct PortableLanes {
   struct Vec {
     double at[8];
@@ -43,15 +44,15 @@ struct PortableLanes {
   static Vec add_square(const Vec& sum, const Vec& v) {
     return each([&](int i) { return sum.at[i] + v.at[i] * v.at[i]; });
   }
-  // The order of the additions is that of halving a vector three times.
+  // The additions have the order of halving a vector three times.
   static double sum(const Vec& v) {
     const double* a = v.at;
     return ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7]));
   }
 };
 
-// Vectors of 16 bytes, which SSE2, NEON and their like all have. Compilers that know GCC's vector
-// types keep them in registers; from plain arrays GCC makes code that is ten times slower.
+// These vectors have 16 bytes, as SSE2, NEON and similar sets do. Compilers that support GCC's
+// vector types keep them in registers; from plain arrays GCC makes code that is ten times slower.
 template <class Element>
 struct Portable {
   using T = Element;

@@ -8,7 +8,7 @@
 namespace vqvae_fast {
 namespace {
 
-// old, moved by `share` of the way to `now`: as torch's lerp does it.
+// Lerp moves `old` by `share` of the way to `now`, with the roundings of torch's lerp.
 template <class T>
 struct Lerp {
   T share;
@@ -35,8 +35,8 @@ bool moving_average(const Rows<const In>& src, const int64_t* indices, int64_t n
     total += double(sizes[k]);
   }
   const double smoothing = total / (total + double(num_codes) * eps);
-  constexpr double kTiny = std::numeric_limits<T>::min();  // nothing is divided by zero
-  // sum(d) gives the sum of the code's rows.
+  constexpr double kTiny = std::numeric_limits<T>::min();  // keeps a divisor above zero
+  // sum(d) returns element d of the sum of the code's rows.
   const auto move = [&](int64_t k, auto sum) {
     const T size = T(std::max((double(sizes[k]) + eps) * smoothing, kTiny));
     T* average = averages + k * src.dim;

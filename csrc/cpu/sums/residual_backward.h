@@ -1,4 +1,4 @@
-// The backward pass of residual quantization.
+// Runs the backward pass of residual quantization.
 #pragma once
 
 #include "../contract.h"
@@ -6,8 +6,8 @@
 
 namespace vqvae_fast {
 
-// The gradient of the rows z ([N], of elements that lie together), to out ([N][D]), given that of
-// the sum of the codes, grad. indices: [N][stages], checked.
+// Writes the gradient of the rows z to out ([N][D]), given `grad`, the gradient of the sum of the
+// codes. The elements of a row of z are contiguous. indices: [N][stages], checked by the caller.
 template <class In>
 void residual_backward(const ResidualStages<In>& stages, const Rows<const In>& grad,
                        const Rows<const In>& z, const int64_t* indices, In* out,

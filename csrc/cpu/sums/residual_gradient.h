@@ -1,4 +1,4 @@
-// The backward pass of residual quantization, for one row: all stages at once, in float64.
+// Runs the backward pass of residual quantization for one row: all stages at once, in float64.
 #pragma once
 
 #include <math.h>
@@ -12,13 +12,14 @@
 namespace vqvae_fast {
 namespace {
 
-// The gradient that passes from a code q to what it quantizes, z, is a g + b z + c q.
+// Passed holds a, b and c of the gradient a g + b z + c q, which passes from a code q to the row z
+// that it quantizes.
 struct Passed {
   double of_gradient, of_row, of_code;
 };
 
-// The rotation trick: |q|/|z| (g - 2 w (w.g) + 2 u (v.g)) with u, v, w the directions of z, q and
-// u + v, from the products that it takes. Lengths below 1e-6 count as that.
+// Computes the gradient of the rotation trick, |q|/|z| (g - 2 w (w.g) + 2 u (v.g)), from products
+// of z, q and g. u, v and w are the directions of z, q and u + v. Lengths below 1e-6 count as 1e-6.
 inline Passed rotated(double zz, double qq, double zq, double zg, double qg) {
   const double least = 1e-6;
   const double length_z = larger(sqrt(zz), least), length_q = larger(sqrt(qq), least);
@@ -31,8 +32,8 @@ inline Passed rotated(double zz, double qq, double zq, double zg, double qg) {
   return {ratio, ratio * 2 * (v_g - along) / length_z, ratio * -2 * along / length_q};
 }
 
-// grad and row: [D]; residual: [D, rounded up to a multiple of 8], scratch; sum: the same, zeros at
-// the start, to which the gradient is added.
+// Adds the gradient of one row to `sum`. grad and row: [D]; residual: [D, rounded up to a multiple
+// of 8], scratch; sum: the same size, zeros at the start.
 template <class Simd, class In>
 void residual_gradient(const ResidualStages<In>& stages, const In* grad, const In* row,
                        const int64_t* indices, In* residual, double* sum) {
@@ -63,7 +64,7 @@ void residual_gradient(const ResidualStages<In>& stages, const In* grad, const I
       passed = rotated(Doubles::sum(zz), Doubles::sum(qq), Doubles::sum(zq), Doubles::sum(zg),
                        Doubles::sum(qg));
     }
-    const double of_error = stages.error_weights[stage];  // the loss's
+    const double of_error = stages.error_weights[stage];  // the weight of the loss
     const auto of_gradient = Doubles::broadcast(passed.of_gradient);
     const auto of_row = Doubles::broadcast(passed.of_row + of_error);
     const auto of_code = Doubles::broadcast(passed.of_code - of_error);
@@ -72,7 +73,7 @@ void residual_gradient(const ResidualStages<In>& stages, const In* grad, const I
       auto all = Doubles::add(Doubles::load(sum + d), Doubles::multiply(of_gradient, grad_at(d)));
       all = Doubles::add(all, Doubles::multiply(of_row, z));
       Doubles::store(sum + d, Doubles::add(all, Doubles::multiply(of_code, q)));
-      Doubles::store(residual + d, Doubles::subtract(z, q));  // rounded once, as in forward
+      Doubles::store(residual + d, Doubles::subtract(z, q));  // one rounding, as in forward
     }
   }
 }

@@ -9,7 +9,7 @@
 namespace vqvae_fast {
 namespace {
 
-// Sums rows whose elements lie together, segment by segment.
+// Sums rows whose elements are contiguous, segment by segment.
 template <class In>
 void sum_by_segment(const Rows<const In>& src, const int64_t* indices, int64_t num_segments,
                     Compute<In>* sums, Compute<In>* counts, const ThreadPool& pool) {
@@ -25,12 +25,13 @@ void sum_by_segment(const Rows<const In>& src, const int64_t* indices, int64_t n
       [](int64_t, int64_t) {});
 }
 
-// Sums feature maps, whose rows do not lie together, dimension by dimension: each is read in order.
+// Sums feature maps, whose rows are not contiguous, dimension by dimension, so that each is read in
+// order.
 template <class In>
 void sum_by_dimension(const Rows<const In>& src, const int64_t* indices, int64_t num_segments,
                       Compute<In>* sums, Compute<In>* counts, const ThreadPool& pool) {
   using T = Compute<In>;
-  constexpr int64_t kElementsOfPart = 1 << 14;  // that waking a thread pays for
+  constexpr int64_t kElementsOfPart = 1 << 14;  // from this many on, waking a thread pays
   const int64_t elements = (src.count + num_segments) * src.dim;
   const int64_t parts =
       std::clamp<int64_t>(elements / kElementsOfPart, 1, std::min(pool.num_threads, src.dim));

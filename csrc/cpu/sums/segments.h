@@ -1,4 +1,4 @@
-// Rows sorted by the segment that they belong to, and a visit to each.
+// Sorts rows by the segment that they belong to, and visits the segments.
 #pragma once
 
 #include <algorithm>
@@ -12,8 +12,8 @@
 
 namespace vqvae_fast {
 
-// The segments that have rows, and these, in row order: those of segment ids[i] are rows[begin[i]]
-// ... rows[begin[i + 1] - 1].
+// Segments lists the segments that have rows. The rows of segment ids[i] are rows[begin[i]] ...
+// rows[begin[i + 1] - 1], in row order.
 struct Segments {
   int64_t num_segments;
   std::vector<int64_t> ids;  // ascending
@@ -35,7 +35,7 @@ inline bool all_below(const int64_t* indices, int64_t count, int64_t num_segment
 // Sorts by counting, in O(N + K).
 inline Segments sort_by_counting(const int64_t* indices, int64_t count, int64_t num_segments,
                                  const ThreadPool& pool) {
-  // Each part counts for itself, so there are no more parts than their counters cost.
+  // Each part has counters of its own, so a part must have at least as many rows as counters.
   constexpr int64_t kRowsOfPart = 1 << 13;
   const int64_t parts =
       std::clamp<int64_t>(count / std::max(kRowsOfPart, num_segments), 1, pool.num_threads);
@@ -68,7 +68,8 @@ inline Segments sort_by_counting(const int64_t* indices, int64_t count, int64_t 
   return segments;
 }
 
-// Sorts by digits from the lowest on, in O(N log K / 11), for many more segments than rows.
+// Sorts by digits from the lowest on, in O(N log K / 11), which is quicker if segments are many
+// more than rows.
 inline Segments sort_by_digits(const int64_t* indices, int64_t count, int64_t num_segments) {
   constexpr int kBits = 11;
   constexpr int64_t kDigits = 1 << kBits;
@@ -103,8 +104,8 @@ inline Segments sort_rows(const int64_t* indices, int64_t count, int64_t num_seg
 }
 
 // Calls visit(i, sum) for every segment that has rows, with their sum in row order, double [D], and
-// visit_gap(first, last) for those between. The elements of a row lie together. Each part of the
-// pool has as many rows and segments as the next.
+// visit_gap(first, last) for the segments between. The elements of a row are contiguous. The parts
+// for the threads have equal numbers of rows and segments.
 template <class In, class Visit, class VisitGap>
 void visit_sums(const Segments& segments, const Rows<const In>& src, const ThreadPool& pool,
                 Visit visit, VisitGap visit_gap) {
@@ -112,11 +113,11 @@ void visit_sums(const Segments& segments, const Rows<const In>& src, const Threa
   const std::vector<int64_t>&ids = segments.ids, &begin = segments.begin;
   const int64_t num_segments = segments.num_segments;
   const int64_t num_rows = segments.rows.size();
-  constexpr int64_t kElementsOfPart = 1 << 14;  // that waking a thread pays for
+  constexpr int64_t kElementsOfPart = 1 << 14;  // from this many on, waking a thread pays
   const int64_t elements = (num_rows + num_segments) * src.dim;
   const int64_t parts =
       std::clamp<int64_t>(elements / kElementsOfPart, 1, std::min(pool.num_threads, num_segments));
-  // The first in ids that is not below segment k.
+  // Returns the place in ids of the first segment that is not below k.
   const auto place_of = [&](int64_t k) {
     return std::lower_bound(ids.begin(), ids.end(), k) - ids.begin();
   };

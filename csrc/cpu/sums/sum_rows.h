@@ -1,5 +1,5 @@
-// The sum of a few rows in float64, element by element in the rows' order: the same bits in every
-// instruction set.
+// Sums a few rows in float64, element by element in the rows' order, so that every instruction set
+// returns the same bits.
 #pragma once
 
 #include <stdint.h>
@@ -11,7 +11,8 @@
 namespace vqvae_fast {
 namespace {
 
-// Rows that are sorted by segment lie anywhere in memory, so no hardware prefetcher finds the next.
+// The rows of a segment are scattered in memory, so no hardware prefetcher finds the next. The
+// kernel prefetches this many rows ahead.
 constexpr int64_t kRowsAhead = 24;
 
 template <class In>
@@ -21,7 +22,7 @@ inline void prefetch_row(const In* row, int64_t dim) {
 #endif
 }
 
-// Elements [d, d + 8 kVectors) of the sum; at the end there may be fewer.
+// Computes elements [d, d + 8 kVectors) of the sum, or fewer at the end of a row.
 template <class Doubles, int kVectors, bool kEnd, class In>
 inline void sum_columns(const Rows<const In>& src, const int64_t* rows, int64_t count, int64_t d,
                         double* sum) {
@@ -41,7 +42,8 @@ inline void sum_columns(const Rows<const In>& src, const int64_t* rows, int64_t 
   for (int j = 0; j < kVectors; ++j) Doubles::store(sum + d + 8 * j, sums[j]);
 }
 
-// sum: [D, rounded up to a multiple of 8]. The elements of a row lie together.
+// Writes the sum of the listed rows to sum: [D, rounded up to a multiple of 8]. The elements of a
+// row are contiguous.
 template <class Simd, class In>
 void sum_rows(const Rows<const In>& src, const int64_t* rows, int64_t count, int64_t ahead,
               double* sum) {

@@ -1,8 +1,8 @@
-"""The machine's own limits, measured by native micro-benchmarks.
+"""Measures the machine's limits by native micro-benchmarks.
 
-The share of the peak is only worth something when both figures are taken under the same
-conditions, so a :class:`PeakMeter` is sampled before, between and after the rounds of a benchmark
-and reports the median of its samples. :func:`measure_limits` takes all limits at once.
+A share of the peak is meaningful only if both figures are taken under the same conditions. So a
+:class:`PeakMeter` is sampled before, between and after the rounds of a benchmark and reports the
+median of its samples. :func:`measure_limits` measures all limits at once.
 """
 
 import statistics
@@ -22,13 +22,13 @@ class PeakMeter:
     """Samples the float32 multiply-add peak and the clock.
 
     Args:
-        threads: as many as the contenders use.
+        threads: the number of threads that the contenders use.
         isa: "avx512", "avx2" or "portable"; None takes VQVAE_FAST_CPU_ISA, or else the best that
-            the machine runs, which is how the search chooses.
-        seconds: length of one burst, roughly. A sample is the median of several.
+            the machine runs, as the search does.
+        seconds: the approximate length of one burst. A sample is the median of several.
 
     Raises:
-        PeakUnavailableError: no compiler, or an instruction set that the machine lacks.
+        PeakUnavailableError: there is no compiler, or the machine lacks the instruction set.
     """
 
     threads: int
@@ -38,7 +38,7 @@ class PeakMeter:
     clock_hz: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        # "avx512vnni" multiplies float32 as "avx512" does.
+        # The set "avx512vnni" multiplies float32 as "avx512" does.
         wanted = self.isa or (settings.current.cpu_isa or "").removesuffix("vnni")
         kernel, loop = kernels.named("float32", wanted) if wanted else kernels.best("float32")
         self.isa = kernel.isa
@@ -51,13 +51,13 @@ class PeakMeter:
         return self.flops[-1]
 
     def median(self, since: int = 0) -> float:
-        """The median of the samples from number ``since`` on, in FLOP/s; takes one if needed."""
+        """Return the median of the samples from number ``since`` on, in FLOP/s."""
         if len(self.flops) <= since:
             self.sample()
         return statistics.median(self.flops[since:])
 
     def summary(self) -> dict[str, object]:
-        """What the JSON keeps: the median, the range, and whether the figure is plausible."""
+        """Return the JSON record: the median, the range, and whether the figure is plausible."""
         peak, clock = self.median(), statistics.median(self.clock_hz)
         return {
             "isa": self.isa,
@@ -72,7 +72,7 @@ class PeakMeter:
 
 
 def try_meter(threads: int) -> tuple[PeakMeter | None, str]:
-    """A meter, or None and the reason."""
+    """Return a meter, or None and the reason."""
     try:
         return PeakMeter(threads), ""
     except PeakUnavailableError as error:

@@ -1,4 +1,4 @@
-// Reading and copying memory with vectors of VECTOR_BYTES; a step goes over the memory once.
+// Reads and copies memory with vectors of VECTOR_BYTES; a step goes over the memory once.
 
 #include <cstdint>
 
@@ -12,15 +12,15 @@ namespace {
 
 typedef std::int64_t Vector __attribute__((vector_size(VECTOR_BYTES)));
 
-// Handled at once: enough independent sums to wait for memory alone. The memory is a multiple of
-// two such blocks.
+// A block of this many vectors is handled at once: enough independent sums for the loop to wait
+// only for memory. The memory is a multiple of two such blocks.
 constexpr int kBlock = 8;
 
 }  // namespace
 
 extern "C" {
 
-// Makes the pages exist, near the thread that writes first.
+// Touches the pages, so that the kernel places them near this thread.
 FOR_TARGET void fill(std::int64_t steps, char* memory, std::int64_t bytes) {
   auto* vectors = reinterpret_cast<Vector*>(memory);
   const std::int64_t count = bytes / VECTOR_BYTES;
@@ -44,7 +44,7 @@ FOR_TARGET void read(std::int64_t steps, char* memory, std::int64_t bytes) {
   __asm__ volatile("" ::"m"(total));
 }
 
-// The first half of the memory onto the second.
+// Copies the first half of the memory to the second.
 FOR_TARGET void copy(std::int64_t steps, char* memory, std::int64_t bytes) {
   const std::int64_t count = bytes / 2 / VECTOR_BYTES;
   const auto* from = reinterpret_cast<const Vector*>(memory);
@@ -53,7 +53,7 @@ FOR_TARGET void copy(std::int64_t steps, char* memory, std::int64_t bytes) {
     for (std::int64_t i = 0; i < count; i += kBlock) {
 #pragma GCC unroll 8
       for (int j = 0; j < kBlock; ++j) to[i + j] = from[i + j];
-      // Otherwise the compiler calls memcpy, whose stores may bypass the caches.
+      // Without this the compiler would call memcpy, whose stores may bypass the caches.
       __asm__ volatile("" ::: "memory");
     }
   }

@@ -1,8 +1,8 @@
-"""Multiply-adds in registers: which instructions do them, for each number format.
+"""The instructions that multiply and add in registers, for each number format.
 
 Each kernel keeps enough independent sums to hide an instruction's latency, and touches no memory.
-A multiply-add counts as two operations, whatever it takes: AVX2 alone needs three instructions to
-add products of bytes into 32-bit sums.
+A multiply-add counts as two operations, however many instructions it takes: AVX2 without extensions
+needs three to add products of bytes into 32-bit sums.
 """
 
 import ctypes
@@ -13,14 +13,14 @@ from vqvae_fast.bench.peak.native import Loop, PeakUnavailableError, build, comp
 
 
 class Kernel(NamedTuple):
-    """How one instruction set adds products of vectors to ``sum``.
+    """The instructions with which one instruction set adds products of vectors to ``sum``.
 
     Attributes:
-        isa: its name, where VQVAE_FAST_CPU_ISA has one, the same.
-        vector_bytes: how much of each factor is multiplied at once.
-        features: what the processor must have, as GCC and Clang call it.
-        instructions: operands of multiply_add.cpp, in GNU assembler; empty for what the compiler
-            makes of portable.cpp.
+        isa: the name of the set, as in VQVAE_FAST_CPU_ISA if it is one of those.
+        vector_bytes: the bytes of each factor that are multiplied at once.
+        features: the features that the processor must have, as GCC and Clang call them.
+        instructions: the instructions for multiply_add.cpp, in GNU assembler; empty for
+            portable.cpp.
     """
 
     isa: str
@@ -29,14 +29,14 @@ class Kernel(NamedTuple):
     instructions: str = ""
 
 
-# Macros that choose the registers, for the bytes of a vector.
+# These macros choose the registers for vectors of that many bytes.
 REGISTERS = {
     64: ("VECTOR_BYTES=64", 'TARGET="avx512f"'),
     32: ("VECTOR_BYTES=32", 'TARGET="avx2"'),
     4: ("VECTOR_BYTES=16",),
 }
 _ELEMENT_BYTES = {"float32": 4, "int8": 1, "int16": 2, "bfloat16": 2}
-# The best first.
+# Each list has the best kernel first.
 KERNELS = {
     "float32": (
         Kernel("avx512", 64, ("avx512f",), "vfmadd231ps %[x], %[x], %[sum]"),
@@ -76,7 +76,7 @@ def load(number_format: str, kernel: Kernel) -> Loop:
         kernel: one of its kernels.
 
     Raises:
-        PeakUnavailableError: the compiler or the processor lacks it.
+        PeakUnavailableError: the compiler or the processor lacks the instructions.
     """
     library = _load(kernel)
     library.loop_sums.restype = ctypes.c_int64
@@ -102,12 +102,12 @@ def _load(kernel: Kernel) -> ctypes.CDLL:
 
 
 def best(number_format: str) -> tuple[Kernel, Loop]:
-    """The first kernel of a format that runs here.
+    """Return the first kernel of a format that runs here.
 
     Raises:
-        PeakUnavailableError: none does; says why of each.
+        PeakUnavailableError: no kernel runs; the message says why for each.
     """
-    compiler()  # without one there is one reason for all
+    compiler()  # if there is none, that is the reason for all kernels
     reasons = []
     for kernel in KERNELS[number_format]:
         try:
@@ -118,10 +118,10 @@ def best(number_format: str) -> tuple[Kernel, Loop]:
 
 
 def named(number_format: str, isa: str) -> tuple[Kernel, Loop]:
-    """The kernel of one instruction set.
+    """Return the kernel of one instruction set.
 
     Raises:
-        PeakUnavailableError: it does not run here; lists those that do.
+        PeakUnavailableError: it does not run here; the message lists those that do.
     """
     compiler()
     runs = {}

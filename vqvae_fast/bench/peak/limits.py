@@ -1,4 +1,4 @@
-"""All limits of the machine at once, for a results file: multiply-adds and bandwidths."""
+"""Measures all limits of the machine for a results file: multiply-adds and bandwidths."""
 
 import os
 import statistics
@@ -10,7 +10,7 @@ from typing import Any
 from vqvae_fast.bench.peak import kernels, native
 from vqvae_fast.bench.peak.native import Loop, Memory, PeakUnavailableError, Rate
 
-# The figure in the record and the number format of its multiply-adds.
+# This maps the name of a figure in the record to the number format of its multiply-adds.
 MULTIPLY_ADDS = {
     "float32_gflops": "float32",
     "int8_gops": "int8",
@@ -21,35 +21,35 @@ _BURST_SECONDS = 0.003
 _LEAST_ROUNDS = 5
 _MIB = 1 << 20
 _LEAST_MEMORY = 256 * _MIB
-# Beyond nearly every first-level cache and within nearly every second-level one.
+# This size exceeds nearly every first-level cache and fits in nearly every second-level one.
 _USUAL_CACHED = 128 * 1024
 _PROCESSORS = Path("/sys/devices/system/cpu")
 
 
 def measure_limits(threads: int, seconds: float = 1.5) -> dict[str, Any]:
-    """What the machine can do at most, whatever instruction set the search was told to use.
+    """Measure the machine's limits, whichever instruction set the search is set to use.
 
-    Bandwidths count bytes read plus bytes written, as STREAM does. Copies use ordinary stores: the
-    lines that the processor fetches before it writes to them are not counted, so up to half as much
-    again may go over the bus.
+    Bandwidths count bytes read plus bytes written, as STREAM does. Copies use ordinary stores. The
+    cache lines that the processor fetches before it writes to them are not counted, so the bus may
+    carry up to half as much again.
 
     Args:
-        threads: all run at once; the figures are of all together.
-        seconds: how long the bursts take together, roughly. To compile and to fill the memory takes
-            a second or two more, once.
+        threads: all run at once, and a figure is the sum over all.
+        seconds: the approximate time of all bursts. Compiling and filling the memory take one or
+            two seconds more, once.
 
     Returns:
-        Medians over bursts of a few milliseconds that take turns, or None, for JSON:
-        ``float32_gflops``, ``int8_gops`` and ``int16_gops`` (sums of 32 bits), ``bfloat16_gflops``
-        (sums in float32), in 1e9 operations a second where a multiply-add is two;
-        ``read_gb_per_s`` and ``copy_gb_per_s`` of memory four times the caches and no less than
-        256 MiB, ``cache_read_gb_per_s`` of a quarter of the second-level cache for each thread, in
-        1e9 bytes a second; ``clock_ghz``. Beside them ``threads``, ``bursts`` (of each figure),
-        ``ranges`` (the smallest and the largest burst), ``isas`` and, for what is None,
-        ``unavailable``: the reasons.
+        A record for JSON. Each figure is the median over bursts of a few milliseconds that take
+        turns, or None: ``float32_gflops``, ``int8_gops`` and ``int16_gops`` (sums of 32 bits),
+        ``bfloat16_gflops`` (sums in float32), in 1e9 operations a second where a multiply-add is
+        two; ``read_gb_per_s`` and ``copy_gb_per_s`` of memory four times the caches and no less
+        than 256 MiB, ``cache_read_gb_per_s`` of a quarter of the second-level cache for each
+        thread, in 1e9 bytes a second; ``clock_ghz``. The record also has ``threads``, ``bursts``
+        (of each figure), ``ranges`` (the smallest and the largest burst), ``isas`` and
+        ``unavailable``: the reasons for figures that are None.
 
     Raises:
-        ValueError: fewer than one thread.
+        ValueError: threads is less than 1.
     """
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
@@ -89,7 +89,7 @@ def _giga(rate: float) -> float:
 def _take_turns(
     rates: dict[str, Rate], seconds: float
 ) -> tuple[dict[str, list[float]], list[float]]:
-    """Bursts of each rate, and samples of the clock: one of each in every round."""
+    """Returns bursts of each rate and samples of the clock, one of each in every round."""
     bursts: dict[str, list[float]] = {figure: [] for figure in rates}
     clocks: list[float] = []
     start = time.perf_counter()
@@ -101,13 +101,13 @@ def _take_turns(
 
 
 def _multiply_adds(number_format: str, threads: int) -> tuple[str, Rate]:
-    """The instruction set and the rate."""
+    """Returns the instruction set and the rate."""
     kernel, loop = kernels.best(number_format)
     return kernel.isa, Rate(loop, threads, _BURST_SECONDS)
 
 
 def _bandwidth(name: str, threads: int, bytes_each: int) -> tuple[str, Rate]:
-    """The same, on a piece of memory for each thread."""
+    """Returns the instruction set and the rate, on a piece of memory for each thread."""
     kernel, _ = kernels.best("float32")
     library = native.build("bandwidth.cpp", *kernels.REGISTERS[kernel.vector_bytes])
     memory = Memory(threads, bytes_each, library.fill)
@@ -131,7 +131,7 @@ def _cached(name: str, threads: int) -> tuple[str, Rate]:
 
 
 def _cache_sizes() -> dict[int, dict[str, int]]:
-    """Bytes of the data caches by level and by which processors share one; empty if unknown."""
+    """Returns the bytes of the data caches by level and by the processors that share one."""
     sizes: dict[int, dict[str, int]] = {}
     for cache in _PROCESSORS.glob("cpu[0-9]*/cache/index[0-9]*"):
         try:
@@ -139,7 +139,7 @@ def _cache_sizes() -> dict[int, dict[str, int]]:
                 (cache / name).read_text().strip()
                 for name in ("level", "type", "shared_cpu_list", "size")
             )
-        except FileNotFoundError:  # a virtual machine may not tell
+        except FileNotFoundError:  # a virtual machine may not report its caches
             continue
         if kind != "Instruction":
             sizes.setdefault(int(level), {})[shared] = int(size.removesuffix("K")) * 1024

@@ -1,9 +1,10 @@
-// Multiply-adds of one instruction set and number format, in registers (x86-64).
+// Runs multiply-adds of one instruction set and number format, in registers (x86-64).
 //
-// kernels.py names the instructions (INSTRUCTIONS), what the processor must have (SUPPORTED) and
-// the registers' size (VECTOR_BYTES, TARGET). A file of its own for each: a compiler or assembler
-// that does not know one instruction still measures the others. Assembler, because GCC 12 copies
-// the accumulator before every integer product that its intrinsics ask for.
+// kernels.py defines the instructions (INSTRUCTIONS), the processor's required features (SUPPORTED)
+// and the registers' size (VECTOR_BYTES, TARGET). This file is compiled once for each kernel, so
+// that a compiler or assembler that does not know one instruction still measures the others. It
+// uses assembler, because with intrinsics GCC 12 copies the accumulator before every integer
+// product.
 
 #include <cstdint>
 
@@ -11,11 +12,12 @@ namespace {
 
 typedef std::int32_t Vector __attribute__((vector_size(VECTOR_BYTES)));
 
-// Independent sums, which cover latency x ports of today's cores (4-5 clocks x 2) and leave
+// This many independent sums cover latency x ports of today's cores (4-5 clocks x 2) and leave
 // registers for the operands.
 constexpr int kSums = VECTOR_BYTES == 64 ? 24 : 12;
 
-// A moderate number in every format: 60 as a byte, 15420 as 16 bits, 0.011 as bfloat16 or float32.
+// This is a moderate number in every format: 60 as a byte, 15420 as 16 bits, 0.011 as bfloat16 or
+// float32.
 constexpr std::int32_t kFactor = 0x3c3c3c3c;
 
 }  // namespace

@@ -20,7 +20,7 @@ class PeakUnavailableError(RuntimeError):
 
 
 def compiler() -> str:
-    """The path of a C++ compiler."""
+    """Return the path of a C++ compiler."""
     for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
         if name and (path := shutil.which(name)):
             return path
@@ -31,11 +31,11 @@ def build(source: str, *defines: str) -> ctypes.CDLL:
     """Compile a source of this folder and load it (well under a second, once).
 
     Args:
-        source: a file's name.
+        source: the name of the file.
         defines: macros, as NAME=VALUE.
 
     Raises:
-        PeakUnavailableError: no compiler, or one that refuses the source.
+        PeakUnavailableError: there is no compiler, or it rejects the source.
     """
     return _build(compiler(), source, defines)
 
@@ -56,7 +56,7 @@ def _build(compiler: str, source: str, defines: tuple[str, ...]) -> ctypes.CDLL:
 
 
 class Loop(NamedTuple):
-    """A compiled loop, and what a step of one thread counts: operations or bytes."""
+    """A compiled loop, and the operations or bytes of one step of one thread."""
 
     function: Any
     per_step: float
@@ -66,12 +66,12 @@ class Memory:
     """A piece of memory for each thread, in pages that the thread itself has touched first.
 
     Args:
-        threads: how many pieces.
-        bytes_each: size of a piece, rounded up to whole pages.
-        fill: the compiled loop that writes to all of it.
+        threads: the number of pieces.
+        bytes_each: the size of a piece, rounded up to whole pages.
+        fill: the compiled loop that writes to the whole piece.
 
     Raises:
-        PeakUnavailableError: the machine has not so much.
+        PeakUnavailableError: the machine does not have this much memory.
     """
 
     def __init__(self, threads: int, bytes_each: int, fill: Any) -> None:
@@ -83,14 +83,14 @@ class Memory:
                 f"no {threads * self.bytes_each >> 20} MiB of memory: {error}"
             ) from error
         if hasattr(mmap, "MADV_HUGEPAGE"):
-            with contextlib.suppress(OSError):  # a kernel without them
+            with contextlib.suppress(OSError):  # this kernel has no huge pages
                 self._pages.madvise(mmap.MADV_HUGEPAGE)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._pages))
         seconds(Loop(fill, 0), 1, threads, self)
 
 
 def seconds(loop: Loop, steps: int, threads: int, memory: Memory | None = None) -> float:
-    """How long ``threads`` threads take to run ``steps`` steps each."""
+    """Return the seconds that ``threads`` threads take to run ``steps`` steps each."""
     timer = build("threads.cpp").loop_seconds
     timer.argtypes = (
         ctypes.c_void_p,
@@ -108,24 +108,25 @@ def seconds(loop: Loop, steps: int, threads: int, memory: Memory | None = None) 
 
 
 def clock_hz() -> float:
-    """One sample of the clock, from dependent additions."""
+    """Take one sample of the clock, from dependent additions."""
     timer = build("threads.cpp").clock_hz
     timer.argtypes = (ctypes.c_int64,)
     timer.restype = ctypes.c_double
-    hertz: float = timer(50_000)  # 64 additions a step: about a millisecond at 3 GHz
+    hertz: float = timer(50_000)  # a step has 64 additions: about a millisecond at 3 GHz
     return hertz
 
 
 class Rate:
-    """What a loop does in a second on some threads, in bursts as short as a call.
+    """The rate of a loop on some threads, measured in bursts as short as a call.
 
-    A neighbour's time slice falls out of the median of such bursts as it does out of a call's.
+    A neighbour's time slice does not affect the median of such bursts, as it does not affect that
+    of calls.
 
     Args:
-        loop: what runs.
-        threads: on how many threads.
-        seconds: length of a burst, roughly; one step where that takes longer.
-        memory: what the loop works on, if anything.
+        loop: the loop to run.
+        threads: the number of threads.
+        seconds: the approximate length of a burst, which has at least one step.
+        memory: the memory that the loop works on, if any.
     """
 
     def __init__(
@@ -141,5 +142,5 @@ class Rate:
         return seconds(self._loop, self._steps, self._threads, self._memory)
 
     def burst(self) -> float:
-        """Operations or bytes a second of all threads together, over one burst."""
+        """Return the operations or bytes per second of all threads together, over one burst."""
         return self._loop.per_step * self._steps * self._threads / self._seconds()

@@ -1,7 +1,8 @@
 // Times a loop on several threads, and the clock.
 //
-// Compiled by native.py at run time and called through ctypes, as are the loops: multiply_add.cpp,
-// portable.cpp and bandwidth.cpp. A loop runs its steps on a piece of memory, if it needs any.
+// native.py compiles this file at run time and calls it through ctypes, and likewise the loops in
+// multiply_add.cpp, portable.cpp and bandwidth.cpp. A loop runs its steps on a piece of memory, if
+// it needs any.
 
 #include <atomic>
 #include <chrono>
@@ -18,11 +19,11 @@ namespace {
 using Loop = void (*)(std::int64_t steps, char* memory, std::int64_t bytes);
 
 #if defined(__linux__)
-// Keeps this thread on one core while it lives: left to the scheduler, two short-lived threads may
-// share a core although another is idle.
+// OnCore keeps this thread on one core while it lives. Without it the scheduler may put two
+// short-lived threads on one core although another is idle.
 class OnCore {
  public:
-  // On the number-th of the cores that the process may use.
+  // Uses core number `number` of those that the process may use.
   explicit OnCore(int number) {
     if (sched_getaffinity(0, sizeof all_, &all_) != 0) return;
     number %= CPU_COUNT(&all_);
@@ -59,8 +60,9 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 
 extern "C" {
 
-// Seconds that `threads` threads take to run `steps` steps each. Thread t works on the t-th piece
-// of `bytes` bytes of the memory. The time is from when all are ready to the end of the last.
+// Returns the seconds that `threads` threads take to run `steps` steps each. Thread t works on the
+// t-th piece of `bytes` bytes of the memory. The time runs from when all are ready to the end of
+// the last.
 double loop_seconds(Loop loop, std::int64_t steps, int threads, char* memory, std::int64_t bytes) {
   std::atomic<int> ready{0};
   std::atomic<bool> go{false};
@@ -83,7 +85,7 @@ double loop_seconds(Loop loop, std::int64_t steps, int threads, char* memory, st
   return seconds_since(start);
 }
 
-// The clock in Hz, from a chain of dependent integer additions: one addition a clock.
+// Returns the clock in Hz, from a chain of dependent integer additions, one in each clock.
 double clock_hz(std::int64_t steps) {
   constexpr int kChain = 64;
   std::uint64_t x = 1, y = static_cast<std::uint64_t>(steps);

@@ -1,4 +1,4 @@
-"""Everything that a user could pick instead, one adapter a file.
+"""The alternatives that a user has, one adapter in each file.
 
 A new peer is a new file with a ``PEER`` (a search) or ``PEERS`` (layers) and a line in the lists
 below. An adapter says why it cannot run; it never raises at import.
@@ -25,7 +25,7 @@ from vqvae_fast.bench.peers.segment_sums import SUM_PEERS
 
 OURS = ours.PEER
 
-# In the order of the tables: ours first, since all ratios are taken against it.
+# The list has the order of the tables: ours is first, because all ratios are taken against it.
 SEARCH_PEERS: tuple[SearchPeer, ...] = (
     ours.PEER,
     torch_addmm.PEER,

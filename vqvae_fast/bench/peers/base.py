@@ -1,4 +1,4 @@
-"""What an adapter is."""
+"""The classes of adapters."""
 
 import importlib
 import importlib.metadata
@@ -16,12 +16,12 @@ Search = Callable[[], Tensor]
 
 
 def always() -> str | None:
-    """Availability of a peer that needs nothing but torch."""
+    """Return None, as the availability of a peer that needs only torch."""
     return None
 
 
 def needs(module: str, distribution: str, extra: str = "bench") -> Callable[[], str | None]:
-    """Availability of a peer that needs a package: None, or a sentence that says what is wrong."""
+    """Return a function that returns None, or why the package of a peer cannot be used."""
 
     def reason() -> str | None:
         try:
@@ -45,9 +45,10 @@ class SearchPeer:
         prepare: (z [N, D], codebook [K, D]) -> a call without arguments that returns the
             indices [N], integers (ours: int64). What ``prepare`` does itself is not timed.
         unavailable: None, or the reason why the peer cannot run here.
-        dtypes: input dtypes that it takes, as in torch's names.
+        dtypes: the input dtypes that it takes, by torch's names.
         matrices: how many matrices [N, K] it holds at its peak.
-        most_products: the N K D beyond which it is not tried: a single call would take seconds.
+        most_products: the N K D beyond which it is not tried, because a single call would take
+            seconds.
     """
 
     name: str
@@ -59,7 +60,7 @@ class SearchPeer:
     most_products: float = math.inf
 
     def why_not(self, dtype: str, shape: Shape | None = None) -> str | None:
-        """None when the peer can run on this dtype, and at this shape, else the reason."""
+        """Return None if the peer can run on this dtype and at this shape, otherwise the reason."""
         if dtype not in self.dtypes:
             return f"does not take {dtype}"
         if shape is not None and math.prod(shape) > self.most_products:
@@ -134,7 +135,7 @@ class ResidualPeer:
 
 
 class StepResult(NamedTuple):
-    """What one training step of a layer leaves: both [B, D, h, w]."""
+    """The results of one training step of a layer, both [B, D, h, w]."""
 
     quantized: Tensor
     grad_z: Tensor
@@ -144,7 +145,7 @@ Step = Callable[[], StepResult]
 
 
 def inference(layer: Callable[[Tensor], Tensor], fmap: Tensor) -> Search:
-    """``layer``, which gives the quantized feature map, without gradients, as one call."""
+    """Return a call of ``layer``, which returns the quantized feature map, without gradients."""
 
     @torch.no_grad()
     def call() -> Tensor:
@@ -154,10 +155,10 @@ def inference(layer: Callable[[Tensor], Tensor], fmap: Tensor) -> Search:
 
 
 def training_step(layer: Callable[[Tensor], tuple[Tensor, Tensor]], fmap: Tensor) -> Step:
-    """Forward and backward of ``layer``, which gives (quantized, loss), as one call.
+    """Return a call of forward and backward of ``layer``, which returns (quantized, loss).
 
-    The gradient from above is a dense tensor, as a decoder's is; ones that are an expanded scalar
-    would take other paths through some kernels.
+    The upstream gradient is a dense tensor, as a decoder's is. An expanded scalar would take other
+    paths through some kernels.
     """
     z: Tensor = fmap.detach().clone().requires_grad_()
     upstream = torch.ones_like(z)

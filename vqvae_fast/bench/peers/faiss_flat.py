@@ -1,4 +1,4 @@
-"""FAISS IndexFlatL2, with and without what a training step would pay for a new codebook."""
+"""FAISS IndexFlatL2, with and without the cost of a new codebook in each training step."""
 
 from typing import Any
 

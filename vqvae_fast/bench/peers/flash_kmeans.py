@@ -1,7 +1,7 @@
-"""flash-kmeans' assignment step, its choice of tiles included.
+"""The assignment step of flash-kmeans, including its choice of tiles.
 
-It promises no exactness: float32 is multiplied in one TF32 pass, and the squared norms, which the
-caller brings, are added and clamped at 0, so that codes near to one another become equal.
+It does not promise exactness: it multiplies float32 in one TF32 pass, adds the squared norms that
+the caller passes and clamps the result at 0, so that codes near each other become equal.
 """
 
 from torch import Tensor

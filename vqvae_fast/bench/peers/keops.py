@@ -1,4 +1,4 @@
-"""KeOps' lazy tensors: the N x K distances are a formula, reduced by compiled C++ as it goes."""
+"""KeOps' lazy tensors: compiled C++ computes and reduces the N x K distances on the fly."""
 
 import functools
 import importlib
@@ -11,7 +11,7 @@ from vqvae_fast.bench.peers.base import Search, SearchPeer
 
 
 def nearest(z: Tensor, codebook: Tensor) -> Tensor:
-    """argmin over sum((z - e)^2), symbolic until its reduction."""
+    """Return argmin over sum((z - e)^2), which is symbolic until its reduction."""
     lazy = importlib.import_module("pykeops.torch").LazyTensor
     rows, codes = lazy(z[:, None]), lazy(codebook[None])
     found: Tensor = ((rows - codes) ** 2).sum(-1).argmin(dim=1)
@@ -20,10 +20,10 @@ def nearest(z: Tensor, codebook: Tensor) -> Tensor:
 
 @functools.cache
 def _unavailable() -> str | None:
-    """Tries it: KeOps compiles each formula when it first meets it, and needs a compiler then."""
-    os.environ.setdefault("KEOPS_VERBOSE", "0")  # or it says at its import that it finds no CUDA
+    """Returns why KeOps cannot run, by trying it: it needs a compiler for each new formula."""
+    os.environ.setdefault("KEOPS_VERBOSE", "0")  # or its import reports that there is no CUDA
     try:
-        importlib.import_module("pykeops").set_verbose(False)  # nor what it compiles, on stdout
+        importlib.import_module("pykeops").set_verbose(False)  # or it prints what it compiles
     except ModuleNotFoundError:
         return "pykeops is not installed (pip install .[bench])"
     except Exception as error:
@@ -36,7 +36,7 @@ def _unavailable() -> str | None:
 
 
 def _prepare(z: Tensor, codebook: Tensor) -> Search:
-    nearest(z[:2], codebook[:2])  # compiles, for this D and dtype
+    nearest(z[:2], codebook[:2])  # this compiles for this D and dtype
     return lambda: nearest(z, codebook)
 
 

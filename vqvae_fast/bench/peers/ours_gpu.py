@@ -10,18 +10,18 @@ from vqvae_fast.bench.peers.base import Search, SearchPeer
 def _no_triton() -> str | None:
     if not torch.cuda.is_available():
         return "there is no CUDA device"
-    backend = backends.can_run_triton(torch.device("cuda"))
+    backend = backends.check("triton", "cuda")
     return None if backend.available else backend.reason
 
 
 def _prepare_plain(z: Tensor, codebook: Tensor) -> Search:
-    from vqvae_fast import triton
+    from vqvae_fast.backends.triton import ops
 
-    return lambda: triton.nearest_code(z, codebook, packed_dtype=torch.float32)[0]
+    return lambda: ops.nearest_code(z, codebook, packed_dtype=torch.float32)[0]
 
 
 def no_extension() -> str | None:
-    """Why there are no CUDA kernels, or None."""
+    """Return why there are no CUDA kernels, or None."""
     return None if _native.cuda_extension else _native.cuda_reason
 
 

@@ -7,7 +7,7 @@ from vqvae_fast.bench.peers.base import Search, SearchPeer
 
 
 def nearest(z: Tensor, codebook: Tensor) -> Tensor:
-    """argmin over |z|^2 + |e|^2 - 2 z.e, as the article of the reference VQ-VAE writes it."""
+    """Return argmin over |z|^2 + |e|^2 - 2 z.e, as the reference VQ-VAE computes it."""
     squared = z.square().sum(dim=1, keepdim=True) + codebook.square().sum(dim=1)
     return (squared - 2.0 * torch.matmul(z, codebook.T)).argmin(dim=1)
 

@@ -1,9 +1,10 @@
-"""Ways to quantize in stages, for inference: ours first."""
+"""Ways to quantize in stages, for inference; ours is first."""
 
 import torch
 from torch import Tensor
 
 import vqvae_fast
+from vqvae_fast.backends.reference import ops as reference
 from vqvae_fast.bench.peers.base import ResidualPeer, Search, needs
 
 
@@ -13,7 +14,7 @@ def _ours(z: Tensor, codebooks: Tensor) -> Search:
 
 def _stages(z: Tensor, codebooks: Tensor) -> Search:
     search = torch.ops.vqvae_fast.nearest_code
-    return lambda: vqvae_fast.reference.residual_nearest_code(z, codebooks, nearest_code=search)[0]
+    return lambda: reference.residual_nearest_code(z, codebooks, nearest_code=search)[0]
 
 
 def _torch(z: Tensor, codebooks: Tensor) -> Search:
@@ -49,10 +50,10 @@ def _vqp(z: Tensor, codebooks: Tensor) -> Search:
 
 RESIDUAL_PEERS = (
     ResidualPeer("ours", "residual_nearest_code: on a GPU one launch where the books fit", _ours),
-    ResidualPeer("ours, stage by stage", "a search, a gather and a subtraction a stage", _stages),
+    ResidualPeer("ours, stage by stage", "each stage: search, gather, subtract", _stages),
     ResidualPeer(
         "torch addmm+argmin",
-        "the same of torch; the codes' norms not timed",
+        "the same steps in torch; the codes' norms are not timed",
         _torch,
         matrices=2,
     ),

@@ -1,4 +1,4 @@
-"""Ways to sum rows by their code, and to count them: ours first."""
+"""Ways to sum rows by their code and to count them; ours is first."""
 
 import torch
 from torch import Tensor
@@ -53,8 +53,8 @@ def _scatter_add(src: Tensor, indices: Tensor, count: int) -> SumCall:
 
 SUM_PEERS = (
     SumPeer("ours", "the op: sums in float64, in a fixed order, and counts", _ours),
-    SumPeer("ours, CUDA C++", "the same of the compiled kernels", _cuda, no_extension),
-    SumPeer("torch index_add_", "of the rows and of ones, onto zeros; atomics", _index_add),
+    SumPeer("ours, CUDA C++", "the same op in the compiled kernels", _cuda, no_extension),
+    SumPeer("torch index_add_", "adds the rows and ones onto zeros, by atomics", _index_add),
     SumPeer(
         "torch index_add_, deterministic",
         "the same under use_deterministic_algorithms",

@@ -7,7 +7,7 @@ from vqvae_fast.bench.peers.base import Search, SearchPeer
 
 
 def nearest(z: Tensor, codebook: Tensor) -> Tensor:
-    """argmin of |e|^2 / 2 - z.e, which orders the codes as the distance does."""
+    """Return argmin of |e|^2 / 2 - z.e, which orders the codes as the distance does."""
     bias = codebook.square().sum(dim=1)
     return torch.addmm(bias, z, codebook.T, beta=0.5, alpha=-1.0).argmin(dim=1)
 

@@ -18,11 +18,11 @@ def _unavailable() -> str | None:
 
 
 def _prepare(z: Tensor, codebook: Tensor) -> Search:
-    # A fresh start for each shape: else the sixth would run into the recompile limit.
+    # The compiler is reset for each shape, because the sixth would reach the recompile limit.
     torch._dynamo.reset()
     compiled = torch.compile(nearest, dynamic=False, fullgraph=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's compiler warns of its own deprecated parts
+        warnings.simplefilter("ignore")  # torch's compiler warns about its own deprecated parts
         compiled(z, codebook)
     return lambda: compiled(z, codebook)
 

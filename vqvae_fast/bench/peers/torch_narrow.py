@@ -1,4 +1,4 @@
-"""The eager formula on the matrix unit: faster for float32, and no longer exact."""
+"""The eager formula on the matrix unit, which is faster for float32 but not exact."""
 
 import torch
 from torch import Tensor

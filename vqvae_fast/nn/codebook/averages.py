@@ -9,7 +9,7 @@ from torch.nn import functional as nn_functional
 
 from vqvae_fast import functional
 from vqvae_fast.distributed import summed
-from vqvae_fast.moving_average import average_in_, smoothed_size, write_means_
+from vqvae_fast.formulas import average_in_, smoothed_size, write_means_
 from vqvae_fast.nn.codebook.metrics import code_counts
 
 # By how much more or less than by 1 - decay each code's averages move: a number, [K] or [..., K],

@@ -1,1 +1,1 @@
-"""The steps of a quantizer's call: where vectors lie, which codes they get, what that costs."""
+"""The steps of a quantizer's call: arrange the vectors, choose codes, compute the losses."""

@@ -1,4 +1,4 @@
-"""Codebooks keep their precision under autocast."""
+"""Keeps the precision of codebooks under autocast."""
 
 import contextlib
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 
 
 def without_autocast(device: str) -> contextlib.AbstractContextManager[Any]:
-    """Distances in bfloat16 would not be those of the nearest code."""
+    """Disable autocast, because distances in bfloat16 would not find the nearest code."""
     if torch.amp.is_autocast_available(device):
         return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()

@@ -8,15 +8,15 @@ from torch.nn.functional import pad
 
 
 class Beams(NamedTuple):
-    """J ways so far to quantize each of [B, N] vectors.
+    """The J best ways so far to quantize each of [B, N] vectors.
 
     Attributes:
-        residual: [B, N, J, D], what is left.
-        quantized: [B, N, J, D], what was taken.
+        residual: [B, N, J, D], the input of the next stage.
+        quantized: [B, N, J, D], the sum of the codes so far.
         scores: [B, N, J], the weighted negative errors of all stages.
-        indices: [B, N, J, q], of the q stages so far.
-        losses: [B, N, J, q].
-        inputs: [B, N, J, q, D], what each stage was given.
+        indices: [B, N, J, q], those of the q stages so far.
+        losses: [B, N, J, q], those of the q stages so far.
+        inputs: [B, N, J, q, D], the input of each stage.
     """
 
     residual: Tensor
@@ -28,7 +28,7 @@ class Beams(NamedTuple):
 
     @classmethod
     def start(cls, x: Tensor) -> "Beams":
-        """One way for each vector of x [B, N, D]: nothing is quantized."""
+        """Return one way for each vector of x [B, N, D], with nothing quantized."""
         batch, count, dim = x.shape
         return cls(
             x[:, :, None],
@@ -47,14 +47,14 @@ class Beams(NamedTuple):
         losses: Tensor,
         weight: float,
     ) -> "Beams":
-        """Every way with every code that a stage offers.
+        """Extend every way by every code that a stage offers.
 
         Args:
             quantized: [B, N, J, k, D], the codes.
-            taken: the same, as it is subtracted from the residual.
+            taken: [B, N, J, k, D], the codes as they are subtracted from the residual.
             indices: [B, N, J, k].
             losses: [B, N, J, k].
-            weight: of the stage's losses in the score.
+            weight: the weight of the stage's losses in the score.
         """
         few = indices.shape[-1]
 
@@ -73,14 +73,14 @@ class Beams(NamedTuple):
         return Beams(*(part.flatten(2, 3) for part in wider))
 
     def best(self, keep: int) -> "Beams":
-        """The best ``keep`` ways."""
+        """Return the best ``keep`` ways."""
         if self.scores.shape[-1] <= keep:
             return self
         best = self.scores.topk(keep, dim=-1).indices
         return Beams(*(_selected(part, best) for part in self))
 
     def ended_before(self, runs: Tensor, ended: "Beams") -> "Beams":
-        """These ways, or, where 0-d runs is false, those that ended one stage before."""
+        """Return these ways, or, if ``runs`` (0-d) is false, those that ended one stage before."""
         one_less = ended._replace(
             indices=pad(ended.indices, (0, 1), value=-1),
             losses=pad(ended.losses, (0, 1)),
@@ -90,6 +90,6 @@ class Beams(NamedTuple):
 
 
 def _selected(part: Tensor, best: Tensor) -> Tensor:
-    """part [B, N, J, ...], best [B, N, keep] -> [B, N, keep, ...]."""
+    """Selects from part [B, N, J, ...] the ways best [B, N, keep]; returns [B, N, keep, ...]."""
     where = best.view(best.shape + (1,) * (part.dim() - 3)).expand(*best.shape, *part.shape[3:])
     return part.gather(2, where)

@@ -1,4 +1,4 @@
-"""Which code a vector gets: the nearest, one that is drawn, the k best; also of its own codes."""
+"""Choosing codes for vectors: the nearest, a drawn one, the k best, or among a row's own codes."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple, Protocol
@@ -14,13 +14,13 @@ CodebookTransform = Callable[[Tensor], Tensor]
 
 
 class Chosen(NamedTuple):
-    """What the codebook gives for rows [C, ..., d]: a code each, or k of them.
+    """The codes that were chosen for rows [C, ..., d]: one for each, or k.
 
     Attributes:
-        codes: all of them, [C, K, d]; [C, ..., K, d] where a function gave each row its own. With
-            a gradient where they learn by one.
+        codes: all codes, [C, K, d], or [C, ..., K, d] if a function gave each row codes of its own.
+            They require a gradient if they learn by one.
         indices: [C, ...], or [C, ..., k].
-        quantized: [C, ..., d], or [C, ..., k, d]; with the codes' gradient.
+        quantized: [C, ..., d], or [C, ..., k, d]: the chosen codes, with a gradient to ``codes``.
     """
 
     codes: Tensor
@@ -28,23 +28,23 @@ class Chosen(NamedTuple):
     quantized: Tensor
 
     def detached(self) -> "Chosen":
-        """The same codes as constants."""
+        """Return the same codes as constants."""
         return self._replace(quantized=self.quantized.detach())
 
     def beside(self, rows: Tensor) -> Tensor:
-        """Rows [C, ..., d] in the shape of ``quantized``: each once for each of its codes."""
+        """Repeat rows [C, ..., d] for each of their codes, to the shape of ``quantized``."""
         if rows.dim() == self.quantized.dim():
             return rows
         return rows[..., None, :].expand_as(self.quantized)
 
 
 class Wanted(NamedTuple):
-    """What a call may ask of a search.
+    """The options of a call to a search.
 
     Attributes:
-        topk: the k best codes for each vector; one, and no dimension for it, unless given.
-        temperature: at which a search that draws codes draws them; 0: the best.
-        transform: gives each vector codes of its own.
+        topk: find the k best codes for each vector. If None, find one code and add no dimension.
+        temperature: the temperature at which a :class:`Drawn` search draws codes; 0 takes the best.
+        transform: a function that gives each vector codes of its own.
     """
 
     topk: int | None
@@ -53,20 +53,20 @@ class Wanted(NamedTuple):
 
 
 class Search(Protocol):
-    """How rows get their codes."""
+    """A strategy that chooses codes for rows."""
 
     def finds_nearest(self, wanted: Wanted) -> bool:
-        """Whether such a call gets the nearest of the stored codes, and nothing else."""
+        """Return whether such a call gets the nearest stored code and nothing else."""
 
     def choose(self, rows: Tensor, codes: Tensor, wanted: Wanted) -> Chosen:
-        """The codes of rows [C, ..., d] among codes [C, K, d]."""
+        """Choose among codes [C, K, d] for rows [C, ..., d]."""
 
 
 class Best(NamedTuple):
-    """The best code of each row, or the k best.
+    """Finds the best code of each row, or the k best.
 
     Attributes:
-        unit_length: vectors and codes have unit length, and the best has the largest product.
+        unit_length: vectors and codes have unit length, and the best code has the largest product.
         metric: "cosine" compares directions, whatever the lengths.
     """
 
@@ -74,12 +74,12 @@ class Best(NamedTuple):
     metric: Literal["euclidean", "cosine"] = "euclidean"
 
     def finds_nearest(self, wanted: Wanted) -> bool:
-        """By the distance, of one code, which is stored."""
+        """Return whether the call wants one stored code by its distance."""
         stored = wanted.topk is None and wanted.transform is None
         return stored and self.metric == "euclidean"
 
     def choose(self, rows: Tensor, codes: Tensor, wanted: Wanted) -> Chosen:
-        """By the exact search, where it is one stored code."""
+        """Choose by the exact search if the call wants one stored code, otherwise by all logits."""
         if wanted.topk is None and wanted.transform is None:
             indices = functional.nearest_code(rows, codes, metric=self.metric).indices
             return Chosen(codes, indices, take_codes(codes, indices))
@@ -87,7 +87,7 @@ class Best(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """Codes that are drawn by softmax(-distances / temperature).
+    """Draws codes by softmax(-distances / temperature).
 
     Attributes:
         best: the search at a temperature of 0.
@@ -96,21 +96,21 @@ class Drawn(NamedTuple):
     best: Best
 
     def finds_nearest(self, wanted: Wanted) -> bool:
-        """Where there is no temperature."""
+        """Return whether there is no temperature and ``best`` finds the nearest."""
         return wanted.temperature <= 0 and self.best.finds_nearest(wanted)
 
     def choose(self, rows: Tensor, codes: Tensor, wanted: Wanted) -> Chosen:
-        """Draw, with torch's generator."""
+        """Draw the codes with torch's generator."""
         if wanted.temperature <= 0:
             return self.best.choose(rows, codes, wanted)
         return _by_all_logits(rows, codes, wanted, self.best.unit_length)
 
 
 class Softened(NamedTuple):
-    """The codes of another search, with the gradient of the Gumbel softmax.
+    """Takes the codes of another search and gives them the gradient of the Gumbel softmax.
 
     Attributes:
-        search: the other one.
+        search: the other search.
         unit_length: as for :class:`Best`.
     """
 
@@ -118,11 +118,11 @@ class Softened(NamedTuple):
     unit_length: bool
 
     def finds_nearest(self, wanted: Wanted) -> bool:
-        """Never: the gradient looks at all codes."""
+        """Return False, because the gradient needs all codes."""
         return False
 
     def choose(self, rows: Tensor, codes: Tensor, wanted: Wanted) -> Chosen:
-        """Soften one code of each row at a temperature above 0; otherwise search alone."""
+        """Soften one code of each row at a temperature above 0; otherwise only search."""
         chosen = self.search.choose(rows, codes, wanted)
         if wanted.topk is not None or wanted.temperature <= 0:
             return chosen
@@ -131,7 +131,7 @@ class Softened(NamedTuple):
 
 
 def _by_all_logits(rows: Tensor, codes: Tensor, wanted: Wanted, unit_length: bool) -> Chosen:
-    """The codes that the logits of all codes say, of the vectors' own codes if they have them."""
+    """Chooses by the logits of all codes, or of each vector's own codes if it has any."""
     own = wanted.transform is not None
     if wanted.transform is not None:
         codes = wanted.transform(codes)

@@ -1,4 +1,4 @@
-"""Where the vectors lie in a tensor: tokens, feature maps, heads."""
+"""The layout of vectors in a tensor: tokens, feature maps, heads."""
 
 from typing import NamedTuple
 
@@ -9,14 +9,14 @@ from vqvae_fast.nn.steps.checks import check_floats
 
 
 class Places(NamedTuple):
-    """The dimensions that :func:`to_tokens` has flattened: one for each, none for a vector."""
+    """The sizes of the dimensions that :func:`to_tokens` has flattened; empty for a vector."""
 
     spatial: torch.Size
     channel_first: bool
 
 
 def to_tokens(x: Tensor, channel_first: bool) -> tuple[Tensor, Places]:
-    """x [B, ..., D], or [B, D, ...] with ``channel_first``, or [B, D] -> [B, N, D], a view."""
+    """View x [B, ..., D], or [B, D, ...] with ``channel_first``, or [B, D], as [B, N, D]."""
     if x.dim() == 2:
         return x[:, None], Places(torch.Size(), False)
     if channel_first:
@@ -25,18 +25,18 @@ def to_tokens(x: Tensor, channel_first: bool) -> tuple[Tensor, Places]:
 
 
 def vectors_to_places(tokens: Tensor, places: Places) -> Tensor:
-    """tokens [B, N, ..., D] -> as :func:`to_tokens` found them, extra dimensions last but D."""
+    """Undo :func:`to_tokens` for tokens [B, N, ..., D]; extra dimensions come last but D."""
     tokens = to_places(tokens, places)
     return tokens.movedim(-1, 1) if places.channel_first else tokens
 
 
 def to_places(tokens: Tensor, places: Places) -> Tensor:
-    """tokens [B, N, ...], of indices, say -> [B, spatial, ...]."""
+    """Map tokens [B, N, ...], such as indices, to [B, spatial, ...]."""
     return tokens.unflatten(1, places.spatial) if places.spatial else tokens.squeeze(1)
 
 
 def losses_to_places(losses: Tensor, places: Places) -> Tensor:
-    """A loss of each token, [B, N, ...], as :func:`to_places`; one of all tokens, 0-d, as it is."""
+    """Apply :func:`to_places` to a loss of each token, [B, N, ...]; return a 0-d loss unchanged."""
     return to_places(losses, places) if losses.dim() > 0 else losses
 
 
@@ -62,7 +62,7 @@ class Heads(NamedTuple):
     """Cuts the dimensions of a token into heads.
 
     Attributes:
-        number: of heads.
+        number: the number of heads.
         separate: each has a book of its own.
     """
 
@@ -75,42 +75,42 @@ class Heads(NamedTuple):
         return self.number if self.separate else 1
 
     def split(self, tokens: Tensor) -> Tensor:
-        """[B, N, heads * d] -> [C, ..., N, d], where ... is B, or B and heads that share a book."""
+        """Map [B, N, heads * d] to [C, ..., N, d]; ... is B, or B and heads that share a book."""
         if self.number == 1:
             return tokens[None]
         return self.split_indices(tokens.unflatten(-1, (self.number, -1)))
 
     def split_indices(self, tokens: Tensor) -> Tensor:
-        """[B, N, heads, ...], or [B, N] where there is one -> [C, ..., N, ...]."""
+        """Map [B, N, heads, ...], or [B, N] if there is one head, to [C, ..., N, ...]."""
         if self.number == 1:
             return tokens[None]
         return tokens.movedim(2, 0) if self.separate else tokens.movedim(2, 1)[None]
 
     def merge(self, rows: Tensor) -> Tensor:
-        """The inverse of :meth:`split`."""
+        """Undo :meth:`split`."""
         return rows[0] if self.number == 1 else self.merge_indices(rows).flatten(-2)
 
     def merge_indices(self, rows: Tensor) -> Tensor:
-        """The inverse of :meth:`split_indices`."""
+        """Undo :meth:`split_indices`."""
         if self.number == 1:
             return rows[0]
         return rows.movedim(0, 2) if self.separate else rows[0].movedim(1, 2)
 
     def repeat(self, mask: Tensor) -> Tensor:
-        """mask [B, N] -> [C, ..., N], the same for every head."""
+        """Map mask [B, N] to [C, ..., N], the same for every head."""
         if self.number == 1:
             return mask[None]
         return self.split_indices(mask[..., None].expand(*mask.shape, self.number))
 
 
 class Layout(NamedTuple):
-    """What a quantizer takes.
+    """The layout of a quantizer's input.
 
     Attributes:
         dim: D.
-        channel_first: x is [B, D, ...], else [B, ..., D].
-        fmap: number of dimensions in the place of ..., where only that number will do.
-        many_heads: indices have one more dimension, for heads.
+        channel_first: x is [B, D, ...], otherwise [B, ..., D].
+        fmap: the required number of dimensions in the place of "..."; None allows any.
+        many_heads: indices have one more dimension, for the heads.
     """
 
     dim: int
@@ -119,7 +119,7 @@ class Layout(NamedTuple):
     many_heads: bool
 
     def tokens(self, x: Tensor) -> tuple[Tensor, Places]:
-        """x -> [B, N, D], and where they belong.
+        """Map x to tokens [B, N, D] and their places.
 
         Raises:
             TypeError: x is not a tensor of floats.
@@ -133,7 +133,7 @@ class Layout(NamedTuple):
         return to_tokens(x, self.channel_first)
 
     def index_tokens(self, indices: Tensor) -> tuple[Tensor, Places]:
-        """Indices like a result's -> [B, N], or [B, N, heads], and where they belong."""
+        """Map indices, as a call returns them, to [B, N] or [B, N, heads] and their places."""
         indices = torch.as_tensor(indices)
         if indices.dim() < 1 + self.many_heads:
             raise ValueError(f"indices must be [B, ...], got {list(indices.shape)}")
@@ -162,7 +162,7 @@ class Layout(NamedTuple):
     def mask(
         self, tokens: Tensor, places: Places, mask: Tensor | None, lens: Tensor | None
     ) -> Tensor | None:
-        """bool [B, N], from a mask of x's shape without D or from lens [B]; None from neither.
+        """Return bool [B, N] from a mask of x's shape without D, or from lens [B], or None.
 
         Raises:
             ValueError: both are given, or a shape does not fit.

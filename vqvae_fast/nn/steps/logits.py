@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-# Elements of the largest temporary: 16 Mi float32 logits are 64 MiB. Of smaller blocks than 32 MiB
-# the C library keeps what was freed, and chunk by chunk more than N x K remained.
+# The largest temporary has this many elements: 16 Mi float32 logits are 64 MiB. The C library keeps
+# freed blocks below 32 MiB, and with such chunks more than N x K numbers stayed allocated.
 _CHUNK_ELEMENTS = 1 << 24
 
 
@@ -39,15 +39,15 @@ def pair_logits(x: Tensor, codes: Tensor, cosine: bool) -> Tensor:
 def choose(
     x: Tensor, codes: Tensor, cosine: bool, *, temperature: float = 0.0, k: int | None = None
 ) -> Tensor:
-    """The best code of every row, or the k best, best first.
+    """Choose the best code of every row, or the k best, best first.
 
     Args:
         x: [C, ..., d].
         codes: [C, K, d] or [C, ..., K, d].
-        cosine: which logits.
+        cosine: the logits are cosine similarities, otherwise negative distances.
         temperature: above 0, codes are drawn by softmax(logits / temperature), with Gumbel noise
             (arXiv 1611.01144, eq. 1).
-        k: number of codes; one, and no dimension for it, unless given.
+        k: the number of codes. If None, choose one code and add no dimension.
 
     Returns:
         indices, [C, ...] or [C, ..., k].
@@ -64,9 +64,9 @@ def choose(
 
 
 def soft_codes(x: Tensor, codes: Tensor, cosine: bool, temperature: float) -> Tensor:
-    """The mean of all codes by softmax(logits / temperature), [C, ..., d].
+    """Return the mean of all codes weighted by softmax(logits / temperature), [C, ..., d].
 
-    It has the gradient of the shares alone: the codes that are mixed count as constants.
+    The gradient is that of the weights alone: the averaged codes count as constants.
     """
 
     def mix(rows: Tensor, book: Tensor) -> Tensor:
@@ -78,9 +78,9 @@ def soft_codes(x: Tensor, codes: Tensor, cosine: bool, temperature: float) -> Te
 
 
 def cross_entropy(x: Tensor, codes: Tensor, cosine: bool, targets: Tensor) -> Tensor:
-    """Mean of -log softmax(logits)[target] over the targets [C, ...] that are not -1; 0-d.
+    """Return the mean of -log softmax(logits)[target] over targets [C, ...] that are not -1; 0-d.
 
-    0 where all are -1, as of a stage that quantize dropout has left out: not NaN.
+    If all are -1, as in a stage that quantize dropout has left out, the result is 0 and not NaN.
     """
 
     def lost(rows: Tensor, book: Tensor, wanted: Tensor) -> Tensor:
@@ -96,10 +96,11 @@ def cross_entropy(x: Tensor, codes: Tensor, cosine: bool, targets: Tensor) -> Te
 def negative_entropy(
     x: Tensor, codes: Tensor, cosine: bool, temperature: float, counted: Tensor | None = None
 ) -> Tensor:
-    """Of the codes' softmax(logits * temperature) at each position, averaged over the batch.
+    """Return the negative entropy of the codes' probabilities, averaged over the batch; 0-d.
 
-    x [C, ..., N, d]: the probabilities are averaged over all but N, the entropies over N; 0-d.
-    Only the rows that counted [C, ..., N] names, and the positions that have such rows.
+    x: [C, ..., N, d]. The probabilities are softmax(logits * temperature), averaged over all
+    dimensions but N; the entropies are averaged over N. Only rows that counted [C, ..., N] marks
+    take part, and only positions that have such rows.
     """
     own = codes.dim() > 3
     counted = x.new_ones(x.shape[:-1]) if counted is None else counted.to(x.dtype)
@@ -137,7 +138,7 @@ def _chunk(numbers_per_row: int) -> int:
 
 
 def _again(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """``function``, computed once more in the backward pass instead of keeping what it needs."""
+    """Calls ``function``, and again in the backward pass instead of saving what that needs."""
     if not torch.is_grad_enabled():
         return function(*tensors)
     result: Tensor = checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=False)
@@ -145,9 +146,10 @@ def _again(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
 
 
 def _of_rows(x: Tensor, codes: Tensor, function: Callable[..., Tensor], *more: Tensor) -> Tensor:
-    """``function(rows [n, d], codes, *more)`` of chunks; x [C, ..., d] -> [C, ..., what it adds].
+    """Applies ``function(rows [n, d], codes, *more)`` to chunks of x [C, ..., d].
 
-    Every book's rows are taken in their order, so that random numbers are drawn in theirs.
+    The result is [C, ..., *], where the function adds the last dimensions. The rows of every book
+    are taken in order, so that random numbers are drawn in a fixed order.
     """
     own = codes.dim() > 3
 

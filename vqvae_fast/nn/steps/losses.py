@@ -22,32 +22,32 @@ class LossBreakdown(NamedTuple):
     inplace_optimize: Tensor
 
 
-# The loss between vectors and codes: of rows [C, ..., d], what they chose, and which of them count,
-# bool [C, ...], all unless given.
+# A Commitment computes the loss between vectors and codes from rows [C, ..., d], the codes that
+# they chose, and the rows that count: bool [C, ...], or None for all.
 Commitment = Callable[[Tensor, Chosen, Tensor | None], Tensor]
 
 
 def commitment_loss(rows: Tensor, chosen: Chosen, counted: Tensor | None) -> Tensor:
-    """How far the codes are from the vectors: mean((z - q)^2); 0-d."""
+    """Return mean((z - q)^2), the distance of the codes from the vectors; 0-d."""
     return masked_mean((chosen.quantized - rows).square(), counted)
 
 
 def commitment_of_each(rows: Tensor, chosen: Chosen, counted: Tensor | None) -> Tensor:
-    """The same of each of k codes by itself, [B, N, k], 0 where masked; C is 1."""
+    """Return the loss of each of k codes separately, [B, N, k], 0 where masked; C must be 1."""
     errors = (chosen.quantized - rows[..., None, :]).square().mean(dim=-1)[0]
     return errors if counted is None else errors * counted[0, ..., None]
 
 
 def no_commitment(rows: Tensor, chosen: Chosen, counted: Tensor | None) -> Tensor:
-    """0, where there is no such loss."""
+    """Return 0, for quantizers without this loss."""
     return rows.new_zeros(())
 
 
 def cross_entropy_loss(
     rows: Tensor, chosen: Chosen, counted: Tensor | None, *, unit_length: bool
 ) -> Tensor:
-    """-log softmax(-distances)[code], in the place of the commitment loss; 0-d."""
-    if counted is None:  # a copy: the caller gets the indices, and may write to them
+    """Return -log softmax(-distances)[code], which replaces the commitment loss; 0-d."""
+    if counted is None:  # a copy, because the caller may write to the indices
         targets = torch.ops.vqvae_fast.copy_of_codes(chosen.indices)
     else:
         targets = torch.where(counted, chosen.indices, -1)
@@ -62,12 +62,13 @@ def orthogonality_loss(
     active_only: bool,
     max_codes: int | None,
 ) -> Tensor:
-    """Of the codes [C, K, d], or of those that the batch has chosen; 0-d."""
+    """Return the orthogonality loss of codes [C, K, d], or of those the batch has chosen; 0-d."""
     active = None
     if active_only:
         if counted is not None:
             counted = counted.view(counted.shape + (1,) * (indices.dim() - counted.dim()))
             indices = torch.where(counted, indices, -1)
         active = code_counts(indices, codes.shape[1]) > 0
-    # A copy: stages that share the book, or the next call, may write to it before the backward.
+    # The loss takes a copy, because stages that share the book, or the next call, may write to it
+    # before the backward pass.
     return orthogonal_loss(copy_of_codes(codes), active, max_codes)

@@ -10,22 +10,24 @@ from torch import Tensor, nn
 from vqvae_fast.distributed import is_distributed, summed
 from vqvae_fast.nn.codebook.undoing import Runs
 
-# vector-quantize-pytorch's: the seeds of equal generators are equal.
+# vector-quantize-pytorch draws seeds below this number; the same number makes equal generators draw
+# equal seeds.
 _SEEDS = 10_000
 
 
 class QuantizeDropout(nn.Module):
     """Draws the last stage (Zeghidour et al., SoundStream, arXiv 2107.03312, section III-C).
 
-    torch.compile gets it as a tensor: Python must not wait for it, so all stages are computed, and
-    those behind it masked (:func:`left_out_unless`) and their writes undone
-    (:func:`vqvae_fast.nn.codebook.undoing.undone_unless`). Eager Python knows it, and computes no
-    more than it says. The same draws mean the same stages.
+    Under torch.compile the last stage is a tensor, because Python must not wait for it. So all
+    stages are computed; the results of those behind the last are masked (:func:`left_out_unless`),
+    and their writes are undone (:func:`vqvae_fast.nn.codebook.undoing.undone_unless`). In eager
+    mode it is a number, and only the stages up to it are computed. The same draws mean the same
+    stages.
 
     Args:
-        stages: Q.
+        stages: Q, the number of stages.
         cutoff: the least index of a last stage.
-        multiple_of: the number of stages is one of this.
+        multiple_of: the number of stages that run is a multiple of this.
 
     Attributes:
         least: the least index of a last stage.
@@ -37,13 +39,14 @@ class QuantizeDropout(nn.Module):
         self.least = _rounded(cutoff, stages, multiple_of)
 
     def runs(self, number: int, last: int | Tensor) -> Runs:
-        """Whether the stage of this number runs when :meth:`last` has said so."""
+        """Return whether stage ``number`` runs if ``last`` is the result of :meth:`last`."""
         return number <= self.least or number <= last
 
     def last(self, device: torch.device, seed: int | Tensor | None) -> int | Tensor:
-        """Index of the last stage; the same for the same seed, drawn on device if None is given.
+        """Return the index of the last stage for this seed; None draws a seed on the device.
 
-        Under torch.compile seeds count modulo 10000, which drawn ones are below; 0-d int64 then.
+        Under torch.compile the result is 0-d int64, and seeds count modulo 10000; drawn seeds are
+        below that.
         """
         seed = draw_seed(device) if seed is None else seed
         if not torch.compiler.is_compiling():
@@ -57,7 +60,7 @@ class QuantizeDropout(nn.Module):
 def left_out_unless(
     runs: Runs, quantized: Tensor, indices: Tensor, loss: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A stage's results, those of one that is left out where it does not run."""
+    """Return a stage's results, or those of a stage that is left out if it does not run."""
     if not isinstance(runs, Tensor):
         return quantized, indices, loss
     return (
@@ -110,7 +113,7 @@ _ARGUMENTS = (
 def _dropout_of_stages(
     stages: int, enabled: bool, cutoff: int, multiple_of: int
 ) -> QuantizeDropout | None:
-    """The dropout of Q stages; None if there is none.
+    """Return the dropout of Q stages, or None if it is not enabled.
 
     Raises:
         ValueError: a number is out of range.
@@ -125,9 +128,9 @@ def _dropout_of_stages(
 
 
 def draw_seed(device: torch.device) -> int | Tensor:
-    """A seed from torch's generator, the same on all processes; under torch.compile a 0-d tensor.
+    """Draw a seed from torch's generator, the same on all processes; a tensor under torch.compile.
 
-    Outside of it, and alone, from the CPU's: it is wanted there, and nothing has to wait for the
+    In eager mode with one process, the CPU's generator draws it, so that nothing waits for the
     device.
     """
     compiling = torch.compiler.is_compiling()
@@ -140,7 +143,7 @@ def draw_seed(device: torch.device) -> int | Tensor:
 
 
 def skip_seed(device: torch.device) -> None:
-    """Leave torch's generator where drawing a seed does; nothing waits for the device."""
+    """Advance torch's generator as drawing a seed does, without waiting for the device."""
     torch.randint(0, _SEEDS, (), device=device)
 
 
@@ -149,21 +152,21 @@ def _last_stage(seed: int, stages: int, cutoff: int, multiple_of: int) -> int:
 
 
 def _rounded(index: int, stages: int, multiple_of: int) -> int:
-    """The last stage such that all up to the stage of this index run."""
+    """Rounds the index of the last stage up, so that the number of stages is a multiple."""
     number = -(-(index + 1) // multiple_of) * multiple_of
     return min(number, stages) - 1
 
 
 @functools.cache
 def _last_stages(stages: int, cutoff: int, multiple_of: int, device: torch.device) -> Tensor:
-    """int64 [seeds]: what Python's generator, which the compiler cannot run, draws by each seed."""
+    """Returns int64 [seeds]: the last stage that Python's generator draws from each seed."""
     drawn = [_last_stage(seed, stages, cutoff, multiple_of) for seed in range(_SEEDS)]
     return torch.tensor(drawn, device=device)
 
 
 def _last_stage_op(seed: Tensor, stages: int, cutoff: int, multiple_of: int) -> Tensor:
     by_seed = _last_stages(stages, cutoff, multiple_of, seed.device)
-    return by_seed.gather(0, seed.reshape(1))[0]  # an index by a tensor would be waited for
+    return by_seed.gather(0, seed.reshape(1))[0]  # indexing by a tensor would wait for it
 
 
 _library = torch.library.Library("vqvae_fast", "FRAGMENT")

@@ -8,15 +8,15 @@ from torch.nn import functional
 def orthogonal_loss(
     codes: Tensor, active: Tensor | None = None, max_codes: int | None = None
 ) -> Tensor:
-    """How far the codes are from orthogonal: mean squared cosine of all pairs, less 1/K.
+    """Return how far the codes are from orthogonal: mean squared cosine of all pairs, minus 1/K.
 
     Shin et al., arXiv 2112.00384, eq. 2. The K x K cosines are never formed: with unit codes as
     the rows of E, the sum of their squares is that of E^T E, which is d x d.
 
     Args:
         codes: [C, K, d].
-        active: bool [K], codes that count; all unless given.
-        max_codes: of more than these, a random choice counts.
+        active: bool [K], the codes that count; None for all.
+        max_codes: if more codes count, a random choice of this many does.
 
     Returns:
         0-d, with a gradient to the codes.
@@ -38,7 +38,7 @@ def orthogonal_loss(
 
 
 def masked_mean(errors: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of errors [..., d] over the rows that mask [...] counts; 0-d, 0 where none does."""
+    """Return the mean of errors [..., d] over the rows in mask [...]; 0-d, 0 if there are none."""
     if mask is None:
         return errors.sum() / max(errors.numel(), 1)
     total = (errors * mask[..., None]).sum()

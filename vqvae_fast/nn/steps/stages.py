@@ -1,14 +1,14 @@
-"""Codes of several stages, of which the last may have been left out."""
+"""Codes of several stages, of which the last ones may have been left out."""
 
 import torch
 from torch import Tensor
 
 
 def padded_indices(indices: Tensor, stages: int) -> tuple[Tensor, ...]:
-    """indices [..., q <= Q] -> Q of them, those of stages that were left out full of -1.
+    """Split indices [..., q <= Q] into those of Q stages, with -1 for stages that were left out.
 
     Raises:
-        ValueError: there are more than Q.
+        ValueError: there are more than Q stages.
     """
     missing = stages - indices.shape[-1]
     if missing < 0:
@@ -17,7 +17,7 @@ def padded_indices(indices: Tensor, stages: int) -> tuple[Tensor, ...]:
 
 
 def sum_of_stages(codes: Tensor) -> Tensor:
-    """codes [Q, ...] -> [...]; added in the order in which the stages have chosen them."""
+    """Sum codes [Q, ...] to [...], in the order of the stages."""
     total = codes[0]
     for stage in codes[1:]:
         total = total + stage

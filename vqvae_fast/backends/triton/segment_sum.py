@@ -16,15 +16,15 @@ import torch
 import triton
 from torch import Tensor
 
-from vqvae_fast.reference import distance_dtype
-from vqvae_fast.triton.configurations import FEWER_WARPS, registers
-from vqvae_fast.triton.rows import Rows, alignment, as_rows, padded
-from vqvae_fast.triton.segment_sum_kernels import (
+from vqvae_fast.backends.triton.configurations import FEWER_WARPS, registers
+from vqvae_fast.backends.triton.rows import Rows, alignment, as_rows, padded
+from vqvae_fast.backends.triton.segment_sum_kernels import (
     CHUNK_ROWS,
     bounds_kernel,
     label_kernel,
     sum_runs_kernel,
 )
+from vqvae_fast.dtypes import distance_dtype
 
 _CHUNK_ROWS: int = CHUNK_ROWS.value
 _BLOCK = 1024

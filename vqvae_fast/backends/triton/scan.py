@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from vqvae_fast.triton.rows import aligned, row_offsets
+from vqvae_fast.backends.triton.rows import aligned, row_offsets
 
 # The low bits of a key make room for the number of its tile, counted from the part's first.
 TILES_PER_PART = tl.constexpr(1 << 8)

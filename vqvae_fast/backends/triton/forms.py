@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import torch
 import triton
 
-from vqvae_fast.triton.direct import DIRECT_TILES
+from vqvae_fast.backends.triton.direct import DIRECT_TILES
 
 Form = Literal["filter", "direct"]
 

@@ -1,9 +1,9 @@
 """The layer's backward pass: one elementwise kernel for z, a segment sum of errors for the codes.
 
 Limit: for the gradient of z, N * D read twice and written once (its codes come from the cache); for
-that of the codebook, what :mod:`vqvae_fast.triton.segment_sum` says. The matrix of errors is never
-written. On an H100 (3.35 TB/s), for N = 65536 and float32: 15 us and 5 us at D = 64, 60 us and
-20 us at D = 256, and about 20 us for the sort.
+that of the codebook, what :mod:`vqvae_fast.backends.triton.segment_sum` says. The matrix of errors
+is never written. On an H100 (3.35 TB/s), for N = 65536 and float32: 15 us and 5 us at D = 64, 60 us
+and 20 us at D = 256, and about 20 us for the sort.
 """
 
 import torch
@@ -11,13 +11,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vqvae_fast.reference import flat_indices
-from vqvae_fast.triton.rows import alignment, as_rows
-from vqvae_fast.triton.segment_sum import (
+from vqvae_fast.backends.triton.rows import alignment, as_rows
+from vqvae_fast.backends.triton.segment_sum import (
     sorted_rows,
     sum_runs,
 )
-from vqvae_fast.triton.segment_sum_kernels import place
+from vqvae_fast.backends.triton.segment_sum_kernels import place
+from vqvae_fast.formulas import flat_indices
 
 # Rows and columns of a program of 4 warps. A program reads a cache line of each row; in feature
 # maps the rows, not the columns, lie together.

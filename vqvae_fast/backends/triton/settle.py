@@ -3,16 +3,16 @@
 import triton
 import triton.language as tl
 
-from vqvae_fast.triton.bound import lowest_score
-from vqvae_fast.triton.measure import (
+from vqvae_fast.backends.triton.bound import lowest_score
+from vqvae_fast.backends.triton.measure import (
     exact_distance,
     scaled_distances,
     scores_of_codes,
     widened,
 )
-from vqvae_fast.triton.rows import aligned, row_offsets
-from vqvae_fast.triton.scan import UNSEEN
-from vqvae_fast.triton.write import NO_CODE, list_rows, write_quantized
+from vqvae_fast.backends.triton.rows import aligned, row_offsets
+from vqvae_fast.backends.triton.scan import UNSEEN
+from vqvae_fast.backends.triton.write import NO_CODE, list_rows, write_quantized
 
 
 @triton.jit

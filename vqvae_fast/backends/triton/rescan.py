@@ -3,11 +3,17 @@
 import triton
 import triton.language as tl
 
-from vqvae_fast.triton.measure import measure_group
-from vqvae_fast.triton.rows import aligned, row_offsets
-from vqvae_fast.triton.scan import UNSEEN, load_scaled, round_rows, starts_of_tile, with_ones
-from vqvae_fast.triton.sharing import blocks_and_parts, share_result
-from vqvae_fast.triton.write import NO_CODE, write_quantized
+from vqvae_fast.backends.triton.measure import measure_group
+from vqvae_fast.backends.triton.rows import aligned, row_offsets
+from vqvae_fast.backends.triton.scan import (
+    UNSEEN,
+    load_scaled,
+    round_rows,
+    starts_of_tile,
+    with_ones,
+)
+from vqvae_fast.backends.triton.sharing import blocks_and_parts, share_result
+from vqvae_fast.backends.triton.write import NO_CODE, write_quantized
 
 # Tiles whose groups a program looks through before it measures: one bit for each in 32.
 _TILES = tl.constexpr(32)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from vqvae_fast.triton.write import NO_CODE, is_nearer
+from vqvae_fast.backends.triton.write import NO_CODE, is_nearer
 
 
 @triton.jit

@@ -15,8 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
-from vqvae_fast.reference import distance_dtype
-from vqvae_fast.triton.configurations import (
+from vqvae_fast.backends.triton.configurations import (
     SupportConfiguration,
     columns_for_start,
     configuration,
@@ -25,13 +24,13 @@ from vqvae_fast.triton.configurations import (
     registers,
     support_configuration,
 )
-from vqvae_fast.triton.direct import direct_kernel
-from vqvae_fast.triton.exact import exact_kernel
-from vqvae_fast.triton.forms import DirectForm, Form, can_be_direct, direct_form
-from vqvae_fast.triton.launch import Plan, Pointer, kept
-from vqvae_fast.triton.prepare import ROUNDING, prepare
-from vqvae_fast.triton.rescan import rescan_kernel
-from vqvae_fast.triton.rows import (
+from vqvae_fast.backends.triton.direct import direct_kernel
+from vqvae_fast.backends.triton.exact import exact_kernel
+from vqvae_fast.backends.triton.forms import DirectForm, Form, can_be_direct, direct_form
+from vqvae_fast.backends.triton.launch import Plan, Pointer, kept
+from vqvae_fast.backends.triton.prepare import ROUNDING, prepare
+from vqvae_fast.backends.triton.rescan import rescan_kernel
+from vqvae_fast.backends.triton.rows import (
     Books,
     Rows,
     are_rows,
@@ -40,8 +39,9 @@ from vqvae_fast.triton.rows import (
     rows_at,
     widest_alignment,
 )
-from vqvae_fast.triton.scan import TILES_PER_PART, scan_kernel
-from vqvae_fast.triton.settle import settle_kernel
+from vqvae_fast.backends.triton.scan import TILES_PER_PART, scan_kernel
+from vqvae_fast.backends.triton.settle import settle_kernel
+from vqvae_fast.dtypes import distance_dtype
 
 # The bound holds for rows up to this length; longer ones are measured in full.
 _LONGEST_ROW = 1 << 16

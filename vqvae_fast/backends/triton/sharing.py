@@ -7,7 +7,7 @@ several programs share the codes of a block, and the last of them to finish merg
 import triton
 import triton.language as tl
 
-from vqvae_fast.triton.write import NO_CODE
+from vqvae_fast.backends.triton.write import NO_CODE
 
 # Parts whose results a program reads at a time.
 _MERGED = tl.constexpr(32)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from vqvae_fast.triton.scan import UNSEEN
+from vqvae_fast.backends.triton.scan import UNSEEN
 
 
 @triton.jit

@@ -8,19 +8,19 @@ saves launches. The bound is that of the other kernels (docs/exactness.md).
 import triton
 import triton.language as tl
 
-from vqvae_fast.triton.bound import lowest_score
-from vqvae_fast.triton.exact import load_elements
-from vqvae_fast.triton.prepare import (
+from vqvae_fast.backends.triton.bound import lowest_score
+from vqvae_fast.backends.triton.exact import load_elements
+from vqvae_fast.backends.triton.prepare import (
     NEVER_CHOSEN,
     ROWS_BELOW,
     centre_of,
     sampled_rows,
     scale_and_base,
 )
-from vqvae_fast.triton.rows import aligned, row_offsets
-from vqvae_fast.triton.scan import UNSEEN, round_rows
-from vqvae_fast.triton.sharing import share_result
-from vqvae_fast.triton.write import NO_CODE, is_nearer, take_nearer, write_quantized
+from vqvae_fast.backends.triton.rows import aligned, row_offsets
+from vqvae_fast.backends.triton.scan import UNSEEN, round_rows
+from vqvae_fast.backends.triton.sharing import share_result
+from vqvae_fast.backends.triton.write import NO_CODE, is_nearer, take_nearer, write_quantized
 
 # The low bits of a score make room for the number of its tile, counted from the part's first.
 DIRECT_TILES = tl.constexpr(1 << 8)

@@ -6,13 +6,13 @@ It serves the rows that have no bound, and float64 input.
 import triton
 import triton.language as tl
 
-from vqvae_fast.triton.rows import aligned, row_offsets
-from vqvae_fast.triton.sharing import (
+from vqvae_fast.backends.triton.rows import aligned, row_offsets
+from vqvae_fast.backends.triton.sharing import (
     blocks_and_parts,
     nearest_of_lanes,
     share_result,
 )
-from vqvae_fast.triton.write import NO_CODE, take_nearer, write_quantized
+from vqvae_fast.backends.triton.write import NO_CODE, take_nearer, write_quantized
 
 
 @triton.jit

@@ -11,9 +11,9 @@ import torch
 import triton
 import triton.language as tl
 
-from vqvae_fast.triton.configurations import registers
-from vqvae_fast.triton.launch import Plan, Pointer
-from vqvae_fast.triton.rows import (
+from vqvae_fast.backends.triton.configurations import registers
+from vqvae_fast.backends.triton.launch import Plan, Pointer
+from vqvae_fast.backends.triton.rows import (
     Books,
     Rows,
     aligned,

@@ -1,7 +1,7 @@
-"""The readable reference: every op in plain PyTorch, in float64, on any device.
+"""Every op in plain PyTorch, searched and summed in float64, on any device.
 
-The kernels are checked against this module, and it serves every call that no kernel serves. It
-keeps the same contract: exact answers, lowest index on ties, never N x K numbers in memory.
+It serves every call that no kernel serves, and keeps the same contract: exact answers, lowest index
+on ties, never N x K numbers in memory.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,15 +9,17 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from vqvae_fast.moving_average import average_in_, smoothed_size, write_means_
+from vqvae_fast.dtypes import distance_dtype
+from vqvae_fast.formulas import (
+    average_in_,
+    flat_indices,
+    rotated_gradient,
+    smoothed_size,
+    write_means_,
+)
 
 # Elements of the largest temporary: 4 Mi float64 scores are 32 MiB, for every N and K.
 _CHUNK_ELEMENTS = 1 << 22
-
-
-def distance_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Dtype of the distances for inputs of ``dtype``: float64 stays, all else is float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 @torch.no_grad()
@@ -83,7 +85,12 @@ def _nearest_in_chunk(rows: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def quantize(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def quantize(
+    z: Tensor,
+    codebook: Tensor,
+    *,
+    nearest_code: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = nearest_code,
+) -> tuple[Tensor, Tensor, Tensor]:
     """The search and the gather: (codebook[indices] in z's strides, indices, distances)."""
     indices, distances = nearest_code(z, codebook)
     quantized = torch.empty_like(z)
@@ -237,33 +244,6 @@ def copy_of_codes(codebook: Tensor) -> Tensor:
     return codebook.clone()
 
 
-def rotated_gradient(grad: Tensor, z: Tensor, q: Tensor) -> Tensor:
-    """The gradient to q [..., d] as the rotation trick passes it to z [..., d].
-
-    Fifty et al., arXiv 2410.06424, section 4.2: :func:`vqvae_fast.autograd.estimators.rotate_to`.
-    """
-    (u, length_z), (v, length_q) = _direction(z), _direction(q)
-    w, _ = _direction(u + v)
-    rotated = torch.addcmul(grad, w, (w * grad).sum(dim=-1, keepdim=True), value=-2)
-    rotated.addcmul_(u, (v * grad).sum(dim=-1, keepdim=True), value=2)
-    return rotated.mul_(length_q / _divisor(length_z))
-
-
-def _direction(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x / |x| and |x|."""
-    length = x.norm(dim=-1, keepdim=True)
-    return x / _divisor(length), length
-
-
-def _divisor(length: Tensor) -> Tensor:
-    """The length, but not less than 1e-6, so that no vector is divided by zero.
-
-    The number is a literal: a global one would be an input to torch.compile(dynamic=True), which
-    does not find it in the second backward pass that it traces.
-    """
-    return length.clamp(min=1e-6)
-
-
 @torch.no_grad()
 def residual_backward(
     grad_quantized: Tensor,
@@ -297,16 +277,3 @@ def residual_backward(
         grad_z += error * (grad_losses[stage] * (2.0 / max(z.numel(), 1)))
         residual = error
     return grad_z
-
-
-def flat_indices(indices: Tensor, codebook: Tensor) -> Tensor:
-    """indices of separate books [H, ...] as rows of the books laid end to end [H * K].
-
-    A negative index stays negative: -1 of the second book is not the last code of the first.
-    """
-    if codebook.dim() == 2:
-        return indices
-    heads, num_codes = codebook.shape[:2]
-    offset = torch.arange(heads, device=indices.device) * num_codes
-    rows = indices + offset.view(-1, *[1] * (indices.dim() - 1))
-    return torch.where(indices < 0, -1, rows)

@@ -33,8 +33,8 @@ import torch
 import triton
 from torch import Tensor
 
-from vqvae_fast import reference
-from vqvae_fast.triton.configurations import (
+from vqvae_fast.backends.reference import ops as reference
+from vqvae_fast.backends.triton.configurations import (
     Configuration,
     copies_of_starts,
     multiprocessors,
@@ -42,12 +42,12 @@ from vqvae_fast.triton.configurations import (
     residual_configuration,
     support_configuration,
 )
-from vqvae_fast.triton.launch import Plan, Pointer, kept
-from vqvae_fast.triton.prepare import ROUNDING, prepare
-from vqvae_fast.triton.residual_kernels import residual_exact_kernel, residual_kernel
-from vqvae_fast.triton.rows import books_at, end_to_end, rows_at
-from vqvae_fast.triton.scan import TILES_PER_PART
-from vqvae_fast.triton.search import nearest_code
+from vqvae_fast.backends.triton.launch import Plan, Pointer, kept
+from vqvae_fast.backends.triton.prepare import ROUNDING, prepare
+from vqvae_fast.backends.triton.residual_kernels import residual_exact_kernel, residual_kernel
+from vqvae_fast.backends.triton.rows import books_at, end_to_end, rows_at
+from vqvae_fast.backends.triton.scan import TILES_PER_PART
+from vqvae_fast.backends.triton.search import nearest_code
 
 _PACKED = torch.float16
 # Programs an SM that share out the rows in doubt.

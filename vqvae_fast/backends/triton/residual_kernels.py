@@ -10,10 +10,10 @@ registers in all phases, and none are left.
 import triton
 import triton.language as tl
 
-from vqvae_fast.triton.bound import lowest_score
-from vqvae_fast.triton.exact import load_elements
-from vqvae_fast.triton.measure import measure_group
-from vqvae_fast.triton.scan import (
+from vqvae_fast.backends.triton.bound import lowest_score
+from vqvae_fast.backends.triton.exact import load_elements
+from vqvae_fast.backends.triton.measure import measure_group
+from vqvae_fast.backends.triton.scan import (
     NO_KEY,
     UNSEEN,
     group_keys,
@@ -24,7 +24,7 @@ from vqvae_fast.triton.scan import (
     starts_of_tile,
     tile_of,
 )
-from vqvae_fast.triton.write import NO_CODE, list_rows, take_nearer
+from vqvae_fast.backends.triton.write import NO_CODE, list_rows, take_nearer
 
 
 @triton.jit

@@ -6,8 +6,8 @@ import torch
 import triton
 
 from vqvae_fast import settings
-from vqvae_fast.triton.tiles import tuned
-from vqvae_fast.triton_version import at_least, leaves_out_fence
+from vqvae_fast.backends.triton.tiles import tuned
+from vqvae_fast.backends.triton.version import at_least, leaves_out_fence
 
 
 class Configuration(NamedTuple):
