@@ -148,27 +148,39 @@ FAULTS = [
     # ---- averages, expiry, k-means ---------------------------------------------------------------
     Fault(
         "usage: the batch has the weight of the past",
-        "self.cluster_size.lerp_(counts.to(self.cluster_size.dtype), 1 - decay)",
-        "self.cluster_size.lerp_(counts.to(self.cluster_size.dtype), decay)",
+        "share: Tensor | float = 1.0 - decay",
+        "share: Tensor | float = decay",
         NN + "ema.py",
     ),
     Fault(
         "reset: the sum of a code that starts anew is the code itself",
-        "put(self.embed_avg, which, codes.to(self.embed_avg.dtype) * sizes[:, None])",
+        "put(self.embed_avg, which, _sums_at(codes, sizes, self.embed_avg))",
         "put(self.embed_avg, which, codes.to(self.embed_avg.dtype))",
         NN + "ema.py " + NN + "dead_codes.py",
     ),
     Fault(
         "expiry: living codes move, dead ones stay",
-        "dead = usage.cluster_size < threshold",
-        "dead = usage.cluster_size > threshold",
+        "return self.cluster_size < threshold",
+        "return self.cluster_size > threshold",
         NN + "dead_codes.py",
     ),
     Fault(
         "expiry: the codes move, their averages do not",
-        "usage.reset(which, codes, threshold)",
-        "",
+        "averages.reset(which, codes, size)\n    put(codebook, which, codes)",
+        "put(codebook, which, codes)",
         NN + "dead_codes.py",
+    ),
+    Fault(
+        "accumulation: earlier batches are forgotten",
+        "sums = sums + earlier.sums.to(sums)",
+        "pass",
+        NN + "averages.py",
+    ),
+    Fault(
+        "averages: the weights of the codes have no effect",
+        "share = share * weight.expand_as(size)",
+        "pass",
+        NN + "averages.py",
     ),
     Fault(
         "sampling: every stratum begins at 0",

@@ -4,8 +4,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vqvae_fast import functional
-
 
 def is_distributed() -> bool:
     """Whether there are other processes."""
@@ -23,14 +21,6 @@ def summed(*tensors: Tensor, group: "dist.ProcessGroup | None" = None) -> tuple[
     dist.all_reduce(packed, group=group)
     parts = packed.split([t.numel() for t in tensors])
     return tuple(part.view_as(t) for part, t in zip(parts, tensors, strict=True))
-
-
-def summed_segments(
-    src: Tensor, indices: Tensor, num_segments: int, group: "dist.ProcessGroup | None" = None
-) -> tuple[Tensor, Tensor]:
-    """:func:`vqvae_fast.segment_sum` of the rows of all processes, in one collective."""
-    sums, counts = summed(*functional.segment_sum(src, indices, num_segments), group=group)
-    return sums, counts
 
 
 def numbers_of_all(

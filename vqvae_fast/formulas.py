@@ -34,6 +34,19 @@ def smoothed_size(
     return ((cluster_size + eps) * smoothing).clamp(min=torch.finfo(total.dtype).tiny)
 
 
+def average_in_(average: Tensor, new: Tensor, share: Tensor | float) -> None:
+    """Move an average towards a batch's value by a share of the way: 1 - decay."""
+    average.lerp_(new.to(average.dtype), share)
+
+
+def write_means_(codebook: Tensor, average: Tensor, size: Tensor) -> None:
+    """Write average [..., K, D] over the smoothed size [..., K] into the codes [..., K, D].
+
+    The division goes straight into the codes: no temporary is as large as they are.
+    """
+    torch.div(average, size[..., None], out=codebook)
+
+
 def rotated_gradient(grad: Tensor, z: Tensor, q: Tensor) -> Tensor:
     """The gradient to q [..., d] as the rotation trick passes it to z [..., d].
 

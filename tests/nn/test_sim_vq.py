@@ -142,6 +142,10 @@ def test_what_cannot_work():
         SimVQ(8, 0)
     with pytest.raises(ValueError, match="frozen_codebook_dim must be at least 1, got 0"):
         SimVQ(8, 4, frozen_codebook_dim=0)
+    with pytest.raises(TypeError, match=r"^codebook_size must be an integer, got 4\.0$"):
+        SimVQ(8, 4.0)
+    with pytest.raises(ValueError, match=r"^num_quantizers must be at least 1, got 0$"):
+        ResidualSimVQ(**STAGES | {"num_quantizers": 0})
     with pytest.raises(ValueError, match=r"init_fn must give \[K=4, F=8\], got \[3, 8\]"):
         SimVQ(8, 4, init_fn=lambda codes: codes[:3])
     with pytest.raises(ValueError, match=r"codebook must be \[K, D=8\]"):

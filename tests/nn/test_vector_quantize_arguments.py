@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_vector_quantize import GRADIENT, MASK, frozen, quantizer
+from vector_quantizers import GRADIENT, MASK, frozen, quantizer
 
 
 @pytest.mark.parametrize(

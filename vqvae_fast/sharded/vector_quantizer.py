@@ -1,6 +1,5 @@
 """A quantizer whose codes are divided over processes, for codebooks too large for one process."""
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -9,21 +8,19 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from vqvae_fast.autograd.estimators import code_itself
-from vqvae_fast.backends.reference import ops as reference
 from vqvae_fast.distributed import (
     each_from_its_turn,
     from_first,
     numbers_of_all,
     summed,
-    summed_segments,
 )
 from vqvae_fast.dtypes import common_float
 from vqvae_fast.formulas import smoothed_size
-from vqvae_fast.functional import segment_sum
-from vqvae_fast.nn.codebook.ema import Averages, put
+from vqvae_fast.nn.codebook.averages import Averages
+from vqvae_fast.nn.codebook.dead_codes import start_anew
 from vqvae_fast.nn.codebook.metrics import code_counts
-from vqvae_fast.nn.codebook.sampling import stratified_positions
-from vqvae_fast.nn.vqvae.checks import check_feature_map, check_index_map, check_learning, positive
+from vqvae_fast.nn.codebook.sampling import random_rows
+from vqvae_fast.nn.steps.checks import check_feature_map, check_index_map, check_learning, positive
 from vqvae_fast.nn.vqvae.one_hot import LazyOneHot
 from vqvae_fast.nn.vqvae.quantizer import Quantizer
 from vqvae_fast.sharded.code_shards import Batch, CodeShards
@@ -205,48 +202,34 @@ class ShardedVectorQuantizer(nn.Module):
     @torch.no_grad()
     def _move_on(self, rows: Tensor, counted: Tensor) -> None:
         """Averages in rows [N, D]; counted [N] is each row's code in this part, or -1."""
-        averages, copies = self._averages(), self.shards.copies
-        if averages.embed_avg is None:
-            counts = code_counts(counted, self.shards.count)
-            if copies is not None:
-                (counts,) = summed(counts, group=copies)
-            averages.average_in(counts, self.decay)
-            return
-        reference.moving_average_(
-            averages.embed_avg,
-            averages.cluster_size,
-            self.codebook.to_local(),
-            rows,
-            counted,
-            self.decay,
-            self.eps,
-            segment_sum=segment_sum if copies is None else partial(summed_segments, group=copies),
-            smoothed_size=self._smoothed_size,
+        averages, shards = self._averages(), self.shards
+        batch = averages.batch(rows, counted)
+        averages.average_in(
+            batch if shards.copies is None else batch.of_all(shards.copies), self.decay
         )
-
-    def _smoothed_size(self, size: Tensor, eps: float) -> Tensor:
-        """Returns the smoothed cluster sizes of this part [count], with the total of all codes."""
-        (total,) = summed(size.sum(dim=-1, keepdim=True), group=self.shards.group)
-        return smoothed_size(size, eps, total=total, num_codes=self.n_e)
+        if averages.embed_avg is not None:
+            size = averages.cluster_size
+            (total,) = summed(size.sum(dim=-1, keepdim=True), group=shards.group)
+            smoothed = smoothed_size(size, self.eps, total=total, num_codes=self.n_e)
+            averages.write_means(self.codebook.to_local(), smoothed)
 
     @torch.no_grad()
     def _replace_dead_codes(self, rows: Tensor) -> None:
         """Replaces the codes that are chosen too rarely by distinct ones of rows [N, D]."""
         averages = self._averages()
-        dead = (averages.cluster_size < self.dead_code_threshold).nonzero()[:, 0]
+        dead = averages.dead(self.dead_code_threshold).nonzero()[:, 0]
         numbers = numbers_of_all(len(dead), rows.device, self.shards.group)
         if not sum(numbers) or not (len(rows) or self.shards.copies):
             return
         rank = torch.arange(len(dead), device=rows.device) + sum(numbers[: self.shards.part])
-        codes = rows.new_zeros(len(dead), self.e_dim)
-        if len(rows):
-            codes = rows[stratified_positions(rank, rank.new_tensor(sum(numbers)), len(rows))]
+        codes = random_rows(rows, rank, rank.new_tensor(sum(numbers)))
         if self.shards.copies is not None:
             available = torch.tensor(len(rows) > 0, device=rows.device)
             codes, found = each_from_its_turn(codes, available, self.shards.copies)
             dead, codes = dead[found], codes[found]
-        averages.reset(dead, codes, self.dead_code_threshold)
-        put(self.codebook.to_local().detach(), dead, codes)
+        start_anew(
+            self.codebook.to_local().detach(), averages, dead, codes, self.dead_code_threshold
+        )
 
     def _averages(self) -> Averages:
         """The averages of this part's ``count`` codes."""

@@ -64,7 +64,7 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def from_first(make: Callable[[], T]) -> T:
+def in_first(make: Callable[[], T]) -> T:
     """Call ``make`` in the first process; return its result or raise its UserError in all."""
     made: list[Any] = [None, None]
     if is_first():

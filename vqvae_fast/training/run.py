@@ -18,7 +18,7 @@ from vqvae_fast.training.config import TrainConfig, pick_device
 from vqvae_fast.training.data import ImageData, absolute_source, open_data, source_label
 from vqvae_fast.training.evaluation import Evaluation
 from vqvae_fast.training.loop import Steps, Trainer, run_steps
-from vqvae_fast.training.processes import from_first, in_all, is_first
+from vqvae_fast.training.processes import in_all, in_first, is_first
 from vqvae_fast.training.runfolder import (
     CONFIG,
     RESULT,
@@ -100,7 +100,7 @@ def train(
 
         new = new_run(config.out, f"{label}-{config.quantizer}", fill)
         with ExitStack() as lock:
-            run = from_first(lambda: lock.enter_context(new))
+            run = in_first(lambda: lock.enter_context(new))
             _announce(trainer, run, say)
             return _measure(trainer, run, run_steps(trainer, run, progress))
 
@@ -133,7 +133,7 @@ def resume(
     """
     path = open_run(run)
     with ExitStack() as lock:
-        from_first(lambda: lock.enter_context(locked(path)))
+        in_first(lambda: lock.enter_context(locked(path)))
         config = read_config(path)
         changes: dict[str, Any] = {"steps": steps, "device": device}
         config = dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from vqvae_fast.dtypes import distance_dtype
-from vqvae_fast.formulas import flat_indices, rotated_gradient, smoothed_size
+from vqvae_fast.formulas import (
+    average_in_,
+    flat_indices,
+    rotated_gradient,
+    smoothed_size,
+    write_means_,
+)
 
 # Elements of the largest temporary: 4 Mi float64 scores are 32 MiB, for every N and K.
 _CHUNK_ELEMENTS = 1 << 22
@@ -159,7 +165,6 @@ def moving_average_(
     eps: float,
     *,
     segment_sum: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] = segment_sum,
-    smoothed_size: Callable[[Tensor, float], Tensor] = smoothed_size,
 ) -> None:
     """Update the averages with a batch and write them into the codes.
 
@@ -175,14 +180,12 @@ def moving_average_(
         decay: weight of the past, 0 <= decay < 1.
         eps: of the smoothing, in vectors per batch.
         segment_sum: sums the vectors of each code.
-        smoothed_size: smooths the cluster sizes.
     """
     flat = flat_indices(indices, codebook)
     sums, counts = segment_sum(src, flat, cluster_size.numel())
-    cluster_size.lerp_(counts.view_as(cluster_size).to(cluster_size.dtype), 1 - decay)
-    average.lerp_(sums.view_as(average).to(average.dtype), 1 - decay)
-    # Divide into the codes directly: no temporary is as large as the codes.
-    torch.div(average, smoothed_size(cluster_size, eps)[..., None], out=codebook)
+    average_in_(cluster_size, counts.view_as(cluster_size), 1 - decay)
+    average_in_(average, sums.view_as(average), 1 - decay)
+    write_means_(codebook, average, smoothed_size(cluster_size, eps))
 
 
 @torch.no_grad()

@@ -1,27 +1,22 @@
 """The codebook of the drop-in quantizers: its codes, and all state that they learn by."""
 
 import functools
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as nn_functional
 
-from vqvae_fast import functional
 from vqvae_fast.agreement import require_same
 from vqvae_fast.autograd.gather import copy_of_codes
-from vqvae_fast.distributed import is_distributed, summed
+from vqvae_fast.distributed import is_distributed, summed, world_size
 from vqvae_fast.dtypes import common_float
-from vqvae_fast.formulas import smoothed_size
-from vqvae_fast.nn.codebook.dead_codes import shuffled_replacements
-from vqvae_fast.nn.codebook.host_flag import HostFlag
+from vqvae_fast.nn.codebook.averages import Averages, BatchSums, EmaWeight
+from vqvae_fast.nn.codebook.dead_codes import shuffled_replacements, start_anew
+from vqvae_fast.nn.codebook.host_flag import StartsOnce
 from vqvae_fast.nn.codebook.kmeans import lloyd
 from vqvae_fast.nn.codebook.undoing import undone_unless
 from vqvae_fast.nn.codebook.wide_buffers import WideBuffers
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 # Attributes that must be the same in all processes, or the codes would learn wrongly or hang.
 _SAME_EVERYWHERE = (
@@ -29,10 +24,9 @@ _SAME_EVERYWHERE = (
     *("decay", "eps", "threshold_ema_dead_code", "reset_cluster_size", "use_cosine_sim"),
     *("kmeans_iters", "sync_kmeans"),
 )
-EmaWeight = Tensor | float | Callable[[Tensor, Tensor], Tensor] | None
 
 
-class Codebook(WideBuffers):
+class Codebook(StartsOnce, WideBuffers):
     """C books of K codes, with vector-quantize-pytorch's names and state.
 
     Args:
@@ -47,7 +41,7 @@ class Codebook(WideBuffers):
         eps: of their Laplace smoothing.
         threshold_ema_dead_code: a code that is chosen by fewer vectors per batch than this, in the
             moving average, moves to a random vector of the batch. 0: never.
-        reset_cluster_size: what its average starts again from; the threshold unless given.
+        reset_cluster_size: its average then starts from this; the threshold unless given.
         use_ddp: all processes learn the same codes.
         learnable_codebook: the codes are a parameter.
         ema_update: they are moving averages of the vectors that choose them.
@@ -61,7 +55,6 @@ class Codebook(WideBuffers):
         with ``learnable_codebook``.
     """
 
-    initted: Tensor
     cluster_size: Tensor
     embed_avg: Tensor
     embed: Tensor
@@ -86,15 +79,13 @@ class Codebook(WideBuffers):
         use_cosine_sim: bool = False,
         vq_bridge: nn.Module | None = None,
     ):
-        super().__init__()
+        super().__init__(started=not kmeans_init)
         self.codebook_size, self.num_codebooks = codebook_size, num_codebooks
         self.decay, self.eps = decay, eps
         self.ema_update, self.manual_ema_update = ema_update, manual_ema_update
         self.kmeans_iters, self.sync_kmeans = kmeans_iters, use_ddp and sync_kmeans
         self.threshold_ema_dead_code = threshold_ema_dead_code
-        self.reset_cluster_size = (
-            threshold_ema_dead_code if reset_cluster_size is None else reset_cluster_size
-        )
+        self._reset_cluster_size = reset_cluster_size
         self.use_ddp, self.use_cosine_sim = use_ddp, use_cosine_sim
         self.learnable_codebook = learnable_codebook
         self.vq_bridge = vq_bridge
@@ -103,19 +94,31 @@ class Codebook(WideBuffers):
         if not kmeans_init:
             nn.init.kaiming_uniform_(embed)
             embed = nn_functional.normalize(embed, dim=-1) if use_cosine_sim else embed
-        self.register_buffer("initted", torch.tensor(not kmeans_init))
         self.register_buffer("cluster_size", torch.ones(num_codebooks, codebook_size))
         self.register_buffer("embed_avg", embed.clone())
         if learnable_codebook:
             self.embed = nn.Parameter(embed)
         else:
             self.register_buffer("embed", embed)
-        self._initted = HostFlag(not kmeans_init)
+        # What steps with ``accumulate`` have left to the next step without it; no part of the
+        # state dict, like vector-quantize-pytorch's, which keeps it in the buffers' ``grad``.
+        self.pending: BatchSums | None = None
+
+    @property
+    def averages(self) -> Averages:
+        """The buffers, with what can be done to them."""
+        return Averages(self.cluster_size, self.embed_avg)
 
     @property
     def expires(self) -> bool:
         """Whether dead codes are replaced."""
         return self.threshold_ema_dead_code > 0
+
+    @property
+    def reset_cluster_size(self) -> float:
+        """The cluster size with which a code that has moved starts; the threshold unless given."""
+        given = self._reset_cluster_size
+        return self.threshold_ema_dead_code if given is None else given
 
     @property
     def communicates(self) -> bool:
@@ -162,6 +165,16 @@ class Codebook(WideBuffers):
             embed = self.vq_bridge(embed.to(weight.dtype)).to(embed.dtype)
         return embed
 
+    def average_gradients(self) -> None:
+        """Replace the gradients of the parameters by their means over all processes."""
+        if not self.use_ddp:
+            return
+        self.compare_processes(self.embed.dtype)
+        for parameter in self.parameters():
+            if parameter.grad is not None:
+                torch.distributed.all_reduce(parameter.grad)
+                parameter.grad /= world_size()
+
     def writes(self, ema_update: bool | None = None) -> bool:
         """Whether :meth:`update` with this argument writes to the codes."""
         return self.expires or (self.ema_update if ema_update is None else ema_update)
@@ -171,7 +184,7 @@ class Codebook(WideBuffers):
 
         That happens once, and is not undone for a stage that quantize dropout leaves out.
         """
-        learns = self._initted.of(self.initted) and self.writes()
+        learns = self.started and self.writes()
         return [self.cluster_size, self.embed_avg, self.embed] if learns else []
 
     def observe(self, rows: Tensor, mask: Tensor | None = None) -> None:
@@ -188,24 +201,19 @@ class Codebook(WideBuffers):
         if codes.shape != self.embed.shape:
             raise ValueError(f"codes must be {list(self.embed.shape)}, got {list(codes.shape)}")
         self.embed.copy_(nn_functional.normalize(codes, dim=-1) if self.use_cosine_sim else codes)
-        self.embed_avg.copy_(self.embed * self._smoothed()[..., None])
+        averages = self.averages
+        averages.stand_at(self.embed, averages.smoothed(self.eps))
         self._finish_init()
 
     def init_once(self, data: Tensor, mask: Tensor | None = None) -> None:
         """:meth:`init_embed_`, until it has been done; nothing waits for the device then."""
-        if torch.compiler.is_compiling():
-            self._read_initted()
-        if not self._initted.of(self.initted):
+        if not self.started:
             self.init_embed_(data, mask)
-
-    @torch.compiler.assume_constant_result  # the compiler reads it while it makes a graph
-    def _read_initted(self) -> None:
-        self._initted.read(self.initted)
 
     @torch.no_grad()
     def init_embed_(self, data: Tensor, mask: Tensor | None = None) -> None:
         """Start from k-means over data [C, ..., d], of which mask [C, ...] counts; once."""
-        if self._initted.of(self.initted):
+        if self.started:
             return
         valid = _counted(data, mask).flatten(1)
         number = valid.numel()
@@ -235,29 +243,21 @@ class Codebook(WideBuffers):
 
     def _start_from(self, codes: Tensor, counts: Tensor) -> None:
         """Write codes [C, K, d] that k-means has found, each for counts [C, K] vectors."""
+        averages = self.averages
         self.cluster_size.copy_(counts)
-        smoothed = self._smoothed()[..., None]
         # A code that got no vector stays where k-means has left it.
-        used = counts[..., None] > 0
-        self.embed_avg.copy_(codes * torch.where(used, counts[..., None], smoothed))
+        averages.stand_at(codes, torch.where(counts > 0, counts, averages.smoothed(self.eps)))
         self.embed.copy_(codes)
         self.update_ema()
 
     @torch.no_grad()
     def update_ema(self) -> None:
         """Write the averages into the codes."""
+        averages = self.averages
         if self.use_cosine_sim:
-            # The length does not matter. Of a code that nothing chooses it falls with every step,
-            # until nothing is left: then the code stays.
-            averages = self.embed_avg
-            if torch.compiler.is_compiling():  # inductor (2.13) cannot fuse what reduces them
-                averages = torch.ops.vqvae_fast.copy_of_codes(averages)  # with what wrote them
-            largest = averages.abs().amax(dim=-1, keepdim=True)
-            scaled = averages / largest.clamp(min=torch.finfo(largest.dtype).tiny)
-            codes = nn_functional.normalize(scaled, dim=-1)
-            self.embed.copy_(torch.where(largest > 0, codes, self.embed))
-        else:  # straight into the codes: nothing as large as they are is made on the way
-            torch.div(self.embed_avg, self._smoothed()[..., None], out=self.embed)
+            averages.write_directions(self.embed)
+        else:
+            averages.write_means(self.embed, averages.smoothed(self.eps))
 
     @torch.no_grad()
     def update(
@@ -289,45 +289,31 @@ class Codebook(WideBuffers):
         valid = _counted(rows, mask)
         chosen = torch.where(valid, indices, -1)
         rows = self._unplaced(rows)
-        if self._averages_at_once(weight, accumulate, ema_update):
-            torch.ops.vqvae_fast.moving_average_(
-                self.embed_avg,
-                self.cluster_size,
-                self.embed.detach(),
-                rows.detach(),
-                chosen,
-                self.decay,
-                self.eps,
-            )
+        averages = self.averages
+        writes = ema_update and not self.manual_ema_update
+        if writes and not accumulate and weight is None and self._moves_at_once:
+            averages.move_on(rows, chosen, self.embed, self.decay, self.eps)
             self._expire(rows, valid)
             return
-        sums, counts = functional.code_statistics(rows, chosen, self.embed)
-        if self.use_ddp:
-            sums, counts = summed(sums, counts)
+        batch = averages.batch(rows, chosen)
+        batch = batch.of_all() if self.use_ddp else batch
         if callable(weight):
-            weight = weight(sums, counts)
+            assert batch.sums is not None
+            weight = weight(batch.sums, batch.counts)
+        batch = batch.plus(self.pending)
         if accumulate:
-            _accumulate(self.cluster_size, counts)
-            _accumulate(self.embed_avg, sums)
+            self.pending = batch
             return
-        self._average(self.cluster_size, counts, weight)
-        self._average(self.embed_avg, sums, weight)
-        if ema_update and not self.manual_ema_update:
+        self.pending = None
+        averages.average_in(batch, self.decay, weight)
+        if writes:
             self.update_ema()
         self._expire(rows, valid)
 
-    def _averages_at_once(self, weight: EmaWeight, accumulate: bool, ema_update: bool) -> bool:
-        """Whether one pass over the book may do all of :meth:`update` but the expiry."""
-        return (
-            ema_update
-            and weight is None
-            and not accumulate
-            and not self.manual_ema_update
-            and not self.use_cosine_sim
-            and not self.use_ddp
-            and self.embed_avg.grad is None
-            and self.cluster_size.grad is None
-        )
+    @property
+    def _moves_at_once(self) -> bool:
+        """Whether the averages and the codes may move in one pass over the book."""
+        return not (self.use_cosine_sim or self.use_ddp) and self.pending is None
 
     def update_indices(
         self,
@@ -373,66 +359,19 @@ class Codebook(WideBuffers):
         rows, valid = rows.flatten(1, -2), valid.flatten(1)
         if self.use_cosine_sim:
             rows = nn_functional.normalize(rows, dim=-1)
-        dead = self.cluster_size < self.threshold_ema_dead_code
+        averages = self.averages
+        dead = averages.dead(self.threshold_ema_dead_code)
         books = zip(rows, valid, dead, strict=True)
         drawn = [shuffled_replacements(*book, synced=self.use_ddp) for book in books]
         moved, codes = (torch.stack(part) for part in zip(*drawn, strict=True))
         codes = codes.to(self.embed_avg.dtype)
-        size = torch.where(moved, self.reset_cluster_size, self.cluster_size)
-        average = torch.where(moved[..., None], codes * self.reset_cluster_size, self.embed_avg)
-        self.cluster_size.copy_(size)
-        self.embed_avg.copy_(average)
-        self.embed.copy_(torch.where(moved[..., None], codes.to(self.embed.dtype), self.embed))
-
-    def check_weight(self, weight: EmaWeight) -> None:
-        """Raise for an EMA weight that does not fit; of a function nothing is known yet."""
-        if weight is None or callable(weight) or isinstance(weight, (int, float)):
-            return
-        books = self.cluster_size.shape
-        if not isinstance(weight, Tensor) or weight.shape not in ((), books, books[1:]):
-            got = list(weight.shape) if isinstance(weight, Tensor) else repr(weight)
-            raise ValueError(
-                f"the EMA weight must be [K={self.codebook_size}] or {list(books)}, got {got}"
-            )
-
-    def _average(self, old: Tensor, new: Tensor, weight: Tensor | float | None) -> None:
-        if old.grad is not None:  # what earlier batches have accumulated
-            new, old.grad = new + old.grad, None
-        share: Tensor | float = 1.0 - self.decay
-        if weight is not None:
-            self.check_weight(weight)
-            weight = torch.as_tensor(weight, dtype=old.dtype, device=old.device)
-            share = share * weight.expand_as(self.cluster_size)
-            share = share.view(share.shape + (1,) * (old.dim() - share.dim()))
-        old.lerp_(new.to(old.dtype), share)
-
-    def _smoothed(self) -> Tensor:
-        return smoothed_size(self.cluster_size, self.eps)
+        start_anew(self.embed, averages, moved, codes, self.reset_cluster_size)
 
     def _finish_init(self) -> None:
         self._initted.write(self.initted, True)
-
-    def train(self, mode: bool = True) -> "Self":
-        """Switch between training and eval; a compiled module then notices a changed initted."""
-        if not torch.compiler.is_compiling():
-            self._initted.read(self.initted)
-        return super().train(mode)
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        stored = state_dict.get(prefix + "initted")
-        if stored is not None and stored.numel() == 1:  # [1] and float in older releases
-            state_dict[prefix + "initted"] = stored.reshape(()).bool()
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._initted.read(self.initted)
 
 
 def _counted(rows: Tensor, mask: Tensor | None) -> Tensor:
     """rows [C, ..., d] that say something about a code: one that is not finite would destroy it."""
     finite = rows.isfinite().all(dim=-1)
     return finite if mask is None else finite & mask
-
-
-def _accumulate(average: Tensor, new: Tensor) -> None:
-    average.grad = new if average.grad is None else average.grad + new

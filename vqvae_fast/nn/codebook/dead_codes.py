@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from vqvae_fast.distributed import each_from_its_turn
-from vqvae_fast.nn.codebook.ema import CodeUsage, put
-from vqvae_fast.nn.codebook.sampling import shuffled, stratified_positions, take_rows
+from vqvae_fast.nn.codebook.averages import Averages, put
+from vqvae_fast.nn.codebook.ema import CodeUsage
+from vqvae_fast.nn.codebook.sampling import random_rows, shuffled
 
 
 @torch.no_grad()
@@ -14,8 +15,7 @@ def replace_dead_codes(
 ) -> None:
     """Put every code whose moving usage is below ``threshold`` on a random vector of the batch.
 
-    The code's averages are set to those of a code at its new place that is chosen just often
-    enough. Without that the next EMA write would carry it back to where it died; and with a larger
+    The code's averages are then those of a code that is chosen just often enough: with a larger
     size it would follow its new vectors more slowly, and be tried elsewhere later, if none choose
     it.
 
@@ -28,7 +28,7 @@ def replace_dead_codes(
             A code whose turn falls to a process without vectors waits for the next batch.
     """
     count = z.shape[:-1].numel()
-    dead = usage.cluster_size < threshold
+    dead = usage.averages.dead(threshold)
     draws = torch.rand(dead.shape, device=z.device)  # as many however it goes on
     compiling = torch.compiler.is_compiling()
     if not compiling and (synced or not z.is_cuda):
@@ -41,11 +41,7 @@ def replace_dead_codes(
         which, rank, strata = dead, dead.cumsum(0) - 1, dead.sum()
     if not len(which) or not (count or synced):
         return
-    if count:
-        codes = take_rows(z, stratified_positions(rank, strata.clamp(min=1), count, draws))
-    else:
-        codes = z.new_zeros(len(which), z.shape[-1])
-    codes = codes.to(codebook.dtype)
+    codes = random_rows(z, rank, strata.clamp(min=1), draws).to(codebook.dtype)
     if synced:
         available = torch.full((), count > 0, device=z.device)
         codes, found = each_from_its_turn(codes, available, turns=rank)
@@ -53,7 +49,24 @@ def replace_dead_codes(
             which = which & found
         else:
             which, codes = which[found], codes[found]
-    usage.reset(which, codes, threshold)
+    start_anew(codebook, usage.averages, which, codes, threshold)
+
+
+def start_anew(
+    codebook: Tensor, averages: Averages, which: Tensor, codes: Tensor, size: float
+) -> None:
+    """Put dead codes at new places, with the averages of codes that have always been there.
+
+    Without those the next write of the averages would carry the codes back to where they died.
+
+    Args:
+        codebook: [..., K, d], changed in place.
+        averages: of its codes, changed in place.
+        which: bool [..., K], a mask; or int64 [n], distinct codes of [K, d].
+        codes: their new values, [..., K, d] or [n, d].
+        size: their new cluster size.
+    """
+    averages.reset(which, codes, size)
     put(codebook, which, codes)
 
 

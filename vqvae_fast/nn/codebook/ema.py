@@ -1,40 +1,10 @@
 """Codebook statistics that are kept as exponential moving averages."""
 
-from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from vqvae_fast.backends.reference import ops as reference
-from vqvae_fast.distributed import summed, summed_segments
-from vqvae_fast.nn.codebook.metrics import code_counts
+from vqvae_fast.nn.codebook.averages import Averages
 from vqvae_fast.nn.codebook.wide_buffers import WideBuffers
-
-
-class Averages(NamedTuple):
-    """The moving averages of K codes, or of those that this process has of a divided codebook.
-
-    Attributes:
-        cluster_size: [K], how many vectors of a batch choose each code.
-        embed_avg: [K, D], their sums, where the codes are averages.
-    """
-
-    cluster_size: Tensor
-    embed_avg: Tensor | None
-
-    def average_in(self, counts: Tensor, decay: float) -> None:
-        """Average in how often each code was chosen, [K]."""
-        self.cluster_size.lerp_(counts.to(self.cluster_size.dtype), 1 - decay)
-
-    def reset(self, which: Tensor, codes: Tensor, size: Tensor | float) -> None:
-        """As :meth:`CodeUsage.reset`: averages of codes that have always been where they are."""
-        put(self.cluster_size, which, size)
-        if self.embed_avg is not None:
-            mask = which.dtype == torch.bool
-            sizes = self.cluster_size if mask else self.cluster_size[which]
-            put(self.embed_avg, which, codes.to(self.embed_avg.dtype) * sizes[:, None])
 
 
 class CodeUsage(WideBuffers):
@@ -66,10 +36,9 @@ class CodeUsage(WideBuffers):
 
         ``synced``: the batches of all processes count as one.
         """
-        counts = code_counts(indices, len(codebook))
-        if synced:
-            (counts,) = summed(counts)
-        self.averages.average_in(counts, self.decay)
+        averages = self.averages
+        batch = averages.batch(z, indices)
+        averages.average_in(batch.of_all() if synced else batch, self.decay)
 
     @torch.no_grad()
     def reset(self, which: Tensor, codes: Tensor, size: Tensor | float) -> None:
@@ -122,27 +91,9 @@ class CodeMovingAverage(CodeUsage):
     @torch.no_grad()
     def update(self, z: Tensor, indices: Tensor, codebook: Tensor, *, synced: bool = False) -> None:
         """Average in one batch and write the new codes into ``codebook`` [K, D]."""
-        move_on: Callable[..., None] = torch.ops.vqvae_fast.moving_average_
+        averages = self.averages
         if synced:
-            move_on = partial(reference.moving_average_, segment_sum=summed_segments)
-        move_on(
-            self.embed_avg,
-            self.cluster_size,
-            codebook.detach(),
-            z.detach(),
-            indices,
-            self.decay,
-            self.eps,
-        )
-
-
-def put(into: Tensor, which: Tensor, values: Tensor | float) -> None:
-    """Write rows of [K, ...]: those of a mask, bool [K], or of places, int64 [n].
-
-    ``values`` are then [K, ...] or [n, ...]. A mask does not wait for the device.
-    """
-    if which.dtype == torch.bool:
-        which = which.view(-1, *[1] * (into.dim() - 1))
-        into.copy_(torch.where(which, values, into))
-    else:
-        into[which] = values
+            super().update(z, indices, codebook, synced=True)
+            averages.write_means(codebook.detach(), averages.smoothed(self.eps))
+        else:
+            averages.move_on(z, indices, codebook, self.decay, self.eps)

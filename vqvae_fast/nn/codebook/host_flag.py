@@ -1,10 +1,15 @@
 """A flag that lives in a buffer and is known to Python."""
 
+from typing import TYPE_CHECKING, Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from vqvae_fast.distributed import is_distributed
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # Where Python reads a tensor without waiting for a device.
 _READ_AT_ONCE = ("cpu",)
@@ -58,3 +63,48 @@ class HostFlag:
             return True
         # DistributedDataParallel writes every buffer in every step: there a version says nothing.
         return not is_distributed() and buffer._version != self._version
+
+
+class StartsOnce(nn.Module):
+    """A module with a buffer that says whether k-means has started the codes.
+
+    Args:
+        started: what it says at first.
+
+    Buffers:
+        initted: 0-d bool; whatever sets it to False makes the next training batch start the codes.
+    """
+
+    initted: Tensor
+
+    def __init__(self, started: bool):
+        super().__init__()
+        self.register_buffer("initted", torch.tensor(started))
+        self._initted = HostFlag(started)
+
+    @property
+    def started(self) -> bool:
+        """Whether there are codes; nothing waits for the device to know that there are."""
+        if torch.compiler.is_compiling():
+            self._read_initted()
+        return self._initted.of(self.initted)
+
+    @torch.compiler.assume_constant_result  # the compiler reads it while it makes a graph
+    def _read_initted(self) -> None:
+        self._initted.read(self.initted)
+
+    def train(self, mode: bool = True) -> "Self":
+        """Switch between training and eval; a compiled module then notices a changed initted."""
+        if not torch.compiler.is_compiling():
+            self._initted.read(self.initted)
+        return super().train(mode)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        stored = state_dict.get(prefix + "initted")
+        if stored is not None and stored.numel() == 1:
+            # Older releases of vector-quantize-pytorch have a float of shape [1].
+            state_dict[prefix + "initted"] = stored.reshape(()).bool()
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._initted.read(self.initted)

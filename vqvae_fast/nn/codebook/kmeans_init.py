@@ -1,22 +1,20 @@
 """The start of a codebook by k-means over the first training batches."""
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vqvae_fast.distributed import from_first, rows_of_all, summed, world_size
-from vqvae_fast.nn.codebook.host_flag import HostFlag
+from vqvae_fast.nn.codebook.averages import Averages
+from vqvae_fast.nn.codebook.host_flag import StartsOnce
 from vqvae_fast.nn.codebook.kmeans import KMeans, kmeans
 from vqvae_fast.nn.codebook.sampling import stratified_positions, take_rows
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
-
-class KMeansInit(nn.Module):
+class KMeansInit(StartsOnce):
     """Collects the latents of the first training batches until there are enough for k-means.
 
     The state dict says whether that has happened. The vectors collected so far are no part of it,
@@ -37,26 +35,16 @@ class KMeansInit(nn.Module):
         initted: 0-d bool; False makes the collection start.
     """
 
-    initted: Tensor
-
     def __init__(self, num_codes: int, dim: int, num_samples: int, iterations: int):
-        super().__init__()
+        super().__init__(started=False)
         self.num_codes, self.num_samples, self.iterations = num_codes, num_samples, iterations
         self.samples = torch.empty(0, dim)
-        self.register_buffer("initted", torch.tensor(False))
-        self._initted = HostFlag(False)
         self._enter()
 
     @property
     def done(self) -> bool:
         """Whether the codebook has its codes."""
-        if torch.compiler.is_compiling():
-            self._read_initted()
-        return self._initted.of(self.initted)
-
-    @torch.compiler.assume_constant_result  # the compiler reads it while it makes a graph
-    def _read_initted(self) -> None:
-        self._initted.read(self.initted)
+        return self.started
 
     def start_(
         self,
@@ -123,12 +111,6 @@ class KMeansInit(nn.Module):
         """Collect no more: the codebook has its codes."""
         self._end(self.initted)
 
-    def train(self, mode: bool = True) -> "Self":
-        """Switch between training and eval; a compiled module then notices a changed initted."""
-        if not torch.compiler.is_compiling():
-            self._initted.read(self.initted)
-        return super().train(mode)
-
     def _end(self, initted: Tensor) -> None:
         self.samples = self.samples[:0].clone()
         self._initted.write(initted, True)
@@ -150,7 +132,6 @@ class KMeansInit(nn.Module):
         if any(name.startswith(prefix) for name in state_dict):
             self.samples = stored.clone()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._initted.read(self.initted)
 
 
 _keys = itertools.count()
@@ -190,8 +171,7 @@ def _start_by_kmeans_(
     codebook.copy_(result.codes)
     if cluster_size is not None:
         cluster_size.copy_(sizes)
-    if embed_avg is not None:
-        embed_avg.copy_(codebook * sizes[:, None])
+        Averages(cluster_size, embed_avg).stand_at(codebook, cluster_size)
     init._end(initted)
 
 

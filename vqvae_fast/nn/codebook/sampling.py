@@ -52,6 +52,24 @@ def take_rows(z: Tensor, positions: Tensor) -> Tensor:
     return z[tuple(index)]
 
 
+def random_rows(z: Tensor, rank: Tensor, strata: Tensor, draws: Tensor | None = None) -> Tensor:
+    """Rows of z at :func:`stratified_positions`; zeros where z has none.
+
+    Args:
+        z: [..., D], any strides.
+        rank: int64 [K], as for :func:`stratified_positions`.
+        strata: 0-d int64, the same.
+        draws: [K], the same.
+
+    Returns:
+        [K, D].
+    """
+    count = z.shape[:-1].numel()
+    if count == 0:
+        return z.new_zeros(len(rank), z.shape[-1])
+    return take_rows(z, stratified_positions(rank, strata, count, draws))
+
+
 def shuffled(valid: Tensor) -> tuple[Tensor, Tensor]:
     """The positions of all rows in random order, those that are not valid behind the others.
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from vqvae_fast.agreement import require_same
 from vqvae_fast.nn.drop_in.residual_vq import ResidualVQ
+from vqvae_fast.nn.steps.checks import refuse
 from vqvae_fast.nn.steps.quantize_dropout import draw_seed, skip_seed
 
 
@@ -29,8 +30,8 @@ class GroupedResidualVQ(nn.Module):
         self, *, dim: int, groups: int = 1, accept_image_fmap: bool = False, **arguments: Any
     ):
         super().__init__()
-        if groups < 1 or dim % groups:
-            raise ValueError(f"dim must be a multiple of groups={groups}, got {dim}")
+        uneven = groups < 1 or dim % groups
+        refuse((uneven, f"dim must be a multiple of groups={groups}, got {dim}"))
         self.dim, self.groups, self.accept_image_fmap = dim, groups, accept_image_fmap
         rvqs = [
             ResidualVQ(dim=dim // groups, accept_image_fmap=accept_image_fmap, **arguments)

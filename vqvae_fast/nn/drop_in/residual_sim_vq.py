@@ -8,11 +8,13 @@ from torch import Tensor, nn
 from vqvae_fast.agreement import require_same
 from vqvae_fast.distributed import is_distributed
 from vqvae_fast.nn.drop_in.sim_vq import SimVQ
-from vqvae_fast.nn.steps.quantize_dropout import dropout_of_stages, left_out_unless
+from vqvae_fast.nn.steps.checks import check_counts, check_one_head
+from vqvae_fast.nn.steps.fixed_attributes import FixedAttributes
+from vqvae_fast.nn.steps.quantize_dropout import DropsStages, left_out_unless
 from vqvae_fast.nn.steps.stages import padded_indices, sum_of_stages
 
 
-class ResidualSimVQ(nn.Module):
+class ResidualSimVQ(DropsStages, FixedAttributes):
     """vector-quantize-pytorch's ResidualSimVQ: each stage quantizes what the last has left.
 
     Zeghidour et al., SoundStream, arXiv 2107.03312, algorithm 1.
@@ -32,6 +34,8 @@ class ResidualSimVQ(nn.Module):
         ValueError: a number is out of range.
     """
 
+    FIXED = frozenset(("num_quantizers", "channel_first"))
+
     def __init__(
         self,
         *,
@@ -46,21 +50,15 @@ class ResidualSimVQ(nn.Module):
         rotation_trick: bool = True,
         **arguments: Any,
     ):
-        super().__init__()
-        if heads != 1:
-            raise ValueError(f"heads must be 1 in residual quantizers, got {heads}")
-        if num_quantizers < 1:
-            raise ValueError(f"num_quantizers must be at least 1, got {num_quantizers}")
-        self.channel_first, self.num_quantizers = channel_first, num_quantizers
-        self._dropout = dropout_of_stages(
-            quantize_dropout,
+        check_one_head(heads)
+        check_counts({"num_quantizers": num_quantizers})
+        super().__init__(
             num_quantizers,
+            quantize_dropout,
             quantize_dropout_cutoff_index,
             quantize_dropout_multiple_of,
         )
-        self.quantize_dropout = self._dropout is not None
-        self.quantize_dropout_cutoff_index = quantize_dropout_cutoff_index
-        self.quantize_dropout_multiple_of = quantize_dropout_multiple_of
+        self.channel_first = channel_first
         self.layers = nn.ModuleList(
             SimVQ(
                 dim=dim,

@@ -25,8 +25,9 @@ from vqvae_fast.nn.drop_in.residual_vq_routes import (
     WithTargets,
 )
 from vqvae_fast.nn.drop_in.vector_quantize import VectorQuantize
+from vqvae_fast.nn.steps.fixed_attributes import FixedAttributes
 from vqvae_fast.nn.steps.layout import Layout, to_places, vectors_to_places
-from vqvae_fast.nn.steps.quantize_dropout import dropout_of_stages
+from vqvae_fast.nn.steps.quantize_dropout import DropsStages
 from vqvae_fast.nn.steps.stages import padded_indices, sum_of_stages
 
 # Attributes that must be the same in all processes: they decide which collectives a step calls.
@@ -37,7 +38,7 @@ _SAME_EVERYWHERE = (
 )
 
 
-class ResidualVQ(nn.Module):
+class ResidualVQ(DropsStages, FixedAttributes):
     """Quantizes in stages, each of which takes what the last has left.
 
     Zeghidour et al., SoundStream, arXiv 2107.03312, algorithm 1. Arguments, defaults, results and
@@ -71,6 +72,14 @@ class ResidualVQ(nn.Module):
         ValueError: a number is out of range, or arguments contradict each other.
     """
 
+    FIXED = frozenset(
+        (
+            *("dim", "codebook_dim", "num_quantizers", "codebook_sizes", "uniform_codebook_size"),
+            *("channel_last", "accept_image_fmap", "shared_codebook", "diveq"),
+            *("implicit_neural_codebook", "vq_is_ema_updating"),
+        )
+    )
+
     def __init__(
         self,
         *,
@@ -96,11 +105,13 @@ class ResidualVQ(nn.Module):
         **arguments: Any,
     ):
         given = dict(locals())
-        super().__init__()
         sizes = sizes_of_stages(codebook_size, num_quantizers)
         stages = len(sizes)
         codebook_dim = dim if codebook_dim is None else codebook_dim
         check(given | arguments, sizes)
+        super().__init__(
+            stages, quantize_dropout, quantize_dropout_cutoff_index, quantize_dropout_multiple_of
+        )
         if implicit_neural_codebook:
             arguments |= {"learnable_codebook": True, "ema_update": False}
         if shared_codebook:
@@ -116,19 +127,13 @@ class ResidualVQ(nn.Module):
         fmap = 3 if arguments.pop("accept_3d_fmap", False) else 2 if accept_image_fmap else None
         self._layout = Layout(dim, fmap is not None or not self.channel_last, fmap, True)
         self.dim, self.codebook_dim = dim, codebook_dim
-        self.num_quantizers, self.codebook_sizes = stages, sizes
+        self.codebook_sizes = sizes
         self.uniform_codebook_size = len(set(sizes)) == 1
         self.shared_codebook, self.diveq = shared_codebook, diveq
         self.accept_image_fmap = accept_image_fmap
         self.return_zeros_for_masked_padding = return_zeros_for_masked_padding
         self.implicit_neural_codebook = implicit_neural_codebook
         self.quant_grad_frac = 1.0 if diveq else quant_grad_frac
-        self._dropout = dropout_of_stages(
-            quantize_dropout, stages, quantize_dropout_cutoff_index, quantize_dropout_multiple_of
-        )
-        self.quantize_dropout = self._dropout is not None
-        self.quantize_dropout_cutoff_index = quantize_dropout_cutoff_index
-        self.quantize_dropout_multiple_of = quantize_dropout_multiple_of
         self.beam_size = beam_size
         self.eval_beam_size = beam_size if eval_beam_size is None else eval_beam_size
 
@@ -173,8 +178,7 @@ class ResidualVQ(nn.Module):
         routes: list[StagesRoute] = [WithTargets(), ByBeams()]
         if self.uniform_codebook_size and not self.implicit_neural_codebook:
             routes.append(AtOnce())
-        alone = not self.shared_codebook and not self.implicit_neural_codebook
-        if alone and self._dropout is None:
+        if not self.shared_codebook and not self.implicit_neural_codebook:
             routes.append(PlainStages())
         routes.append(StageByStage())
         if self.shared_codebook:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from vqvae_fast.nn.steps.checks import check_one_head, refuse
+
 
 def sizes_of_stages(codebook_size: int | Sequence[int], stages: int | None) -> tuple[int, ...]:
     """The Q codebook sizes.
@@ -40,8 +42,8 @@ def check(given: dict[str, Any], sizes: tuple[int, ...]) -> None:
     shared_codebook, project_per_stage = given["shared_codebook"], given["project_per_stage"]
     implicit_neural_codebook = given["implicit_neural_codebook"]
     heads, quant_grad_frac = given["heads"], given["quant_grad_frac"]
-    for wrong, why in (
-        (heads != 1, f"heads must be 1 in residual quantizers, got {heads}"),
+    check_one_head(heads)
+    refuse(
         (
             shared_codebook and len(set(sizes)) > 1,
             f"shared_codebook needs equal codebook sizes, got {sizes}",
@@ -94,6 +96,4 @@ def check(given: dict[str, Any], sizes: tuple[int, ...]) -> None:
             "project_per_stage and "
             "implicit_neural_codebook exclude each other: the condition has no projection",
         ),
-    ):
-        if wrong:
-            raise ValueError(why)
+    )

@@ -15,8 +15,8 @@ from vqvae_fast import functional
 from vqvae_fast.autograd.estimators import directional_reparam
 from vqvae_fast.autograd.residual_nearest_with_loss import residual_nearest_with_loss
 from vqvae_fast.nn.codebook.undoing import Runs, undone_unless
+from vqvae_fast.nn.drop_in.plain_stage import PlainStage, plain_codes, plain_stage
 from vqvae_fast.nn.drop_in.vector_quantize import VectorQuantize
-from vqvae_fast.nn.drop_in.vector_quantize_routes import PlainStage
 from vqvae_fast.nn.steps.autocast import without_autocast
 from vqvae_fast.nn.steps.beams import Beams
 from vqvae_fast.nn.steps.quantize_dropout import QuantizeDropout, left_out_unless
@@ -203,7 +203,7 @@ class AtOnce:
             return None
         books: list[Tensor] = []
         for stage in stages.layers:
-            book = stage.as_search(call.start)
+            book = plain_codes(stage, call.start)
             if book is None:
                 return None
             books.append(book)
@@ -217,16 +217,18 @@ class PlainStages:
     def run(self, stages: Stages, call: StagesCall) -> StagesOutcome | None:
         """As :meth:`StagesRoute.run`."""
         asks_for_more = call.mask is not None or call.temperature is not None
-        if not call.training or asks_for_more or stages.quant_grad_frac > 0:
+        if not call.training or asks_for_more:
+            return None
+        if stages.dropout is not None or stages.quant_grad_frac > 0:
             return None
         if len({(stage.commitment_weight, stage.rotation_trick) for stage in stages.layers}) > 1:
             return None
         plain: list[PlainStage] = []
         for stage in stages.layers:
-            plain_stage = stage.as_plain_stage(call.start, call.frozen)
-            if plain_stage is None:
+            as_plain = plain_stage(stage, call.start, call.frozen)
+            if as_plain is None:
                 return None
-            plain.append(plain_stage)
+            plain.append(as_plain)
         first = stages.layers[0]
         with without_autocast(call.start.device.type):
             total, indices, commitments = residual_nearest_with_loss(

@@ -10,6 +10,8 @@ from vqvae_fast.autograd.estimators import rotate_to
 from vqvae_fast.autograd.gather import take_codes
 from vqvae_fast.dtypes import common_float
 from vqvae_fast.nn.steps.autocast import without_autocast
+from vqvae_fast.nn.steps.checks import check_counts, refuse
+from vqvae_fast.nn.steps.fixed_attributes import FixedAttributes
 from vqvae_fast.nn.steps.layout import Layout, to_places, vectors_to_places
 
 
@@ -17,7 +19,7 @@ def _as_it_is(codebook: Tensor) -> Tensor:
     return codebook
 
 
-class SimVQ(nn.Module):
+class SimVQ(FixedAttributes):
     """vector-quantize-pytorch's SimVQ on the exact search; N x K numbers are never in memory.
 
     Zhu et al., "Addressing representation collapse in vector quantized models with one linear
@@ -39,6 +41,7 @@ class SimVQ(nn.Module):
         ValueError: a size is out of range, or not what ``init_fn`` gives.
     """
 
+    FIXED = frozenset(("dim", "codebook_size", "channel_first"))
     frozen_codebook: Tensor
 
     def __init__(
@@ -55,19 +58,13 @@ class SimVQ(nn.Module):
     ):
         super().__init__()
         frozen_dim = dim if frozen_codebook_dim is None else frozen_codebook_dim
-        for name, number in (
-            ("dim", dim),
-            ("codebook_size", codebook_size),
-            ("frozen_codebook_dim", frozen_dim),
-        ):
-            if number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number}")
+        sizes = {"dim": dim, "codebook_size": codebook_size, "frozen_codebook_dim": frozen_dim}
+        check_counts(sizes)
         self.dim, self.codebook_size, self.channel_first = dim, codebook_size, channel_first
         codebook = init_fn(torch.randn(codebook_size, frozen_dim) * frozen_dim**-0.5)
-        if codebook.shape != (codebook_size, frozen_dim):
-            raise ValueError(
-                f"init_fn must give [K={codebook_size}, F={frozen_dim}], got {list(codebook.shape)}"
-            )
+        wanted = f"[K={codebook_size}, F={frozen_dim}]"
+        fits = codebook.shape == (codebook_size, frozen_dim)
+        refuse((not fits, f"init_fn must give {wanted}, got {list(codebook.shape)}"))
         if codebook_transform is None:
             codebook_transform = nn.Linear(frozen_dim, dim, bias=False)
         self.code_transform = codebook_transform

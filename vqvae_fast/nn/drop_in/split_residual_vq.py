@@ -7,6 +7,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from vqvae_fast.nn.drop_in.residual_vq import ResidualVQ
+from vqvae_fast.nn.steps.checks import refuse
 
 
 class SplitResidualVQ(nn.Module):
@@ -41,15 +42,17 @@ class SplitResidualVQ(nn.Module):
         **residual_vq: Any,
     ):
         super().__init__()
-        if not 1 <= num_semantic_quantizers < num_quantizers:
-            raise ValueError(
-                f"num_semantic_quantizers must be at least 1 and below num_quantizers="
-                f"{num_quantizers}, got {num_semantic_quantizers}"
-            )
-        if not projections and dim != codebook_dim:
-            raise ValueError(
-                f"without projections codebook_dim must be dim={dim}, got {codebook_dim}"
-            )
+        refuse(
+            (
+                not 1 <= num_semantic_quantizers < num_quantizers,
+                "num_semantic_quantizers must be at least 1 and below num_quantizers="
+                f"{num_quantizers}, got {num_semantic_quantizers}",
+            ),
+            (
+                not projections and dim != codebook_dim,
+                f"without projections codebook_dim must be dim={dim}, got {codebook_dim}",
+            ),
+        )
         self.num_quantizers, self.num_semantic_quantizers = num_quantizers, num_semantic_quantizers
         sizes = {"codebook_size": codebook_size, **residual_vq}
         self.rvq_first = _ProjectedRVQ(

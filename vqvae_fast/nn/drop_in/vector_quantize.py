@@ -6,19 +6,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as nn_functional
-from torch.nn.modules.module import _has_any_global_hook
 from torch.optim import Optimizer
 
 from vqvae_fast.autograd.gather import take_codes
-from vqvae_fast.distributed import is_distributed, world_size
 from vqvae_fast.dtypes import common_float
-from vqvae_fast.nn.codebook.affine_codebook import AffineCodebook
-from vqvae_fast.nn.codebook.codebook import Codebook, EmaWeight
+from vqvae_fast.nn.codebook.averages import EmaWeight
 from vqvae_fast.nn.drop_in.vector_quantize_call import Averaging, Call
-from vqvae_fast.nn.drop_in.vector_quantize_options import check, check_topk, learning
-from vqvae_fast.nn.drop_in.vector_quantize_parts import Kinds
-from vqvae_fast.nn.drop_in.vector_quantize_routes import PlainStage, Routes
-from vqvae_fast.nn.steps import distances
+from vqvae_fast.nn.drop_in.vector_quantize_options import (
+    KeptArguments,
+    OfCodebook,
+    check,
+    check_topk,
+    learning,
+)
+from vqvae_fast.nn.drop_in.vector_quantize_parts import Kinds, make_codebook
+from vqvae_fast.nn.drop_in.vector_quantize_routes import Routes
+from vqvae_fast.nn.steps import logits
 from vqvae_fast.nn.steps.autocast import without_autocast
 from vqvae_fast.nn.steps.choosing import CodebookTransform, Wanted
 from vqvae_fast.nn.steps.layout import (
@@ -29,10 +32,11 @@ from vqvae_fast.nn.steps.layout import (
     to_places,
     to_tokens,
     vectors_to_places,
+    with_padding,
 )
 
 
-class VectorQuantize(nn.Module):
+class VectorQuantize(KeptArguments):
     """Replaces every vector by its nearest code: vector-quantize-pytorch 1.32's class.
 
     Arguments, defaults, results and state_dict keys are that library's; docs/drop-in.md lists where
@@ -96,6 +100,9 @@ class VectorQuantize(nn.Module):
     In eval nothing is learned, no state changes, and the loss is 0.
     """
 
+    decay = OfCodebook()
+    eps = OfCodebook()
+    threshold_ema_dead_code = OfCodebook()
     zero: Tensor
 
     def __init__(
@@ -148,44 +155,12 @@ class VectorQuantize(nn.Module):
     ):
         given = dict(locals())
         super().__init__()
-        learns = learning(
-            dim=dim,
-            ema_update=ema_update,
-            learnable_codebook=learnable_codebook,
-            rotation_trick=rotation_trick,
-            straight_through=straight_through,
-            directional_reparam=directional_reparam,
-            has_bridge=vq_bridge is not None,
-        )
-        check(given | learns._asdict())
-        self.dim, self.codebook_size, self.eps = dim, codebook_size, eps
-        self.heads, self.separate_codebook_per_head = heads, separate_codebook_per_head
-        self.channel_last = channel_last
-        self.accept_image_fmap, self.accept_3d_fmap = accept_image_fmap, accept_3d_fmap
-        self.learnable_codebook = learns.learnable_codebook
-        self.rotation_trick = learns.rotation_trick
-        self.directional_reparam = directional_reparam
-        self.directional_reparam_variance = directional_reparam_variance
-        self.sync_update_v = sync_update_v
-        self.route_gradients_to_input = route_gradients_to_input
-        self.return_zeros_for_masked_padding = return_zeros_for_masked_padding
-        self.freeze_codebook, self.use_cosine_sim = freeze_codebook, use_cosine_sim
-        self.cosine_search = cosine_search
-        self.stochastic_sample_codes, self.straight_through = (
-            stochastic_sample_codes,
-            straight_through,
-        )
+        given |= learning(given)._asdict()
+        check(given)
+        self.keep(given)
         self.has_commitment_loss = commitment_weight > 0 and not directional_reparam
-        self.commitment_weight = commitment_weight
-        self.commitment_use_cross_entropy_loss = commitment_use_cross_entropy_loss
         self.has_codebook_orthogonal_loss = orthogonal_reg_weight > 0
-        self.orthogonal_reg_weight = orthogonal_reg_weight
-        self.orthogonal_reg_active_codes_only = orthogonal_reg_active_codes_only
-        self.orthogonal_reg_max_codes = orthogonal_reg_max_codes
         self.has_codebook_diversity_loss = codebook_diversity_loss_weight > 0
-        self.codebook_diversity_loss_weight = codebook_diversity_loss_weight
-        self.codebook_diversity_temperature = codebook_diversity_temperature
-        self.sample_codebook_temp = sample_codebook_temp
 
         codebook_dim = dim if codebook_dim is None else codebook_dim
         inner = codebook_dim * heads
@@ -200,37 +175,12 @@ class VectorQuantize(nn.Module):
         self._heads = Heads(heads, separate_codebook_per_head)
         fmap = 3 if accept_3d_fmap else 2 if accept_image_fmap else None
         self._layout = Layout(dim, not channel_last or fmap is not None, fmap, heads > 1)
-        affine: dict[str, Any] = {}
-        if affine_param:
-            affine = {
-                "sync_affine_param": sync_affine_param,
-                "affine_param_batch_decay": affine_param_batch_decay,
-                "affine_param_codebook_decay": affine_param_codebook_decay,
-            }
-        self._codebook = (AffineCodebook if affine_param else Codebook)(
-            codebook_dim,
-            codebook_size,
-            self._heads.books,
-            kmeans_init=kmeans_init,
-            kmeans_iters=kmeans_iters,
-            sync_kmeans=sync_kmeans,
-            decay=decay,
-            eps=eps,
-            threshold_ema_dead_code=threshold_ema_dead_code,
-            use_ddp=is_distributed() if sync_codebook is None else sync_codebook,
-            learnable_codebook=self.learnable_codebook or self.has_codebook_orthogonal_loss,
-            ema_update=learns.ema_update,
-            manual_ema_update=manual_ema_update,
-            use_cosine_sim=use_cosine_sim,
-            vq_bridge=vq_bridge,
-            **affine,
-        )
+        self._codebook = make_codebook(given, self._heads.books)
         self.in_place_codebook_optimizer = (
             None
             if in_place_codebook_optimizer is None
             else in_place_codebook_optimizer(self._codebook.parameters())
         )
-        self.manual_in_place_optimizer_update = manual_in_place_optimizer_update
         self._routes = self._make_routes()
         self.register_buffer("zero", torch.tensor(0.0), persistent=False)
 
@@ -284,12 +234,7 @@ class VectorQuantize(nn.Module):
         """Take the step of in_place_codebook_optimizer, by the gradients of all processes."""
         if self.in_place_codebook_optimizer is None:
             return
-        if self._codebook.use_ddp:
-            self._codebook.compare_processes(self._codebook.embed.dtype)
-            for parameter in self._codebook.parameters():
-                if parameter.grad is not None:
-                    torch.distributed.all_reduce(parameter.grad)
-                    parameter.grad /= world_size()
+        self._codebook.average_gradients()
         self.in_place_codebook_optimizer.step()
         self.in_place_codebook_optimizer.zero_grad()
 
@@ -354,8 +299,11 @@ class VectorQuantize(nn.Module):
         tokens, places = self._layout.tokens(x)
         mask = self._layout.mask(tokens, places, mask, lens)
         wanted = self._wanted(topk, sample_codebook_temp, codebook_transform_fn, indices)
-        targets = None if indices is None else self._targets(indices, tokens)
-        self._codebook.check_weight(ema_update_weight)
+        targets: Tensor | None = None
+        if indices is not None:
+            right = self._layout.right_indices(indices, tokens, self.heads, self.codebook_size)
+            targets = self._heads.split_indices(right)
+        self._codebook.averages.check_weight(ema_update_weight)
         averaging = Averaging(ema_update_weight, accum_ema_update, ema_update)
         projected = self.project_in(tokens)
         with without_autocast(x.device.type):
@@ -369,14 +317,13 @@ class VectorQuantize(nn.Module):
             )
             chosen, loss, parts = self._routes.of(call, self.training).run(call)
             if targets is not None:
-                loss = distances.cross_entropy(
-                    call.rows, chosen.codes, self.use_cosine_sim, targets
-                )
+                loss = logits.cross_entropy(call.rows, chosen.codes, self.use_cosine_sim, targets)
 
         out = self.project_out(self._heads.merge(chosen.quantized).to(projected.dtype)).to(x.dtype)
         found = self._heads.merge_indices(chosen.indices)
         if mask is not None:
-            out, found = self._masked(tokens, mask, out, found)
+            padding = torch.zeros_like(tokens) if self.return_zeros_for_masked_padding else tokens
+            out, found = with_padding(mask, padding, out, found)
         out, found = vectors_to_places(out, places), to_places(found, places)
         if indices is not None:
             return out, loss
@@ -448,30 +395,6 @@ class VectorQuantize(nn.Module):
         )
         return codes.to(self._codebook.embed.dtype), places
 
-    def _targets(self, indices: Tensor, tokens: Tensor) -> Tensor:
-        """Indices that are right, as rows: [C, ..., N]."""
-        wanted = [*tokens.shape[:2]] + ([self.heads] if self.heads > 1 else [])
-        targets, _ = self._layout.index_tokens(indices)
-        if targets.dtype != torch.int64 or list(targets.shape) != wanted:
-            got = f"{targets.dtype} {list(targets.shape)}"
-            raise ValueError(f"indices must be int64 {wanted} (B, tokens, heads), got {got}")
-        # Elsewhere one would have to wait for the device; there cross_entropy notices, later.
-        known = targets.device.type == "cpu" and not torch.compiler.is_compiling()
-        if known and ((targets < -1) | (targets >= self.codebook_size)).any():
-            raise ValueError(f"indices must be from -1 to K - 1 = {self.codebook_size - 1}")
-        return self._heads.split_indices(targets)
-
-    def _masked(
-        self, tokens: Tensor, mask: Tensor, out: Tensor, found: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """out [B, N, ..., D] and indices [B, N, ...] with what padding gets."""
-        padding = torch.zeros_like(tokens) if self.return_zeros_for_masked_padding else tokens
-        for _ in range(out.dim() - 3):  # topk
-            padding = padding[:, :, None]
-        vectors = mask.view(*mask.shape, *[1] * (out.dim() - 2))
-        codes = mask.view(*mask.shape, *[1] * (found.dim() - 2))
-        return torch.where(vectors, out, padding), torch.where(codes, found, -1)
-
     # As one of many stages.
 
     @property
@@ -502,59 +425,3 @@ class VectorQuantize(nn.Module):
             self._codebook.update_ema()
         self.update_in_place_optimizer()
         self._codebook.expire_codes_(self._rows(vectors), None if mask is None else mask[None])
-
-    def as_search(self, rows: Tensor) -> Tensor | None:
-        """The codes [K, d], if in eval this is the search for the nearest of them and no more.
-
-        None if it is more, for rows [..., d] such as these or if something watches the calls of
-        this module.
-        """
-        book = self._codebook
-        plain = (
-            not (torch.is_grad_enabled() and (book.learnable_codebook or rows.requires_grad))
-            and not self.has_projections
-            and not self.use_cosine_sim
-            and not self.cosine_search
-            and type(book) is Codebook
-            and book.vq_bridge is None
-            and rows.dtype == book.embed.dtype == torch.float32
-            and not self.is_watched
-        )
-        return book.codes()[0] if plain else None
-
-    def as_plain_stage(self, rows: Tensor, frozen: bool) -> PlainStage | None:
-        """What one of many stages does to rows [..., d]: None if it is more than the default.
-
-        The default is the nearest code, the commitment loss, an estimator, averages and expiry.
-        If something watches the calls of this module, it is no plain stage, either.
-        """
-        book = self._codebook
-        wanted = Wanted(None, self.sample_codebook_temp, None)
-        call = Call(self, book, rows, None, wanted, frozen)
-        plain = (
-            self.training
-            and rows.requires_grad
-            and self._routes.in_one_piece(call) is not None
-            and not self.is_watched
-            and not self.has_codebook_orthogonal_loss
-            and not self.use_cosine_sim
-            and not self.has_projections
-            and self.heads == 1
-            and rows.dtype == book.embed.dtype == common_float(rows.dtype, torch.float32)
-        )
-        return PlainStage(book, frozen) if plain else None
-
-    @property
-    def is_watched(self) -> bool:
-        """Whether hooks, a subclass or a compiler must see the calls of this module."""
-        hooks = (
-            _has_any_global_hook(),
-            *(self._forward_hooks, self._forward_pre_hooks),
-            *(self._backward_hooks, self._backward_pre_hooks),
-        )
-        return (
-            any(hooks)
-            or "forward" in vars(self)
-            or getattr(self, "_compiled_call_impl", None) is not None
-            or type(self) is not VectorQuantize
-        )

@@ -4,7 +4,8 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from vqvae_fast.nn.codebook.codebook import Codebook, EmaWeight
+from vqvae_fast.nn.codebook.averages import EmaWeight
+from vqvae_fast.nn.codebook.codebook import Codebook
 from vqvae_fast.nn.steps.choosing import Chosen, Wanted
 from vqvae_fast.nn.steps.losses import LossBreakdown
 

@@ -1,7 +1,16 @@
 """Which of VectorQuantize's arguments go together, and what the ones not given are."""
 
-import numbers
+from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+from vqvae_fast.nn.steps.checks import (
+    check_counts,
+    check_not_negative,
+    check_real,
+    check_shares,
+    refuse,
+)
+from vqvae_fast.nn.steps.fixed_attributes import FixedAttributes
 
 _SHARES = ("decay", "affine_param_batch_decay", "affine_param_codebook_decay", "sync_update_v")
 _NOT_NEGATIVE = (
@@ -16,6 +25,67 @@ _NOT_NEGATIVE = (
 )
 
 
+class OfCodebook:
+    """An argument that the codebook of a quantizer has as an attribute of the same name."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, quantizer: Any, owner: type | None = None) -> Any:
+        return self if quantizer is None else getattr(quantizer._codebook, self.name)
+
+    def __set__(self, quantizer: Any, value: Any) -> None:
+        setattr(quantizer._codebook, self.name, value)
+
+
+class KeptArguments(FixedAttributes):
+    """The arguments that a quantizer keeps as attributes of their names.
+
+    Those that decide how it is made are fixed. The others take effect in the next call.
+    """
+
+    FIXED = frozenset(
+        (
+            *("dim", "codebook_size", "heads", "separate_codebook_per_head"),
+            *("channel_last", "accept_image_fmap", "accept_3d_fmap"),
+            *("learnable_codebook", "use_cosine_sim"),
+        )
+    )
+    dim: int
+    codebook_size: int
+    heads: int
+    separate_codebook_per_head: bool
+    channel_last: bool
+    accept_image_fmap: bool
+    accept_3d_fmap: bool
+    learnable_codebook: bool
+    use_cosine_sim: bool
+    cosine_search: bool
+    freeze_codebook: bool
+    stochastic_sample_codes: bool
+    sample_codebook_temp: float
+    straight_through: bool
+    rotation_trick: bool
+    directional_reparam: bool
+    directional_reparam_variance: float
+    sync_update_v: float
+    route_gradients_to_input: bool
+    return_zeros_for_masked_padding: bool
+    commitment_weight: float
+    commitment_use_cross_entropy_loss: bool
+    orthogonal_reg_weight: float
+    orthogonal_reg_active_codes_only: bool
+    orthogonal_reg_max_codes: int | None
+    codebook_diversity_loss_weight: float
+    codebook_diversity_temperature: float
+    manual_in_place_optimizer_update: bool
+
+    def keep(self, given: Mapping[str, Any]) -> None:
+        """Set the attributes from the constructor's arguments, by name."""
+        for name in KeptArguments.__annotations__:
+            setattr(self, name, given[name])
+
+
 class Learning(NamedTuple):
     """How the codes learn and the gradient passes, with all defaults filled in."""
 
@@ -24,23 +94,21 @@ class Learning(NamedTuple):
     rotation_trick: bool
 
 
-def learning(
-    *,
-    dim: int,
-    ema_update: bool | None,
-    learnable_codebook: bool | None,
-    rotation_trick: bool | None,
-    straight_through: bool,
-    directional_reparam: bool,
-    has_bridge: bool,
-) -> Learning:
-    """Fill in what was not given; what was given is kept, and checked by :func:`check`."""
+def learning(given: Mapping[str, Any]) -> Learning:
+    """Fill in what was not given; what was given is kept, and checked by :func:`check`.
+
+    Args:
+        given: the constructor's arguments by name.
+    """
+    learnable_codebook, ema_update = given["learnable_codebook"], given["ema_update"]
+    rotation_trick = given["rotation_trick"]
     if learnable_codebook is None:
-        learnable_codebook = directional_reparam or has_bridge
+        learnable_codebook = given["directional_reparam"] or given["vq_bridge"] is not None
     if ema_update is None:
         ema_update = not learnable_codebook
     if rotation_trick is None:  # in one dimension there is nothing to rotate
-        rotation_trick = not directional_reparam and not straight_through and dim != 1
+        others = given["directional_reparam"] or given["straight_through"]
+        rotation_trick = not others and given["dim"] != 1
     return Learning(ema_update, learnable_codebook, rotation_trick)
 
 
@@ -53,10 +121,15 @@ def check(given: dict[str, Any]) -> None:
     Raises:
         ValueError: says which, and why.
     """
-    _check_numbers(given)
-    for wrong, why in _contradictions(given):
-        if wrong:
-            raise ValueError(why)
+    whole = ["dim", "codebook_size", "heads", "kmeans_iters"]
+    whole += [n for n in ("codebook_dim", "orthogonal_reg_max_codes") if given[n] is not None]
+    shares = {name: given[name] for name in _SHARES}
+    not_negative = {name: given[name] for name in _NOT_NEGATIVE}
+    check_counts({name: given[name] for name in whole})
+    check_real(shares | not_negative)
+    check_shares(shares)
+    check_not_negative(not_negative)
+    refuse(*_contradictions(given))
 
 
 def check_topk(topk: int, quantizer: Any) -> int:
@@ -66,43 +139,22 @@ def check_topk(topk: int, quantizer: Any) -> int:
         ValueError: it is out of range, or the quantizer cannot give several.
     """
     training = quantizer.training
-    for wrong, what in (
-        (quantizer.heads > 1, "heads > 1"),
-        (quantizer.cosine_search, "cosine_search"),
+    does_not_go_with = "topk does not go with"
+    refuse(
+        (quantizer.heads > 1, f"{does_not_go_with} heads > 1"),
+        (quantizer.cosine_search, f"{does_not_go_with} cosine_search"),
         (
             training and quantizer.commitment_use_cross_entropy_loss,
-            "commitment_use_cross_entropy_loss in training",
+            f"{does_not_go_with} commitment_use_cross_entropy_loss in training",
         ),
         (
             training and quantizer.in_place_codebook_optimizer is not None,
-            "in_place_codebook_optimizer in training",
+            f"{does_not_go_with} in_place_codebook_optimizer in training",
         ),
-    ):
-        if wrong:
-            raise ValueError(f"topk does not go with {what}")
-    if topk < 1:
-        raise ValueError(f"topk must be at least 1, got {topk}")
+        (topk < 1, f"topk must be at least 1, got {topk}"),
+    )
     size: int = quantizer.codebook_size
     return min(int(topk), size)
-
-
-def _check_numbers(given: dict[str, Any]) -> None:
-    whole = ["dim", "codebook_size", "heads", "kmeans_iters"]
-    whole += [n for n in ("codebook_dim", "orthogonal_reg_max_codes") if given[n] is not None]
-    for name in whole:
-        if not isinstance(given[name], numbers.Integral):
-            raise TypeError(f"{name} must be an integer, got {given[name]!r}")
-        if given[name] < 1:
-            raise ValueError(f"{name} must be at least 1, got {given[name]!r}")
-    for name in (*_SHARES, *_NOT_NEGATIVE):
-        if not isinstance(given[name], numbers.Real):
-            raise TypeError(f"{name} must be a number, got {given[name]!r}")
-    for name in _SHARES:
-        if not 0 <= given[name] <= 1:
-            raise ValueError(f"{name} must be in [0, 1], got {given[name]!r}")
-    for name in _NOT_NEGATIVE:
-        if not given[name] >= 0:
-            raise ValueError(f"{name} must not be negative, got {given[name]!r}")
 
 
 def _contradictions(given: dict[str, Any]) -> list[tuple[Any, str]]:

@@ -1,14 +1,17 @@
-"""The parts that differ between quantizers: gradients of the result, and losses of training."""
+"""The parts that differ between quantizers: codes, gradients of the result, losses of training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from vqvae_fast.autograd.estimators import directional_reparam, rotate_to, straight_through
+from vqvae_fast.distributed import is_distributed
+from vqvae_fast.nn.codebook.affine_codebook import AffineCodebook
+from vqvae_fast.nn.codebook.codebook import Codebook
 from vqvae_fast.nn.drop_in.vector_quantize_call import Call
-from vqvae_fast.nn.steps import distances
+from vqvae_fast.nn.steps import logits
 from vqvae_fast.nn.steps.choosing import Best, Chosen, Drawn, Search, Softened
 from vqvae_fast.nn.steps.losses import (
     Commitment,
@@ -16,6 +19,15 @@ from vqvae_fast.nn.steps.losses import (
     cross_entropy_loss,
     no_commitment,
     orthogonality_loss,
+)
+
+# Arguments that a quantizer hands to its codes.
+_OF_CODEBOOK: tuple[str, ...] = (
+    *("kmeans_init", "kmeans_iters", "sync_kmeans", "decay", "eps", "threshold_ema_dead_code"),
+    *("ema_update", "manual_ema_update", "use_cosine_sim", "vq_bridge"),
+)
+_OF_AFFINE_CODEBOOK = (
+    *("sync_affine_param", "affine_param_batch_decay", "affine_param_codebook_decay"),
 )
 
 
@@ -138,7 +150,7 @@ class Diversity(NamedTuple):
     def value(self, call: Call, chosen: Chosen) -> Tensor:
         """As :meth:`Regulariser.value`."""
         temperature = call.settings.codebook_diversity_temperature
-        return distances.negative_entropy(
+        return logits.negative_entropy(
             call.rows, chosen.codes, self.unit_length, temperature, call.counted
         )
 
@@ -165,3 +177,25 @@ class Orthogonality(NamedTuple):
     def weight(self, call: Call) -> float:
         """As :meth:`Regulariser.weight`."""
         return call.settings.orthogonal_reg_weight
+
+
+def make_codebook(given: Mapping[str, Any], books: int) -> Codebook:
+    """The codes of a quantizer.
+
+    Args:
+        given: the quantizer's arguments by name, all defaults filled in.
+        books: C.
+    """
+    kind, names = Codebook, _OF_CODEBOOK
+    if given["affine_param"]:
+        kind, names = AffineCodebook, (*_OF_CODEBOOK, *_OF_AFFINE_CODEBOOK)
+    synced, dim = given["sync_codebook"], given["codebook_dim"]
+    return kind(
+        given["dim"] if dim is None else dim,
+        given["codebook_size"],
+        books,
+        use_ddp=is_distributed() if synced is None else synced,
+        # Their loss is the codes' own.
+        learnable_codebook=given["learnable_codebook"] or given["orthogonal_reg_weight"] > 0,
+        **{name: given[name] for name in names},
+    )

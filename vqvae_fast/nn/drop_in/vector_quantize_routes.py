@@ -4,13 +4,10 @@ A quantizer makes its routes when it is made, and anew if one of its attributes 
 which search, gradient or loss it has. Each ``run`` says from top to bottom what a call does.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from vqvae_fast.autograd.nearest_with_loss import nearest_with_loss
-from vqvae_fast.nn.codebook.codebook import Codebook
 from vqvae_fast.nn.drop_in.vector_quantize_call import Call, Outcome, Route
 from vqvae_fast.nn.drop_in.vector_quantize_parts import Kinds
 from vqvae_fast.nn.steps.choosing import Chosen, Search
@@ -166,31 +163,3 @@ class Routes:
         """The default of training, if it serves the call."""
         one_piece = self._one_piece
         return one_piece if one_piece is not None and one_piece.serves(call) else None
-
-
-class PlainStage(NamedTuple):
-    """:class:`OnePiece` for one of many stages, which :func:`residual_nearest_with_loss` runs.
-
-    Attributes:
-        book: of the stage.
-        frozen: whether it learns nothing.
-    """
-
-    book: Codebook
-    frozen: bool
-
-    @property
-    def writes(self) -> bool:
-        """As :attr:`Stage.writes`."""
-        return self.book.writes()
-
-    def begin(self, residual: Tensor) -> Tensor:
-        """As :meth:`Stage.begin`."""
-        self.book.prepare(residual[None])
-        codes = self.book.codes()
-        return (codes.detach() if self.frozen else codes).to(residual.dtype)[0]
-
-    def learn(self, residual: Tensor, indices: Tensor) -> None:
-        """As :meth:`Stage.learn`."""
-        if not self.frozen:
-            self.book.update(residual[None], indices[None])

@@ -8,7 +8,7 @@ from torch.nn import functional as nn_functional
 
 from vqvae_fast import functional
 from vqvae_fast.autograd.gather import take_codes
-from vqvae_fast.nn.steps import distances
+from vqvae_fast.nn.steps import logits
 
 CodebookTransform = Callable[[Tensor], Tensor]
 
@@ -126,7 +126,7 @@ class Softened(NamedTuple):
         chosen = self.search.choose(rows, codes, wanted)
         if wanted.topk is not None or wanted.temperature <= 0:
             return chosen
-        soft = distances.soft_codes(rows, chosen.codes, self.unit_length, wanted.temperature)
+        soft = logits.soft_codes(rows, chosen.codes, self.unit_length, wanted.temperature)
         return chosen._replace(quantized=chosen.quantized + (soft - soft.detach()))
 
 
@@ -137,9 +137,7 @@ def _by_all_logits(rows: Tensor, codes: Tensor, wanted: Wanted, unit_length: boo
         codes = wanted.transform(codes)
         if unit_length:
             codes = nn_functional.normalize(codes, dim=-1, eps=1e-6)
-    indices = distances.choose(
-        rows, codes, unit_length, temperature=wanted.temperature, k=wanted.topk
-    )
+    indices = logits.choose(rows, codes, unit_length, temperature=wanted.temperature, k=wanted.topk)
     take = _take_own_codes if own else take_codes
     return Chosen(codes, indices, take(codes, indices))
 

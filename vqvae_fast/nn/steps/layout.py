@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vqvae_fast.nn.steps.checks import check_floats
+
 
 class Places(NamedTuple):
     """The sizes of the dimensions that :func:`to_tokens` has flattened; empty for a vector."""
@@ -36,6 +38,24 @@ def to_places(tokens: Tensor, places: Places) -> Tensor:
 def losses_to_places(losses: Tensor, places: Places) -> Tensor:
     """Apply :func:`to_places` to a loss of each token, [B, N, ...]; return a 0-d loss unchanged."""
     return to_places(losses, places) if losses.dim() > 0 else losses
+
+
+def with_padding(
+    mask: Tensor, padding: Tensor, vectors: Tensor, indices: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Results of tokens, with what those get that are padding: their vector there, and -1.
+
+    Args:
+        mask: bool [B, N], False for padding.
+        padding: [B, N, D].
+        vectors: [B, N, ..., D].
+        indices: [B, N, ...].
+    """
+    for _ in range(vectors.dim() - 3):  # topk
+        padding = padding[:, :, None]
+    of_vectors = mask.view(*mask.shape, *[1] * (vectors.dim() - 2))
+    of_indices = mask.view(*mask.shape, *[1] * (indices.dim() - 2))
+    return torch.where(of_vectors, vectors, padding), torch.where(of_indices, indices, -1)
 
 
 class Heads(NamedTuple):
@@ -105,9 +125,7 @@ class Layout(NamedTuple):
             TypeError: x is not a tensor of floats.
             ValueError: its shape does not fit.
         """
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            what = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(f"x must be a tensor of floats, got {what}")
+        check_floats("x", x)
         axis = 1 if self.channel_first and x.dim() > 2 else -1
         fits = x.dim() >= 2 if self.fmap is None else x.dim() == self.fmap + 2
         if not fits or x.shape[axis] != self.dim:
@@ -123,6 +141,23 @@ class Layout(NamedTuple):
         heads = indices.shape[1 + len(spatial) :]
         places = Places(spatial, self.channel_first and len(spatial) > 0)
         return indices.reshape(len(indices), spatial.numel(), *heads), places
+
+    def right_indices(self, indices: Tensor, tokens: Tensor, heads: int, num_codes: int) -> Tensor:
+        """Indices that are right, as [B, N], or [B, N, heads] if there are several.
+
+        Raises:
+            ValueError: they are not such indices of tokens [B, N, D], or out of range.
+        """
+        wanted = [*tokens.shape[:2]] + ([heads] if heads > 1 else [])
+        right, _ = self.index_tokens(indices)
+        if right.dtype != torch.int64 or list(right.shape) != wanted:
+            got = f"{right.dtype} {list(right.shape)}"
+            raise ValueError(f"indices must be int64 {wanted} (B, tokens, heads), got {got}")
+        # Elsewhere one would have to wait for the device; there cross_entropy notices, later.
+        known = right.device.type == "cpu" and not torch.compiler.is_compiling()
+        if known and ((right < -1) | (right >= num_codes)).any():
+            raise ValueError(f"indices must be from -1 to K - 1 = {num_codes - 1}")
+        return right
 
     def mask(
         self, tokens: Tensor, places: Places, mask: Tensor | None, lens: Tensor | None

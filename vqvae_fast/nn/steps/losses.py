@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vqvae_fast.autograd.gather import copy_of_codes
 from vqvae_fast.nn.codebook.metrics import code_counts
-from vqvae_fast.nn.steps import distances
+from vqvae_fast.nn.steps import logits
 from vqvae_fast.nn.steps.choosing import Chosen
 from vqvae_fast.nn.steps.regularisers import masked_mean, orthogonal_loss
 
@@ -51,7 +51,7 @@ def cross_entropy_loss(
         targets = torch.ops.vqvae_fast.copy_of_codes(chosen.indices)
     else:
         targets = torch.where(counted, chosen.indices, -1)
-    return distances.cross_entropy(rows, chosen.codes, unit_length, targets)
+    return logits.cross_entropy(rows, chosen.codes, unit_length, targets)
 
 
 def orthogonality_loss(

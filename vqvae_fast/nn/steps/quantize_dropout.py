@@ -2,6 +2,7 @@
 
 import functools
 import random
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,8 +70,48 @@ def left_out_unless(
     )
 
 
-def dropout_of_stages(
-    enabled: bool, stages: int, cutoff: int, multiple_of: int
+class DropsStages(nn.Module):
+    """A residual quantizer whose arguments of quantize dropout may change after it is made.
+
+    Args:
+        stages: Q.
+        enabled: whether it has quantize dropout.
+        cutoff: as for :class:`QuantizeDropout`.
+        multiple_of: the same.
+
+    Raises:
+        ValueError: a number is out of range; also where an attribute is set.
+    """
+
+    quantize_dropout: bool
+    quantize_dropout_cutoff_index: int
+    quantize_dropout_multiple_of: int
+
+    def __init__(self, stages: int, enabled: bool, cutoff: int, multiple_of: int):
+        super().__init__()
+        self.num_quantizers = stages
+        self._dropout = _dropout_of_stages(stages, enabled, cutoff, multiple_of)
+        self.quantize_dropout = self._dropout is not None
+        self.quantize_dropout_cutoff_index = cutoff
+        self.quantize_dropout_multiple_of = multiple_of
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        attributes = vars(self)
+        if name in _ARGUMENTS and all(argument in attributes for argument in _ARGUMENTS):
+            arguments = [value if name == each else attributes[each] for each in _ARGUMENTS]
+            self._dropout = _dropout_of_stages(self.num_quantizers, *arguments)
+        super().__setattr__(name, value)
+
+
+_ARGUMENTS = (
+    "quantize_dropout",
+    "quantize_dropout_cutoff_index",
+    "quantize_dropout_multiple_of",
+)
+
+
+def _dropout_of_stages(
+    stages: int, enabled: bool, cutoff: int, multiple_of: int
 ) -> QuantizeDropout | None:
     """Return the dropout of Q stages, or None if it is not enabled.
 

@@ -14,7 +14,7 @@ from vqvae_fast.nn.codebook.dead_codes import replace_dead_codes
 from vqvae_fast.nn.codebook.ema import CodeMovingAverage, CodeUsage
 from vqvae_fast.nn.codebook.kmeans_init import KMeansInit
 from vqvae_fast.nn.codebook.metrics import code_counts, perplexity
-from vqvae_fast.nn.vqvae.checks import check_feature_map, check_index_map, check_learning, positive
+from vqvae_fast.nn.steps.checks import check_feature_map, check_index_map, check_learning, positive
 from vqvae_fast.nn.vqvae.one_hot import LazyOneHot
 
 # Samples that k-means gets for each code unless told otherwise.

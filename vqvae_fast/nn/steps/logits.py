@@ -1,10 +1,10 @@
-"""Functions that need the distances to all codes: sampling, top-k, entropies.
+"""Sampling, top-k and entropies, which need a logit for every pair of a vector and a code.
 
-N x K numbers are never stored at once: rows are taken in chunks, and functions with a gradient
-compute each chunk again in the backward pass. The time is that of the plain formula.
+The logits are vector-quantize-pytorch's: minus the Euclidean distance, not squared, or the cosine
+similarity. The N x K of them are never in memory at once: rows are taken in chunks, and a chunk
+that has a gradient is computed again in the backward pass. The time is that of the plain formula.
 
-The functions compute logits as vector-quantize-pytorch does: negative Euclidean distances, not
-squared, or cosine similarities. Codes are [C, K, d], or [C, ..., K, d] if each row has its own.
+Codes are [C, K, d], or [C, ..., K, d] where each row has its own.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,8 +19,11 @@ from torch.utils.checkpoint import checkpoint
 _CHUNK_ELEMENTS = 1 << 24
 
 
-def logits(x: Tensor, codes: Tensor, cosine: bool) -> Tensor:
-    """Return [n, K] for x [n, d], codes [K, d] or [n, K, d]; ``cosine`` requires unit lengths."""
+def pair_logits(x: Tensor, codes: Tensor, cosine: bool) -> Tensor:
+    """The logit of each pair: x [n, d], codes [K, d] or [n, K, d] -> [n, K].
+
+    For ``cosine`` both have unit length.
+    """
     if codes.dim() == 3:
         if cosine:
             return (codes @ x[..., None])[..., 0]
@@ -51,7 +54,7 @@ def choose(
     """
 
     def best(rows: Tensor, book: Tensor) -> Tensor:
-        scores = logits(rows, book, cosine)
+        scores = pair_logits(rows, book, cosine)
         if temperature > 0:
             noise = -_log(-_log(torch.rand_like(scores)))
             scores = scores / temperature + noise
@@ -67,7 +70,7 @@ def soft_codes(x: Tensor, codes: Tensor, cosine: bool, temperature: float) -> Te
     """
 
     def mix(rows: Tensor, book: Tensor) -> Tensor:
-        share = (logits(rows, book, cosine) / temperature).softmax(dim=-1)
+        share = (pair_logits(rows, book, cosine) / temperature).softmax(dim=-1)
         mixed = book.detach()
         return share @ mixed if book.dim() == 2 else (share[:, None] @ mixed)[:, 0]
 
@@ -82,7 +85,7 @@ def cross_entropy(x: Tensor, codes: Tensor, cosine: bool, targets: Tensor) -> Te
 
     def lost(rows: Tensor, book: Tensor, wanted: Tensor) -> Tensor:
         return functional.cross_entropy(
-            logits(rows, book, cosine), wanted[:, 0], ignore_index=-1, reduction="none"
+            pair_logits(rows, book, cosine), wanted[:, 0], ignore_index=-1, reduction="none"
         )
 
     wanted = targets[..., None]
@@ -106,7 +109,7 @@ def negative_entropy(
     def entropies(rows: Tensor, books: Tensor, weight: Tensor, number: Tensor) -> Tensor:
         shares = [
             (
-                logits(part.flatten(0, -2), book.flatten(0, -3) if own else book, cosine)
+                pair_logits(part.flatten(0, -2), book.flatten(0, -3) if own else book, cosine)
                 * temperature
             )
             .softmax(dim=-1)
