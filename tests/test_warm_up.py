@@ -2,13 +2,11 @@
 
 import json
 import time
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from process_group import run_together
 
 import vqvae_fast
 from vqvae_fast import backends, warming
@@ -59,13 +57,6 @@ def test_what_excludes_each_other():
 
 
 def work(rank, folder, failing):
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/meeting",
-        rank=rank,
-        world_size=WORLD,
-        timeout=timedelta(seconds=60),
-    )
     backends.chosen = served_by_triton
     warming.backends.chosen = served_by_triton
     span = []
@@ -84,13 +75,12 @@ def work(rank, folder, failing):
     except RuntimeError as error:
         outcome = str(error)
     Path(folder, f"{rank}.json").write_text(json.dumps([outcome, span]))
-    dist.destroy_process_group()
 
 
 @pytest.mark.quick(1)
 @pytest.mark.parametrize("failing", [None, 0, 2])
 def test_the_first_process_compiles_first_and_failures_reach_all(tmp_path, failing):
-    mp.spawn(work, args=(str(tmp_path), failing), nprocs=WORLD)
+    run_together(work, WORLD, tmp_path, failing)
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(WORLD)]
     outcomes = [outcome for outcome, _ in found]
     spans = [span for _, span in found]

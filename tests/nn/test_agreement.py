@@ -1,12 +1,10 @@
 """Processes whose quantizers differ: each raises, and says in what; nothing hangs or aborts."""
 
 import re
-from datetime import timedelta
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from process_group import run_together
 from torch.distributed.device_mesh import init_device_mesh
 
 from vqvae_fast import agreement
@@ -183,11 +181,6 @@ texts = []
 
 
 def work(rank, folder):
-    torch.set_num_threads(1)
-    meeting = f"file://{folder}/meeting"
-    dist.init_process_group(
-        "gloo", init_method=meeting, rank=rank, world_size=WORLD, timeout=timedelta(seconds=60)
-    )
     odd = int(rank == WORLD - 1)
     found = {name: message_of(call, odd) for name, (call, _) in CASES.items()}
     gather = agreement.texts_of_all
@@ -206,13 +199,12 @@ def work(rank, folder):
         for compile_ in (False, True):
             found[name, compile_] = compared(make, compile_)
     torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    mp.spawn(work, args=(str(folder),), nprocs=WORLD)
+    run_together(work, WORLD, folder)
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 
 

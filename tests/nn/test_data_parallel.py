@@ -2,12 +2,12 @@
 
 import os
 import time
-from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from process_group import run_together
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -66,17 +66,8 @@ def trained(options, parts, wrap=lambda model: model):
     }
 
 
-def meet(rank, world, folder):
-    os.environ["RANK"] = str(rank)
-    torch.set_num_threads(1)
-    meeting = f"file://{folder}/meeting"
-    dist.init_process_group(
-        "gloo", init_method=meeting, rank=rank, world_size=world, timeout=timedelta(seconds=60)
-    )
-
-
-def work(rank, world, folder):
-    meet(rank, world, folder)
+def work(rank, folder):
+    world = dist.get_world_size()
     states = {}
     for name, options in CASES.items():
         parts = list(batches().chunk(world, dim=1)[rank])
@@ -90,13 +81,12 @@ def work(rank, world, folder):
         states[name, "eager"] = trained(CASES[name], parts)
         states[name, "compiled"] = trained(CASES[name], parts, compiled)
     torch.save(states, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module", params=[2, 4])
 def states(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    mp.spawn(work, args=(request.param, str(folder)), nprocs=request.param)
+    run_together(work, request.param, folder)
     return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
 
 
@@ -135,8 +125,6 @@ def test_expiry_draws_from_all_and_k_means_takes_all(states):
 
 
 def end_early(rank, folder):
-    meet(rank, 2, folder)
-
     def parts():
         for step, x in enumerate(batches().chunk(2, dim=1)[rank]):
             if rank == 1 and step == 1:
@@ -150,5 +138,5 @@ def end_early(rank, folder):
 def test_a_lost_process_ends_the_others_with_an_error(tmp_path):
     begin = time.monotonic()
     with pytest.raises(mp.ProcessExitedException, match=r"exit code \d|signal"):
-        mp.spawn(end_early, args=(str(tmp_path),), nprocs=2)
+        run_together(end_early, 2, tmp_path)
     assert time.monotonic() - begin < 50

@@ -3,13 +3,11 @@
 import copy
 import io
 import pickle
-from datetime import timedelta
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from every_quantizer import QUANTIZERS, tensors
+from process_group import run_together
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
@@ -48,11 +46,6 @@ class Model(nn.Module):
 
 
 def step_under_ddp(rank, folder):
-    torch.set_num_threads(1)
-    meeting = f"file://{folder}/meeting"
-    dist.init_process_group(
-        "gloo", init_method=meeting, rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
     failures = {}
     for name, (make, shape) in QUANTIZERS.items():
         torch.manual_seed(0)
@@ -63,12 +56,11 @@ def step_under_ddp(rank, folder):
         except Exception as error:
             failures[name] = f"{type(error).__name__}: {error}"
     torch.save(failures, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_a_step_under_distributed_data_parallel(tmp_path):
-    mp.spawn(step_under_ddp, args=(str(tmp_path),), nprocs=2)
+    run_together(step_under_ddp, 2, tmp_path)
     assert [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)] == [{}, {}]
 
 

@@ -1,11 +1,8 @@
 """Several processes, each with a part of the batch, learn what one learns from all of it."""
 
-from datetime import timedelta
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from process_group import run_together
 
 from vqvae_fast.nn import ResidualVQ, VectorQuantize
 
@@ -50,11 +47,6 @@ CASES = {
 
 
 def work(rank, folder):
-    torch.set_num_threads(1)
-    meeting = f"file://{folder}/meeting"
-    dist.init_process_group(
-        "gloo", init_method=meeting, rank=rank, world_size=WORLD, timeout=timedelta(seconds=60)
-    )
     x = batches()[:, rank]
     states = {name: learn(make, x) for name, make in CASES.items()}
     uneven = list(x)
@@ -64,13 +56,12 @@ def work(rank, folder):
     masked = 1 if rank == 1 else -1
     states |= {(name, "masked"): learn(make, x, masked) for name, make in CASES.items()}
     torch.save(states, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def states(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    mp.spawn(work, args=(str(folder),), nprocs=WORLD)
+    run_together(work, WORLD, folder)
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 
 

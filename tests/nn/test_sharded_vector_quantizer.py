@@ -2,14 +2,12 @@
 
 import copy
 import math
-import os
-from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-import torch.multiprocessing as mp
+from process_group import process_group, run_together
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -27,16 +25,6 @@ MESHES = {"2": (2,), "4": (4,), "2x2": (2, 2)}
 def feature_maps(scale=0.05):
     generator = torch.Generator().manual_seed(3)
     return scale * torch.randn(STEPS, BATCH, D, 3, 2, generator=generator)
-
-
-def meet(rank, world, folder):
-    os.environ["RANK"] = str(rank)
-    torch.set_num_threads(1)
-    torch.manual_seed(rank)  # nothing may hang on equal generators
-    meeting = f"file://{folder}/meeting-{world}"
-    dist.init_process_group(
-        "gloo", init_method=meeting, rank=rank, world_size=world, timeout=timedelta(seconds=60)
-    )
 
 
 def mesh_of(shape):
@@ -193,9 +181,9 @@ def check_what_wraps_the_rest(mesh):
     return state
 
 
-def work(rank, shape, folder):
+def work(rank, folder, shape):
+    torch.manual_seed(rank)  # nothing may hang on equal generators
     world = math.prod(shape)
-    meet(rank, world, folder)
     mesh = mesh_of(shape)
     equal = [BATCH // world] * world
     uneven = [BATCH - world + 2, *[1] * (world - 2), 0]
@@ -208,12 +196,12 @@ def work(rank, shape, folder):
     dcp.save(state, checkpoint_id=f"{folder}/checkpoint")
     codes = state["model"]["quantizer.embedding.weight"].full_tensor()
     torch.save((codes, state["model"]["encoder.weight"]), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
-def load(rank, world, folder):
+def load(rank, folder):
     """The checkpoint in another number of processes."""
-    meet(rank, world, folder)
+    torch.manual_seed(rank)
+    world = dist.get_world_size()
     model = Model(mesh_of((world,)))
     optimizer = torch.optim.Adam(
         [{"params": model.encoder.parameters()}, {"params": model.quantizer.parameters()}]
@@ -229,7 +217,6 @@ def load(rank, world, folder):
     assert momentum.any()
     if rank == 0:
         torch.save(momentum, f"{folder}/momentum-{world}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module", params=MESHES)
@@ -237,7 +224,7 @@ def folder(request, tmp_path_factory):
     """Of a run in which every process has found what is expected of it."""
     folder = tmp_path_factory.mktemp("processes")
     shape = MESHES[request.param]
-    mp.spawn(work, args=(shape, str(folder)), nprocs=math.prod(shape))
+    run_together(work, math.prod(shape), folder, shape)
     return folder
 
 
@@ -253,7 +240,7 @@ def test_as_one_quantizer_with_all_codes(folder):
 @pytest.mark.slow
 def test_checkpoints_fit_other_numbers_of_processes(folder):
     for world in (1, 3):
-        mp.spawn(load, args=(world, str(folder)), nprocs=world)
+        run_together(load, world, folder)
     one, three = (torch.load(folder / f"momentum-{world}.pt") for world in (1, 3))
     assert torch.equal(one, three)
 
@@ -270,9 +257,8 @@ def test_checkpoints_fit_a_quantizer_in_one_piece(folder):
 
 @pytest.fixture
 def alone(tmp_path):
-    meet(0, 1, tmp_path)
-    yield mesh_of((1,))
-    dist.destroy_process_group()
+    with process_group(0, 1, tmp_path):
+        yield mesh_of((1,))
 
 
 def test_what_cannot_be_is_refused(alone):
@@ -353,12 +339,10 @@ def test_half_precision(alone, dtype):
 
 
 def empty_part(rank, folder):
-    meet(rank, 3, folder)
     with pytest.raises(ValueError, match="4 codes in runs of 2 leave some of 3 processes without"):
         ShardedVectorQuantizer(4, D, mesh=mesh_of((3,)))
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_every_process_has_codes(tmp_path):
-    mp.spawn(empty_part, args=(str(tmp_path),), nprocs=3)
+    run_together(empty_part, 3, tmp_path)

@@ -32,6 +32,7 @@ class Watch(TorchDispatchMode):
         return out
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("options", TRAINING, ids=str)
 def test_compiled_steps_are_the_eager_ones(options, masked):
@@ -59,6 +60,7 @@ def test_compiled_steps_are_the_eager_ones(options, masked):
             torch.testing.assert_close(other.state_dict()[key], value)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_a_step_of_the_default_compiler(dynamic):
     """k-means and expiry, too: aot_eager does not see what inductor fails at."""
