@@ -240,7 +240,8 @@ def test_few_rows_that_float32_cannot_tell_apart(implementation, dim):
     z = between + 1e-7 * torch.randn(100, dim)
     in_float32 = torch.stack([(row - codebook).square().sum(dim=1).argmin() for row in z])
     assert wrong_rows(in_float32, z, codebook) >= 3
-    for few in z.split(7):
+    # Triton has no form for few rows: its interpreter, which takes its time, sees some of them.
+    for few in z.split(7)[: 2 if settings.current.triton_interprets else None]:
         indices, distances = implementation.nearest_code(few, codebook)
         check((indices, distances), few, codebook)
         assert not wrong_rows(indices, few, codebook)
