@@ -10,7 +10,7 @@ from vqvae_fast import settings
 pytestmark = pytest.mark.interpreted
 
 
-@pytest.mark.quick(interpreted=6)
+@pytest.mark.quick(interpreted=29)
 @pytest.mark.parametrize("case", CASES)
 def test_values(implementation, case):
     z, codebook = (part.float() for part in CASES[case](SMALL))

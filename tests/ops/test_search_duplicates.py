@@ -55,7 +55,7 @@ def test_the_first_of_equal_codes_is_chosen(
     assert torch.equal(quantized, codebook[indices])
 
 
-@pytest.mark.quick(20)
+@pytest.mark.quick(66)
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("book", BOOKS)
 def test_instruction_sets_and_thread_counts_agree(
