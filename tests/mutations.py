@@ -255,6 +255,19 @@ FAULTS = [
         "if False:",
         TRAINING + "checkpoint.py",
     ),
+    # ---- the backends ----------------------------------------------------------------------------
+    Fault(
+        "backends: the one with the lowest priority serves",
+        "key=lambda b: b.priority, reverse=True",
+        "key=lambda b: b.priority",
+        "tests/cli/test_backends.py",
+    ),
+    Fault(
+        "backends: quantize does not take the backend's search",
+        "reference.quantize(z, codebook, nearest_code=torch.ops.vqvae_fast.nearest_code.default)",
+        "reference.quantize(z, codebook)",
+        OPS + "new_backend.py",
+    ),
     # ---- the command line ------------------------------------------------------------------------
     Fault(
         "command line: a file is replaced without --overwrite",
