@@ -130,6 +130,14 @@ def test_how_the_codes_of_a_stage_learn(name, value, of_codebook):
         torch.testing.assert_close(module.state_dict()[key], wanted)
 
 
+def test_the_cluster_size_of_a_code_that_moves():
+    module = VectorQuantize(dim=8, codebook_size=16, threshold_ema_dead_code=50)
+    assert module._codebook.reset_cluster_size == 50
+    module._codebook.reset_cluster_size = 7
+    module(torch.randn(2, 12, 8))
+    assert (module._codebook.cluster_size == 7).all()
+
+
 @pytest.mark.parametrize("name", ["freeze_codebook", "commitment_weight", "rotation_trick"])
 def test_what_a_stage_is_told(name):
     value = {"freeze_codebook": True, "commitment_weight": 0.25, "rotation_trick": False}[name]
