@@ -154,3 +154,33 @@ def test_what_a_stage_is_told(name):
     torch.testing.assert_close(*results)
     for key, wanted in made.state_dict().items():
         torch.testing.assert_close(module.state_dict()[key], wanted)
+
+
+@pytest.mark.parametrize("name", ["commitment_weight", "codebook_diversity_loss_weight"])
+@pytest.mark.parametrize("values", [(0.0, 0.5), (0.5, 0.0)])
+def test_a_loss_begins_and_ends_with_its_weight(name, values):
+    after = values[1]
+    options = {"dim": 8, "codebook_size": 16}
+    module, made = (VectorQuantize(**options, **{name: value}) for value in values)
+    made.load_state_dict(module.state_dict())
+    setattr(module, name, after)
+    x = torch.randn(2, 12, 8)
+    results = []
+    for each in (module, made):
+        z = x.clone().requires_grad_()
+        out = each(z)
+        (out[0].square().sum() + out[2]).backward()
+        results.append((*out, z.grad))
+    torch.testing.assert_close(*results)
+
+
+def test_orthogonality_needs_codes_that_were_made_for_it():
+    module = VectorQuantize(dim=8, codebook_size=16)
+    with pytest.raises(AttributeError, match="made without it must stay 0, got 1"):
+        module.orthogonal_reg_weight = 1.0
+    assert module.orthogonal_reg_weight == 0
+    module = VectorQuantize(dim=8, codebook_size=16, orthogonal_reg_weight=1.0)
+    module.orthogonal_reg_weight = 0.0
+    module.orthogonal_reg_weight = 2.0
+    parts = module(torch.randn(2, 12, 8), return_loss_breakdown=True)[3]
+    assert parts.orthogonal_reg > 0
