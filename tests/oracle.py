@@ -46,11 +46,15 @@ def wrong_rows(indices: Tensor, z: Tensor, codebook: Tensor) -> int:
 
 
 def first_of_duplicates(codebook: Tensor) -> Tensor:
-    """For each code the lowest index of a code equal to it, [K]."""
-    _, group = torch.unique(codebook.double(), dim=0, return_inverse=True)
-    order = torch.arange(len(codebook))
-    first = torch.full_like(order, len(codebook)).scatter_reduce(0, group, order, "amin")
-    return first[group]
+    """For each code the lowest index of a code equal to it, [K]; its own if it is not finite."""
+    first = torch.arange(len(codebook))
+    finite = codebook.isfinite().all(dim=1)
+    if finite.any():
+        places = first[finite]
+        _, group = torch.unique(codebook[finite].double(), dim=0, return_inverse=True)
+        lowest = torch.full_like(places, len(codebook)).scatter_reduce(0, group, places, "amin")
+        first[finite] = lowest[group]
+    return first
 
 
 def rounding(dim: int) -> float:
@@ -93,7 +97,7 @@ def check(
     assert high < len(codebook), f"index {high} of {len(codebook)} codes"
     if excess is None:
         excess = 1e-12 if wide == torch.float64 else 1e-6
-    first = first_of_duplicates(codebook) if codebook.isfinite().all() else None
+    first = first_of_duplicates(codebook)
     step = max(1, _CHUNK // codebook.numel())
     for begin in range(0, len(z), step):
         part = slice(begin, begin + step)
@@ -107,7 +111,7 @@ def _check_rows(
     codebook: Tensor,
     indices: Tensor,
     distances: Tensor,
-    first: Tensor | None,
+    first: Tensor,
     exact_ties: bool,
     excess: float,
     begin: int,
@@ -142,10 +146,11 @@ def _check_rows(
     expected = of_chosen.to(distances.dtype)
     last_digit = rounding(z.shape[1]) if z.dtype == torch.float64 else 2.0**-24
     slack = 1.01 * last_digit * of_chosen + torch.finfo(distances.dtype).smallest_normal * 2.0**-22
-    near = ((distances.double() - of_chosen).abs() <= slack) | (distances == expected)
+    # An infinite distance has an infinite slack, which would let every number pass.
+    close = ((distances.double() - of_chosen).abs() <= slack) & of_chosen.isfinite()
+    near = close | (distances == expected)
     none(rest & ~near, "not the distance of the chosen code")
-    if first is not None:
-        none(rest & (first[indices] != indices), "an equal code has a lower index")
+    none(rest & (first[indices] != indices), "an equal code has a lower index")
     if exact_ties:
         lowest = (of_all == least[:, None]).int().argmax(dim=1)
         none(rest & (lowest != indices), "an exact tie has a lower index")

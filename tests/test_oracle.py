@@ -70,3 +70,19 @@ def test_a_code_that_is_not_finite_is_refused():
     oracle.check((torch.tensor([1]), torch.tensor([9.0])), z, codes)
     with pytest.raises(AssertionError, match="a code that is not finite was chosen"):
         oracle.check((torch.tensor([0]), torch.tensor([torch.inf])), z, codes)
+
+
+def test_equal_codes_are_found_beside_one_that_is_not_finite():
+    z, codes = torch.ones(1, 1), torch.tensor([[1.0], [torch.nan], [1.0], [torch.nan]])
+    oracle.check((torch.tensor([0]), torch.tensor([0.0])), z, codes)
+    with pytest.raises(AssertionError, match="an equal code has a lower index"):
+        oracle.check((torch.tensor([2]), torch.tensor([0.0])), z, codes)
+
+
+@pytest.mark.parametrize("number", [torch.inf, 1e300])
+def test_a_finite_distance_to_a_row_that_is_infinitely_far_is_refused(number):
+    z, codes = torch.tensor([[number]], dtype=torch.float64), torch.tensor([[0.0], [1.0]])
+    codes = codes.double()
+    oracle.check((torch.tensor([0]), torch.tensor([torch.inf]).double()), z, codes)
+    with pytest.raises(AssertionError, match="not the distance of the chosen code"):
+        oracle.check((torch.tensor([0]), torch.tensor([5.0]).double()), z, codes)

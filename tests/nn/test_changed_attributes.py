@@ -126,6 +126,14 @@ def test_how_the_codes_of_a_stage_learn(name, value, of_codebook):
         torch.testing.assert_close(module.state_dict()[key], wanted)
 
 
+def test_the_cluster_size_of_a_code_that_moves():
+    module = VectorQuantize(dim=8, codebook_size=16, threshold_ema_dead_code=50)
+    assert module._codebook.reset_cluster_size == 50
+    module._codebook.reset_cluster_size = 7
+    module(torch.randn(2, 12, 8))
+    assert (module._codebook.cluster_size == 7).all()
+
+
 @pytest.mark.parametrize("name", ["freeze_codebook", "commitment_weight", "rotation_trick"])
 def test_what_a_stage_is_told(name):
     value = {"freeze_codebook": True, "commitment_weight": 0.25, "rotation_trick": False}[name]
@@ -142,3 +150,33 @@ def test_what_a_stage_is_told(name):
     torch.testing.assert_close(*results)
     for key, wanted in made.state_dict().items():
         torch.testing.assert_close(module.state_dict()[key], wanted)
+
+
+@pytest.mark.parametrize("name", ["commitment_weight", "codebook_diversity_loss_weight"])
+@pytest.mark.parametrize("values", [(0.0, 0.5), (0.5, 0.0)])
+def test_a_loss_begins_and_ends_with_its_weight(name, values):
+    after = values[1]
+    options = {"dim": 8, "codebook_size": 16}
+    module, made = (VectorQuantize(**options, **{name: value}) for value in values)
+    made.load_state_dict(module.state_dict())
+    setattr(module, name, after)
+    x = torch.randn(2, 12, 8)
+    results = []
+    for each in (module, made):
+        z = x.clone().requires_grad_()
+        out = each(z)
+        (out[0].square().sum() + out[2]).backward()
+        results.append((*out, z.grad))
+    torch.testing.assert_close(*results)
+
+
+def test_orthogonality_needs_codes_that_were_made_for_it():
+    module = VectorQuantize(dim=8, codebook_size=16)
+    with pytest.raises(AttributeError, match="made without it must stay 0, got 1"):
+        module.orthogonal_reg_weight = 1.0
+    assert module.orthogonal_reg_weight == 0
+    module = VectorQuantize(dim=8, codebook_size=16, orthogonal_reg_weight=1.0)
+    module.orthogonal_reg_weight = 0.0
+    module.orthogonal_reg_weight = 2.0
+    parts = module(torch.randn(2, 12, 8), return_loss_breakdown=True)[3]
+    assert parts.orthogonal_reg > 0

@@ -11,14 +11,18 @@ import host_kernels
 import torch
 from torch import Tensor
 
-from vqvae_fast import _native
+from vqvae_fast import _native, backends, settings
 from vqvae_fast.backends.reference import ops as reference
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
-# Best first; empty without the extension.
+# Whether the C++ kernels serve the ops, and no backend that VQVAE_FAST_BACKEND names.
+SERVES_CPP = backends.chosen("cpu").name == "cpu"
+# Best first; empty where there are none to choose from.
 INSTRUCTION_SETS: list[str] = (
-    _native.extension.available_cpu_isas() if _native.extension is not None else []
+    _native.extension.available_cpu_isas()
+    if _native.extension is not None and (SERVES_CPP or settings.current.triton_interprets)
+    else []
 )
 
 

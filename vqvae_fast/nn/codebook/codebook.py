@@ -120,6 +120,10 @@ class Codebook(StartsOnce, WideBuffers):
         given = self._reset_cluster_size
         return self.threshold_ema_dead_code if given is None else given
 
+    @reset_cluster_size.setter
+    def reset_cluster_size(self, size: float | None) -> None:
+        self._reset_cluster_size = size
+
     @property
     def communicates(self) -> bool:
         """Whether a training step calls the other processes, k-means aside."""

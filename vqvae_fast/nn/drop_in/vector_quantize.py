@@ -13,6 +13,7 @@ from vqvae_fast.dtypes import common_float
 from vqvae_fast.nn.codebook.averages import EmaWeight
 from vqvae_fast.nn.drop_in.vector_quantize_call import Averaging, Call
 from vqvae_fast.nn.drop_in.vector_quantize_options import (
+    WEIGHTS,
     KeptArguments,
     OfCodebook,
     check,
@@ -158,9 +159,6 @@ class VectorQuantize(KeptArguments):
         given |= learning(given)._asdict()
         check(given)
         self.keep(given)
-        self.has_commitment_loss = commitment_weight > 0 and not directional_reparam
-        self.has_codebook_orthogonal_loss = orthogonal_reg_weight > 0
-        self.has_codebook_diversity_loss = codebook_diversity_loss_weight > 0
 
         codebook_dim = dim if codebook_dim is None else codebook_dim
         inner = codebook_dim * heads
@@ -188,9 +186,32 @@ class VectorQuantize(KeptArguments):
         return Routes(Kinds(*(bool(getattr(self, name)) for name in Kinds._fields)))
 
     def __setattr__(self, name: str, value: Any) -> None:
+        made = "_routes" in vars(self)
+        late = made and name == "orthogonal_reg_weight" and value > 0
+        if late and not self._codebook.learnable_codebook:
+            raise AttributeError(
+                "orthogonal_reg_weight of a VectorQuantize that was made without it must stay 0, "
+                f"got {value!r}: its codes do not learn by a gradient"
+            )
         super().__setattr__(name, value)
-        if name in Kinds._fields and "_routes" in vars(self):  # changed after the module was made
+        # Changed after the module was made: also a weight, which may now be 0 or no longer.
+        if made and name in (*Kinds._fields, *WEIGHTS):
             self._routes = self._make_routes()
+
+    @property
+    def has_commitment_loss(self) -> bool:
+        """Whether vectors and codes pull at each other."""
+        return self.commitment_weight > 0 and not self.directional_reparam
+
+    @property
+    def has_codebook_orthogonal_loss(self) -> bool:
+        """Whether the codes' orthogonality counts."""
+        return self.orthogonal_reg_weight > 0
+
+    @property
+    def has_codebook_diversity_loss(self) -> bool:
+        """Whether the batch's use of the codes counts."""
+        return self.codebook_diversity_loss_weight > 0
 
     @property
     def ema_update(self) -> bool:

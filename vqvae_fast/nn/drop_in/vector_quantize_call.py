@@ -13,7 +13,6 @@ from vqvae_fast.nn.steps.losses import LossBreakdown
 class Settings(Protocol):
     """What the routes read of their quantizer in each call, since it may change between calls."""
 
-    has_commitment_loss: bool
     commitment_weight: float
     directional_reparam_variance: float
     sync_update_v: float
@@ -23,6 +22,10 @@ class Settings(Protocol):
     orthogonal_reg_active_codes_only: bool
     orthogonal_reg_max_codes: int | None
     manual_in_place_optimizer_update: bool
+
+    @property
+    def has_commitment_loss(self) -> bool:
+        """Whether there is a loss that commitment_weight weighs."""
 
     def update_in_place_optimizer(self) -> None:
         """Take a step of the optimizer that the quantizer has for its codes."""

@@ -23,6 +23,8 @@ _NOT_NEGATIVE = (
     "sample_codebook_temp",
     "directional_reparam_variance",
 )
+# Of losses; a quantizer has no such loss while its weight is 0.
+WEIGHTS = ("commitment_weight", "orthogonal_reg_weight", "codebook_diversity_loss_weight")
 
 
 class OfCodebook:
