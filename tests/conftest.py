@@ -57,3 +57,5 @@ def pytest_collection_modifyitems(items):
         for place, case in enumerate(cases):
             if place not in quick:
                 case.add_marker(pytest.mark.slow)
+    # The longest tests begin, so that no process of pytest ends long after the others.
+    items.sort(key=lambda item: item.path.name != "test_packaging.py")

@@ -57,7 +57,8 @@ def main(
 
     The version of Triton is the one that Python imports; PYTHONPATH may name a folder with another.
     """
-    target = target or tuple(TARGETS)
+    # The target with the most kernels begins, so that no worker ends long after the others.
+    target = target or tuple(sorted(TARGETS, key=lambda name: name != FULL_TARGET))
     table: list[Row] = []
     found: list[str] = []
     with ProcessPoolExecutor(jobs) as pool:

@@ -112,15 +112,19 @@ def fresh_plans() -> Iterator[None]:
 
 
 # Tests of the search meet both of its forms in Triton. The modules that are named here run under
-# the rules by which matrix units add; elsewhere the interpreter multiplies as numpy does.
+# the rules by which matrix units add: one module under each unit, the others under the one that
+# loses more. Elsewhere the interpreter multiplies as numpy does.
 ONE_LAUNCH = "triton in one launch"
-UNITS_OF_FORMS = [
-    ("triton", "hopper"),
-    pytest.param("triton", "ampere", marks=pytest.mark.slow),
+FORMS_UNDER_A_UNIT = [
+    ("triton", "ampere"),
     pytest.param(ONE_LAUNCH, "hopper", marks=pytest.mark.slow),
 ]
-MATRIX_UNITS = ["hopper", pytest.param("ampere", marks=pytest.mark.slow)]
-UNDER_EACH_UNIT = ("test_search_adversarial", "test_residual", "test_matrix_unit")
+FORMS_UNDER_EACH_UNIT = [
+    *FORMS_UNDER_A_UNIT,
+    pytest.param("triton", "hopper", marks=pytest.mark.slow),
+]
+UNDER_A_UNIT = ("test_search_adversarial", "test_residual")
+UNDER_EACH_UNIT = ("test_matrix_unit",)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -129,11 +133,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if not settings.current.triton_interprets or needs_no_unit:
         if "implementation" in names:
             metafunc.parametrize("implementation", served_by(module), indirect=True)
-    elif module in UNDER_EACH_UNIT and "implementation" in names:
-        both = ("implementation", "matrix_unit")
-        metafunc.parametrize(both, UNITS_OF_FORMS, indirect=True)
+    elif module in (*UNDER_A_UNIT, *UNDER_EACH_UNIT) and "implementation" in names:
+        forms = FORMS_UNDER_EACH_UNIT if module in UNDER_EACH_UNIT else FORMS_UNDER_A_UNIT
+        metafunc.parametrize(("implementation", "matrix_unit"), forms, indirect=True)
     elif module in UNDER_EACH_UNIT:
-        metafunc.parametrize("matrix_unit", MATRIX_UNITS, indirect=True)
+        units = ["ampere", pytest.param("hopper", marks=pytest.mark.slow)]
+        metafunc.parametrize("matrix_unit", units, indirect=True)
+    elif module in UNDER_A_UNIT:
+        metafunc.parametrize("matrix_unit", ["ampere"], indirect=True)
     elif "implementation" in names:
         searches = module.startswith("test_search")
         one_launch = [pytest.param(ONE_LAUNCH, marks=pytest.mark.slow)] if searches else []

@@ -13,6 +13,7 @@ from PIL import Image
 
 import vqvae_fast
 from vqvae_fast import VQVAE, recipes
+from vqvae_fast.errors import UserError
 from vqvae_fast.training.codes import fingerprint
 
 HERE, PACKAGE = Path(__file__).parent, Path(vqvae_fast.__file__).parent
@@ -117,14 +118,14 @@ def others(tmp_path, monkeypatch):
 
 def test_a_file_without_a_recipe_is_told(others):
     (others / "empty.py").write_text("RECIPE = None\n")
-    with pytest.raises(TypeError, match=r"empty\.py must define RECIPE, a Recipe, got None"):
+    with pytest.raises(UserError, match=r"empty\.py must define RECIPE, a Recipe, got None"):
         recipes.load_recipe("empty")
 
 
 def test_two_classes_of_one_name_are_told(others):
     text = (HERE / "made_up.py").read_text().replace("StretchedCodes", "VectorQuantizer")
     (others / "same.py").write_text(text)
-    with pytest.raises(TypeError, match="must have different names, got VectorQuantizer in"):
+    with pytest.raises(UserError, match="must have different names, got VectorQuantizer in"):
         VQVAE(4, 2, 0, 8, 2)
 
 

@@ -11,6 +11,7 @@ from pkgutil import iter_modules
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from vqvae_fast.errors import UserError
 from vqvae_fast.nn.vqvae.quantizer import Quantizer
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
@@ -70,12 +71,12 @@ def load_recipe(name: str) -> Recipe:
     """The recipe of this name, one of :func:`recipe_names`.
 
     Raises:
-        TypeError: its file does not define one.
+        UserError: its file does not define one.
     """
     module = import_module(f"{__name__}.{name}")
     recipe = getattr(module, "RECIPE", None)
     if not isinstance(recipe, Recipe):
-        raise TypeError(f"{module.__file__} must define RECIPE, a Recipe, got {recipe!r}")
+        raise UserError(f"{module.__file__} must define RECIPE, a Recipe, got {recipe!r}")
     return recipe
 
 
@@ -83,12 +84,12 @@ def quantizer_classes() -> dict[str, type[Quantizer]]:
     """The classes of all recipes by name; files may name these and no others.
 
     Raises:
-        TypeError: two recipes have different classes of one name.
+        UserError: two recipes have different classes of one name.
     """
     classes: dict[str, type[Quantizer]] = {}
     for recipe in map(load_recipe, recipe_names()):
         name = recipe.quantizer.__name__
         if classes.setdefault(name, recipe.quantizer) is not recipe.quantizer:
             places = f"{classes[name].__module__} and {recipe.quantizer.__module__}"
-            raise TypeError(f"quantizers must have different names, got {name} in {places}")
+            raise UserError(f"quantizers must have different names, got {name} in {places}")
     return classes

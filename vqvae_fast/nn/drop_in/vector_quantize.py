@@ -199,21 +199,6 @@ class VectorQuantize(KeptArguments):
             self._routes = self._make_routes()
 
     @property
-    def has_commitment_loss(self) -> bool:
-        """Whether vectors and codes pull at each other."""
-        return self.commitment_weight > 0 and not self.directional_reparam
-
-    @property
-    def has_codebook_orthogonal_loss(self) -> bool:
-        """Whether the codes' orthogonality counts."""
-        return self.orthogonal_reg_weight > 0
-
-    @property
-    def has_codebook_diversity_loss(self) -> bool:
-        """Whether the batch's use of the codes counts."""
-        return self.codebook_diversity_loss_weight > 0
-
-    @property
     def ema_update(self) -> bool:
         """Whether the codes are moving averages."""
         return self._codebook.ema_update

@@ -82,6 +82,21 @@ class KeptArguments(FixedAttributes):
     codebook_diversity_temperature: float
     manual_in_place_optimizer_update: bool
 
+    @property
+    def has_commitment_loss(self) -> bool:
+        """Whether vectors and codes pull at each other."""
+        return self.commitment_weight > 0 and not self.directional_reparam
+
+    @property
+    def has_codebook_orthogonal_loss(self) -> bool:
+        """Whether the codes' orthogonality counts."""
+        return self.orthogonal_reg_weight > 0
+
+    @property
+    def has_codebook_diversity_loss(self) -> bool:
+        """Whether the batch's use of the codes counts."""
+        return self.codebook_diversity_loss_weight > 0
+
     def keep(self, given: Mapping[str, Any]) -> None:
         """Set the attributes from the constructor's arguments, by name."""
         for name in KeptArguments.__annotations__:
