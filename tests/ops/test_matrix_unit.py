@@ -140,7 +140,7 @@ def test_the_nearest_code_is_found(implementation, case, dim):
     check(implementation.nearest_code(z, codebook), z, codebook)
 
 
-@pytest.mark.parametrize("dim", [8, 16, 128])
+@pytest.mark.parametrize("dim", [8, 128])
 def test_every_residual_stage_finds_the_nearest_code(case, dim):
     z, codebook = case(dim)
     books = torch.stack([codebook, codebook.roll(dim // 3, dims=1)])

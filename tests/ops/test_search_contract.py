@@ -19,7 +19,7 @@ SHAPES = [
     (131, 145, 17),
     (261, 515, 64),
     (67, 7, 300),
-    (9, 50, 4099),
+    (9, 50, 600 if settings.current.triton_interprets else 4099),
 ]
 SEVERAL_PASSES = [(5, 8195, 2), (3, 50001, 3)]
 
@@ -55,8 +55,11 @@ def test_ties_across_passes(implementation, dtype):
     assert torch.equal(result[0][:41], torch.arange(41))
 
 
-def test_rows_too_long_for_float32_scores(implementation):
-    dim = 66_000 if settings.current.triton_interprets else 170_000
+def test_rows_too_long_for_float32_scores(implementation, monkeypatch):
+    dim = 170_000
+    if settings.current.triton_interprets:  # which takes its time
+        dim = 1100
+        monkeypatch.setattr("vqvae_fast.backends.triton.search_launches._LONGEST_ROW", 1000)
     z, codebook = torch.randn(3, dim), torch.randn(5, dim)
     codebook[3] = codebook[1]
     z[1] = codebook[3]
