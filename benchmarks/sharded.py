@@ -28,7 +28,7 @@ from vqvae_fast.sharded import ShardedVectorQuantizer
 SHAPES = (Shape(2048, 65536, 32), Shape(2048, 262144, 32), Shape(1024, 262144, 128))
 QUICK = (Shape(64, 64, 8),)
 PROCESSES = (1, 2, 4)
-# Of ring algorithms with W processes, each sends this many numbers for each number it passes in.
+# A collective that runs in a ring of W processes makes each of them send this many numbers.
 _SENT = {
     "all_gather": lambda number, w: number * (w - 1),
     "all_reduce": lambda number, w: 2 * number * (w - 1) / w,

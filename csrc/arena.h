@@ -1,7 +1,6 @@
 // An arena divides one allocation into parts. Given a null pointer it only counts bytes, so the
-// code that lays memory out also computes how much it needs. Everything is in an unnamed namespace,
-// because the file is compiled for several instruction sets, and the linker must not use a function
-// of one in another.
+// code that lays memory out also computes how much it needs. Everything is in an unnamed namespace:
+// several instruction sets compile this file, and the linker must keep their functions apart.
 #pragma once
 
 #include <stdint.h>

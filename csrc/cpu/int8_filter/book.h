@@ -28,9 +28,9 @@ constexpr double kMaxHalfNorm = 1 << 29, kMaxProduct = 1 << 28;
 // Returns the length of a centred vector in floats; zeros follow its last element.
 VQVAE_FAST_INLINE int64_t padded_dim(int64_t dim) { return (dim + 15) / 16 * 16; }
 
-// Returns the size of the reflections in floats. A reflection x - v (v.x) is stored as a vector v
-// of squared length 2: [kWideDims][padded D]. Behind them lie the products of the first two, of the
-// next two, ...
+// Returns the size of the reflections in floats. A reflection x - v (v.x) is stored as its vector
+// v, whose squared length is 2: [kWideDims][padded D]. Then follow the dot products of the first
+// and second vector, of the third and fourth, and so on.
 VQVAE_FAST_INLINE int64_t reflections_size(int64_t dim) {
   return kWideDims * padded_dim(dim) + kWideDims / 2;
 }

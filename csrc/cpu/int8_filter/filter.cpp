@@ -141,9 +141,9 @@ bool filter_rows(const Int8Filter<In>& filter, const Rows<const In>& z,
   OwnedInt8Book<In> owned;
   if (!pack_book(filter, codes, z.count, pool, owned)) {
     if (owned.book.unit > 0) return false;
-    // No usable code differs from the mean by more than a subnormal, so most likely all are copies
-    // of one. The float search would measure them all before the caller looks for copies; so every
-    // row becomes unsettled here.
+    // No usable code differs from the mean by more than a subnormal, so all codes are probably
+    // equal. The float search would measure them all before the caller looks for equal codes, so
+    // every row becomes unsettled here.
     unsettled.resize(z.count);
     std::iota(unsettled.begin(), unsettled.end(), 0);
     return true;

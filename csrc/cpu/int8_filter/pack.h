@@ -23,8 +23,8 @@ VQVAE_FAST_ALONE bool is_finite(const ListedCodes<In>& codes, int64_t k) {
   return finite;
 }
 
-// Writes codes [first, first + kWidth), centred and reflected, to x. Codes behind the last are out
-// of range.
+// Writes codes [first, first + kWidth), centred and reflected, to x. Lanes behind the last code
+// repeat that code and are marked as not in range.
 template <class Simd, class In>
 inline Centred<Simd> reflected_codes(const Int8Book<In>& book, int64_t first, float* x) {
   const ListedCodes<In> codes = book.codes;

@@ -19,7 +19,8 @@ struct Passed {
 };
 
 // Computes the gradient of the rotation trick, |q|/|z| (g - 2 w (w.g) + 2 u (v.g)), from products
-// of z, q and g. u, v and w are the directions of z, q and u + v. Lengths below 1e-6 count as 1e-6.
+// of z, q and g. The unit vectors u, v and w point along z, q and u + v. A length below 1e-6 counts
+// as 1e-6.
 inline Passed rotated(double zz, double qq, double zq, double zg, double qg) {
   const double least = 1e-6;
   const double length_z = larger(sqrt(zz), least), length_q = larger(sqrt(qq), least);
@@ -32,8 +33,8 @@ inline Passed rotated(double zz, double qq, double zq, double zg, double qg) {
   return {ratio, ratio * 2 * (v_g - along) / length_z, ratio * -2 * along / length_q};
 }
 
-// Adds the gradient of one row to `sum`. grad and row: [D]; residual: [D, rounded up to a multiple
-// of 8], scratch; sum: the same size, zeros at the start.
+// Adds the gradient of one row to `sum`. grad and row have D elements. residual (scratch) and sum
+// (zeros before the first call) have D elements, rounded up to a multiple of 8.
 template <class Simd, class In>
 void residual_gradient(const ResidualStages<In>& stages, const In* grad, const In* row,
                        const int64_t* indices, In* residual, double* sum) {
