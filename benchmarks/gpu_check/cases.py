@@ -55,7 +55,8 @@ def cases(packed: torch.dtype = torch.float16) -> Iterator[Case]:
 
 def shape_cases() -> Iterator[Case]:
     """Yield rows off the blocks' sizes, feature maps, books: their loads have masks and strides."""
-    for dim, dtype in ((17, torch.float32), (100, torch.bfloat16), (200, torch.float32)):
+    odd = ((1, torch.float32), (17, torch.float32), (100, torch.bfloat16), (200, torch.float32))
+    for dim, dtype in odd:
         z, codebook = torch.zeros(ROWS, dim, dtype=dtype), torch.zeros(CODES, dim, dtype=dtype)
         yield Case("search, odd D", dim, dtype, _search(z, codebook, torch.float16))
     z, codebook = torch.zeros(ROWS, 1000), torch.zeros(CODES, 1000)
@@ -65,7 +66,7 @@ def shape_cases() -> Iterator[Case]:
         yield Case("search, maps", dim, torch.float32, _search(z, codebook, torch.float16))
     z, codebook = torch.zeros(3, ROWS, 24), torch.zeros(3, CODES, 24)
     yield Case("search, books", 24, torch.float32, _search(z, codebook, torch.float16))
-    for dim in (17, 128):
+    for dim in (1, 17, 128):
         books = torch.zeros(STAGES, CODES, dim)
         yield Case("residual, maps", dim, torch.float32, _residual(_maps(dim), books))
 

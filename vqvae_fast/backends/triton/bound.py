@@ -19,7 +19,7 @@ def lowest_score(
     row_norm: |Z'|. docs/exactness.md has the derivation, and the names. float32 suffices: 1.02
     covers its roundings, too.
     """
-    dims = dim.to(tl.float32)
+    dims = 1.0 * dim  # of D = 1 Triton makes a constant, which `to` does not convert
     square = (distance * scale * scale).to(tl.float32)
     reach = 1.005 * (row_norm + rounding)
     triangle = reach + tl.sqrt(square) * (1 + 1e-6)

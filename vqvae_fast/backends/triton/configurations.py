@@ -36,29 +36,33 @@ class SupportConfiguration(NamedTuple):
     Attributes:
         prepare_codes: codes that a program packs.
         settle_rows: rows that a program settles.
+        settle_warps: warps of such a program.
         exact_rows: listed rows that a program measures together.
         exact_codes: codes that they are measured against at a time.
         chunk: elements at a time of a row and one code.
         group_chunk: elements at a time of a row and all codes of a group.
+        recheck_rows: rows in doubt that a program measures together.
         rescan_rows: listed rows whose scores a program takes together.
-        parts: parts of the codes that `settle` compares at a time.
+        parts: parts of the codes that `settle` and `recheck` compare at a time.
     """
 
     prepare_codes: int
     settle_rows: int
+    settle_warps: int
     exact_rows: int
     exact_codes: int
     chunk: int
     group_chunk: int
+    recheck_rows: int
     rescan_rows: int
     parts: int
 
 
-_SUPPORT = SupportConfiguration(16, 16, 16, 32, 32, 16, 16, 16)
+_SUPPORT = SupportConfiguration(16, 16, 4, 16, 32, 32, 16, 8, 16, 16)
 # For elements that cannot be read several at a time: fewer loads leave registers for addresses.
 _SUPPORT_ODD = _SUPPORT._replace(chunk=8, group_chunk=8)
 # The interpreter takes as long for a small block as for a large one.
-_SUPPORT_INTERPRETED = SupportConfiguration(2048, 128, 16, 256, 32, 32, 64, 16)
+_SUPPORT_INTERPRETED = SupportConfiguration(2048, 128, 4, 16, 256, 32, 32, 64, 64, 16)
 
 
 def support_configuration(aligned: bool) -> SupportConfiguration:

@@ -1,4 +1,4 @@
-"""The second pass: computes all scores of the rows in doubt again, each against its row's bound."""
+"""The second pass: computes all scores of the listed rows again, each against its row's bound."""
 
 import triton
 import triton.language as tl
@@ -59,7 +59,8 @@ def rescan_kernel(
 
     The code that `settle` measured for a row reaches the bound, too, so it is measured again.
 
-    listed, num_listed, bounds: what `settle` wrote; of num_listed the first part is used.
+    listed, num_listed: what `recheck` wrote; of num_listed the first part is used.
+    bounds: what `settle` wrote.
     arrivals, part_distances, part_codes: as for `exact`.
     """
     SLOTS: tl.constexpr = BLOCK_CODES // GROUP

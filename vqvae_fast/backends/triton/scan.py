@@ -117,7 +117,7 @@ def scan_kernel(
     z, z_inner, z_outer_stride, z_inner_stride, z_stride, z_head, num_rows,
     first_row, slab_rows, dim,
     packed, start, centre, scale_of_book, packed_codes, chunks,
-    scores, groups, rest, rounding, row_norm, packed_rows,
+    scores, groups, rest, keys, seconds, rounding, row_norm, packed_rows, num_in_doubt,
     ALIGNED: tl.constexpr,
     STORE_ROWS: tl.constexpr,
     START_COLUMNS: tl.constexpr,
@@ -134,16 +134,19 @@ def scan_kernel(
 
     Codes c, c + SLOTS, c + 2 SLOTS, ... of a tile form a group, which is known by its best score
     alone. A slot is a group's place in every tile. For each row and slot the loop keeps the best
-    and the second best group; of those, the best group of each row is written:
+    and the second best group, and this is written of them:
 
         scores, groups: [H, parts, slab]; group g holds the codes of tile g // SLOTS that lie at
             g % SLOTS + i * SLOTS.
         rest: [H, parts, slab], no other group has a higher score; infinite for a row that does not
             fit the matrix unit's type.
+        keys: [H, parts, slab, SLOTS], the best group of each slot.
+        seconds: [H, parts, slab], no group that is not the best of its slot has a higher score.
         rounding, row_norm: [H, slab], |Z - Z'| and |Z'|.
 
     STORE_ROWS: for long rows, those in pieces and those with strides or masks, packed_rows
         [H, padded slab, columns] gets Z'.
+    num_in_doubt: [H], set to 0 for `settle`, which counts the slab's rows.
     """
     SLOTS: tl.constexpr = BLOCK_CODES // GROUP
     PRECISION: tl.constexpr = "ieee" if packed.dtype.element_ty == tl.float32 else "tf32"
@@ -171,6 +174,7 @@ def scan_kernel(
     if STORE_ROWS:
         tl.debug_barrier()  # the programs of other parts write the same
     if part == 0:
+        tl.store(num_in_doubt + head, 0, tl.program_id(0) == 0)
         tl.store(rounding + head * slab_rows + in_slab, row_rounding, is_row)
         tl.store(row_norm + head * slab_rows + in_slab, norm, is_row)
 
@@ -225,4 +229,6 @@ def scan_kernel(
     # Negative keys are not in order; such groups are only known not to score above 0.
     tl.store(scores + entry, score_of(top, UNSEEN), is_row)
     tl.store(groups + entry, (first_tile + tile_of(top)) * SLOTS + slot, is_row)
+    tl.store(keys + entry[:, None] * SLOTS + tl.arange(0, SLOTS)[None, :], best, is_row[:, None])
+    tl.store(seconds + entry, score_of(tl.max(second, axis=1), 0.0), is_row)
     tl.store(rest + entry, tl.where(fits, score_of(others, 0.0), float("inf")), is_row)

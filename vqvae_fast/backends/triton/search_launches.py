@@ -1,4 +1,4 @@
-"""The launches of a search: in one kernel, in five, or in the exact kernel alone."""
+"""The launches of a search: in one kernel, in six, or in the exact kernel alone."""
 
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from vqvae_fast.backends.triton.exact import exact_kernel
 from vqvae_fast.backends.triton.forms import DirectForm
 from vqvae_fast.backends.triton.launch import Plan, Pointer
 from vqvae_fast.backends.triton.prepare import ROUNDING, prepare
+from vqvae_fast.backends.triton.recheck import recheck_kernel
 from vqvae_fast.backends.triton.rescan import rescan_kernel
 from vqvae_fast.backends.triton.rows import widest_alignment
 from vqvae_fast.backends.triton.scan import TILES_PER_PART, scan_kernel
@@ -33,9 +34,10 @@ _LEAST_TILES = 4
 # Programs an SM, of all books together, among which the listed rows are divided.
 _LISTED_PROGRAMS_PER_SM = 4
 # Registers that a thread may take. An SM has 65536, which is enough for one program of `rescan`,
-# three of `exact` or six of `settle`.
+# three of `recheck` or `exact`, or six of `settle`.
 _RESCAN_REGISTERS = 255
 _EXACT_REGISTERS = 168
+_RECHECK_REGISTERS = 168
 _SETTLE_REGISTERS = 80
 # All that a thread of one program a multiprocessor can have. The scan without the matrix unit takes
 # them, too.
@@ -45,9 +47,9 @@ _PLAIN_REGISTERS = 255
 # elements at most, where the matrix unit's tiles are read without strides and masks.
 _LONGEST_DIRECT = 128
 _PACKED_ELEMENTS = 1 << 25
-# A slab of rows has at most so many pairs of a row and a part of the codes. Each pair takes 12
-# bytes, so the memory of a search stays O(N + K).
-_ENTRIES = 1 << 21
+# A slab of rows has at most so many pairs of a row and a part of the codes. Each pair takes 80
+# bytes, or 144 for 128 dimensions, so the memory of a search stays O(N + K).
+_ENTRIES = 1 << 18
 
 
 def plan_direct(plan: Plan, search: SearchOperands, form: DirectForm) -> None:
@@ -81,7 +83,7 @@ def plan_direct(plan: Plan, search: SearchOperands, form: DirectForm) -> None:
 
 
 class _Listed(NamedTuple):
-    """The rows that `settle` leaves to `rescan` and to `exact`.
+    """The rows that are left to `rescan` and to `exact`.
 
     Attributes:
         rows: int64 [H, N], those for `rescan` from the front, those for `exact` from the back.
@@ -99,7 +101,7 @@ class _Listed(NamedTuple):
 
 
 def plan_kernels(plan: Plan, search: SearchOperands, processors: int, *, filtered: bool) -> None:
-    """The search in five kernels, or in `exact` alone."""
+    """The search in six kernels, or in `exact` alone."""
     heads, _, dim = search.codebook.shape
     filtered = filtered and dim <= _LONGEST_ROW
     programs = max(1, _LISTED_PROGRAMS_PER_SM * processors // heads)
@@ -134,7 +136,7 @@ def _plan_filter(
     arrivals: Pointer,
     processors: int,
 ) -> None:
-    """Packs the books, scans them, settles a slab of rows at a time, and rescans what is listed."""
+    """Packs the books, scans them and settles a slab of rows at a time, rescans what is listed."""
     heads, _, dim = search.codebook.shape
     num_rows = search.rows.num_rows
     config = configuration(dim, search.packed_dtype)
@@ -158,6 +160,7 @@ def _plan_filter(
     row_blocks = triton.cdiv(num_rows, config.block_rows)
     parts = max(1, min(programs // (row_blocks * heads), tiles // _LEAST_TILES))
     parts = max(parts, triton.cdiv(tiles, TILES_PER_PART.value))
+    lanes_of_parts = 1 if parts == 1 else support.parts
     slab_rows = min(num_rows, max(_ENTRIES // (parts * heads), config.block_rows))
     z_aligned = widest_alignment(dim, search.rows, search.z_head)
     store_rows = z_aligned == 1 or columns > min(_LONGEST_DIRECT, config.block_dim)
@@ -173,6 +176,10 @@ def _plan_filter(
     rest = plan.empty((heads, parts, slab_rows), torch.float32)
     rounding = plan.empty((heads, slab_rows), torch.float32)
     row_norm = plan.empty((heads, slab_rows), torch.float32)
+    keys = plan.empty((heads, parts, slab_rows, config.block_codes // config.group), torch.int32)
+    seconds = plan.empty((heads, parts, slab_rows), torch.float32)
+    in_doubt = plan.empty((heads, slab_rows), torch.int64)
+    num_in_doubt = plan.empty((heads,), torch.int32)
     bounds = plan.empty((2, heads, num_rows), torch.float32)
     for first_row in range(0, num_rows, slab_rows):
         slab = (*search.z_arguments, first_row, slab_rows)
@@ -190,9 +197,12 @@ def _plan_filter(
             scores,
             groups,
             rest,
+            keys,
+            seconds,
             rounding,
             row_norm,
             packed_rows,
+            num_in_doubt,
             ALIGNED=z_aligned,
             STORE_ROWS=store_rows,
             START_COLUMNS=start_columns,
@@ -225,6 +235,8 @@ def _plan_filter(
             rounding,
             row_norm,
             parts,
+            in_doubt,
+            num_in_doubt,
             listed.rows,
             listed.counts,
             bounds,
@@ -233,13 +245,42 @@ def _plan_filter(
             BLOCK_ROWS=support.settle_rows,
             GROUP=config.group,
             SLOTS=config.block_codes // config.group,
-            PARTS=support.parts,
+            PARTS=lanes_of_parts,
             CHUNK=support.chunk,
             GROUP_CHUNK=support.group_chunk,
             START_COLUMNS=start_columns,
             **ROUNDING[search.packed_dtype],
-            num_warps=4,
+            num_warps=support.settle_warps,
             **registers(_SETTLE_REGISTERS if search.alignment == 16 else _EXACT_REGISTERS),
+        )
+        plan.launch(
+            recheck_kernel,
+            (listed.programs, heads),
+            *slab,
+            *search.result_arguments,
+            packed.centre,
+            packed.scale,
+            packed.rows,
+            columns,
+            scores,
+            keys,
+            seconds,
+            parts,
+            in_doubt,
+            num_in_doubt,
+            listed.rows,
+            listed.counts,
+            bounds,
+            ALIGNED=search.alignment,
+            QUANTIZE=search.quantizes,
+            BLOCK_ROWS=support.recheck_rows,
+            BLOCK_CODES=config.block_codes,
+            GROUP=config.group,
+            PARTS=lanes_of_parts,
+            CHUNK=support.chunk,
+            GROUP_CHUNK=support.group_chunk,
+            num_warps=4,
+            **registers(_RECHECK_REGISTERS),
         )
     plan.launch(
         rescan_kernel,

@@ -63,7 +63,7 @@ def settle_kernel(
     quantized, q_inner, q_outer_stride, q_inner_stride, q_stride, q_head,
     centre, scale_of_book, base_of_book, max_norm, max_rounding, has_outliers, columns,
     scores, groups, rest, rounding, row_norm, parts,
-    listed, num_listed, bounds,
+    in_doubt, num_in_doubt, listed, num_listed, bounds,
     ALIGNED: tl.constexpr,
     QUANTIZE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -80,9 +80,10 @@ def settle_kernel(
 ):  # fmt: skip
     """Measures each row's best group, writes what that settles, and lists the other rows.
 
-    listed: [H, N]. From the front, the rows with a bound: another group reaches it, or float32
-        cannot distinguish two codes. From the back, the rows without a bound.
-    num_listed: [2, H], how many of each there are.
+    in_doubt, num_in_doubt: [H, slab] and [H]. The rows with a bound, counted from the slab's first:
+        another group reaches it, or float32 cannot distinguish two codes.
+    listed: [H, N]. The rows without a bound are added at the back.
+    num_listed: [2, H]. The second part counts the rows without a bound.
     bounds: [2, H, N]. For each row with a bound: the least score of the answer, and the scaled
         distance that it cannot exceed.
     """
@@ -147,7 +148,7 @@ def settle_kernel(
     bounded = (nearest != NO_CODE) & (lowest > UNSEEN)
     settled = bounded & is_alone & (others < lowest)
     out = head * num_rows + row
-    # Rows in doubt get their nearest code so far, which `rescan` replaces.
+    # Rows in doubt get their nearest code so far, which `recheck` or `rescan` replaces.
     tl.store(indices + out, nearest, bounded)
     tl.store(distances + out, distance.to(distances.dtype.element_ty), bounded)
     if QUANTIZE:
@@ -157,6 +158,6 @@ def settle_kernel(
     doubtful = bounded & (settled == 0)
     tl.store(bounds + out, lowest, doubtful)
     tl.store(bounds + heads * num_rows + out, limit, doubtful)
-    list_rows(listed + head * num_rows, 1, num_listed + head, row, doubtful)
+    list_rows(in_doubt + head * slab_rows, 1, num_in_doubt + head, in_slab, doubtful)
     last = listed + head * num_rows + num_rows - 1
     list_rows(last, -1, num_listed + heads + head, row, is_row & (bounded == 0))
