@@ -215,16 +215,26 @@ def _sums(kernels: backends.Kernels, z: Tensor, codebook: Tensor, indices: Tenso
 
 def _backward(kernels: backends.Kernels, z: Tensor, codebook: Tensor, indices: Tensor) -> Case:
     loss = torch.full((), 3.0, dtype=torch.float32, device=z.device)
-    arguments = (z * 2, loss, z, codebook, indices, 0.25, 1.0)
+    weights = (0.25, 1.0)
+    arguments = (z * 2, loss, z, codebook, indices, *weights)
 
     def wrong(results: Results) -> dict[str, int]:
-        """Compare with plain PyTorch in float64; half of the type's last bits may differ."""
-        wide = (t.double() if t.is_floating_point() else t for t in arguments[:5])
-        wanted = reference.quantize_backward(*wide, *arguments[5:])
-        allowed = 2 * torch.finfo(z.dtype).eps
+        """Compare with plain PyTorch in float64.
+
+        Every rounding may cost half of the type's last bit of the terms of a sum, not of the sum:
+        two errors of a code may cancel.
+        """
+        wide = tuple(t.double() if t.is_floating_point() else t for t in arguments[:5])
+        wanted = reference.quantize_backward(*wide, *weights)
+        error = (wide[2] - wide[3][indices]).abs()
+        sums, counts = reference.segment_sum(error, indices, len(codebook))
+        per_element = 2 * loss.double() / z.numel()
+        terms = (wide[0].abs() + weights[0] * per_element * error, weights[1] * per_element * sums)
+        roundings = (4.0, counts[:, None] + 4)
+        half_bit = torch.finfo(z.dtype).eps / 2
         off = 0
-        for found, exact in zip(results, wanted, strict=True):
-            limit = allowed * exact.abs() + allowed * exact.abs().mean()
+        for found, exact, term, count in zip(results, wanted, terms, roundings, strict=True):
+            limit = half_bit * (count * term + torch.finfo(z.dtype).tiny)
             off += int(((found.double() - exact).abs() > limit).sum())
         return {"numbers of a gradient": off}
 

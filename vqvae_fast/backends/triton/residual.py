@@ -16,13 +16,13 @@ search.
 Limit: 2 N K D Q operations on the matrix unit; N D read and written once, N Q indices of 8 bytes,
 the books once as they are (4 K D Q bytes in float32) and packed (2 K D Q, which every 64 rows read
 from L2 again); and 8 codes of 4 D bytes that each row and stage measures, from L2. Stage by stage,
-six launches a search (a fill and five kernels), and a gather, a subtraction and an addition, make
-about 9 Q launches of some 3 us each if they are this small. This is an estimate for an H100 (at 64
+seven launches a search (a fill and six kernels), and a gather, a subtraction and an addition, make
+about 10 Q launches of some 3 us each if they are this small. This is an estimate for an H100 (at 64
 rows a block 75 and 38 of its 132 SMs are busy), which has not been measured yet:
 
     N, K, D, Q                    operations   one launch   stage by stage
     4800, 1024, 128, 8 (EnCodec)       10 G        0.1 ms           0.2 ms
-    2400, 1024, 8, 9 (DAC)            0.4 G       0.08 ms           0.2 ms
+    2400, 1024, 8, 9 (DAC)            0.4 G       0.08 ms           0.3 ms
 
 DAC's rows are copied, in five more launches. The gain comes from the launches. If a stage is long
 and the blocks are few, there may be none, because a search of one stage can divide the codes among
@@ -119,7 +119,7 @@ def planned(
         Pointer(operand, torch.int64 if operand == 3 else dtype) for operand in (1, 2, 3, 4)
     )
     plan = Plan()
-    support = support_configuration(True)
+    support = support_configuration(dim, True)
     chunk = min(support.chunk, dim)  # which divides D, so no load along it needs a mask
     max_norm, max_rounding, has_outliers = (plan.zeros((stages,), torch.int32) for _ in range(3))
     num_listed = plan.zeros((1,), torch.int32)

@@ -1,10 +1,11 @@
 """The search: scores on the matrix unit, a proven bound, and exact distances for what is left.
 
-Five kernels: `prepare` packs the codebook; `scan` finds each row's best group of codes; `settle`
+Six kernels: `prepare` packs the codebook; `scan` finds each row's best group of codes; `settle`
 measures it and decides by a bound (docs/exactness.md) whether any other code can be nearer; if so,
-`rescan` computes the row's scores once more and measures the codes that reach the bound; `exact`
-measures every code for the few rows that have no bound. The host waits for none of them, so CUDA
-graphs capture a search. The launches of a search and their numbers follow from its shapes, strides
+`recheck` measures the other groups that the scan has kept; where these may not be all, `rescan`
+computes the row's scores once more and measures the codes that reach the bound; `exact` measures
+every code for the few rows that have no bound. The host waits for none of them, so CUDA graphs
+capture a search. The launches of a search and their numbers follow from its shapes, strides
 and types: they are computed once (`planned`) and repeated.
 """
 

@@ -31,8 +31,11 @@ _LONGEST_ROW = 1 << 16
 # tiles than this, because its beginning and end would take longer than the tiles.
 _PROGRAMS_PER_SM = 2
 _LEAST_TILES = 4
-# Programs an SM, of all books together, among which the listed rows are divided.
+# Programs an SM, of all books together, among which rows in doubt and listed rows are divided. Of
+# `rescan` an SM holds one at a time, and a part of the codes for each of more programs would be
+# over before it has paid for its beginning and its end.
 _LISTED_PROGRAMS_PER_SM = 4
+_RESCAN_PROGRAMS_PER_SM = 1
 # Registers that a thread may take. An SM has 65536, which is enough for one program of `rescan`,
 # three of `recheck` or `exact`, or six of `settle`.
 _RESCAN_REGISTERS = 255
@@ -88,7 +91,8 @@ class _Listed(NamedTuple):
     Attributes:
         rows: int64 [H, N], those for `rescan` from the front, those for `exact` from the back.
         counts: int32 [2, H], zeros; how many there are of each.
-        programs: those that share out the rows of a book.
+        programs: those of `exact` that share out the rows of a book.
+        rescan_programs: those of `rescan`, not more.
         part_distances: float64 [H, programs, rows of a program], for either kernel in turn.
         part_codes: int64, likewise.
     """
@@ -96,6 +100,7 @@ class _Listed(NamedTuple):
     rows: Pointer
     counts: Pointer
     programs: int
+    rescan_programs: int
     part_distances: Pointer
     part_codes: Pointer
 
@@ -105,20 +110,22 @@ def plan_kernels(plan: Plan, search: SearchOperands, processors: int, *, filtere
     heads, _, dim = search.codebook.shape
     filtered = filtered and dim <= _LONGEST_ROW
     programs = max(1, _LISTED_PROGRAMS_PER_SM * processors // heads)
-    support = support_configuration(search.alignment > 1)
+    rescan_programs = max(1, _RESCAN_PROGRAMS_PER_SM * processors // heads)
+    support = support_configuration(dim, search.alignment > 1)
     limits = (
         plan.zeros((heads,), torch.int32),
         plan.zeros((heads,), torch.int32),
         plan.zeros((heads,), torch.int32),
     )
     counts = plan.zeros((2, heads), torch.int32)
-    rescan_arrivals = plan.zeros((heads, programs), torch.int32)
+    rescan_arrivals = plan.zeros((heads, rescan_programs), torch.int32)
     exact_arrivals = plan.zeros((heads, programs), torch.int32)
     shared = (heads, programs, max(support.exact_rows, support.rescan_rows))
     listed = _Listed(
         plan.empty((heads, search.rows.num_rows if filtered else 0), torch.int64),
         counts,
         programs,
+        rescan_programs,
         plan.empty(shared, torch.float64),
         plan.empty(shared, torch.int64),
     )
@@ -247,7 +254,7 @@ def _plan_filter(
             SLOTS=config.block_codes // config.group,
             PARTS=lanes_of_parts,
             CHUNK=support.chunk,
-            GROUP_CHUNK=support.group_chunk,
+            GROUP_CHUNK=support.settle_chunk,
             START_COLUMNS=start_columns,
             **ROUNDING[search.packed_dtype],
             num_warps=support.settle_warps,
@@ -284,7 +291,7 @@ def _plan_filter(
         )
     plan.launch(
         rescan_kernel,
-        (listed.programs, heads),
+        (listed.rescan_programs, heads),
         *search.z_arguments,
         *search.result_arguments,
         packed.codes,
@@ -299,7 +306,7 @@ def _plan_filter(
         arrivals,
         listed.part_distances,
         listed.part_codes,
-        listed.programs,
+        listed.rescan_programs,
         ALIGNED=search.alignment,
         QUANTIZE=search.quantizes,
         START_COLUMNS=start_columns,
