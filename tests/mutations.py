@@ -120,6 +120,20 @@ FAULTS = [
         OPS + "triton_search.py " + OPS + "search_adversarial.py",
         interpreted=True,
     ),
+    Fault(
+        "Triton's recheck: a group that was not kept is forgotten",
+        "is_kept = is_row & (tl.max(highest_second, axis=1) < lowest)",
+        "is_kept = is_row",
+        OPS + "triton_search.py",
+        interpreted=True,
+    ),
+    Fault(
+        "Triton's recheck: the tiles of later parts are counted from 0",
+        "first_tile = tiles // parts * chosen_part + tl.minimum(chosen_part, tiles % parts)",
+        "first_tile = 0 * chosen_part",
+        OPS + "triton_search.py",
+        interpreted=True,
+    ),
     # ---- gradients -------------------------------------------------------------------------------
     Fault(
         "gradient of z: half of the commitment",

@@ -1,4 +1,4 @@
-"""The Triton search in five kernels: how it is launched, and what each of them is left with."""
+"""The Triton search in six kernels: how it is launched, and what each of them is left with."""
 
 import pytest
 import torch
@@ -10,32 +10,52 @@ if not settings.current.triton_interprets:
     pytest.skip("needs a process of Triton's interpreter", allow_module_level=True)
 
 from vqvae_fast.backends.triton import measure, prepare, scan, search, search_launches, settle
-from vqvae_fast.backends.triton.launch import Plan, Pointer
+from vqvae_fast.backends.triton.launch import Plan, Pointer, forget_plans
 from vqvae_fast.backends.triton.rows import books_at, rows_at
 
 pytestmark = pytest.mark.interpreted
 
 
 @pytest.fixture(autouse=True)
-def _five_kernels(monkeypatch):
+def _six_kernels(monkeypatch):
     monkeypatch.setattr(search, "forced_form", "filter")
+
+
+class Recorded:
+    """A kernel that keeps the grid and the arguments of its launches."""
+
+    def __init__(self, kernel):
+        self.kernel, self.found = kernel, []
+
+    def __getitem__(self, grid):
+        def launch(*arguments, **constants):
+            self.found.append((grid, arguments))
+            return self.kernel[grid](*arguments, **constants)
+
+        return launch
 
 
 @pytest.fixture
 def launches(monkeypatch):
     """The launches of the exact kernel: grid and arguments."""
-    kernel, found = search_launches.exact_kernel, []
+    recorded = Recorded(search_launches.exact_kernel)
+    monkeypatch.setattr(search_launches, "exact_kernel", recorded)
+    return recorded.found
 
-    class Recorded:
-        def __getitem__(self, grid):
-            def launch(*arguments, **constants):
-                found.append((grid, arguments))
-                return kernel[grid](*arguments, **constants)
 
-            return launch
+@pytest.fixture
+def rechecks(monkeypatch):
+    """A function that returns how many rows of the last slab of a single book were in doubt."""
+    recorded = Recorded(search_launches.recheck_kernel)
+    monkeypatch.setattr(search_launches, "recheck_kernel", recorded)
 
-    monkeypatch.setattr(search_launches, "exact_kernel", Recorded())
-    return found
+    def in_doubt():
+        _, arguments = recorded.found[-1]
+        num_in_doubt = arguments[-4]
+        assert num_in_doubt.dtype == torch.int32
+        return int(num_in_doubt[0])
+
+    return in_doubt
 
 
 def listed(arguments):
@@ -135,19 +155,61 @@ def measured(monkeypatch):
 
 
 @pytest.mark.parametrize("data", HARD)
-def test_hard_books_are_not_measured_in_full(launches, measured, data, record_property):
+def test_hard_books_are_not_measured_in_full(launches, rechecks, measured, data):
     """Before there was a second pass, most of these rows were measured against every code."""
     rows, codes = 128, 4096
     z, codebook = HARD[data](rows, codes)
     result = search.nearest_code(z, codebook)
     check(result, z, codebook)
     (_, arguments), *_ = launches
-    in_doubt, without_bound = listed(arguments)
+    rescanned, without_bound = listed(arguments)
+    assert rescanned <= rechecks()
     pairs = sum(measured) + without_bound * codes
-    print(f"{data}: {in_doubt} in doubt, {without_bound} without a bound, {pairs} measured")
+    print(
+        f"{data}: {rechecks()} in doubt, of which {rescanned} again; {without_bound} without a "
+        f"bound; {pairs} measured"
+    )
     assert sum(measured) >= rows
     assert without_bound <= rows // 100
     assert pairs <= rows * codes // 10
+
+
+def test_few_of_the_rows_in_doubt_need_a_second_pass(launches, rechecks):
+    """Only those whose second best group has the slot of the best one, of 16 slots."""
+    z, codebook = torch.randn(2048, 32), torch.randn(8192, 32)
+    check(search.nearest_code(z, codebook), z, codebook)
+    (_, arguments), *_ = launches
+    rescanned, without_bound = listed(arguments)
+    assert rechecks() >= 20
+    assert rescanned <= rechecks() // 4
+    assert without_bound == 0
+
+
+def test_twins_in_other_slots_and_parts(launches, rechecks):
+    """Each code has a twin that float16 cannot tell from it, in the next slot and another part."""
+    codes = torch.randn(2048, 16)
+    codebook = torch.cat([codes, torch.randn(1, 16), codes * (1 + 1e-5)])
+    z = codes[torch.randint(2048, (100,))] + 0.01 * torch.randn(100, 16)
+    check(search.nearest_code(z, codebook), z, codebook)
+    (_, arguments), *_ = launches
+    assert rechecks() == 100
+    assert listed(arguments) == (0, 0)
+
+
+def test_rows_in_several_slabs(launches, rechecks, monkeypatch):
+    """Each slab begins with no rows in doubt; the rows for `rescan` of all slabs are listed."""
+    monkeypatch.setattr(search_launches, "_ENTRIES", 1)  # a slab has one block of rows
+    forget_plans()
+    z, codebook = torch.randn(300, 8), torch.randn(512, 8).repeat(2, 1)
+    z[256:] = z[:44]
+    quantized, indices, distances = search.quantize(z, codebook)
+    check((indices, distances), z, codebook)
+    assert torch.equal(quantized, codebook[indices])
+    assert (indices < 512).all()
+    (_, arguments), *_ = launches
+    assert rechecks() == 44
+    assert listed(arguments) == (300, 0)
+    forget_plans()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
