@@ -237,6 +237,20 @@ def test_triton_without_pythons_headers_leaves_its_place_to_cuda(
     assert ("Python.h" in capfd.readouterr().err) == (not headers)  # the compiler's own words
 
 
+def test_a_broken_installation_of_triton_leaves_its_place_to_cuda(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(_native, "cuda_extension", object())
+    monkeypatch.setitem(sys.modules, "triton.runtime.build", None)
+    triton_backend._launcher_problem.cache_clear()
+    try:
+        triton = backends.check("triton", "cuda")
+        assert not triton.available
+        assert "Triton cannot be imported: import of triton.runtime.build halted" in triton.reason
+        assert backends.chosen("cuda").name == "cuda"
+    finally:
+        triton_backend._launcher_problem.cache_clear()
+
+
 @pytest.mark.usefixtures("extension")
 def test_a_request_is_about_its_own_devices(monkeypatch):
     ask(monkeypatch, VQVAE_FAST_BACKEND="cuda")

@@ -70,7 +70,10 @@ def _launcher_problem() -> str | None:
     Triton builds a small module here, because it knows its compiler, its flags and Python's headers
     itself. It keeps the module in its cache, so the next process does not build it again.
     """
-    build = importlib.import_module("triton.runtime.build")
+    try:
+        build = importlib.import_module("triton.runtime.build")
+    except Exception as error:  # a broken installation raises what it likes
+        return f"Triton cannot be imported: {error}"
     try:
         build.compile_module_from_src(_LAUNCHER, "vqvae_fast_probe")
     except Exception as error:  # the compiler's, the loader's or that of a builder of its own
