@@ -84,13 +84,13 @@ def _leave_equal_shapes_alone(patch: pytest.MonkeyPatch) -> None:
             return lhs, rhs
         return broadcast(self, lhs, rhs)
 
-    def are_equal_numbers(self: Any, other: Any) -> Any:
-        if isinstance(other, list) and all(type(value) is int for value in other):
+    def are_equal_lists(self: Any, other: Any) -> Any:
+        if isinstance(other, list):
             return core.constexpr(self.values == other)
         return are_equal(self, other)
 
     patch.setattr(TritonSemantic, "broadcast_impl_value", broadcast_if_they_differ)
-    patch.setattr(core.tuple, "__eq__", are_equal_numbers)
+    patch.setattr(core.tuple, "__eq__", are_equal_lists)
 
 
 def _keep_numpy_types(patch: pytest.MonkeyPatch) -> None:
