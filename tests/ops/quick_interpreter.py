@@ -1,4 +1,4 @@
-"""Spares Triton's interpreter two thirds of its time, which it spends on what it has done before.
+"""Spares Triton's interpreter half of its time, which it spends on what it has done before.
 
 What a kernel computes is left alone: the results have the same bits. Only what depends on nothing
 but types and shapes is kept.
