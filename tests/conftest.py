@@ -3,14 +3,22 @@
 import collections
 import os
 import warnings
+from collections.abc import Iterator
 
 import pytest
 import torch
+from fresh_python import FreshPython
 
 with warnings.catch_warnings():
     # Without its kernels the package warns once, at import, and works: no error here.
     warnings.simplefilter("default")
     from vqvae_fast import _native, settings
+
+
+@pytest.fixture(scope="session")
+def fresh_python() -> Iterator[FreshPython]:
+    with FreshPython() as python:
+        yield python
 
 
 def pytest_report_header():

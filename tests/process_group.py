@@ -1,6 +1,7 @@
 """Processes that meet in a folder and work together, as a run of torchrun has them."""
 
 import gc
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,8 +39,13 @@ def process_group(rank: int, world: int, folder: Path | str) -> Iterator[None]:
 def run_together(
     work: Callable[..., None], world: int, folder: Path | str, *arguments: Any
 ) -> None:
-    """Runs work(rank, folder, *arguments) in processes of their own; raises what one raises."""
-    mp.spawn(_run, args=(work, world, str(folder), arguments), nprocs=world)
+    """Runs work(rank, folder, *arguments) in processes of their own; raises what one raises.
+
+    A server forks them that has imported torch, of which this part takes as long as the rest.
+    """
+    multiprocessing.set_forkserver_preload(["torch._dynamo"])
+    given = (work, world, str(folder), arguments)
+    mp.start_processes(_run, args=given, nprocs=world, start_method="forkserver")
 
 
 def _run(

@@ -33,7 +33,7 @@ def check(target: str, peer: bool, plain: bool, sums: bool, full: bool) -> Check
         chosen += sum_cases(full)
     if plain and full:
         chosen += cases(torch.float32)
-    ours = list(rows(chosen, target))
+    ours = rows(chosen, target)
     found = missing(ours, target)
     for row in ours:
         what = f"{row.case}: {row.kernel}, {row.dtype}, D={row.dim}, {target}, {row.version}"

@@ -8,7 +8,7 @@ issued, or read none.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from benchmarks.gpu_check.flow import reachable
 from benchmarks.gpu_check.sass import Instruction, instructions
@@ -74,7 +74,7 @@ def _width(opcode: str) -> int:
     return 1
 
 
-def _successors(code: list[Instruction]) -> list[list[int]]:
+def _successors(code: Sequence[Instruction]) -> list[list[int]]:
     """Returns where control may go from each instruction; too many places if in doubt."""
     places = {instruction.address: at for at, instruction in enumerate(code)}
     # Threads that wait for one another continue at the target of their barrier.

@@ -1,16 +1,11 @@
-"""Reads a kernel's registers, spills and main loop from the assembler's result."""
+"""Reads a kernel's main loop and its other loops from the listing of its instructions."""
 
 import re
-import subprocess
-import tempfile
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
+from functools import lru_cache
 from typing import NamedTuple
 
-import triton
-
-_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 MATRIX = ("HMMA", "HGMMA", "UTCHMMA", "UTCQMMA", "OMMA")
 # These instructions compute in the vector units. Moves, loads and jumps are not among them.
 # Additions of integers are, although some count a loop or form an address, because a listing does
@@ -64,22 +59,6 @@ _ARITHMETIC = [
 _MOVE = re.compile(r"(IMAD\.(MOV\S*|U32) U?R\w+, RZ, RZ, (?!-R)|HFMA2\S* R\d+, -RZ, RZ, )")
 
 
-class Resources(NamedTuple):
-    """One kernel: registers of a thread, bytes of stack (spills), and its instructions."""
-
-    registers: int
-    stack: int
-    listing: str
-
-
-def resources(cubin: bytes) -> Resources:
-    """Read a kernel's resources from the binary."""
-    dump = _dump(cubin)
-    (registers,) = re.findall(r"REG:(\d+)", dump)
-    (stack,) = re.findall(r"STACK:(\d+)", dump)
-    return Resources(int(registers), int(stack), dump)
-
-
 class Instruction(NamedTuple):
     """A line of a listing.
 
@@ -94,10 +73,13 @@ class Instruction(NamedTuple):
     text: str
 
 
-def instructions(listing: str) -> list[Instruction]:
+@lru_cache(maxsize=1)  # one listing is asked for many things
+def instructions(listing: str) -> tuple[Instruction, ...]:
     """Return every instruction, in order."""
     found = re.findall(r"^\s*/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?(\S.*?)\s*;", listing, re.M)
-    return [Instruction(int(address, 16), predicate, text) for address, predicate, text in found]
+    return tuple(
+        Instruction(int(address, 16), predicate, text) for address, predicate, text in found
+    )
 
 
 class Loops(NamedTuple):
@@ -154,14 +136,6 @@ def _bodies(listing: str) -> dict[tuple[int, int], Counter[str]]:
 def arithmetic(loop: Counter[str]) -> int:
     """Count the arithmetic instructions of a thread in a loop's body."""
     return sum(loop[op] for op in _ARITHMETIC)
-
-
-def _dump(cubin: bytes) -> str:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [str(_TOOLS / "cuobjdump"), "-res-usage", "-sass", file.name]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def _opcodes(texts: Iterable[str]) -> Counter[str]:

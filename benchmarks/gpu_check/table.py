@@ -1,11 +1,10 @@
 """The table of the compiled kernels, and the conditions that they must meet."""
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import triton
 
-from benchmarks.gpu_check import amdgcn, finishing, matrix_inputs, ptx, sass
+from benchmarks.gpu_check import amdgcn, cubin, finishing, matrix_inputs, ptx, sass
 from benchmarks.gpu_check.cases import Case, compile_case
 from benchmarks.gpu_check.offline import TARGETS, Launch
 from vqvae_fast.backends.triton.version import at_least
@@ -56,29 +55,34 @@ class Row(NamedTuple):
     arithmetic: float | None
 
 
-def rows(cases: list[Case], target_name: str) -> Iterator[Row]:
-    """Yield a row for every kernel that the cases launch: each once, `settle` once for each D.
+def rows(cases: list[Case], target_name: str) -> list[Row]:
+    """Return a row for every kernel that the cases launch: each once, `settle` once for each D.
 
     One kernel of `settle` serves several D, and its instructions depend on D.
     """
     target, _ = TARGETS[target_name]
-    seen: set[tuple[int, int | None]] = set()
+    kinds: dict[tuple[int, int | None], tuple[Case, Launch]] = {}
     for case in cases:
         for launch in compile_case(case, target):
             kind = (id(launch.compiled), case.dim if launch.name == "settle" else None)
-            if kind not in seen:
-                seen.add(kind)
-                yield _row(case, launch, target_name)
+            kinds.setdefault(kind, (case, launch))
+    kernels = list(kinds.values())
+    found: list[cubin.Resources] | list[None] = [None] * len(kernels)
+    if target.backend == "cuda":
+        found = cubin.resources([launch.compiled.asm["cubin"] for _, launch in kernels], target)
+    return [
+        _row(case, launch, target_name, resources)
+        for (case, launch), resources in zip(kernels, found, strict=True)
+    ]
 
 
-def _row(case: Case, launch: Launch, target: str) -> Row:
+def _row(case: Case, launch: Launch, target: str, found: cubin.Resources | None) -> Row:
     compiled = launch.compiled
     arithmetic = group = barriers = None
-    if target.startswith("gfx"):
+    if found is None:
         registers, spilled, matrix = amdgcn.resources(compiled.asm["amdgcn"])
         loop = local = unfenced = overwritten = 0
     else:
-        found = sass.resources(compiled.asm["cubin"])
         main, local = sass.loops(found.listing)
         registers, spilled, loop = found.registers, found.stack, main.total()
         unfenced = ptx.unfenced_products(compiled.asm["ptx"])

@@ -1,5 +1,9 @@
 """The static check of the GPU kernels finds what it looks for."""
 
+import re
+import subprocess
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("triton")
@@ -8,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from benchmarks.gpu_check import finishing, sass
+from benchmarks.gpu_check import cubin, finishing, sass
 from benchmarks.gpu_check.cases import cases
 from benchmarks.gpu_check.offline import TARGETS, compiled_for
 from benchmarks.gpu_check.table import Row, defects, markdown, missing, rows
@@ -186,19 +190,45 @@ def greedy_kernel(source, target, SIZE: tl.constexpr):
     tl.store(target + d, total)
 
 
-@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
-def test_a_spill_is_seen():
+@pytest.fixture(scope="module")
+def binaries():
+    """The kernel with too few threads for its numbers, and with enough."""
     if triton.knobs.runtime.interpret:
         pytest.skip("the interpreter compiles nothing")
     source, target = torch.zeros(128, 128), torch.zeros(128)
-    gpu, _ = TARGETS["sm_90"]
-    stacks = []
-    for warps in (1, 16):
-        with compiled_for(gpu) as launches:
+    with compiled_for(TARGETS["sm_90"][0]) as launches:
+        for warps in (1, 16):
             greedy_kernel[(1,)](source, target, SIZE=128, num_warps=warps)
-        stacks.append(sass.resources(launches[0].compiled.asm["cubin"]).stack)
-    assert stacks[0] > 0
-    assert stacks[1] == 0
+    return [launch.compiled.asm["cubin"] for launch in launches]
+
+
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+def test_a_spill_is_seen(binaries):
+    one_warp, many_warps = cubin.resources(binaries, TARGETS["sm_90"][0])
+    assert one_warp.stack > 0
+    assert many_warps.stack == 0
+
+
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+def test_kernels_are_listed_together_as_each_alone(binaries, tmp_path):
+    """Alone as cuobjdump lists them; behind another, addresses count from the other's begin."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    offset = 0
+    for binary, kernel in zip(
+        binaries, cubin.resources(binaries, TARGETS["sm_90"][0]), strict=True
+    ):
+        (tmp_path / "kernel").write_bytes(binary)
+        command = [tool, "-sass", tmp_path / "kernel"]
+        alone = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+        def moved(jump, offset=offset):
+            return f"{jump[1]}{int(jump[2], 16) + offset:#x}"
+
+        assert sass.instructions(kernel.listing) == tuple(
+            (at + offset, predicate, re.sub(r"^((?:BRA|BSSY|CALL|RET).* )(0x\w+)$", moved, text))
+            for at, predicate, text in sass.instructions(alone)
+        )
+        offset = sass.instructions(kernel.listing)[-1].address + 16
 
 
 @pytest.mark.filterwarnings("ignore")

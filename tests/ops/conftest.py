@@ -43,25 +43,10 @@ def matrix_unit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture(scope="session", autouse=settings.current.triton_interprets)
-def language_is_patched_once() -> Iterator[None]:
-    """Spares the interpreter a third of its time.
+def the_interpreter_is_quick() -> Iterator[None]:
+    from quick_interpreter import quick_interpreter
 
-    It puts its own functions into triton.language when a kernel begins, and looks through all of
-    the module again whenever the kernel calls a function that is decorated as it is.
-    """
-    from triton import language
-    from triton.runtime import interpreter
-
-    patch = interpreter._patch_lang
-
-    def patch_what_is_not(fn):
-        used = [value for value in fn.__globals__.values() if value in (language, language.core)]
-        if any(language.core.is_builtin(module.load) for module in used):
-            return patch(fn)
-        return interpreter._LangPatchScope()  # of no change
-
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(interpreter, "_patch_lang", patch_what_is_not)
+    with quick_interpreter():
         yield
 
 

@@ -1,13 +1,15 @@
 """Never N x K: the peak of the process is measured, in a process of its own."""
 
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fresh_python import FreshPython
 from kernels import INSTRUCTION_SETS
 
+import vqvae_fast
+
+PACKAGE = Path(vqvae_fast.__file__).parent
 MIB = 1 << 20
 MEASURE = """
 import sys, torch, vqvae_fast
@@ -35,26 +37,26 @@ print(status("VmHWM") - before)
 """
 
 
-def peak(*arguments: object) -> int:
+@pytest.fixture
+def peak(fresh_python: FreshPython) -> Callable[..., int]:
     """Bytes by which the peak rose, results included."""
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("this system does not tell the peak of a process")
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", MEASURE, *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    if "clear_refs" in done.stderr:
-        pytest.skip("this system does not let a process reset its peak")
-    assert done.returncode == 0, done.stderr
-    return int(done.stdout)
+
+    def run(*arguments: object) -> int:
+        done = fresh_python.run(MEASURE, *arguments, package=PACKAGE, warn="ignore")
+        if "clear_refs" in done.stderr:
+            pytest.skip("this system does not let a process reset its peak")
+        assert done.returncode == 0, done.stderr
+        return int(done.stdout)
+
+    return run
 
 
 @pytest.mark.quick(2)
 @pytest.mark.parametrize("data", ["normal", "zeros"])
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-def test_kernels(isa, data):
+def test_kernels(peak, isa, data):
     """N x K would be 1 GiB of float32. All-equal codes make every one of them a candidate."""
     rows, codes, dim = (16384, 16384, 8) if data == "normal" else (1024, 16384, 8)
     packed, results = codes * (dim + 1) * 4, rows * (8 + 4)
@@ -62,23 +64,23 @@ def test_kernels(isa, data):
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS[:1])
-def test_a_large_codebook_is_packed_once(isa):
+def test_a_large_codebook_is_packed_once(peak, isa):
     rows, codes, dim = 64, 1 << 18, 32
     packed = codes * (dim + 1) * 4
     assert peak(isa, rows, codes, dim, "normal", "nearest_code") < packed + 16 * MIB
 
 
-def test_reference():
+def test_reference(peak):
     """In float64 N x K would be 1 GiB."""
     assert peak("reference", 8192, 16384, 4, "normal", "nearest_code") < 256 * MIB
 
 
 @pytest.mark.slow
-def test_reference_where_every_code_is_a_candidate():
+def test_reference_where_every_code_is_a_candidate(peak):
     assert peak("reference", 512, 16384, 4, "zeros", "nearest_code") < 512 * MIB
 
 
 @pytest.mark.slow
-def test_reference_with_one_code():
+def test_reference_with_one_code(peak):
     """No chunk of rows is as large as z itself."""
     assert peak("reference", 1 << 20, 1, 64, "normal", "nearest_code") < 300 * MIB

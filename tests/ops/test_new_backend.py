@@ -1,10 +1,7 @@
 """A backend is added with one folder in vqvae_fast/backends: nothing else is edited."""
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -46,36 +43,29 @@ def package(tmp_path):
     return copy
 
 
-def run(package, code, **variables):
-    env = {k: v for k, v in os.environ.items() if not k.startswith("VQVAE_FAST_")}
-    env |= {"PYTHONPATH": str(package.parent), **variables}
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, env=env, cwd=package.parent, capture_output=True, text=True)
-
-
 # Two searches, that of quantize, one for each stage, and that of the module.
 SERVED = ["chosen made_up", f"searches {2 + 1 + 3 + 1}"]
 
 
 @pytest.mark.quick(1)
 @pytest.mark.parametrize("request_", ["", "made_up"])
-def test_it_serves_every_op(package, request_):
-    done = run(package, USE, VQVAE_FAST_BACKEND=request_)
+def test_it_serves_every_op(fresh_python, package, request_):
+    done = fresh_python.run(USE, package=package, VQVAE_FAST_BACKEND=request_)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == SERVED
 
 
 @pytest.mark.slow
-def test_another_is_still_served_by_name(package):
-    done = run(package, USE, VQVAE_FAST_BACKEND="reference")
+def test_another_is_still_served_by_name(fresh_python, package):
+    done = fresh_python.run(USE, package=package, VQVAE_FAST_BACKEND="reference")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["chosen reference", "searches 1"]  # the one by argument
 
 
-def test_it_is_listed(package):
-    done = run(package, "from vqvae_fast.cli import main; main(['info'])")
+def test_it_is_listed(fresh_python, package):
+    info = "from vqvae_fast.cli import main; main(['info'])"
+    done = fresh_python.run(info, package=package)
     assert " -> Made up: one line of PyTorch" in done.stdout, done.stderr
-    wrong = run(
-        package, "import vqvae_fast.settings as s; print(s.current.problem)", VQVAE_FAST_BACKEND="x"
-    )
+    problem = "import vqvae_fast.settings as s; print(s.current.problem)"
+    wrong = fresh_python.run(problem, package=package, VQVAE_FAST_BACKEND="x")
     assert re.search(r"one of \b.*\bmade_up\b.*, got 'x'", wrong.stdout), wrong.stdout

@@ -6,13 +6,12 @@ Where it was asked for by name, every op raises.
 import os
 import re
 import shutil
-import subprocess
-import sys
 from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from fresh_python import FreshPython
 from kernels import INSTRUCTION_SETS
 
 import vqvae_fast
@@ -34,16 +33,16 @@ print("extension:", _native.extension is not None, "reason:", _native.reason)
 """
 
 
-def python(code, package=PACKAGE, **variables):
-    env = {k: v for k, v in os.environ.items() if not k.startswith("VQVAE_FAST_")}
-    env |= {"PYTHONPATH": str(package.parent), "OMP_NUM_THREADS": "1", **variables}
-    return subprocess.run(
-        [sys.executable, "-W", "always", "-c", code],
-        env=env,
-        cwd=package.parent,
-        capture_output=True,
-        text=True,
-    )
+@pytest.fixture
+def python(fresh_python):
+    def run(code, package=PACKAGE, **variables):
+        interpreter = {k: v for k, v in variables.items() if k == "TRITON_INTERPRET"}
+        if not interpreter:
+            return fresh_python.run(code, package=package, warn="always", **variables)
+        with FreshPython(**interpreter) as own:
+            return own.run(code, package=package, warn="always", **variables)
+
+    return run
 
 
 def copy_without_module(tmp_path):
@@ -61,14 +60,14 @@ def warnings_of(done):
     return [line for line in done.stderr.splitlines() if "vqvae_fast:" in line]
 
 
-def test_switched_off():
+def test_switched_off(python):
     done = python(USE, VQVAE_FAST_NO_EXT="1")
     (warning,) = warnings_of(done)
     assert "VQVAE_FAST_NO_EXT=1 is set: searches run in plain PyTorch" in warning
     assert "extension: False reason: VQVAE_FAST_NO_EXT=1 is set" in done.stdout
 
 
-def test_not_built(tmp_path):
+def test_not_built(python, tmp_path):
     done = python(USE, copy_without_module(tmp_path))
     (warning,) = warnings_of(done)
     assert "the C++ extension was not built" in warning
@@ -79,7 +78,7 @@ def stamp(contract=EXTENSION_CONTRACT):
     return f"vqvae_fast build: version {vqvae_fast.__version__}, contract {contract}\0".encode()
 
 
-def test_broken(tmp_path):
+def test_broken(python, tmp_path):
     package = copy_without_module(tmp_path)
     (package / f"_C{EXTENSION_SUFFIXES[0]}").write_bytes(b"this is not a library" + stamp())
     done = python(USE, package)
@@ -99,7 +98,7 @@ print("CUDA:", module, reason)
 @pytest.mark.quick(1)
 @pytest.mark.parametrize("content", [b"", b"from before there was a stamp", stamp(0)])
 @pytest.mark.parametrize("name", ["_C", "_cuda"])
-def test_another_version_is_not_even_loaded(tmp_path, name, content):
+def test_another_version_is_not_even_loaded(python, tmp_path, name, content):
     """A Python file tells whether it was run, as no library could."""
     package = copy_without_module(tmp_path)
     (package / f"{name}.py").write_bytes(b"raise SystemExit('it was loaded')  # " + content)
@@ -115,7 +114,7 @@ def test_another_version_is_not_even_loaded(tmp_path, name, content):
 
 @pytest.mark.slow
 @needs_extension
-def test_a_library_of_another_version_leaves_the_calls_to_the_reference(tmp_path):
+def test_a_library_of_another_version_leaves_the_calls_to_the_reference(python, tmp_path):
     package = copy_without_module(tmp_path)
     (library,) = PACKAGE.glob("_C.*")
     content = library.read_bytes()
@@ -207,7 +206,7 @@ print("by argument", vqvae_fast.nearest_code(z, z, backend="reference").indices.
     ],
     ids=lambda value: " ".join(value.values()) if isinstance(value, dict) else "",
 )
-def test_every_op_runs_as_it_was_asked_for_or_raises(variables, expected):
+def test_every_op_runs_as_it_was_asked_for_or_raises(python, variables, expected):
     done = python(EVERY_OP, **variables)
     assert warnings_of(done) == []
     *lines, last = done.stdout.splitlines()
@@ -226,7 +225,7 @@ def test_every_op_runs_as_it_was_asked_for_or_raises(variables, expected):
         ),
     ],
 )
-def test_info_says_what_is_wrong_and_the_rest(variables, sentence):
+def test_info_says_what_is_wrong_and_the_rest(python, variables, sentence):
     done = python("from vqvae_fast.cli import main; main(['info'])", **variables)
     assert done.returncode == 0, done.stderr
     assert f" !! {next(iter(variables))}" in done.stdout
@@ -235,7 +234,7 @@ def test_info_says_what_is_wrong_and_the_rest(variables, sentence):
     assert ("build of the C++ extension" in done.stdout) == bool(INSTRUCTION_SETS)
 
 
-def test_a_command_ends_with_the_sentence(tmp_path):
+def test_a_command_ends_with_the_sentence(python, tmp_path):
     import_and_search = (
         "import vqvae_fast.cli.app as app, click, torch, vqvae_fast;"
         "app.app.add_command(click.command('search')("
@@ -251,7 +250,7 @@ def test_a_command_ends_with_the_sentence(tmp_path):
 @pytest.mark.quick(1)
 @needs_extension
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-def test_an_instruction_set_by_environment(isa):
+def test_an_instruction_set_by_environment(python, isa):
     done = python(USE + "print('isa:', _native.extension.cpu_isa())", VQVAE_FAST_CPU_ISA=isa)
     assert warnings_of(done) == []
     assert f"isa: {isa}" in done.stdout
