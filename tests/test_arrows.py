@@ -11,6 +11,7 @@ ROOT = Path(vqvae_fast.__file__).parent
 # From the bottom up: a module may import from its own part and from the rows before it.
 ROWS = [
     ("_version", "regular_files", "stride_order", "dtypes", "formulas", "atomic", "extras"),
+    ("tracing",),
     ("settings", "errors"),
     ("_native",),
     ("backends",),

@@ -28,8 +28,8 @@ def require_same(
     """Compare arguments with those of the other processes, the first time for this owner.
 
     All processes call it at the same place. If torch.compile traces, the caller must be a method
-    that ``torch.compiler.assume_constant_result`` marks: the comparison then runs while the graph
-    is built and is not part of it.
+    that :func:`vqvae_fast.tracing.called_while_tracing` marks: the comparison then runs while the
+    graph is built and is not part of it.
 
     Args:
         owner: the module that has the arguments.

@@ -138,11 +138,11 @@ def scan_kernel(
 
         scores, groups: [H, parts, slab]; group g holds the codes of tile g // SLOTS that lie at
             g % SLOTS + i * SLOTS.
-        rest: [H, parts, slab], no other group has a higher score; infinite for a row that does not
-            fit the matrix unit's type.
+        rest: [H, parts, slab], no other group has a higher score.
         keys: [H, parts, slab, SLOTS], the best group of each slot.
         seconds: [H, parts, slab], no group that is not the best of its slot has a higher score.
-        rounding, row_norm: [H, slab], |Z - Z'| and |Z'|.
+        rounding, row_norm: [H, slab], |Z - Z'| and |Z'|; the rounding is infinite for a row that
+            does not fit the matrix unit's type.
 
     STORE_ROWS: for long rows, those in pieces and those with strides or masks, packed_rows
         [H, padded slab, columns] gets Z'.
@@ -175,6 +175,7 @@ def scan_kernel(
         tl.debug_barrier()  # the programs of other parts write the same
     if part == 0:
         tl.store(num_in_doubt + head, 0, tl.program_id(0) == 0)
+        row_rounding = tl.where(fits, row_rounding, float("inf"))
         tl.store(rounding + head * slab_rows + in_slab, row_rounding, is_row)
         tl.store(row_norm + head * slab_rows + in_slab, norm, is_row)
 
@@ -225,10 +226,12 @@ def scan_kernel(
     slot = tl.argmax(best, axis=1)
     others = tl.where(tl.arange(0, SLOTS)[None, :] == slot[:, None], NO_KEY, best)
     others = tl.max(tl.maximum(others, second), axis=1)
-    entry = (head * parts + part) * slab_rows + in_slab
+    first_entry = (head * parts + part) * slab_rows + tl.program_id(0).to(tl.int64) * BLOCK_ROWS
+    entry = tl.arange(0, BLOCK_ROWS)
+    in_keys = entry[:, None] * SLOTS + tl.arange(0, SLOTS)[None, :]
     # Negative keys are not in order; such groups are only known not to score above 0.
-    tl.store(scores + entry, score_of(top, UNSEEN), is_row)
-    tl.store(groups + entry, (first_tile + tile_of(top)) * SLOTS + slot, is_row)
-    tl.store(keys + entry[:, None] * SLOTS + tl.arange(0, SLOTS)[None, :], best, is_row[:, None])
-    tl.store(seconds + entry, score_of(tl.max(second, axis=1), 0.0), is_row)
-    tl.store(rest + entry, tl.where(fits, score_of(others, 0.0), float("inf")), is_row)
+    tl.store(scores + first_entry + entry, score_of(top, UNSEEN), is_row)
+    tl.store(groups + first_entry + entry, (first_tile + tile_of(top)) * SLOTS + slot, is_row)
+    tl.store(keys + first_entry * SLOTS + in_keys, best, is_row[:, None])
+    tl.store(seconds + first_entry + entry, score_of(tl.max(second, axis=1), 0.0), is_row)
+    tl.store(rest + first_entry + entry, score_of(others, 0.0), is_row)

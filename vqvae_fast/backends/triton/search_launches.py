@@ -37,7 +37,7 @@ _LEAST_TILES = 4
 _LISTED_PROGRAMS_PER_SM = 4
 _RESCAN_PROGRAMS_PER_SM = 1
 # Registers that a thread may take. An SM has 65536, which is enough for one program of `rescan`,
-# three of `recheck` or `exact`, or six of `settle`.
+# three of `recheck` or `exact`, or 25 warps of `settle`.
 _RESCAN_REGISTERS = 255
 _EXACT_REGISTERS = 168
 _RECHECK_REGISTERS = 168
@@ -168,6 +168,8 @@ def _plan_filter(
     parts = max(1, min(programs // (row_blocks * heads), tiles // _LEAST_TILES))
     parts = max(parts, triton.cdiv(tiles, TILES_PER_PART.value))
     lanes_of_parts = 1 if parts == 1 else support.parts
+    simple = parts == 1 and search.alignment == 16
+    settle_registers = _SETTLE_REGISTERS if simple else _EXACT_REGISTERS
     slab_rows = min(num_rows, max(_ENTRIES // (parts * heads), config.block_rows))
     z_aligned = widest_alignment(dim, search.rows, search.z_head)
     store_rows = z_aligned == 1 or columns > min(_LONGEST_DIRECT, config.block_dim)
@@ -258,7 +260,7 @@ def _plan_filter(
             START_COLUMNS=start_columns,
             **ROUNDING[search.packed_dtype],
             num_warps=support.settle_warps,
-            **registers(_SETTLE_REGISTERS if search.alignment == 16 else _EXACT_REGISTERS),
+            **registers(settle_registers),
         )
         plan.launch(
             recheck_kernel,

@@ -101,8 +101,9 @@ def settle_kernel(
     top, group, others = best_of_parts(
         scores + entry, groups + entry, rest + entry, parts, slab_rows, is_row, PARTS
     )
-    # `others` is infinite for a row that does not fit the matrix unit's type.
-    wanted = is_row & (others < float("inf")) & (top > UNSEEN)
+    row_rounding = tl.load(rounding + head * slab_rows + in_slab, is_row, other=0.0)
+    # It is infinite for a row that does not fit the matrix unit's type.
+    wanted = is_row & (row_rounding < float("inf")) & (top > UNSEEN)
     first_code = (group // SLOTS).to(tl.int64) * (GROUP * SLOTS) + group % SLOTS
     code = first_code[:, None] + (tl.arange(0, GROUP) * SLOTS)[None, :]
     is_code = wanted[:, None] & (code < num_codes)
@@ -141,7 +142,7 @@ def settle_kernel(
         tl.load(max_norm + head).to(tl.float32, bitcast=True),
         tl.load(max_rounding + head).to(tl.float32, bitcast=True),
         tl.load(has_outliers + head),
-        tl.load(rounding + head * slab_rows + in_slab, is_row, other=0.0),
+        row_rounding,
         tl.load(row_norm + head * slab_rows + in_slab, is_row, other=0.0),
         dim, START_COLUMNS, EPSILON, SUBNORMAL, NORMAL, LARGEST,
     )  # fmt: skip

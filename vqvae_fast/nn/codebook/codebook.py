@@ -17,6 +17,7 @@ from vqvae_fast.nn.codebook.host_flag import StartsOnce
 from vqvae_fast.nn.codebook.kmeans import lloyd
 from vqvae_fast.nn.codebook.undoing import undone_unless
 from vqvae_fast.nn.codebook.wide_buffers import WideBuffers
+from vqvae_fast.tracing import called_while_tracing
 
 # Attributes that must be the same in all processes, or the codes would learn wrongly or hang.
 _SAME_EVERYWHERE = (
@@ -129,7 +130,7 @@ class Codebook(StartsOnce, WideBuffers):
         """Whether a training step calls the other processes, k-means aside."""
         return self.use_ddp and (self.ema_update or self.expires)
 
-    @torch.compiler.assume_constant_result  # the compiler calls it, and leaves it out of the graph
+    @called_while_tracing
     def compare_processes(self, dtype: torch.dtype) -> None:
         """Make sure, once, that all processes have this codebook, and rows of this dtype.
 

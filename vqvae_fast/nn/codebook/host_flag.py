@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from vqvae_fast.distributed import is_distributed
+from vqvae_fast.tracing import called_while_tracing
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -89,7 +90,7 @@ class StartsOnce(nn.Module):
             self._read_initted()
         return self._initted.of(self.initted)
 
-    @torch.compiler.assume_constant_result  # the compiler reads it while it makes a graph
+    @called_while_tracing
     def _read_initted(self) -> None:
         self._initted.read(self.initted)
 

@@ -9,6 +9,7 @@ from vqvae_fast.agreement import require_same
 from vqvae_fast.nn.drop_in.residual_vq import ResidualVQ
 from vqvae_fast.nn.steps.checks import refuse
 from vqvae_fast.nn.steps.quantize_dropout import draw_seed, skip_seed
+from vqvae_fast.tracing import called_while_tracing
 
 
 class GroupedResidualVQ(nn.Module):
@@ -103,7 +104,7 @@ class GroupedResidualVQ(nn.Module):
         found, losses, *codes = others
         return (out, torch.stack(found), torch.stack(losses), *codes)
 
-    @torch.compiler.assume_constant_result  # the compiler calls it, and leaves it out of the graph
+    @called_while_tracing
     def _compare_processes(self) -> None:
         """Make sure, once, that all processes have as many groups."""
         device = self.rvqs[0].codebooks[0].device  # type: ignore[index]

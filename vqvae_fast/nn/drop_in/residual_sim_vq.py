@@ -12,6 +12,7 @@ from vqvae_fast.nn.steps.checks import check_counts, check_one_head
 from vqvae_fast.nn.steps.fixed_attributes import FixedAttributes
 from vqvae_fast.nn.steps.quantize_dropout import DropsStages, left_out_unless
 from vqvae_fast.nn.steps.stages import padded_indices, sum_of_stages
+from vqvae_fast.tracing import called_while_tracing
 
 
 class ResidualSimVQ(DropsStages, FixedAttributes):
@@ -100,7 +101,7 @@ class ResidualSimVQ(DropsStages, FixedAttributes):
         """What :meth:`forward` returns for vectors with these indices."""
         return sum_of_stages(self.get_codes_from_indices(indices))
 
-    @torch.compiler.assume_constant_result  # the compiler calls it, and leaves it out of the graph
+    @called_while_tracing
     def _compare_processes(self) -> None:
         """Make sure, once, that all processes draw the same last stage of the same."""
         names = ("num_quantizers", "quantize_dropout_cutoff_index", "quantize_dropout_multiple_of")

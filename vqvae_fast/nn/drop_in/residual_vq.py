@@ -29,6 +29,7 @@ from vqvae_fast.nn.steps.fixed_attributes import FixedAttributes
 from vqvae_fast.nn.steps.layout import Layout, to_places, vectors_to_places
 from vqvae_fast.nn.steps.quantize_dropout import DropsStages
 from vqvae_fast.nn.steps.stages import padded_indices, sum_of_stages
+from vqvae_fast.tracing import called_while_tracing
 
 # Attributes that must be the same in all processes: they decide which collectives a step calls.
 _SAME_EVERYWHERE = (
@@ -274,7 +275,7 @@ class ResidualVQ(DropsStages, FixedAttributes):
         learns = not frozen and any(stage.communicates for stage in self._stages())
         return self.training and is_distributed() and (learns or self._dropout is not None)
 
-    @torch.compiler.assume_constant_result  # the compiler calls it, and leaves it out of the graph
+    @called_while_tracing
     def _compare_processes(self) -> None:
         """Make sure, once, that all processes have as many stages, and alike."""
         require_same(

@@ -16,6 +16,7 @@ from vqvae_fast.nn.codebook.kmeans_init import KMeansInit
 from vqvae_fast.nn.codebook.metrics import code_counts, perplexity
 from vqvae_fast.nn.steps.checks import check_feature_map, check_index_map, check_learning, positive
 from vqvae_fast.nn.vqvae.one_hot import LazyOneHot
+from vqvae_fast.tracing import called_while_tracing
 
 # Samples that k-means gets for each code unless told otherwise.
 _SAMPLES_PER_CODE = 4
@@ -215,7 +216,7 @@ class VectorQuantizer(nn.Module):
             threshold = self.dead_code_threshold
             replace_dead_codes(rows, self.codebook, self.ema, threshold, synced=synced)
 
-    @torch.compiler.assume_constant_result  # the compiler calls it, and leaves it out of the graph
+    @called_while_tracing
     def _compare_processes(self, dtype: torch.dtype) -> None:
         """Make sure, once, that all processes have this quantizer, and rows of this dtype."""
         require_same(self, "VectorQuantizer", lambda: self._arguments(dtype), self.codebook.device)
