@@ -16,6 +16,7 @@ from vqvae_fast.bench.peers import (
     torch_addmm,
     torch_cdist,
     torch_compiled,
+    torch_kept_norms,
     torch_narrow,
     vqp_layer,
 )
@@ -38,6 +39,13 @@ SEARCH_PEERS: tuple[SearchPeer, ...] = (
     keops.PEER,
 )
 
+# Codebooks that do not change, so that each contender may prepare them beforehand.
+FROZEN_SEARCH_PEERS: tuple[SearchPeer, ...] = (
+    ours.PEER,
+    torch_kept_norms.PEER,
+    faiss_flat.SEARCH_ONLY,
+)
+
 GPU_SEARCH_PEERS: tuple[SearchPeer, ...] = (
     ours.PEER,
     ours_gpu.PLAIN,
@@ -52,6 +60,7 @@ GPU_SEARCH_PEERS: tuple[SearchPeer, ...] = (
 LAYER_PEERS: tuple[LayerPeer, ...] = (*ours_layer.PEERS, *vqp_layer.PEERS)
 
 __all__ = [
+    "FROZEN_SEARCH_PEERS",
     "GPU_SEARCH_PEERS",
     "LAYER_PEERS",
     "OURS",
