@@ -88,7 +88,7 @@ def compare(books: Books, vectors: int, rounds: int, min_seconds: float) -> dict
                 search()
 
         sweeps[peer.name] = sweep
-    if any(wrong[name] for name in wrong if name.startswith(OURS)):
+    if any(wrong[name] for name in wrong if name.startswith("ours")):
         raise WrongCodeError(f"codes of ours are wrong at {books} with {vectors} vectors: {wrong}")
     timings = interleaved(
         sweeps,

@@ -16,7 +16,7 @@ ROWS = [
     ("backends",),
     ("ops",),
     ("autograd",),
-    ("similarity",),
+    ("similarity", "packed"),
     ("functional",),
     ("distributed",),
     ("agreement", "warming"),

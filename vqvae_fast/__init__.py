@@ -33,12 +33,14 @@ from vqvae_fast.nn import (
     VectorQuantize,
     VectorQuantizer,
 )
+from vqvae_fast.packed import PackedCodebook, pack
 from vqvae_fast.warming import warm_up
 
 __all__ = [
     "VQVAE",
     "GroupedResidualVQ",
     "NearestCode",
+    "PackedCodebook",
     "Quantized",
     "RandomProjectionQuantizer",
     "ResidualNearestCode",
@@ -51,6 +53,7 @@ __all__ = [
     "__version__",
     "load_quantizer",
     "nearest_code",
+    "pack",
     "quantize",
     "residual_nearest_code",
     "segment_sum",

@@ -13,15 +13,15 @@
 namespace vqvae_fast {
 namespace {
 
-// Finds each row's best score in a pass, and its place. It takes four rows at a time, because in
-// one row each step waits for the last.
+// Finds each row's best score in a pass, and its place. It takes a few rows at a time, because in
+// one row each step waits for the last. What it finds for rows behind the last is not used.
 template <class Kernel>
 VQVAE_FAST_ALONE void find_tops(const Int8Block<Kernel>& block, int64_t count, int64_t groups) {
   using Simd = typename Kernel::Simd;
   using Ints = typename Simd::Ints;
-  constexpr int64_t kLanes = Simd::kWidth, kStride = Int8Block<Kernel>::kRows * kLanes;
-  constexpr int kTogether = 4;
-  static_assert(Int8Block<Kernel>::kRows % kTogether == 0);
+  constexpr int64_t kLanes = Simd::kWidth;
+  constexpr int kTogether = kRowsAbreast;
+  const int64_t stride = block.rows * kLanes;
   for (int64_t r = 0; r < count; r += kTogether) {
     const int32_t* best = block.best + r * kLanes;
     Ints top[kTogether], group[kTogether];
@@ -31,7 +31,7 @@ VQVAE_FAST_ALONE void find_tops(const Int8Block<Kernel>& block, int64_t count, i
       group[i] = Simd::broadcast_int(0);
     }
     for (int64_t g = 1; g < groups; ++g) {
-      best += kStride;
+      best += stride;
       const Ints here = Simd::broadcast_int(int32_t(g));
       VQVAE_FAST_UNROLL
       for (int i = 0; i < kTogether; ++i) {
@@ -119,7 +119,7 @@ inline void find_reaching(const Int8Block<Kernel>& block, int64_t r, int64_t gro
   typename Simd::Mask* reaching = block.reaching + r * kInt8PassGroups;
   for (int64_t g = 0; g < groups; ++g) {
     reaching[g] = Simd::at_least(Simd::load_ints(score), bound);
-    score += Int8Block<Kernel>::kRows * Simd::kWidth;
+    score += block.rows * Simd::kWidth;
   }
 }
 

@@ -11,6 +11,7 @@ from vqvae_fast.bench.peers import (
     ours,
     ours_gpu,
     ours_layer,
+    ours_packed,
     reference_formula,
     scikit_learn,
     torch_addmm,
@@ -41,6 +42,7 @@ SEARCH_PEERS: tuple[SearchPeer, ...] = (
 
 # Codebooks that do not change, so that each contender may prepare them beforehand.
 FROZEN_SEARCH_PEERS: tuple[SearchPeer, ...] = (
+    ours_packed.PEER,
     ours.PEER,
     torch_kept_norms.PEER,
     faiss_flat.SEARCH_ONLY,
