@@ -144,29 +144,66 @@ std::tuple<Tensor, Tensor, Tensor> quantize(const Tensor& z, const Tensor& codeb
   return quantize_packed(z, codebook, Tensor());
 }
 
+// The number type of torch that has the bits of a kernels' element type, and its roundings.
+inline float number_of(float*);
+inline double number_of(double*);
+inline at::BFloat16 number_of(BFloat16*);
+inline at::Half number_of(Half*);
+
+// Subtracts the chosen codes from the residuals and adds them to the totals, [N, D] each.
+template <class Number>
+void move_to_next_stage(const Tensor& codes, const Tensor& residual, const Tensor& total) {
+  const auto* code = static_cast<const Number*>(codes.const_data_ptr());
+  auto* rest = static_cast<Number*>(residual.mutable_data_ptr());
+  auto* sum = static_cast<Number*>(total.mutable_data_ptr());
+  at::parallel_for(0, codes.numel(), 1 << 16, [=](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Number element = code[i];
+      rest[i] = rest[i] - element;
+      sum[i] = sum[i] + element;
+    }
+  });
+}
+
 // Each stage quantizes the residual of the stages before it: z [..., D], codebooks [Q, K, D].
+// packed may be undefined.
 std::tuple<Tensor, Tensor> residual_nearest_packed_code(const Tensor& z, const Tensor& codebooks,
                                                         const Tensor& packed) {
   TORCH_CHECK_VALUE(codebooks.dim() == 3 && codebooks.numel() > 0,
                     "codebooks must be [Q, K, D], got ", codebooks.sizes());
-  check_search(z, codebooks[0]);
+  const Tensor first_book = codebooks[0];
+  check_search(z, first_book);
   if (packed.defined()) check_packed(codebooks, packed);
   const auto shape = z.sizes().slice(0, z.dim() - 1);
-  const int64_t stages = codebooks.size(0), rows = c10::multiply_integers(shape);
-  Tensor chosen = at::empty({stages, rows}, z.options().dtype(at::kLong));
-  Tensor distances = at::empty({rows}, distance_options(z));
-  Tensor residual = z.reshape({rows, z.size(-1)}).clone(at::MemoryFormat::Contiguous);
-  Tensor total = at::zeros_like(residual), codes = at::empty_like(residual);
-  for (int64_t q = 0; q < stages; ++q) {
-    search_one(residual, codebooks[q], of_book(packed, q), chosen[q], distances, codes);
-    residual.sub_(codes);
-    total.add_(codes);
-  }
-  Tensor quantized = at::empty_like(z);
-  quantized.copy_(total.view(z.sizes()));
-  std::vector<int64_t> of_rows(shape.begin(), shape.end());
-  of_rows.push_back(stages);
-  return {chosen.t().contiguous().view(of_rows), quantized};
+  const int64_t stages = codebooks.size(0), count = c10::multiply_integers(shape);
+  std::vector<int64_t> shape_of_indices(shape.begin(), shape.end());
+  shape_of_indices.push_back(stages);
+  Tensor indices = at::empty(shape_of_indices, z.options().dtype(at::kLong));
+  Tensor distances = at::empty({count}, distance_options(z));
+  // The memory is that of rows side by side, whatever the layout of z is.
+  Tensor residual = at::empty(z.sizes(), z.options()).copy_(z);
+  Tensor total = at::zeros(z.sizes(), z.options()), codes = at::empty(z.sizes(), z.options());
+  std::vector<int64_t> chosen(count);
+  with_element_type(z.scalar_type(), "z", [&](auto* element) {
+    using In = std::remove_pointer_t<decltype(element)>;
+    Tensor no_copy;
+    const auto rows = as_rows<const In>(residual, &no_copy);
+    const auto out = as_rows<In>(codes, &no_copy);
+    Codes<In> book = as_codes<In>(first_book);
+    PackedBytes bytes = packed.defined() ? as_bytes(packed[0]) : PackedBytes{};
+    const ThreadPool pool = torch_pool();
+    for (int64_t q = 0; q < stages; ++q) {
+      search_codebook<In>(rows, book, bytes, chosen.data(),
+                          distances.mutable_data_ptr<Compute<In>>(), out, pool);
+      move_to_next_stage<decltype(number_of(element))>(codes, residual, total);
+      int64_t* to = indices.mutable_data_ptr<int64_t>() + q;
+      for (int64_t n = 0; n < count; ++n) to[n * stages] = chosen[n];
+      book.data += codebooks.stride(0);
+      if (bytes.size > 0) bytes.data = static_cast<const char*>(bytes.data) + packed.stride(0);
+    }
+  });
+  if (total.strides() == z.strides()) return {indices, total};
+  return {indices, at::empty_like(z).copy_(total)};
 }
 
 std::tuple<Tensor, Tensor> residual_nearest_code(const Tensor& z, const Tensor& codebooks) {

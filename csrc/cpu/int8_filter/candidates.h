@@ -7,6 +7,7 @@
 #include "../best.h"
 #include "../contract.h"
 #include "../exact.h"
+#include "../prefetch.h"
 #include "block.h"
 #include "book.h"
 
@@ -60,6 +61,10 @@ inline int64_t code_of(int64_t first, int j, int64_t last_code) {
   return smaller(first + Int8Block<Kernel>::kLanes * j, last_code);
 }
 
+// The codes of a candidate lie apart in memory, so no hardware prefetcher finds them. The kernel
+// prefetches those of so many candidates ahead.
+constexpr int64_t kCandidatesAhead = 2;
+
 // Measures the listed candidates. All are measured before any is decided, so that their latencies
 // overlap.
 template <class Kernel, class In>
@@ -68,16 +73,22 @@ VQVAE_FAST_ALONE void measure_listed(const Int8Block<Kernel>& block, const Liste
   constexpr int64_t kLaneCodes = Int8Block<Kernel>::kLaneCodes;
   // A copy stays in registers, because the compiler cannot know that nothing writes to `codes`.
   const ListedCodes<In> local = codes;
+  const auto code_of_listed = [&](int64_t i, int j) {
+    const int64_t first = block.listed[i].template first_code<Kernel>(first_group);
+    return local.row(code_of<Kernel>(first, j, local.count - 1));
+  };
   for (int64_t i = 0; i < num_listed; ++i) {
-    const Int8Candidate listed = block.listed[i];
-    const int64_t first = listed.first_code<Kernel>(first_group);
+    if (i + kCandidatesAhead < num_listed && local.element_stride == 1) {
+      for (int j = 0; j < kLaneCodes; ++j) {
+        prefetch_row(code_of_listed(i + kCandidatesAhead, j), local.dim);
+      }
+    }
     const In* code[kLaneCodes];
     VQVAE_FAST_UNROLL
-    for (int j = 0; j < kLaneCodes; ++j) {
-      code[j] = local.row(code_of<Kernel>(first, j, local.count - 1));
-    }
-    measure<typename Kernel::Simd::Doubles>(block.raw[listed.row], code, local.element_stride,
-                                            local.dim, block.measured + i * kLaneCodes);
+    for (int j = 0; j < kLaneCodes; ++j) code[j] = code_of_listed(i, j);
+    measure<typename Kernel::Simd::Doubles>(block.raw[block.listed[i].row], code,
+                                            local.element_stride, local.dim,
+                                            block.measured + i * kLaneCodes);
   }
 }
 
