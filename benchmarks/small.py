@@ -1,7 +1,8 @@
 """Times few vectors against codebooks that do not change: ``python -m benchmarks.small``.
 
 Each row has as many different codebooks as a model has stages, and searches them in turn, so that a
-codebook is as cold as it is in the model. The time is the CPU time of one thread for one search.
+codebook is as cold as it is in the model. The time is the CPU time of one thread for one search. A
+second table has residual quantization: all stages of a model in a call.
 """
 
 import time
@@ -14,10 +15,10 @@ from tqdm import tqdm
 
 from benchmarks import command_line
 from vqvae_fast.bench import environment, tables
-from vqvae_fast.bench.data import Shape
-from vqvae_fast.bench.exactness import smallest_distances, violating_share
+from vqvae_fast.bench.data import Shape, gaussian_stages
+from vqvae_fast.bench.exactness import smallest_distances, violating_share, violating_stages
 from vqvae_fast.bench.interleave import interleaved, ratio
-from vqvae_fast.bench.peers import FROZEN_SEARCH_PEERS
+from vqvae_fast.bench.peers import FROZEN_RESIDUAL_PEERS, FROZEN_SEARCH_PEERS
 from vqvae_fast.bench.threads import all_threads
 
 OURS = FROZEN_SEARCH_PEERS[0].name
@@ -30,18 +31,19 @@ class Books(NamedTuple):
     count: int
     k: int
     d: int
+    residual: bool = False
 
 
 # LlamaGen and GCP-VQVAE have one book, which the model's other layers leave cold.
 BOOKS = (
-    Books("Mimi", 32, 2048, 256),
-    Books("EnCodec", 32, 1024, 128),
-    Books("DAC", 9, 1024, 8),
+    Books("Mimi", 32, 2048, 256, residual=True),
+    Books("EnCodec", 32, 1024, 128, residual=True),
+    Books("DAC", 9, 1024, 8, residual=True),
     Books("LlamaGen", 32, 16384, 8),
     Books("GCP-VQVAE", 32, 8192, 64),
 )
 VECTORS = (1, 13, 50, 125)
-QUICK_BOOKS = (Books("tiny", 2, 300, 16),)
+QUICK_BOOKS = (Books("tiny", 2, 300, 16, residual=True),)
 QUICK_VECTORS = (1, 13)
 
 
@@ -88,12 +90,39 @@ def compare(books: Books, vectors: int, rounds: int, min_seconds: float) -> dict
                 search()
 
         sweeps[peer.name] = sweep
+    return _record(books, vectors, sweeps, books.count, wrong, skipped, rounds, min_seconds)
+
+
+def compare_stages(books: Books, vectors: int, rounds: int, min_seconds: float) -> dict[str, Any]:
+    """Return the JSON record of residual quantization in all books.
+
+    Raises:
+        WrongCodeError: one of our codes is farther than the contract allows.
+    """
+    z, codebooks = gaussian_stages(Shape(vectors, books.k, books.d), books.count)
+    calls, wrong = {}, {}
+    for peer in FROZEN_RESIDUAL_PEERS:
+        calls[peer.name] = peer.prepare(z, codebooks)
+        wrong[peer.name] = violating_stages(z, codebooks, calls[peer.name]())
+    return _record(books, vectors, calls, 1, wrong, {}, rounds, min_seconds)
+
+
+def _record(
+    books: Books,
+    vectors: int,
+    sweeps: dict[str, Callable[[], Any]],
+    searches: int,
+    wrong: dict[str, float],
+    skipped: dict[str, str],
+    rounds: int,
+    min_seconds: float,
+) -> dict[str, Any]:
     if any(wrong[name] for name in wrong if name.startswith("ours")):
         raise WrongCodeError(f"codes of ours are wrong at {books} with {vectors} vectors: {wrong}")
     timings = interleaved(
         sweeps,
         rounds,
-        take_turn=lambda sweep: cpu_seconds(sweep, books.count, min_seconds),
+        take_turn=lambda sweep: cpu_seconds(sweep, searches, min_seconds),
     )
     return {
         "system": books.system,
@@ -111,11 +140,10 @@ def compare(books: Books, vectors: int, rounds: int, min_seconds: float) -> dict
     }
 
 
-def markdown(record: dict[str, Any]) -> str:
-    """Return the record as a table."""
-    names = list(record["results"][0]["contenders"])
+def _table(entries: list[dict[str, Any]]) -> str:
+    names = list(entries[0]["contenders"])
     rows = []
-    for entry in record["results"]:
+    for entry in entries:
         n, k, d = entry["shape"].values()
         lines = [entry["contenders"][name] for name in names]
         cells = [
@@ -124,13 +152,22 @@ def markdown(record: dict[str, Any]) -> str:
             for line in lines
         ]
         rows.append((entry["system"], str(entry["books"]), f"{n}, {k}, {d}", *cells))
+    return tables.table(("model", "books", "N, K, D", *names), rows)
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """Return the record as tables."""
     parts = [
         tables.heading(record),
         "Float32, Gaussian, the books searched in turn. Microseconds of CPU time for one search: "
         f"the median of {record['rounds']} interleaved rounds, and in parentheses how many times "
         "the time of the first contender that is (the median of the rounds' ratios).\n\n",
-        tables.table(("model", "books", "N, K, D", *names), rows),
+        _table(record["results"]),
+        "\nResidual quantization in all books; microseconds for one call:\n\n",
+        _table(record["residual"]) if record["residual"] else "none of these models has stages\n",
         "\nTimed:\n" + "".join(f"- {n}: {t}\n" for n, t in record["timed"].items()),
+        "\nTimed in residual quantization:\n"
+        + "".join(f"- {n}: {t}\n" for n, t in record["timed_residual"].items()),
         tables.skipped(record),
     ]
     return "".join(parts)
@@ -154,20 +191,21 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
     chosen = list(QUICK_BOOKS) if options.quick else chosen
     counts = options.vectors or (QUICK_VECTORS if options.quick else VECTORS)
     rounds, min_seconds = (1, 0.0) if options.quick else (options.rounds, 0.05)
-    with all_threads(1):
-        entries = [
-            compare(books, vectors, rounds, min_seconds)
-            for books, vectors in tqdm(
-                [(books, vectors) for books in chosen for vectors in counts],
-                desc="small",
-                disable=None,
-            )
-        ]
+    cases = [(books, vectors) for books in chosen for vectors in counts]
+    with all_threads(1), tqdm(total=len(cases), desc="small", disable=None) as bar:
+        entries, residual = [], []
+        for books, vectors in cases:
+            entries.append(compare(books, vectors, rounds, min_seconds))
+            if books.residual:
+                residual.append(compare_stages(books, vectors, rounds, min_seconds))
+            bar.update()
     record = environment.describe("benchmarks.small", 1) | {
         "rounds": rounds,
         "timed": {peer.name: peer.timed for peer in FROZEN_SEARCH_PEERS},
+        "timed_residual": {peer.name: peer.timed for peer in FROZEN_RESIDUAL_PEERS},
         "skipped": {name: why for entry in entries for name, why in entry["skipped"].items()},
         "results": entries,
+        "residual": residual,
     }
     command_line.publish(record, markdown(record), options, "small")
     return record

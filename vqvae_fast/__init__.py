@@ -32,6 +32,7 @@ from vqvae_fast.nn import (
     SimVQ,
     VectorQuantize,
     VectorQuantizer,
+    freeze,
 )
 from vqvae_fast.packed import PackedCodebook, pack
 from vqvae_fast.warming import warm_up
@@ -51,6 +52,7 @@ __all__ = [
     "VectorQuantize",
     "VectorQuantizer",
     "__version__",
+    "freeze",
     "load_quantizer",
     "nearest_code",
     "pack",

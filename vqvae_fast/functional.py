@@ -11,7 +11,8 @@ from vqvae_fast.formulas import flat_indices
 from vqvae_fast.packed import PackedCodebook
 from vqvae_fast.similarity import METRICS, as_euclidean, dissimilarity
 
-_FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_NARROW_DTYPES = (torch.bfloat16, torch.float16)
+_FLOAT_DTYPES = (torch.float32, *_NARROW_DTYPES, torch.float64)
 
 
 class NearestCode(NamedTuple):
@@ -90,7 +91,8 @@ def nearest_code(
             )
         z, codes, packed = _packed_pair(z, codebook)
         _check_search(z, codes)
-        return NearestCode(*torch.ops.vqvae_fast.nearest_packed_code(z.detach(), codes, packed))
+        rows = z.detach() if z.requires_grad else z
+        return NearestCode(*torch.ops.vqvae_fast.nearest_packed_code(rows, codes, packed))
     _check_tensors(z=z, codebook=codebook)
     z, codebook = _autocast_to_float32(z, codebook)
     _check_search(z, codebook)
@@ -324,11 +326,12 @@ def _autocast_to_float32(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
 
     Autocast itself does not cast for custom ops.
     """
+    if z.dtype not in _NARROW_DTYPES and codebook.dtype not in _NARROW_DTYPES:
+        return z, codebook  # at once, because asking takes a microsecond
     device = z.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        narrow = (torch.bfloat16, torch.float16)
-        z = z.float() if z.dtype in narrow else z
-        codebook = codebook.float() if codebook.dtype in narrow else codebook
+        z = z.float() if z.dtype in _NARROW_DTYPES else z
+        codebook = codebook.float() if codebook.dtype in _NARROW_DTYPES else codebook
     return z, codebook
 
 

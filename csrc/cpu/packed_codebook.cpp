@@ -37,7 +37,7 @@ struct Header {
   Form form;
   // Of a PackedBook.
   double scale, max_norm;
-  int64_t first_usable;
+  int64_t first_usable;  // an index, also if this is no PackedBook
   // Of an Int8Book.
   int64_t num_wide;
   float unit;
@@ -151,6 +151,7 @@ Header checked_header(const PackedBytes& packed, const Codes<In>& codes) {
     refuse("expected [K, D] = [" + std::to_string(codes.count) + ", " + std::to_string(codes.dim) +
            "], got [" + std::to_string(header.count) + ", " + std::to_string(header.dim) + "]");
   }
+  if (header.first_usable < 0 || header.first_usable >= header.count) refuse("it is damaged");
   return header;
 }
 

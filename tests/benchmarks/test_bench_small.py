@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import small
-from vqvae_fast.bench.peers import FROZEN_SEARCH_PEERS
+from vqvae_fast.bench.peers import FROZEN_RESIDUAL_PEERS, FROZEN_SEARCH_PEERS
 
 
 def test_smoke_run_of_every_contender(tmp_path, capsys):
@@ -22,6 +22,9 @@ def test_smoke_run_of_every_contender(tmp_path, capsys):
         assert entry["shape"] == {"n": n, "k": books.k, "d": books.d}
         assert set(entry["contenders"]) == here
         assert entry["contenders"][small.OURS]["times_slower_than_ours"]["median"] == 1
+    for entry, (books, n) in zip(record["residual"], rows, strict=True):
+        assert entry["shape"] == {"n": n, "k": books.k, "d": books.d}
+        assert set(entry["contenders"]) == {peer.name for peer in FROZEN_RESIDUAL_PEERS}
     assert record["threads"] == 1
     assert all(name in table for name in here)
 

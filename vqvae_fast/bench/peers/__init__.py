@@ -22,7 +22,7 @@ from vqvae_fast.bench.peers import (
     vqp_layer,
 )
 from vqvae_fast.bench.peers.base import LayerPeer, ResidualPeer, SearchPeer, SumPeer
-from vqvae_fast.bench.peers.residual import RESIDUAL_PEERS
+from vqvae_fast.bench.peers.residual import FROZEN_RESIDUAL_PEERS, RESIDUAL_PEERS
 from vqvae_fast.bench.peers.segment_sums import SUM_PEERS
 
 OURS = ours.PEER
@@ -62,6 +62,7 @@ GPU_SEARCH_PEERS: tuple[SearchPeer, ...] = (
 LAYER_PEERS: tuple[LayerPeer, ...] = (*ours_layer.PEERS, *vqp_layer.PEERS)
 
 __all__ = [
+    "FROZEN_RESIDUAL_PEERS",
     "FROZEN_SEARCH_PEERS",
     "GPU_SEARCH_PEERS",
     "LAYER_PEERS",
