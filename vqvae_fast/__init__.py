@@ -2,8 +2,9 @@
 
 Three ways in:
 
-* call the search: :func:`nearest_code`, :func:`quantize`, :func:`segment_sum`; on a GPU
-  :func:`warm_up` compiles their kernels ahead of time;
+* call the search: :func:`nearest_code`, :func:`quantize`, :func:`segment_sum`; :func:`pack` keeps a
+  codebook packed that does not change, and on a GPU :func:`warm_up` compiles their kernels ahead of
+  time;
 * swap a module: :class:`VectorQuantize`, :class:`ResidualVQ` and others replace those of
   vector-quantize-pytorch, :class:`VectorQuantizer` that of the reference VQ-VAE, :class:`VQVAE` a
   whole model; :func:`load_quantizer` brings the weights;

@@ -59,7 +59,7 @@ def test_it_packs_once_and_changes_no_answer(packs: list, shape: tuple) -> None:
     for _ in range(3):
         check(module, x)
     assert [books.shape for books in packs] == [(Q, K, D)]
-    assert module._kept_pack.nbytes > 4 * Q * K * D
+    assert module._kept_pack.nbytes >= 4 * Q * K * D
 
 
 def test_the_pack_serves(monkeypatch: pytest.MonkeyPatch) -> None:

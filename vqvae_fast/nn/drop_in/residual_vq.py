@@ -282,9 +282,11 @@ class ResidualVQ(Freezable, DropsStages, FixedAttributes):
 
     def communicates(self, freeze_codebook: bool | None = None) -> bool:
         """Whether such a call of :meth:`forward` calls the other processes, k-means aside."""
+        if not (self.training and is_distributed()):  # first, because the stages are many
+            return False
         frozen = self._frozen(freeze_codebook)
         learns = not frozen and any(stage.communicates for stage in self._stages())
-        return self.training and is_distributed() and (learns or self._dropout is not None)
+        return learns or self._dropout is not None
 
     @torch.compiler.assume_constant_result  # the compiler calls it, and leaves it out of the graph
     def _compare_processes(self) -> None:
@@ -303,7 +305,7 @@ class ResidualVQ(Freezable, DropsStages, FixedAttributes):
         return stage
 
     def _stages(self) -> list[VectorQuantize]:
-        return [self._stage(number) for number in range(self.num_quantizers)]
+        return list(self.layers)  # type: ignore[arg-type]
 
     def _through_stages(self, call: StagesCall) -> StagesOutcome:
         """By the first of the routes that serves the call."""
