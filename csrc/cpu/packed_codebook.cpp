@@ -168,6 +168,8 @@ std::vector<char> pack_for_searches(const Codes<In>& codes, const ThreadPool& po
       if (pack_int8_book(filter, all, Directions::kWidestFirst, pool, owned)) {
         return integers_of(set, owned.book);
       }
+      // Probably all codes are equal, so that a search takes the first.
+      if (!(owned.book.unit > 0)) return nothing_of<In>(set, codes);
     }
   }
   const OwnedBook<In> owned = pack_codebook(set.engine<In>(), all, pool);

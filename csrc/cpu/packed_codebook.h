@@ -26,7 +26,7 @@ struct PackedForms {
 };
 
 // Packs a codebook for the instruction set in use: in integers where they serve, else in the
-// arithmetic of the search. If no code is finite the memory holds neither form.
+// arithmetic of the search. If no code is finite, or all are equal, the memory holds neither form.
 template <class In>
 std::vector<char> pack_for_searches(const Codes<In>& codes, const ThreadPool& pool);
 
