@@ -30,9 +30,14 @@ ThreadPool torch_pool() {
           }};
 }
 
-// Searches one codebook. quantized may be undefined.
-void search_one(const Tensor& z, const Tensor& codebook, const Tensor& indices,
-                const Tensor& distances, const Tensor& quantized) {
+PackedBytes as_bytes(const Tensor& packed) {
+  if (!packed.defined()) return {};
+  return {packed.const_data_ptr(), packed.numel()};
+}
+
+// Searches one codebook. packed and quantized may be undefined.
+void search_one(const Tensor& z, const Tensor& codebook, const Tensor& packed,
+                const Tensor& indices, const Tensor& distances, const Tensor& quantized) {
   with_element_type(z.scalar_type(), "z", [&](auto* element) {
     using In = std::remove_pointer_t<decltype(element)>;
     Tensor z_copy, quantized_copy;
@@ -40,7 +45,7 @@ void search_one(const Tensor& z, const Tensor& codebook, const Tensor& indices,
     const auto codes = as_codes<In>(codebook);
     Rows<In> out{};
     if (quantized.defined()) out = as_rows<In>(quantized, &quantized_copy);
-    search_codebook<In>(rows, codes, indices.mutable_data_ptr<int64_t>(),
+    search_codebook<In>(rows, codes, as_bytes(packed), indices.mutable_data_ptr<int64_t>(),
                         distances.mutable_data_ptr<Compute<In>>(), out, torch_pool());
     if (quantized.defined() && !quantized_copy.is_same(quantized)) {
       quantized.copy_(quantized_copy);
@@ -48,18 +53,22 @@ void search_one(const Tensor& z, const Tensor& codebook, const Tensor& indices,
   });
 }
 
-void search(const Tensor& z, const Tensor& codebook, const Tensor& indices, const Tensor& distances,
-            const Tensor& quantized) {
-  if (codebook.dim() == 2) return search_one(z, codebook, indices, distances, quantized);
+// Returns book h of a tensor that may be undefined.
+Tensor of_book(const Tensor& books, int64_t h) { return books.defined() ? books[h] : books; }
+
+void search(const Tensor& z, const Tensor& codebook, const Tensor& packed, const Tensor& indices,
+            const Tensor& distances, const Tensor& quantized) {
+  if (codebook.dim() == 2) return search_one(z, codebook, packed, indices, distances, quantized);
   for (int64_t h = 0; h < codebook.size(0); ++h) {
-    search_one(z[h], codebook[h], indices[h], distances[h],
-               quantized.defined() ? quantized[h] : quantized);
+    search_one(z[h], codebook[h], of_book(packed, h), indices[h], distances[h],
+               of_book(quantized, h));
   }
 }
 
 // Counts the rows that the integer filter settles in a search of one codebook. Returns nothing if
 // the filter does not serve this search.
-std::optional<int64_t> settled_by_filter(const Tensor& z, const Tensor& codebook) {
+std::optional<int64_t> settled_by_filter(const Tensor& z, const Tensor& codebook,
+                                         const std::optional<Tensor>& packed) {
   check_search(z, codebook);
   TORCH_CHECK_VALUE(codebook.dim() == 2, "codebook must be [K, D], got ", codebook.sizes());
   int64_t settled = -1;
@@ -67,29 +76,138 @@ std::optional<int64_t> settled_by_filter(const Tensor& z, const Tensor& codebook
     using In = std::remove_pointer_t<decltype(element)>;
     Tensor copy;
     settled = rows_settled_by_filter<In>(as_rows<const In>(z, &copy), as_codes<In>(codebook),
-                                         torch_pool());
+                                         as_bytes(packed.value_or(Tensor())), torch_pool());
   });
   if (settled < 0) return std::nullopt;
   return settled;
 }
 
-std::tuple<Tensor, Tensor> nearest_code(const Tensor& z, const Tensor& codebook) {
+// Packs a codebook [K, D] into bytes, or books [H, K, D] into bytes [H, the most of them].
+Tensor pack_codebook(const Tensor& codebook) {
+  TORCH_CHECK_VALUE(codebook.dim() == 2 || codebook.dim() == 3,
+                    "codebook must be [K, D] or [H, K, D], got ", codebook.sizes());
+  const Tensor books = codebook.dim() == 2 ? codebook.unsqueeze(0) : codebook;
+  std::vector<std::vector<char>> packed;
+  int64_t most = 0;
+  with_element_type(codebook.scalar_type(), "codebook", [&](auto* element) {
+    using In = std::remove_pointer_t<decltype(element)>;
+    for (int64_t h = 0; h < books.size(0); ++h) {
+      packed.push_back(pack_for_searches<In>(as_codes<In>(books[h]), torch_pool()));
+      most = std::max<int64_t>(most, packed.back().size());
+    }
+  });
+  Tensor bytes = at::zeros({books.size(0), most}, codebook.options().dtype(at::kByte));
+  for (int64_t h = 0; h < books.size(0); ++h) {
+    std::copy(packed[h].begin(), packed[h].end(),
+              static_cast<char*>(bytes.mutable_data_ptr()) + h * most);
+  }
+  return codebook.dim() == 2 ? bytes.squeeze(0) : bytes;
+}
+
+void check_packed(const Tensor& codebook, const Tensor& packed) {
+  TORCH_CHECK_VALUE(packed.scalar_type() == at::kByte && packed.is_contiguous() &&
+                        packed.dim() == codebook.dim() - 1 &&
+                        (packed.dim() == 1 || packed.size(0) == codebook.size(0)),
+                    "packed must be contiguous bytes, [B] for a codebook [K, D] or [H, B] for "
+                    "books [H, K, D], got ",
+                    packed.scalar_type(), " ", packed.sizes(), " for ", codebook.sizes());
+}
+
+std::tuple<Tensor, Tensor> nearest_packed_code(const Tensor& z, const Tensor& codebook,
+                                               const Tensor& packed) {
   check_search(z, codebook);
   const auto shape = z.sizes().slice(0, z.dim() - 1);
   Tensor indices = at::empty(shape, z.options().dtype(at::kLong));
   Tensor distances = at::empty(shape, distance_options(z));
-  search(z, codebook, indices, distances, Tensor());
+  if (packed.defined()) check_packed(codebook, packed);
+  search(z, codebook, packed, indices, distances, Tensor());
   return {indices, distances};
 }
 
-std::tuple<Tensor, Tensor, Tensor> quantize(const Tensor& z, const Tensor& codebook) {
+std::tuple<Tensor, Tensor> nearest_code(const Tensor& z, const Tensor& codebook) {
+  return nearest_packed_code(z, codebook, Tensor());
+}
+
+std::tuple<Tensor, Tensor, Tensor> quantize_packed(const Tensor& z, const Tensor& codebook,
+                                                   const Tensor& packed) {
   check_search(z, codebook);
   const auto shape = z.sizes().slice(0, z.dim() - 1);
   Tensor indices = at::empty(shape, z.options().dtype(at::kLong));
   Tensor distances = at::empty(shape, distance_options(z));
   Tensor quantized = at::empty_like(z);
-  search(z, codebook, indices, distances, quantized);
+  if (packed.defined()) check_packed(codebook, packed);
+  search(z, codebook, packed, indices, distances, quantized);
   return {quantized, indices, distances};
+}
+
+std::tuple<Tensor, Tensor, Tensor> quantize(const Tensor& z, const Tensor& codebook) {
+  return quantize_packed(z, codebook, Tensor());
+}
+
+// The number type of torch that has the bits of a kernels' element type, and its roundings.
+inline float number_of(float*);
+inline double number_of(double*);
+inline at::BFloat16 number_of(BFloat16*);
+inline at::Half number_of(Half*);
+
+// Subtracts the chosen codes from the residuals and adds them to the totals, [N, D] each.
+template <class Number>
+void move_to_next_stage(const Tensor& codes, const Tensor& residual, const Tensor& total) {
+  const auto* code = static_cast<const Number*>(codes.const_data_ptr());
+  auto* rest = static_cast<Number*>(residual.mutable_data_ptr());
+  auto* sum = static_cast<Number*>(total.mutable_data_ptr());
+  at::parallel_for(0, codes.numel(), 1 << 16, [=](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Number element = code[i];
+      rest[i] = rest[i] - element;
+      sum[i] = sum[i] + element;
+    }
+  });
+}
+
+// Each stage quantizes the residual of the stages before it: z [..., D], codebooks [Q, K, D].
+// packed may be undefined.
+std::tuple<Tensor, Tensor> residual_nearest_packed_code(const Tensor& z, const Tensor& codebooks,
+                                                        const Tensor& packed) {
+  TORCH_CHECK_VALUE(codebooks.dim() == 3 && codebooks.numel() > 0,
+                    "codebooks must be [Q, K, D], got ", codebooks.sizes());
+  const Tensor first_book = codebooks[0];
+  check_search(z, first_book);
+  if (packed.defined()) check_packed(codebooks, packed);
+  const auto shape = z.sizes().slice(0, z.dim() - 1);
+  const int64_t stages = codebooks.size(0), count = c10::multiply_integers(shape);
+  std::vector<int64_t> shape_of_indices(shape.begin(), shape.end());
+  shape_of_indices.push_back(stages);
+  Tensor indices = at::empty(shape_of_indices, z.options().dtype(at::kLong));
+  Tensor distances = at::empty({count}, distance_options(z));
+  // The memory is that of rows side by side, whatever the layout of z is.
+  Tensor residual = at::empty(z.sizes(), z.options()).copy_(z);
+  Tensor total = at::zeros(z.sizes(), z.options()), codes = at::empty(z.sizes(), z.options());
+  std::vector<int64_t> chosen(count);
+  with_element_type(z.scalar_type(), "z", [&](auto* element) {
+    using In = std::remove_pointer_t<decltype(element)>;
+    Tensor no_copy;
+    const auto rows = as_rows<const In>(residual, &no_copy);
+    const auto out = as_rows<In>(codes, &no_copy);
+    Codes<In> book = as_codes<In>(first_book);
+    PackedBytes bytes = packed.defined() ? as_bytes(packed[0]) : PackedBytes{};
+    const ThreadPool pool = torch_pool();
+    for (int64_t q = 0; q < stages; ++q) {
+      search_codebook<In>(rows, book, bytes, chosen.data(),
+                          distances.mutable_data_ptr<Compute<In>>(), out, pool);
+      move_to_next_stage<decltype(number_of(element))>(codes, residual, total);
+      int64_t* to = indices.mutable_data_ptr<int64_t>() + q;
+      for (int64_t n = 0; n < count; ++n) to[n * stages] = chosen[n];
+      book.data += codebooks.stride(0);
+      if (bytes.size > 0) bytes.data = static_cast<const char*>(bytes.data) + packed.stride(0);
+    }
+  });
+  if (total.strides() == z.strides()) return {indices, total};
+  return {indices, at::empty_like(z).copy_(total)};
+}
+
+std::tuple<Tensor, Tensor> residual_nearest_code(const Tensor& z, const Tensor& codebooks) {
+  return residual_nearest_packed_code(z, codebooks, Tensor());
 }
 
 std::tuple<Tensor, Tensor> segment_sum_op(const Tensor& src, const Tensor& indices,
@@ -205,6 +323,11 @@ void register_kernels() {
     torch::Library cpu = MAKE_TORCH_LIBRARY_IMPL(vqvae_fast, CPU);
     cpu.impl("nearest_code", nearest_code);
     cpu.impl("quantize", quantize);
+    cpu.impl("residual_nearest_code", residual_nearest_code);
+    cpu.impl("pack_codebook", pack_codebook);
+    cpu.impl("nearest_packed_code", nearest_packed_code);
+    cpu.impl("quantize_packed", quantize_packed);
+    cpu.impl("residual_nearest_packed_code", residual_nearest_packed_code);
     cpu.impl("segment_sum", segment_sum_op);
     cpu.impl("moving_average_", moving_average_op);
     cpu.impl("residual_backward", residual_backward_op);
@@ -233,7 +356,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("set_cpu_isa", vqvae_fast::select_instruction_set, pybind11::arg("name"),
         "Use the named instruction set; ValueError where this machine lacks it.");
   m.def("rows_settled_by_filter", vqvae_fast::settled_by_filter, pybind11::arg("z"),
-        pybind11::arg("codebook"),
+        pybind11::arg("codebook"), pybind11::arg("packed") = pybind11::none(),
         "How many rows of this search the integer filter settles; None where it does not serve.");
   m.def(
       "build_info",

@@ -81,6 +81,30 @@ FAULTS = [
         OPS + "filter.py",
     ),
     Fault(
+        "packed codebook: the bytes of another instruction set are read",
+        "if (std::strncmp(header.instruction_set, set.name, sizeof header.instruction_set) != 0) {",
+        "if (false) {",
+        OPS + "packed.py",
+    ),
+    Fault(
+        "packed codebook: the rows behind the eighth of a tile are not scored",
+        "if (rest > kSmallTile) ++whole;\n",
+        "",
+        OPS + "packed.py",
+    ),
+    Fault(
+        "packed codebook: codes that were written to are searched",
+        "if self.codebook._version != self._version:",
+        "if False:",
+        OPS + "packed.py",
+    ),
+    Fault(
+        "residual quantization: a stage's codes are added to what is left",
+        "rest[i] = rest[i] - element;",
+        "rest[i] = rest[i] + element;",
+        OPS + "residual.py " + OPS + "packed.py",
+    ),
+    Fault(
         "sums: masked rows count",
         "if (indices[n] >= 0) ++count[indices[n]];",
         "++count[indices[n] >= 0 ? indices[n] : 0];",

@@ -17,7 +17,7 @@ ROWS = [
     ("backends",),
     ("ops",),
     ("autograd",),
-    ("similarity",),
+    ("similarity", "packed"),
     ("functional",),
     ("distributed",),
     ("agreement", "warming"),

@@ -2,8 +2,9 @@
 
 Three ways in:
 
-* call the search: :func:`nearest_code`, :func:`quantize`, :func:`segment_sum`; on a GPU
-  :func:`warm_up` compiles their kernels ahead of time;
+* call the search: :func:`nearest_code`, :func:`quantize`, :func:`segment_sum`; :func:`pack` keeps a
+  codebook packed that does not change, and on a GPU :func:`warm_up` compiles their kernels ahead of
+  time;
 * swap a module: :class:`VectorQuantize`, :class:`ResidualVQ` and others replace those of
   vector-quantize-pytorch, :class:`VectorQuantizer` that of the reference VQ-VAE, :class:`VQVAE` a
   whole model; :func:`load_quantizer` brings the weights;
@@ -32,13 +33,16 @@ from vqvae_fast.nn import (
     SimVQ,
     VectorQuantize,
     VectorQuantizer,
+    freeze,
 )
+from vqvae_fast.packed import PackedCodebook, pack
 from vqvae_fast.warming import warm_up
 
 __all__ = [
     "VQVAE",
     "GroupedResidualVQ",
     "NearestCode",
+    "PackedCodebook",
     "Quantized",
     "RandomProjectionQuantizer",
     "ResidualNearestCode",
@@ -49,8 +53,10 @@ __all__ = [
     "VectorQuantize",
     "VectorQuantizer",
     "__version__",
+    "freeze",
     "load_quantizer",
     "nearest_code",
+    "pack",
     "quantize",
     "residual_nearest_code",
     "segment_sum",

@@ -8,9 +8,11 @@ from torch import Tensor
 
 from vqvae_fast.autograd.straight_through_quantize import StraightThroughQuantize
 from vqvae_fast.formulas import flat_indices
+from vqvae_fast.packed import PackedCodebook
 from vqvae_fast.similarity import METRICS, as_euclidean, dissimilarity
 
-_FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_NARROW_DTYPES = (torch.bfloat16, torch.float16)
+_FLOAT_DTYPES = (torch.float32, *_NARROW_DTYPES, torch.float64)
 
 
 class NearestCode(NamedTuple):
@@ -45,7 +47,7 @@ class SegmentSum(NamedTuple):
 
 def nearest_code(
     z: Tensor,
-    codebook: Tensor,
+    codebook: Tensor | PackedCodebook,
     *,
     metric: Literal["euclidean", "cosine", "dot"] = "euclidean",
     backend: str | None = None,
@@ -55,7 +57,8 @@ def nearest_code(
     Args:
         z: [..., D] latent vectors, any strides; [H, ..., D] with H separate books. float32,
             bfloat16, float16 or float64. Under autocast z and codebook are taken in float32.
-        codebook: [K, D], or [H, K, D]; same dtype and device as z.
+        codebook: [K, D], or [H, K, D]; same dtype and device as z. Or the result of
+            :func:`vqvae_fast.pack`, for the Euclidean metric and without ``backend``.
         metric: "cosine" and "dot" find the largest cosine similarity and the largest inner product
             instead; the product of the code that is found is within 4e-6 of |z| * max|e| of the
             largest. Both copy z and the codebook, for "dot" with two more columns.
@@ -80,6 +83,16 @@ def nearest_code(
     Memory is O(N + K) beside inputs and outputs, plus one packed copy of the codebook: N x K
     numbers are never stored. The same inputs give the same bits for every number of threads.
     """
+    if isinstance(codebook, PackedCodebook):
+        if metric != "euclidean" or backend is not None:
+            raise ValueError(
+                "a packed codebook serves metric='euclidean' and backend=None, "
+                f"got {metric!r} and {backend!r}; pass packed.codebook for others"
+            )
+        z, codes, packed = _packed_pair(z, codebook)
+        _check_search(z, codes)
+        rows = z.detach() if z.requires_grad else z
+        return NearestCode(*torch.ops.vqvae_fast.nearest_packed_code(rows, codes, packed))
     _check_tensors(z=z, codebook=codebook)
     z, codebook = _autocast_to_float32(z, codebook)
     _check_search(z, codebook)
@@ -97,7 +110,7 @@ def nearest_code(
 
 def quantize(
     z: Tensor,
-    codebook: Tensor,
+    codebook: Tensor | PackedCodebook,
     *,
     commitment_weight: float = 0.25,
     codebook_weight: float = 1.0,
@@ -113,7 +126,8 @@ def quantize(
     Args:
         z: [..., D], or [B, D, ...] with ``channel_first``; [H, ..., D] with H separate books.
             Dtypes as for :func:`nearest_code`. No layout is copied.
-        codebook: [K, D], or [H, K, D] (not with ``channel_first``).
+        codebook: [K, D], or [H, K, D] (not with ``channel_first``). Or the result of
+            :func:`vqvae_fast.pack`, which has no gradient.
         commitment_weight: weight of the term that pulls z to its code (beta in the article).
         codebook_weight: weight of the term that pulls a code to its vectors; 0 for a codebook
             that learns by moving averages.
@@ -131,21 +145,31 @@ def quantize(
         ValueError: a shape, or the devices, do not fit.
         TypeError: a dtype is not a float type, or the two differ.
     """
-    _check_tensors(z=z, codebook=codebook)
-    z, codebook = _autocast_to_float32(z, codebook)
+    packed = None
+    if isinstance(codebook, PackedCodebook):
+        if sparse:
+            raise ValueError(
+                "sparse=True asks for a gradient of the codes, but a packed codebook has none"
+            )
+        z, codebook, packed = _packed_pair(z, codebook)
+    else:
+        _check_tensors(z=z, codebook=codebook)
+        z, codebook = _autocast_to_float32(z, codebook)
     if channel_first:
         _check_channel_first(z, codebook)
         z = z.movedim(1, -1)
     _check_search(z, codebook)
     quantized, indices, distances, loss, *_ = StraightThroughQuantize.apply(  # type: ignore[no-untyped-call]
-        z, codebook, commitment_weight, codebook_weight, sparse
+        z, codebook, commitment_weight, codebook_weight, sparse, packed
     )
     if channel_first:
         quantized = quantized.movedim(-1, 1)
     return Quantized(quantized, indices, loss, distances)
 
 
-def residual_nearest_code(z: Tensor, codebooks: Tensor) -> ResidualNearestCode:
+def residual_nearest_code(
+    z: Tensor, codebooks: Tensor | PackedCodebook, *, num_quantizers: int | None = None
+) -> ResidualNearestCode:
     """Quantize every latent vector in stages, each on the residual of the one before (RVQ).
 
     From ``residual = z``, stage q finds the :func:`nearest_code` of the residual in
@@ -155,23 +179,30 @@ def residual_nearest_code(z: Tensor, codebooks: Tensor) -> ResidualNearestCode:
     Args:
         z: [..., D] latent vectors, any strides. float32, bfloat16, float16 or float64. Under
             autocast z and codebooks are taken in float32.
-        codebooks: [Q, K, D], one book for each stage; same dtype and device as z.
+        codebooks: [Q, K, D], one book for each stage; same dtype and device as z. Or the result of
+            :func:`vqvae_fast.pack`.
+        num_quantizers: how many stages run, from the first on: 1 to Q; None for all.
 
     Returns:
-        ``(indices, quantized)``: indices [..., Q] int64; quantized like z, the sum of the chosen
-        codes, added in the order of the stages in z's dtype. A row with a NaN gets index 0 in all
-        stages. Other special values follow from the stages.
+        ``(indices, quantized)``: indices [..., Q] int64, Q the number of stages that run; quantized
+        like z, the sum of the chosen codes, added in the order of the stages in z's dtype. A row
+        with a NaN gets index 0 in all stages. Other special values follow from the stages.
 
     Raises:
-        ValueError: a shape, or the devices, do not fit.
+        ValueError: a shape, or the devices, do not fit; there are not so many stages.
         TypeError: a dtype is not a float type, or the two differ.
 
-    On a GPU all stages are one launch for D <= 64 and K <= 32768, or D <= 128 and K <= 16384,
-    except in float64. Otherwise each stage is a search. Both choose the same codes, unless float64
-    cannot tell which of two is nearer (1e-14 of the distance).
+    On a CPU all stages run in one native call. On a GPU all stages are one launch for D <= 64 and
+    K <= 32768, or D <= 128 and K <= 16384, except in float64. Otherwise each stage is a search. All
+    choose the same codes, unless float64 cannot tell which of two is nearer (1e-14 of the
+    distance).
     """
-    _check_tensors(z=z, codebooks=codebooks)
-    z, codebooks = _autocast_to_float32(z, codebooks)
+    packed = None
+    if isinstance(codebooks, PackedCodebook):
+        z, codebooks, packed = _packed_pair(z, codebooks)
+    else:
+        _check_tensors(z=z, codebooks=codebooks)
+        z, codebooks = _autocast_to_float32(z, codebooks)
     _check_pair(z, codebooks, "codebooks")
     if codebooks.dim() != 3 or codebooks.shape[-1] != z.shape[-1]:
         raise ValueError(
@@ -182,9 +213,20 @@ def residual_nearest_code(z: Tensor, codebooks: Tensor) -> ResidualNearestCode:
             "codebooks must have at least one book, one code and one dimension, "
             f"got {_shape(codebooks.shape)}"
         )
-    return ResidualNearestCode(
-        *torch.ops.vqvae_fast.residual_nearest_code(z.detach(), codebooks.detach())
-    )
+    if num_quantizers is not None:
+        stages = _integer("num_quantizers", num_quantizers)
+        if not 1 <= stages <= codebooks.shape[0]:
+            raise ValueError(
+                f"num_quantizers must be from 1 to Q={codebooks.shape[0]}, got {stages}"
+            )
+        codebooks = codebooks[:stages]
+        packed = None if packed is None else packed[:stages]
+    z, codebooks = z.detach(), codebooks.detach()
+    if packed is None:
+        found = torch.ops.vqvae_fast.residual_nearest_code(z, codebooks)
+    else:
+        found = torch.ops.vqvae_fast.residual_nearest_packed_code(z, codebooks, packed)
+    return ResidualNearestCode(*found)
 
 
 def segment_sum(src: Tensor, indices: Tensor, num_segments: int) -> SegmentSum:
@@ -250,6 +292,19 @@ def code_statistics(z: Tensor, indices: Tensor, codebook: Tensor) -> SegmentSum:
     return SegmentSum(sums.view(codebook.shape), counts.view(codebook.shape[:-1]))
 
 
+def _packed_pair(z: Tensor, packed: PackedCodebook) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns z, the codes and their packed form, as autocast wants them.
+
+    Under autocast 16-bit codes become float32, for which there is no packed form.
+    """
+    _check_tensors(z=z)
+    packed.check_unchanged()
+    z, codes = _autocast_to_float32(z, packed.codebook)
+    if codes.dtype == packed.dtype:
+        return z, codes, packed.packed
+    return z, codes, packed.packed[..., :0].contiguous()
+
+
 def _check_tensors(**arguments: object) -> None:
     for name, argument in arguments.items():
         if not isinstance(argument, Tensor):
@@ -271,11 +326,12 @@ def _autocast_to_float32(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
 
     Autocast itself does not cast for custom ops.
     """
+    if z.dtype not in _NARROW_DTYPES and codebook.dtype not in _NARROW_DTYPES:
+        return z, codebook  # at once, because asking takes a microsecond
     device = z.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        narrow = (torch.bfloat16, torch.float16)
-        z = z.float() if z.dtype in narrow else z
-        codebook = codebook.float() if codebook.dtype in narrow else codebook
+        z = z.float() if z.dtype in _NARROW_DTYPES else z
+        codebook = codebook.float() if codebook.dtype in _NARROW_DTYPES else codebook
     return z, codebook
 
 

@@ -34,6 +34,21 @@ _define(
     "quantize(Tensor z, Tensor codebook) -> (Tensor quantized, Tensor indices, Tensor distances)"
 )
 _define("residual_nearest_code(Tensor z, Tensor codebooks) -> (Tensor indices, Tensor quantized)")
+# The next ops take a codebook and its packed form, bytes that only the backend reads. No bytes mean
+# that the backend packs at each call.
+_define("pack_codebook(Tensor codebook) -> Tensor")
+_define(
+    "nearest_packed_code(Tensor z, Tensor codebook, Tensor packed) "
+    "-> (Tensor indices, Tensor distances)"
+)
+_define(
+    "quantize_packed(Tensor z, Tensor codebook, Tensor packed) "
+    "-> (Tensor quantized, Tensor indices, Tensor distances)"
+)
+_define(
+    "residual_nearest_packed_code(Tensor z, Tensor codebooks, Tensor packed) "
+    "-> (Tensor indices, Tensor quantized)"
+)
 _define(
     "segment_sum(Tensor src, Tensor indices, SymInt num_segments) -> (Tensor sums, Tensor counts)"
 )
@@ -95,6 +110,26 @@ def _(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _(z: Tensor, codebooks: Tensor) -> tuple[Tensor, Tensor]:
     indices = z.new_empty((*z.shape[:-1], codebooks.shape[0]), dtype=torch.int64)
     return indices, torch.empty_like(z)
+
+
+@_fake("pack_codebook")
+def _(codebook: Tensor) -> Tensor:
+    raise RuntimeError("the size of a packed codebook is not known while a call is traced")
+
+
+@_fake("nearest_packed_code")
+def _(z: Tensor, codebook: Tensor, packed: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.ops.vqvae_fast.nearest_code(z, codebook)  # type: ignore[no-any-return]
+
+
+@_fake("quantize_packed")
+def _(z: Tensor, codebook: Tensor, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.ops.vqvae_fast.quantize(z, codebook)  # type: ignore[no-any-return]
+
+
+@_fake("residual_nearest_packed_code")
+def _(z: Tensor, codebooks: Tensor, packed: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.ops.vqvae_fast.residual_nearest_code(z, codebooks)  # type: ignore[no-any-return]
 
 
 @_fake("segment_sum")

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from benchmarks.gpu_check import sass
 
 # A warp of `settle` may execute this many instructions to measure a group of float32 input, by D.
-MOST_OF_GROUP = {64: 300, 256: 720}
+# It measures four rows.
+MOST_OF_GROUP = {64: 300, 256: 740}
 
 
 def group_instructions(listing: str, constants: Mapping[str, int], dim: int) -> int | None:

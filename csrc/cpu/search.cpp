@@ -212,6 +212,17 @@ bool search_filtered(const InstructionSet& set, const Rows<const In>& z,
   }
 }
 
+// Does the same in a codebook that is packed for the filter.
+template <class In>
+void search_filtered(const InstructionSet& set, const Rows<const In>& z, const Int8Book<In>& book,
+                     const Answers<In>& out, const ThreadPool& pool,
+                     std::vector<int64_t>& unsettled) {
+  if constexpr (has_filter<In>) {
+    const Int8Filter<In>& filter = *set.filters->filter(static_cast<const In*>(nullptr));
+    filter_packed_rows(filter, book, z, out.indices, out.distances, out.quantized, pool, unsettled);
+  }
+}
+
 // Copies the listed rows side by side and searches them, because a search takes rows at regular
 // strides. search(rows, answers, unsettled) does it for some at a time. Returns those that it did
 // not settle.
@@ -251,8 +262,9 @@ std::vector<int64_t> search_listed(const Rows<const In>& z, const Codes<In>& cod
 }  // namespace
 
 template <class In>
-void search_codebook(const Rows<const In>& z, const Codes<In>& codes, int64_t* indices,
-                     Compute<In>* distances, const Rows<In>& quantized, const ThreadPool& pool) {
+void search_codebook(const Rows<const In>& z, const Codes<In>& codes, const PackedBytes& packed,
+                     int64_t* indices, Compute<In>* distances, const Rows<In>& quantized,
+                     const ThreadPool& pool) {
   if (z.count == 0) return;
   const double work = double(z.count) * double(codes.count) * double(z.dim);
   const ThreadPool workers{work < kSearchWork ? 1 : pool.num_threads, pool.run};
@@ -260,7 +272,11 @@ void search_codebook(const Rows<const In>& z, const Codes<In>& codes, int64_t* i
   const InstructionSet& set = instruction_set();
   const Engine<In>& engine = set.engine<In>();
   const Answers<In> out{indices, distances, quantized};
-  if (few_rows_serve(z, codes) && search_few_rows(engine, z, codes, out, workers)) return;
+  const PackedForms<In> forms = forms_in(packed, codes, set);
+  const auto few = [&](const Rows<const In>& rows, const Answers<In>& answers) {
+    return few_rows_serve(rows, codes) && search_few_rows(engine, rows, codes, answers, workers);
+  };
+  if (!forms.integers && few(z, out)) return;
 
   ListedCodes<In> list = list_all(codes);
   const auto unfiltered = [&](Effort effort) {
@@ -269,11 +285,21 @@ void search_codebook(const Rows<const In>& z, const Codes<In>& codes, int64_t* i
       search_unfiltered(engine, rows, list, effort, answers, workers, unsettled);
     };
   };
+  const auto limited = [&](const Rows<const In>& rows, const Answers<In>& answers,
+                           std::vector<int64_t>& unsettled_of_rows) {
+    if (!few(rows, answers)) unfiltered(Effort::kLimited)(rows, answers, unsettled_of_rows);
+  };
   std::vector<int64_t> unsettled;
-  if (!search_filtered(set, z, list, out, workers, unsettled)) {
+  if (forms.floats) {
+    search_rows(engine, *forms.floats, z, Effort::kLimited, out, workers, unsettled);
+  } else if (forms.integers || search_filtered(set, z, list, out, workers, unsettled)) {
+    if (forms.integers) search_filtered(set, z, *forms.integers, out, workers, unsettled);
+    const int64_t count = unsettled.size();
+    if (count <= kFewRows || count * kCommon < z.count) {
+      unsettled = search_listed(z, codes, unsettled, out, limited);
+    }
+  } else {
     unfiltered(Effort::kLimited)(z, out, unsettled);
-  } else if (int64_t(unsettled.size()) * kCommon < z.count) {
-    unsettled = search_listed(z, codes, unsettled, out, unfiltered(Effort::kLimited));
   }
   if (unsettled.empty()) return;
 
@@ -297,20 +323,26 @@ void search_codebook(const Rows<const In>& z, const Codes<In>& codes, int64_t* i
 
 template <class In>
 int64_t rows_settled_by_filter(const Rows<const In>& z, const Codes<In>& codes,
-                               const ThreadPool& pool) {
+                               const PackedBytes& packed, const ThreadPool& pool) {
   std::vector<int64_t> indices(z.count), unsettled;
   std::vector<Compute<In>> distances(z.count);
   const Answers<In> unused{indices.data(), distances.data(), Rows<In>{}};
-  const bool served =
-      search_filtered(instruction_set(), z, list_all(codes), unused, pool, unsettled);
+  const InstructionSet& set = instruction_set();
+  const PackedForms<In> forms = forms_in(packed, codes, set);
+  bool served = forms.integers.has_value();
+  if (served) {
+    search_filtered(set, z, *forms.integers, unused, pool, unsettled);
+  } else if (!forms.floats) {
+    served = search_filtered(set, z, list_all(codes), unused, pool, unsettled);
+  }
   return served ? z.count - int64_t(unsettled.size()) : -1;
 }
 
-#define VQVAE_FAST_INSTANTIATE(In)                                                               \
-  template void search_codebook(const Rows<const In>&, const Codes<In>&, int64_t*, Compute<In>*, \
-                                const Rows<In>&, const ThreadPool&);                             \
-  template int64_t rows_settled_by_filter(const Rows<const In>&, const Codes<In>&,               \
-                                          const ThreadPool&)
+#define VQVAE_FAST_INSTANTIATE(In)                                                           \
+  template void search_codebook(const Rows<const In>&, const Codes<In>&, const PackedBytes&, \
+                                int64_t*, Compute<In>*, const Rows<In>&, const ThreadPool&); \
+  template int64_t rows_settled_by_filter(const Rows<const In>&, const Codes<In>&,           \
+                                          const PackedBytes&, const ThreadPool&)
 VQVAE_FAST_INSTANTIATE(float);
 VQVAE_FAST_INSTANTIATE(double);
 VQVAE_FAST_INSTANTIATE(BFloat16);

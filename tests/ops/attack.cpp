@@ -197,14 +197,16 @@ struct Answer {
 };
 
 template <class In>
-Answer<In> search(const Case<In>& c, const char* isa, int64_t threads) {
+Answer<In> search(const Case<In>& c, const char* isa, int64_t threads, bool packed) {
   select_instruction_set(isa);
+  std::vector<char> bytes;
+  if (packed) bytes = pack_for_searches(c.codes, pool(threads));
   const int64_t rows = c.rows.count, dim = c.rows.dim;
   Answer<In> answer{std::vector<int64_t>(rows, -1), std::vector<Compute<In>>(rows, -1),
                     std::vector<In>(rows * dim)};
   const Rows<In> quantized{answer.quantized.data(), rows, dim, rows, 0, dim, 1};
-  search_codebook<In>(c.rows, c.codes, answer.indices.data(), answer.distances.data(), quantized,
-                      pool(threads));
+  search_codebook<In>(c.rows, c.codes, {bytes.data(), int64_t(bytes.size())}, answer.indices.data(),
+                      answer.distances.data(), quantized, pool(threads));
   return answer;
 }
 
@@ -251,12 +253,13 @@ template <class In>
 bool attack(Random& random, Tally& tally) {
   const Case<In> c = make_case<In>(random);
   const int64_t threads = uniform(random, 1, 4);
-  const Answer<In> wanted = search(c, "portable", 1);
+  const Answer<In> wanted = search(c, "portable", 1, false);
   ++tally.cases;
   tally.rows += c.rows.count;
   count_settled(c, threads, tally);
   for (const InstructionSet* set : available_instruction_sets()) {
-    const Answer<In> found = search(c, set->name, threads);
+    const bool packed = one_in(random, 2);
+    const Answer<In> found = search(c, set->name, threads, packed);
     for (int64_t n = 0; n < c.rows.count; ++n) {
       if (found.indices[n] == wanted.indices[n] &&
           same_bits(found.distances[n], wanted.distances[n]) &&
@@ -265,11 +268,12 @@ bool attack(Random& random, Tally& tally) {
         continue;
       }
       std::printf(
-          "%s, %d-byte elements, N %lld, K %lld, D %lld, %lld threads, row %lld: code %lld "
+          "%s, %s, %d-byte elements, N %lld, K %lld, D %lld, %lld threads, row %lld: code %lld "
           "at %.17g, expected %lld at %.17g\n",
-          set->name, int(sizeof(In)), (long long)c.rows.count, (long long)c.codes.count,
-          (long long)c.rows.dim, (long long)threads, (long long)n, (long long)found.indices[n],
-          double(found.distances[n]), (long long)wanted.indices[n], double(wanted.distances[n]));
+          set->name, packed ? "packed beforehand" : "packed in the call", int(sizeof(In)),
+          (long long)c.rows.count, (long long)c.codes.count, (long long)c.rows.dim,
+          (long long)threads, (long long)n, (long long)found.indices[n], double(found.distances[n]),
+          (long long)wanted.indices[n], double(wanted.distances[n]));
       return false;
     }
   }

@@ -216,10 +216,10 @@ struct PlainInt8 {
                          Simd::Ints codes) {
     for (int i = 0; i < 8; ++i) group[(first + i) * words.all + w] = codes.at[i];
   }
-  static void score_group(const int32_t* tiles, int64_t num_tiles, const float* ratio,
+  static void score_group(const int32_t* tiles, int64_t num_rows, const float* ratio,
                           const int32_t* group, const float* half_norm, Int8Words words,
                           int32_t* best) {
-    for (int64_t row = 0; row < num_tiles * kTileRows; ++row, tiles += words.all) {
+    for (int64_t row = 0; row < num_rows; ++row, tiles += words.all) {
       for (int lane = 0; lane < 8; ++lane) {
         best[row * 8 + lane] = INT32_MIN;
         for (int code = lane; code < kGroupCodes; code += 8) {

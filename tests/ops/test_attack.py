@@ -36,7 +36,8 @@ def build(*flags, loose=False):
     if loose:
         faulty = ROOT / settings["kernel_source"]("avx512vnni")
         sources[faulty] = [*sources[faulty], "-DVQVAE_FAST_TEST_LOOSE_BOUND"]
-    drivers = ["search.cpp", "int8_filter/filter.cpp", "codes/distinct.cpp", "dispatch.cpp"]
+    drivers = ["search.cpp", "packed_codebook.cpp", "int8_filter/filter.cpp"]
+    drivers += ["codes/distinct.cpp", "dispatch.cpp"]
     sources |= {ROOT / "csrc" / "cpu" / name: [] for name in drivers} | {DRIVER: []}
     read = [DRIVER, *sorted((ROOT / "csrc").rglob("*.h")), *sorted((ROOT / "csrc").rglob("*.cpp"))]
     state = b"".join(file.read_bytes() for file in read)

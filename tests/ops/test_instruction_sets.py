@@ -122,8 +122,8 @@ MAIN_LOOPS = {
     "avx512 float64": ("Avx512Double", 24, r"vfn?m(add|sub)\d+pd .*%zmm", 2),
     "avx2 float32": ("Avx2Float", 12, r"vfn?m(add|sub)\d+ps .*%ymm", 2),
     "avx2 float64": ("Avx2Double", 12, r"vfn?m(add|sub)\d+pd .*%ymm", 2),
-    "avx512vnni int8": ("score_group", 28, r"vpdpbusd .*%zmm", 2),
-    "avx512vnni int16": ("score_group", 28, r"vpdpwssd .*%zmm", 2),
+    "avx512vnni int8": ("score_tiles", 28, r"vpdpbusd .*%zmm", 2),
+    "avx512vnni int16": ("score_tiles", 28, r"vpdpwssd .*%zmm", 2),
 }
 # What takes a register to memory or to another: a spilled or a copied accumulator.
 MOVES = re.compile(r"rsp|vmov\w+ +%[xyz]mm\d+,%[xyz]mm\d+")

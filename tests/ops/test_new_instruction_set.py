@@ -10,7 +10,7 @@ from kernels import ROOT, build_settings
 COMPILER = shutil.which("g++")
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="g++ is not there")
 HERE = Path(__file__).parent
-DRIVERS = ("search", "dispatch", "codes/distinct", "int8_filter/filter")
+DRIVERS = ("search", "packed_codebook", "int8_filter/filter", "codes/distinct", "dispatch")
 
 
 @pytest.fixture

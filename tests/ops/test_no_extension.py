@@ -138,12 +138,18 @@ from vqvae_fast.autograd.gather import copy_of_codes, take_codes
 
 ops = torch.ops.vqvae_fast
 z, one = torch.eye(3), torch.tensor(1.0)
+nothing = torch.empty(1, 0, dtype=torch.uint8)
 places = torch.arange(3)
 calls = {
     "nearest_code": lambda: vqvae_fast.nearest_code(z, z),
     "quantize": lambda: vqvae_fast.quantize(z, z),
     "segment_sum": lambda: vqvae_fast.segment_sum(z, places, 3),
     "residual_nearest_code": lambda: vqvae_fast.residual_nearest_code(z, z[None]),
+    "pack_codebook": lambda: ops.pack_codebook(z),
+    "nearest_packed_code": lambda: ops.nearest_packed_code(z, z, nothing[0]),
+    "quantize_packed": lambda: ops.quantize_packed(z, z, nothing[0]),
+    "residual_nearest_packed_code":
+        lambda: ops.residual_nearest_packed_code(z, z[None], nothing),
     "take_codes": lambda: take_codes(z, places),
     "copy_of_codes": lambda: copy_of_codes(z),
     "moving_average_": lambda: ops.moving_average_(z, z[0], z, z, places, 0.5, 1e-5),
@@ -210,7 +216,7 @@ def test_every_op_runs_as_it_was_asked_for_or_raises(python, variables, expected
     done = python(EVERY_OP, **variables)
     assert warnings_of(done) == []
     *lines, last = done.stdout.splitlines()
-    assert len(lines) == 9
+    assert len(lines) == 13
     assert all(expected in line for line in lines), done.stdout
     assert last == "by argument [0, 1, 2]"
 

@@ -15,6 +15,8 @@ from vqvae_fast.autograd.backward_pass import (
 from vqvae_fast.autograd.gather import sum_by_code, take_codes
 from vqvae_fast.formulas import flat_indices
 
+_NO_GRADIENTS = (None, None, None, None)  # of the weights, sparse and packed
+
 
 class StraightThroughQuantize(torch.autograd.Function):
     """Nearest code with the straight-through gradient and both VQ losses.
@@ -34,13 +36,21 @@ class StraightThroughQuantize(torch.autograd.Function):
         commitment_weight: float,
         codebook_weight: float,
         sparse: bool,
+        packed: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Map z [..., D] and codebook [K, D] or [H, K, D] to quantized, indices, distances, loss.
+
+        ``packed`` is the packed form of a codebook that needs no gradient.
 
         If the backward pass needs the error, it is a fifth output, because autograd knows
         how a saved output depends on the inputs, and a second derivative needs that.
         """
-        quantized, indices, distances = torch.ops.vqvae_fast.quantize(z, codebook)
+        if packed is None:
+            quantized, indices, distances = torch.ops.vqvae_fast.quantize(z, codebook)
+        else:
+            quantized, indices, distances = torch.ops.vqvae_fast.quantize_packed(
+                z, codebook, packed
+            )
         loss = distances.sum() * ((commitment_weight + codebook_weight) / _count(z))
         error: tuple[Tensor, ...] = ()
         if ctx.needs_input_grad[1]:
@@ -67,7 +77,7 @@ class StraightThroughQuantize(torch.autograd.Function):
         _distances: None,
         grad_loss: Tensor | None,
         grad_error: Tensor | None = None,
-    ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    ) -> tuple[Tensor | None, ...]:
         """Return the gradients to z (straight-through and commitment) and to the codebook."""
         if ctx.needs_input_grad[1]:
             z, codebook, indices = ctx.saved_tensors
@@ -83,15 +93,15 @@ class StraightThroughQuantize(torch.autograd.Function):
             grad_z, grad_codebook = backward(
                 grad_quantized, grad_loss, z, codebook, indices, *ctx.weights
             )
-            return grad_z if ctx.needs_input_grad[0] else None, grad_codebook, None, None, None
+            return grad_z if ctx.needs_input_grad[0] else None, grad_codebook, *_NO_GRADIENTS
         if not ctx.needs_input_grad[0]:
-            return None, None, None, None, None
+            return None, None, *_NO_GRADIENTS
         parts = [grad_quantized, grad_error]
         if grad_loss is not None:
             (error,) = ctx.saved_tensors
             parts.append(mean_square_scale(grad_loss, error) * ctx.weights[0] * error)
         total = sum_of(*parts)
-        return None if total is None else total.to(ctx.dtype), None, None, None, None
+        return None if total is None else total.to(ctx.dtype), None, *_NO_GRADIENTS
 
 
 def _differentiable_backward(

@@ -29,13 +29,18 @@ class Kernels:
     """The ops as one backend runs them; arguments and results are those of the ops.
 
     An op that a backend leaves out (None) runs in plain PyTorch, and what it searches and sums goes
-    through the dispatcher, to this backend again.
+    through the dispatcher, to this backend again. A backend that packs codebooks beforehand has
+    ``pack_codebook`` and the three ops that take its result; for others nothing is packed.
     """
 
     nearest_code: Callable[..., tuple[Tensor, Tensor]]
     quantize: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None
     segment_sum: Callable[..., tuple[Tensor, Tensor]] | None = None
     residual_nearest_code: Callable[..., tuple[Tensor, Tensor]] | None = None
+    pack_codebook: Callable[..., Tensor] | None = None
+    nearest_packed_code: Callable[..., tuple[Tensor, Tensor]] | None = None
+    quantize_packed: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None
+    residual_nearest_packed_code: Callable[..., tuple[Tensor, Tensor]] | None = None
     quantize_backward: Callable[..., tuple[Tensor, Tensor]] | None = None
     residual_backward: Callable[..., Tensor] | None = None
     moving_average_: Callable[..., None] | None = None

@@ -70,12 +70,35 @@ def _residual_nearest_code(z: Tensor, codebooks: Tensor) -> tuple[Tensor, Tensor
     )
 
 
+def _pack_codebook(codebook: Tensor) -> Tensor:
+    """No packed form: the searches take the codebook itself."""
+    return codebook.new_empty((*codebook.shape[:-2], 0), dtype=torch.uint8)
+
+
+def _nearest_packed_code(z: Tensor, codebook: Tensor, packed: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.ops.vqvae_fast.nearest_code(z, codebook)  # type: ignore[no-any-return]
+
+
+def _quantize_packed(z: Tensor, codebook: Tensor, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.ops.vqvae_fast.quantize(z, codebook)  # type: ignore[no-any-return]
+
+
+def _residual_nearest_packed_code(
+    z: Tensor, codebooks: Tensor, packed: Tensor
+) -> tuple[Tensor, Tensor]:
+    return torch.ops.vqvae_fast.residual_nearest_code(z, codebooks)  # type: ignore[no-any-return]
+
+
 # How each op runs where the backend has no kernel of its own for it.
 _DEFAULT: dict[str, Callable[..., Any]] = {
     "nearest_code": reference.nearest_code,
     "quantize": _quantize,
     "segment_sum": reference.segment_sum,
     "residual_nearest_code": _residual_nearest_code,
+    "pack_codebook": _pack_codebook,
+    "nearest_packed_code": _nearest_packed_code,
+    "quantize_packed": _quantize_packed,
+    "residual_nearest_packed_code": _residual_nearest_packed_code,
     "quantize_backward": _quantize_backward,
     "residual_backward": reference.residual_backward,
     "moving_average_": _moving_average_,

@@ -21,6 +21,9 @@ constexpr int64_t kInt8PassGroups = 64;  // groups between two measurements
 template <class Kernel>
 constexpr int64_t kInt8BlockRows = 4 * Kernel::kTileRows;
 
+// find_tops() takes so many rows together.
+constexpr int64_t kRowsAbreast = 4;
+
 // An Int8Candidate names the codes of a group that share a lane, and the row of the block that they
 // are measured against.
 struct Int8Candidate {
@@ -45,12 +48,14 @@ template <class Kernel>
 struct Int8Block {
   using Simd = typename Kernel::Simd;
   using Mask = typename Simd::Mask;
-  static constexpr int64_t kRows = kInt8BlockRows<Kernel>;
   static constexpr int64_t kLanes = Simd::kWidth;
   // kVectors vectors of lanes hold the rows of a tile.
   static constexpr int64_t kVectors = (Kernel::kTileRows + kLanes - 1) / kLanes;
   static constexpr int64_t kLaneCodes = Kernel::kGroupCodes / kLanes;
-  static_assert(kRows <= kMaxRows && Kernel::kGroupCodes % kLanes == 0);
+  static_assert(kInt8BlockRows<Kernel> <= kMaxRows && Kernel::kGroupCodes % kLanes == 0);
+  static_assert(kInt8BlockRows<Kernel> % kRowsAbreast == 0);
+
+  int64_t rows;  // for which there is memory
 
   float* copies;       // [rows][D]: the rows, if they cannot be read in place
   const float** raw;   // [rows]: the rows, not centred
@@ -69,29 +74,38 @@ struct Int8Block {
   double* measured;  // [listed][codes of a lane]: their distances
   int64_t bytes;     // of all this
 
+  // The memory suffices for a search of `wanted` rows, which may take several blocks.
   template <class In>
-  Int8Block(const Int8Book<In>& book, void* scratch) {
+  Int8Block(const Int8Book<In>& book, int64_t wanted, void* scratch)
+      : rows(smaller(kInt8BlockRows<Kernel>, rows_with_padding(wanted))) {
     const int64_t dim = book.codes.dim;
     const int64_t groups = smaller(book.num_groups, kInt8PassGroups);
     Arena arena(scratch, kAlignment);
-    copies = arena.take<float>(kRows * dim);
-    raw = arena.take<const float*>(kRows);
+    copies = arena.take<float>(rows * dim);
+    raw = arena.take<const float*>(rows);
     centred = arena.take<float>(kVectors * padded_dim(dim) * kLanes);
-    tiles = arena.take<int32_t>(kRows * book.words().all);
-    ratio = arena.take<float>(kRows / Kernel::kTileRows);
-    sizes = arena.take<Int8Sizes>(kRows);
-    bias = arena.take<int32_t>(kRows);
-    unsettled = arena.take<bool>(kRows);
-    best = arena.take<int32_t>(groups * kRows * kLanes);
-    top = arena.take<int32_t>(kRows);
-    top_place = arena.take<int32_t>(kRows);
-    bound = arena.take<int32_t>(kRows);
-    reaching = arena.take<Mask>(kRows * kInt8PassGroups);
-    const int64_t most = kRows * (most_listed(dim, groups) + 1);
+    tiles = arena.take<int32_t>(rows * book.words().all);
+    ratio = arena.take<float>(rows / Kernel::kTileRows + 1);
+    sizes = arena.take<Int8Sizes>(rows);
+    bias = arena.take<int32_t>(rows);
+    unsettled = arena.take<bool>(rows);
+    best = arena.take<int32_t>(groups * rows * kLanes);
+    top = arena.take<int32_t>(rows);
+    top_place = arena.take<int32_t>(rows);
+    bound = arena.take<int32_t>(rows);
+    reaching = arena.take<Mask>(rows * kInt8PassGroups);
+    const int64_t most = rows * (most_listed(dim, groups) + 1);
     // The one extra place is written before it is known whether it counts.
     listed = arena.take<Int8Candidate>(most + 1);
     measured = arena.take<double>(most * kLaneCodes);
     bytes = arena.bytes();
+  }
+
+ private:
+  static int64_t rows_with_padding(int64_t wanted) {
+    const int64_t of_tiles = (wanted + Kernel::kTileRows - 1) / Kernel::kTileRows;
+    const int64_t whole = of_tiles * Kernel::kTileRows;
+    return (whole + kRowsAbreast - 1) / kRowsAbreast * kRowsAbreast;
   }
 };
 

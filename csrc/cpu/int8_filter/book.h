@@ -120,8 +120,8 @@ struct Int8Filter {
   // Fills groups [first, last) of `book`, whose other members must be set, and returns their
   // contribution to `largest`.
   Int8Sizes (*pack)(const Int8Book<In>& book, int64_t first, int64_t last, void* scratch);
-  // Returns the bytes of scratch that `search` needs.
-  int64_t (*scratch_bytes)(const Int8Book<In>& book);
+  // Returns the bytes of scratch that `search` needs for so many rows.
+  int64_t (*scratch_bytes)(const Int8Book<In>& book, int64_t rows);
   // Finds the nearest code for rows [first_row, last_row); writes at [row - first_row]. Lists the
   // rows that the filter cannot settle in `unsettled` and returns its length.
   int64_t (*search)(const Int8Book<In>& book, const Rows<const In>& z, int64_t first_row,

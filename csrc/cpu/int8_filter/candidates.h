@@ -7,21 +7,22 @@
 #include "../best.h"
 #include "../contract.h"
 #include "../exact.h"
+#include "../prefetch.h"
 #include "block.h"
 #include "book.h"
 
 namespace vqvae_fast {
 namespace {
 
-// Finds each row's best score in a pass, and its place. It takes four rows at a time, because in
-// one row each step waits for the last.
+// Finds each row's best score in a pass, and its place. It takes a few rows at a time, because in
+// one row each step waits for the last. What it finds for rows behind the last is not used.
 template <class Kernel>
 VQVAE_FAST_ALONE void find_tops(const Int8Block<Kernel>& block, int64_t count, int64_t groups) {
   using Simd = typename Kernel::Simd;
   using Ints = typename Simd::Ints;
-  constexpr int64_t kLanes = Simd::kWidth, kStride = Int8Block<Kernel>::kRows * kLanes;
-  constexpr int kTogether = 4;
-  static_assert(Int8Block<Kernel>::kRows % kTogether == 0);
+  constexpr int64_t kLanes = Simd::kWidth;
+  constexpr int kTogether = kRowsAbreast;
+  const int64_t stride = block.rows * kLanes;
   for (int64_t r = 0; r < count; r += kTogether) {
     const int32_t* best = block.best + r * kLanes;
     Ints top[kTogether], group[kTogether];
@@ -31,7 +32,7 @@ VQVAE_FAST_ALONE void find_tops(const Int8Block<Kernel>& block, int64_t count, i
       group[i] = Simd::broadcast_int(0);
     }
     for (int64_t g = 1; g < groups; ++g) {
-      best += kStride;
+      best += stride;
       const Ints here = Simd::broadcast_int(int32_t(g));
       VQVAE_FAST_UNROLL
       for (int i = 0; i < kTogether; ++i) {
@@ -60,6 +61,10 @@ inline int64_t code_of(int64_t first, int j, int64_t last_code) {
   return smaller(first + Int8Block<Kernel>::kLanes * j, last_code);
 }
 
+// The codes of a candidate lie apart in memory, so no hardware prefetcher finds them. The kernel
+// prefetches those of so many candidates ahead.
+constexpr int64_t kCandidatesAhead = 2;
+
 // Measures the listed candidates. All are measured before any is decided, so that their latencies
 // overlap.
 template <class Kernel, class In>
@@ -68,16 +73,22 @@ VQVAE_FAST_ALONE void measure_listed(const Int8Block<Kernel>& block, const Liste
   constexpr int64_t kLaneCodes = Int8Block<Kernel>::kLaneCodes;
   // A copy stays in registers, because the compiler cannot know that nothing writes to `codes`.
   const ListedCodes<In> local = codes;
+  const auto code_of_listed = [&](int64_t i, int j) {
+    const int64_t first = block.listed[i].template first_code<Kernel>(first_group);
+    return local.row(code_of<Kernel>(first, j, local.count - 1));
+  };
   for (int64_t i = 0; i < num_listed; ++i) {
-    const Int8Candidate listed = block.listed[i];
-    const int64_t first = listed.first_code<Kernel>(first_group);
+    if (i + kCandidatesAhead < num_listed && local.element_stride == 1) {
+      for (int j = 0; j < kLaneCodes; ++j) {
+        prefetch_row(code_of_listed(i + kCandidatesAhead, j), local.dim);
+      }
+    }
     const In* code[kLaneCodes];
     VQVAE_FAST_UNROLL
-    for (int j = 0; j < kLaneCodes; ++j) {
-      code[j] = local.row(code_of<Kernel>(first, j, local.count - 1));
-    }
-    measure<typename Kernel::Simd::Doubles>(block.raw[listed.row], code, local.element_stride,
-                                            local.dim, block.measured + i * kLaneCodes);
+    for (int j = 0; j < kLaneCodes; ++j) code[j] = code_of_listed(i, j);
+    measure<typename Kernel::Simd::Doubles>(block.raw[block.listed[i].row], code,
+                                            local.element_stride, local.dim,
+                                            block.measured + i * kLaneCodes);
   }
 }
 
@@ -119,7 +130,7 @@ inline void find_reaching(const Int8Block<Kernel>& block, int64_t r, int64_t gro
   typename Simd::Mask* reaching = block.reaching + r * kInt8PassGroups;
   for (int64_t g = 0; g < groups; ++g) {
     reaching[g] = Simd::at_least(Simd::load_ints(score), bound);
-    score += Int8Block<Kernel>::kRows * Simd::kWidth;
+    score += block.rows * Simd::kWidth;
   }
 }
 

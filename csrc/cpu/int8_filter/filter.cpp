@@ -58,22 +58,14 @@ std::vector<float> mean_code(const ListedCodes<In>& codes) {
   return mean;
 }
 
+// Chooses the centre and the directions that get 16 bits.
 template <class In>
-struct OwnedInt8Book {
-  Int8Book<In> book;
-  std::vector<float> centre, reflections;
-  Buffer groups;
-  Buffer half_norm;
-};
-
-// Chooses the centre and, if the search is large enough, the directions that get 16 bits.
-template <class In>
-void choose_directions(const Int8Filter<In>& filter, const ListedCodes<In>& codes, int64_t rows,
-                       OwnedInt8Book<In>& owned) {
+void choose_directions(const Int8Filter<In>& filter, const ListedCodes<In>& codes,
+                       Directions directions, OwnedInt8Book<In>& owned) {
   owned.centre = mean_code(codes);
   owned.book.centre = owned.centre.data();
   owned.book.num_wide = 0;
-  if (double(rows) * double(codes.count) * double(codes.dim) < kWideWork) return;
+  if (directions == Directions::kAsTheyAre) return;
   owned.reflections.resize(reflections_size(codes.dim));
   owned.book.reflections = owned.reflections.data();
   const Buffer scratch = allocate(filter.wide_scratch_bytes(codes.dim));
@@ -81,15 +73,21 @@ void choose_directions(const Int8Filter<In>& filter, const ListedCodes<In>& code
       filter.find_wide(codes, owned.book.centre, scratch.get(), owned.reflections.data());
 }
 
-// Packs the codebook for the filter. Returns false if its values do not suit integers.
+}  // namespace
+
 template <class In>
-bool pack_book(const Int8Filter<In>& filter, const ListedCodes<In>& codes, int64_t rows,
-               const ThreadPool& pool, OwnedInt8Book<In>& owned) {
+bool filter_packs(const ListedCodes<In>& codes) {
+  return codes.count >= kFewestCodes && codes.dim >= kSmallestDim && codes.dim <= kInt8LargestDim;
+}
+
+template <class In>
+bool pack_int8_book(const Int8Filter<In>& filter, const ListedCodes<In>& codes,
+                    Directions directions, const ThreadPool& pool, OwnedInt8Book<In>& owned) {
   Int8Book<In>& book = owned.book;
   book.codes = codes;
   book.group_codes = filter.group_codes;
   book.num_groups = (codes.count + book.group_codes - 1) / book.group_codes;
-  choose_directions(filter, codes, rows, owned);
+  choose_directions(filter, codes, directions, owned);
   const int64_t parts = std::clamp<int64_t>(codes.count * codes.dim / kPackWork, 1,
                                             std::min(pool.num_threads, book.num_groups));
   std::vector<Buffer> scratch;
@@ -121,41 +119,29 @@ bool pack_book(const Int8Filter<In>& filter, const ListedCodes<In>& codes, int64
   return true;
 }
 
-}  // namespace
-
 template <class In>
 bool filter_serves(const Int8Filter<In>& filter, const Rows<const In>& z,
                    const ListedCodes<In>& codes, const ThreadPool& pool) {
   // If there are fewer tiles than threads, the float search serves, because it divides the codes
   // too.
   return z.count > kFewRows && 2 * num_tiles(filter, z.count) >= pool.num_threads &&
-         codes.count >= kFewestCodes && codes.count * codes.dim >= kFewestElements &&
-         z.dim >= kSmallestDim && z.dim <= kInt8LargestDim;
+         filter_packs(codes) && codes.count * codes.dim >= kFewestElements;
 }
 
 template <class In>
-bool filter_rows(const Int8Filter<In>& filter, const Rows<const In>& z,
-                 const ListedCodes<In>& codes, int64_t* indices, float* distances,
-                 const Rows<In>& quantized, const ThreadPool& pool,
-                 std::vector<int64_t>& unsettled) {
-  OwnedInt8Book<In> owned;
-  if (!pack_book(filter, codes, z.count, pool, owned)) {
-    if (owned.book.unit > 0) return false;
-    // No usable code differs from the mean by more than a subnormal, so all codes are probably
-    // equal. The float search would measure them all before the caller looks for equal codes, so
-    // every row becomes unsettled here.
-    unsettled.resize(z.count);
-    std::iota(unsettled.begin(), unsettled.end(), 0);
-    return true;
-  }
+void filter_packed_rows(const Int8Filter<In>& filter, const Int8Book<In>& book,
+                        const Rows<const In>& z, int64_t* indices, float* distances,
+                        const Rows<In>& quantized, const ThreadPool& pool,
+                        std::vector<int64_t>& unsettled) {
+  const ListedCodes<In>& codes = book.codes;
   const int64_t parts = std::min(pool.num_threads, num_tiles(filter, z.count));
   const int64_t chunk = kLargestChunk / filter.block_rows * filter.block_rows;
   std::vector<std::vector<int64_t>> unsettled_of(parts);
   pool.run(parts, [&](int64_t part) {
-    const Buffer scratch = allocate(filter.scratch_bytes(owned.book));
     std::vector<int64_t>& mine = unsettled_of[part];
     const int64_t begin = part_begin(z.count, parts, part);
     const int64_t end = part_begin(z.count, parts, part + 1);
+    const Buffer scratch = allocate(filter.scratch_bytes(book, end - begin));
     double exact[kLargestChunk];
     int64_t of_chunk[kLargestChunk];
     for (int64_t row = begin; row < end; row += chunk) {
@@ -166,7 +152,7 @@ bool filter_rows(const Int8Filter<In>& filter, const Rows<const In>& z,
         break;
       }
       const int64_t count =
-          filter.search(owned.book, z, row, last, scratch.get(), indices + row, exact, of_chunk);
+          filter.search(book, z, row, last, scratch.get(), indices + row, exact, of_chunk);
       for (int64_t r = row; r < last; ++r) distances[r] = float(exact[r - row]);
       for (int64_t i = 0; i < count; ++i) indices[of_chunk[i]] = kAnyCode;
       gather(codes, indices, quantized, row, last);
@@ -177,10 +163,37 @@ bool filter_rows(const Int8Filter<In>& filter, const Rows<const In>& z,
   for (const auto& mine : unsettled_of) {
     unsettled.insert(unsettled.end(), mine.begin(), mine.end());
   }
+}
+
+template <class In>
+bool filter_rows(const Int8Filter<In>& filter, const Rows<const In>& z,
+                 const ListedCodes<In>& codes, int64_t* indices, float* distances,
+                 const Rows<In>& quantized, const ThreadPool& pool,
+                 std::vector<int64_t>& unsettled) {
+  const double work = double(z.count) * double(codes.count) * double(codes.dim);
+  const Directions directions =
+      work < kWideWork ? Directions::kAsTheyAre : Directions::kWidestFirst;
+  OwnedInt8Book<In> owned;
+  if (!pack_int8_book(filter, codes, directions, pool, owned)) {
+    if (owned.book.unit > 0) return false;
+    // No usable code differs from the mean by more than a subnormal, so all codes are probably
+    // equal. The float search would measure them all before the caller looks for equal codes, so
+    // every row becomes unsettled here.
+    unsettled.resize(z.count);
+    std::iota(unsettled.begin(), unsettled.end(), 0);
+    return true;
+  }
+  filter_packed_rows(filter, owned.book, z, indices, distances, quantized, pool, unsettled);
   return true;
 }
 
 #define VQVAE_FAST_INSTANTIATE(In)                                                                \
+  template bool filter_packs(const ListedCodes<In>&);                                             \
+  template bool pack_int8_book(const Int8Filter<In>&, const ListedCodes<In>&, Directions,         \
+                               const ThreadPool&, OwnedInt8Book<In>&);                            \
+  template void filter_packed_rows(const Int8Filter<In>&, const Int8Book<In>&,                    \
+                                   const Rows<const In>&, int64_t*, float*, const Rows<In>&,      \
+                                   const ThreadPool&, std::vector<int64_t>&);                     \
   template bool filter_serves(const Int8Filter<In>&, const Rows<const In>&,                       \
                               const ListedCodes<In>&, const ThreadPool&);                         \
   template bool filter_rows(const Int8Filter<In>&, const Rows<const In>&, const ListedCodes<In>&, \

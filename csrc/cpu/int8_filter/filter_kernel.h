@@ -11,8 +11,9 @@
 //   pack_rows(tile, words, w, first, word)    places word w of rows [first, first + lanes)
 //   pack_codes(group, words, w, first, word)  the same of codes of a group
 //                 words says how many there are, and which of them are wide
-//   score_group(tiles, num_tiles, ratio, group, half_norm, words, best)
-//                 scores a block of rows against a group: best[row][lane]
+//   score_group(tiles, num_rows, ratio, group, half_norm, words, best)
+//                 scores a block of rows against a group: best[row][lane]; it may score all rows of
+//                 the last tile
 #pragma once
 
 #include <stdint.h>
@@ -42,7 +43,6 @@ template <class Kernel, class In>
 void filter_block(const Int8Block<Kernel>& block, const Int8Book<In>& book, int64_t count,
                   Nearest out) {
   const Int8Bound bound(book);
-  const int64_t tiles = (count + Kernel::kTileRows - 1) / Kernel::kTileRows;
   quantize_rows(block, book, count);
   for (int64_t r = 0; r < count; ++r) {
     out.distances[r] = kInfinity;
@@ -52,10 +52,10 @@ void filter_block(const Int8Block<Kernel>& block, const Int8Book<In>& book, int6
   for (int64_t first = 0; first < book.num_groups; first += kInt8PassGroups) {
     const int64_t groups = smaller(kInt8PassGroups, book.num_groups - first);
     for (int64_t g = 0; g < groups; ++g) {
-      Kernel::score_group(block.tiles, tiles, block.ratio,
+      Kernel::score_group(block.tiles, count, block.ratio,
                           book.groups + (first + g) * book.group_words(),
                           book.half_norm + (first + g) * Kernel::kGroupCodes, book.words(),
-                          block.best + g * block.kRows * block.kLanes);
+                          block.best + g * block.rows * block.kLanes);
     }
     find_tops(block, count, groups);
     int64_t listed = list_tops(block, count);
@@ -73,10 +73,10 @@ template <class Kernel, class In>
 int64_t filter_search(const Int8Book<In>& book, const Rows<const In>& z, int64_t first_row,
                       int64_t last_row, void* scratch, int64_t* indices, double* distances,
                       int64_t* unsettled) {
-  const Int8Block<Kernel> block(book, scratch);
+  const Int8Block<Kernel> block(book, last_row - first_row, scratch);
   int64_t num_unsettled = 0;
-  for (int64_t row = first_row; row < last_row; row += block.kRows) {
-    const int64_t count = smaller(block.kRows, last_row - row);
+  for (int64_t row = first_row; row < last_row; row += block.rows) {
+    const int64_t count = smaller(block.rows, last_row - row);
     const Nearest out{indices + (row - first_row), distances + (row - first_row)};
     read_rows(z, row, count, block.copies, block.raw);
     filter_block(block, book, count, out);
@@ -88,8 +88,8 @@ int64_t filter_search(const Int8Book<In>& book, const Rows<const In>& z, int64_t
 }
 
 template <class Kernel, class In>
-int64_t filter_scratch_bytes(const Int8Book<In>& book) {
-  return Int8Block<Kernel>(book, nullptr).bytes;
+int64_t filter_scratch_bytes(const Int8Book<In>& book, int64_t rows) {
+  return Int8Block<Kernel>(book, rows, nullptr).bytes;
 }
 
 template <class Kernel, class In>

@@ -50,29 +50,57 @@ struct Vnni {
   }
 
   // Scores the rows of a block against one group: a panel stays in the L1 for all tiles.
-  VQVAE_FAST_ALONE static void score_group(const int32_t* tiles, int64_t num_tiles,
-                                           const float* ratio, const int32_t* group,
-                                           const float* half_norm, Int8Words words, int32_t* best) {
-    for (int64_t tile = 0; tile < num_tiles; ++tile) {
-      score_tile<true>(tiles + tile * kTileRows * words.all, group, half_norm, ratio[tile], words,
-                       best + tile * kTileRows * 16);
-    }
-    for (int64_t tile = 0; tile < num_tiles; ++tile) {
-      score_tile<false>(tiles + tile * kTileRows * words.all, group + words.all * kPanelCodes,
-                        half_norm + kPanelCodes, ratio[tile], words, best + tile * kTileRows * 16);
-    }
+  VQVAE_FAST_INLINE static void score_group(const int32_t* tiles, int64_t num_rows,
+                                            const float* ratio, const int32_t* group,
+                                            const float* half_norm, Int8Words words,
+                                            int32_t* best) {
+    constexpr int kSmallTile = 8;  // from here on a whole tile takes about as long
+    int64_t whole = num_rows / kTileRows;
+    const int64_t rest = num_rows - whole * kTileRows;
+    if (rest > kSmallTile) ++whole;
+    if (whole > 0) score_tiles(tiles, whole, ratio, group, half_norm, words, best);
+    if (rest == 0 || rest > kSmallTile) return;
+    const auto score_rest = rest == 1   ? score_rows<1>
+                            : rest == 2 ? score_rows<2>
+                            : rest <= 4 ? score_rows<4>
+                                        : score_rows<kSmallTile>;
+    score_rest(tiles + whole * kTileRows * words.all, ratio[whole], group, half_norm, words,
+               best + whole * kTileRows * 16);
   }
 
  private:
+  VQVAE_FAST_ALONE static void score_tiles(const int32_t* tiles, int64_t num_tiles,
+                                           const float* ratio, const int32_t* group,
+                                           const float* half_norm, Int8Words words, int32_t* best) {
+    for (int64_t tile = 0; tile < num_tiles; ++tile) {
+      score_tile<kTileRows, true>(tiles + tile * kTileRows * words.all, group, half_norm,
+                                  ratio[tile], words, best + tile * kTileRows * 16);
+    }
+    for (int64_t tile = 0; tile < num_tiles; ++tile) {
+      score_tile<kTileRows, false>(tiles + tile * kTileRows * words.all,
+                                   group + words.all * kPanelCodes, half_norm + kPanelCodes,
+                                   ratio[tile], words, best + tile * kTileRows * 16);
+    }
+  }
+
+  // Scores the first kRows rows of a tile, for calls with few rows.
+  template <int kRows>
+  VQVAE_FAST_ALONE static void score_rows(const int32_t* tile, float ratio, const int32_t* group,
+                                          const float* half_norm, Int8Words words, int32_t* best) {
+    score_tile<kRows, true>(tile, group, half_norm, ratio, words, best);
+    score_tile<kRows, false>(tile, group + words.all * kPanelCodes, half_norm + kPanelCodes, ratio,
+                             words, best);
+  }
+
   // Adds the products of `words` words to the scores, and moves on behind them.
-  template <void (*kAdd)(__m512i&, __m512i, __m512i)>
-  VQVAE_FAST_INLINE static void add_words(__m512i (&scores)[kTileRows][2], int64_t words,
+  template <int kRows, void (*kAdd)(__m512i&, __m512i, __m512i)>
+  VQVAE_FAST_INLINE static void add_words(__m512i (&scores)[kRows][2], int64_t words,
                                           const int32_t*& rows, const int32_t*& panel) {
     for (int64_t w = 0; w < words; ++w) {
       const __m512i codes0 = _mm512_loadu_si512(panel);
       const __m512i codes1 = _mm512_loadu_si512(panel + 16);
       VQVAE_FAST_UNROLL
-      for (int i = 0; i < kTileRows; ++i) {
+      for (int i = 0; i < kRows; ++i) {
         const __m512i row = _mm512_set1_epi32(rows[i]);
         kAdd(scores[i][0], codes0, row);
         kAdd(scores[i][1], codes1, row);
@@ -82,12 +110,13 @@ struct Vnni {
     }
   }
 
-  // Scores a tile of rows against one panel; keeps the best of each lane in best[row * 16].
-  template <bool kFirstPanel>
+  // Scores the first kRows rows of a tile against one panel; keeps the best of each lane in
+  // best[row * 16].
+  template <int kRows, bool kFirstPanel>
   VQVAE_FAST_INLINE static void score_tile(const int32_t* rows, const int32_t* panel,
                                            const float* half_norm, float ratio, Int8Words words,
                                            int32_t* best) {
-    __m512i scores[kTileRows][2];
+    __m512i scores[kRows][2];
     VQVAE_FAST_UNROLL
     for (int j = 0; j < 2; ++j) {
       const __m512 start =
@@ -95,12 +124,12 @@ struct Vnni {
       const __m512i limited =
           _mm512_max_epi32(_mm512_cvtps_epi32(start), _mm512_set1_epi32(kUnusable));
       VQVAE_FAST_UNROLL
-      for (int i = 0; i < kTileRows; ++i) scores[i][j] = limited;
+      for (int i = 0; i < kRows; ++i) scores[i][j] = limited;
     }
-    add_words<add_wide_products>(scores, words.wide, rows, panel);
-    add_words<add_products>(scores, words.all - words.wide, rows, panel);
+    add_words<kRows, add_wide_products>(scores, words.wide, rows, panel);
+    add_words<kRows, add_products>(scores, words.all - words.wide, rows, panel);
     VQVAE_FAST_UNROLL
-    for (int i = 0; i < kTileRows; ++i) {
+    for (int i = 0; i < kRows; ++i) {
       __m512i top = _mm512_max_epi32(scores[i][0], scores[i][1]);
       if (!kFirstPanel) top = _mm512_max_epi32(top, _mm512_loadu_si512(best + 16 * i));
       _mm512_storeu_si512(best + 16 * i, top);

@@ -7,6 +7,7 @@
 #include "../../elements.h"
 #include "../contract.h"
 #include "../exact.h"
+#include "../prefetch.h"
 
 namespace vqvae_fast {
 namespace {
@@ -14,13 +15,6 @@ namespace {
 // The rows of a segment are scattered in memory, so no hardware prefetcher finds the next. The
 // kernel prefetches this many rows ahead.
 constexpr int64_t kRowsAhead = 24;
-
-template <class In>
-inline void prefetch_row(const In* row, int64_t dim) {
-#if defined(__GNUC__)
-  for (int64_t d = 0; d < dim; d += 64 / int64_t{sizeof(In)}) __builtin_prefetch(row + d);
-#endif
-}
 
 // Computes elements [d, d + 8 kVectors) of the sum, or fewer at the end of a row.
 template <class Doubles, int kVectors, bool kEnd, class In>

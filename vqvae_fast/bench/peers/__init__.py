@@ -11,16 +11,18 @@ from vqvae_fast.bench.peers import (
     ours,
     ours_gpu,
     ours_layer,
+    ours_packed,
     reference_formula,
     scikit_learn,
     torch_addmm,
     torch_cdist,
     torch_compiled,
+    torch_kept_norms,
     torch_narrow,
     vqp_layer,
 )
 from vqvae_fast.bench.peers.base import LayerPeer, ResidualPeer, SearchPeer, SumPeer
-from vqvae_fast.bench.peers.residual import RESIDUAL_PEERS
+from vqvae_fast.bench.peers.residual import FROZEN_RESIDUAL_PEERS, RESIDUAL_PEERS
 from vqvae_fast.bench.peers.segment_sums import SUM_PEERS
 
 OURS = ours.PEER
@@ -38,6 +40,14 @@ SEARCH_PEERS: tuple[SearchPeer, ...] = (
     keops.PEER,
 )
 
+# Codebooks that do not change, so that each contender may prepare them beforehand.
+FROZEN_SEARCH_PEERS: tuple[SearchPeer, ...] = (
+    ours_packed.PEER,
+    ours.PEER,
+    torch_kept_norms.PEER,
+    faiss_flat.SEARCH_ONLY,
+)
+
 GPU_SEARCH_PEERS: tuple[SearchPeer, ...] = (
     ours.PEER,
     ours_gpu.PLAIN,
@@ -52,6 +62,8 @@ GPU_SEARCH_PEERS: tuple[SearchPeer, ...] = (
 LAYER_PEERS: tuple[LayerPeer, ...] = (*ours_layer.PEERS, *vqp_layer.PEERS)
 
 __all__ = [
+    "FROZEN_RESIDUAL_PEERS",
+    "FROZEN_SEARCH_PEERS",
     "GPU_SEARCH_PEERS",
     "LAYER_PEERS",
     "OURS",

@@ -75,15 +75,23 @@ def plain_codes(stage: VectorQuantize, rows: Tensor) -> Tensor | None:
     book = stage._codebook
     plain = (
         not (torch.is_grad_enabled() and (book.learnable_codebook or rows.requires_grad))
-        and not stage.has_projections
-        and not stage.use_cosine_sim
-        and not stage.cosine_search
-        and type(book) is Codebook
-        and book.vq_bridge is None
+        and finds_nearest_in_eval(stage)
         and rows.dtype == book.embed.dtype == torch.float32
         and not is_watched(stage)
     )
     return book.codes()[0] if plain else None
+
+
+def finds_nearest_in_eval(stage: VectorQuantize) -> bool:
+    """Whether a stage of this kind does no more in eval than find the nearest stored code."""
+    book = stage._codebook
+    return (
+        not stage.has_projections
+        and not stage.use_cosine_sim
+        and not stage.cosine_search
+        and type(book) is Codebook
+        and book.vq_bridge is None
+    )
 
 
 def is_watched(stage: VectorQuantize) -> bool:

@@ -10,6 +10,7 @@ from vqvae_fast.agreement import require_same
 from vqvae_fast.autograd.gather import take_codes
 from vqvae_fast.distributed import is_distributed
 from vqvae_fast.nn.drop_in.implicit_codebook import ImplicitCodebook
+from vqvae_fast.nn.drop_in.plain_stage import finds_nearest_in_eval
 from vqvae_fast.nn.drop_in.residual_vq_options import check, sizes_of_stages
 from vqvae_fast.nn.drop_in.residual_vq_routes import (
     AtOnce,
@@ -26,6 +27,7 @@ from vqvae_fast.nn.drop_in.residual_vq_routes import (
 )
 from vqvae_fast.nn.drop_in.vector_quantize import VectorQuantize
 from vqvae_fast.nn.steps.fixed_attributes import FixedAttributes
+from vqvae_fast.nn.steps.freezable import Freezable
 from vqvae_fast.nn.steps.layout import Layout, to_places, vectors_to_places
 from vqvae_fast.nn.steps.quantize_dropout import DropsStages
 from vqvae_fast.nn.steps.stages import padded_indices, sum_of_stages
@@ -39,7 +41,7 @@ _SAME_EVERYWHERE = (
 )
 
 
-class ResidualVQ(DropsStages, FixedAttributes):
+class ResidualVQ(Freezable, DropsStages, FixedAttributes):
     """Quantizes in stages, each of which takes what the last has left.
 
     Zeghidour et al., SoundStream, arXiv 2107.03312, algorithm 1. Arguments, defaults, results and
@@ -174,6 +176,16 @@ class ResidualVQ(DropsStages, FixedAttributes):
         self.beam_score_weights = tuple(float(weight) for weight in weights)
         self._routes = self._make_routes()
 
+    def check_freezable(self) -> None:
+        """As :meth:`Freezable.check_freezable`: a call in eval must be one search of all stages."""
+        at_once = self.uniform_codebook_size and not self.implicit_neural_codebook
+        if not (at_once and all(map(finds_nearest_in_eval, self._stages()))):
+            raise ValueError(
+                "freeze needs stages of one size that find the nearest stored code: without "
+                "project_per_stage, use_cosine_sim, implicit_neural_codebook, vq_bridge and affine "
+                "parameters"
+            )
+
     def _make_routes(self) -> list[StagesRoute]:
         """The routes that a quantizer of this kind has, in the order in which they are tried."""
         routes: list[StagesRoute] = [WithTargets(), ByBeams()]
@@ -271,9 +283,11 @@ class ResidualVQ(DropsStages, FixedAttributes):
 
     def communicates(self, freeze_codebook: bool | None = None) -> bool:
         """Whether such a call of :meth:`forward` calls the other processes, k-means aside."""
+        if not (self.training and is_distributed()):  # first, because the stages are many
+            return False
         frozen = self._frozen(freeze_codebook)
         learns = not frozen and any(stage.communicates for stage in self._stages())
-        return self.training and is_distributed() and (learns or self._dropout is not None)
+        return learns or self._dropout is not None
 
     @called_while_tracing
     def _compare_processes(self) -> None:
@@ -292,7 +306,7 @@ class ResidualVQ(DropsStages, FixedAttributes):
         return stage
 
     def _stages(self) -> list[VectorQuantize]:
-        return [self._stage(number) for number in range(self.num_quantizers)]
+        return list(self.layers)  # type: ignore[arg-type]
 
     def _through_stages(self, call: StagesCall) -> StagesOutcome:
         """By the first of the routes that serves the call."""
@@ -302,6 +316,7 @@ class ResidualVQ(DropsStages, FixedAttributes):
             self._dropout,
             self.quant_grad_frac,
             self.beam_score_weights,
+            self._kept_pack,
         )
         for route in self._routes:
             outcome = route.run(stages, call)

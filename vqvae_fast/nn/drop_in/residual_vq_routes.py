@@ -19,6 +19,7 @@ from vqvae_fast.nn.drop_in.plain_stage import PlainStage, plain_codes, plain_sta
 from vqvae_fast.nn.drop_in.vector_quantize import VectorQuantize
 from vqvae_fast.nn.steps.autocast import without_autocast
 from vqvae_fast.nn.steps.beams import Beams
+from vqvae_fast.nn.steps.kept_pack import KeptPack
 from vqvae_fast.nn.steps.quantize_dropout import QuantizeDropout, left_out_unless
 from vqvae_fast.nn.steps.regularisers import masked_mean
 
@@ -32,6 +33,7 @@ class Stages(NamedTuple):
         dropout: draws the last stage in training.
         quant_grad_frac: share of a stage's gradient that reaches the stages before it.
         beam_weights: of the stages' errors in the score of a way to quantize a vector.
+        kept_pack: keeps the packed books of a frozen quantizer.
     """
 
     layers: Sequence[VectorQuantize]
@@ -39,6 +41,7 @@ class Stages(NamedTuple):
     dropout: QuantizeDropout | None
     quant_grad_frac: float
     beam_weights: Sequence[float]
+    kept_pack: KeptPack | None = None
 
     def runs(self, number: int, last: int | Tensor) -> Runs:
         """Whether a stage runs where ``last`` is the last."""
@@ -207,8 +210,26 @@ class AtOnce:
             if book is None:
                 return None
             books.append(book)
-        found, total = functional.residual_nearest_code(call.start, torch.stack(books))
+        packed = None if stages.kept_pack is None else stages.kept_pack.of(books)
+        if packed is not None:
+            found, total = functional.residual_nearest_code(call.start, packed)
+        elif call.start.device.type == "cpu":
+            found, total = self._one_by_one(call.start, books)
+        else:
+            found, total = functional.residual_nearest_code(call.start, torch.stack(books))
         return StagesOutcome(total, found, total.new_zeros(len(books)), [])
+
+    @staticmethod
+    def _one_by_one(rows: Tensor, books: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The same searches without a copy of all books, which would take longer than they do."""
+        residual, total = rows.detach(), torch.zeros_like(rows)
+        chosen = []
+        for book in books:
+            quantized, indices, _ = torch.ops.vqvae_fast.quantize(residual, book.detach())
+            residual = residual - quantized
+            total = total + quantized
+            chosen.append(indices)
+        return torch.stack(chosen, dim=-1), total
 
 
 class PlainStages:
