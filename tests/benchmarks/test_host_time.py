@@ -46,7 +46,7 @@ def pair(n, k, d):
 
 
 @pytest.mark.parametrize(
-    ("shape", "launches", "fills"), [(LITTLE, 1, 0), (MUCH, 5, 1), ((16, 8192, 64), 1, 1)]
+    ("shape", "launches", "fills"), [(LITTLE, 1, 0), (MUCH, 6, 1), ((16, 8192, 64), 1, 1)]
 )
 def test_a_call_allocates_once_beside_its_results(launcher, shape, launches, fills):
     z, codebook = pair(*shape)

@@ -1,12 +1,26 @@
 """The packed form of a module's codes, which is kept as long as the codes do not change."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vqvae_fast.packed import PackedCodebook, pack
+
+
+class _Kept(NamedTuple):
+    """Packed books, and what was seen of the books when they were packed.
+
+    Attributes:
+        packed: the books of all stages.
+        seen: of each book, where it lay and how often it had been written to.
+        storages: while they are held, no other tensor can lie where the books lay.
+    """
+
+    packed: PackedCodebook
+    seen: list[tuple[Any, ...]]
+    storages: list[Any]
 
 
 class KeptPack:
@@ -23,9 +37,8 @@ class KeptPack:
 
     def __init__(self, verify: bool = False):
         self.verify = verify
-        self._packed: PackedCodebook | None = None
-        self._seen: list[tuple[Any, ...]] = []
-        self._storages: list[Any] = []
+        # One attribute, because threads may search at once: each reads it in one step.
+        self._kept: _Kept | None = None
 
     def of(self, books: Sequence[Tensor]) -> PackedCodebook | None:
         """Return the books [K, d] of all stages as one packed [Q, K, d].
@@ -39,29 +52,28 @@ class KeptPack:
             (book.data_ptr(), book._version, book.dtype, book.device, book.shape, book.stride())
             for book in books
         ]
-        packed = self._packed
-        if packed is None or seen != self._seen:
+        kept = self._kept
+        if kept is None or seen != kept.seen:
             self.drop()
             with torch.no_grad():
                 packed = pack(torch.stack([book.detach() for book in books]))
-            self._packed, self._seen = packed, seen
-            # While they are held, no other tensor can lie where the books lay.
-            self._storages = [book.untyped_storage() for book in books]
-        elif self.verify and not all(map(_same, books, packed.codebook)):
+            kept = self._kept = _Kept(packed, seen, [book.untyped_storage() for book in books])
+        elif self.verify and not all(map(_same, books, kept.packed.codebook)):
             raise RuntimeError(
                 "the codes of a frozen quantizer were changed behind torch's back, through .data "
                 "or NumPy: change them by torch's operations, or call freeze() again"
             )
-        return packed
+        return kept.packed
 
     @property
     def nbytes(self) -> int:
         """The memory of the packed form, with its copy of the codes; 0 if there is none now."""
-        return 0 if self._packed is None else self._packed.nbytes
+        kept = self._kept
+        return 0 if kept is None else kept.packed.nbytes
 
     def drop(self) -> None:
         """Give the memory back; the next search packs again."""
-        self._packed, self._seen, self._storages = None, [], []
+        self._kept = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles have no packed form; they make their own."""
