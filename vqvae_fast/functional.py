@@ -299,7 +299,7 @@ def _packed_pair(z: Tensor, packed: PackedCodebook) -> tuple[Tensor, Tensor, Ten
     """
     _check_tensors(z=z)
     packed.check_unchanged()
-    z, codes = _autocast_to_float32(z, packed.codebook)
+    z, codes = _autocast_to_float32(z, packed.codebook.detach())
     if codes.dtype == packed.dtype:
         return z, codes, packed.packed
     return z, codes, packed.packed[..., :0].contiguous()

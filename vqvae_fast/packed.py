@@ -17,16 +17,27 @@ class PackedCodebook:
 
     Attributes:
         codebook: the codes, [K, D] or [H, K, D], contiguous. Do not write to them: the next search
-            would raise a RuntimeError (but for one that ``torch.compile`` has traced).
+            would raise a RuntimeError if torch counts the write (except in a function that
+            ``torch.compile`` has traced).
         packed: uint8 [B], or [H, B]; B = 0 if the search of this device needs no packed form.
     """
 
-    __slots__ = ("_version", "codebook", "packed")
+    __slots__ = ("_codebook", "_packed", "_version")
 
     def __init__(self, codebook: Tensor, packed: Tensor) -> None:
-        self.codebook = codebook
-        self.packed = packed
+        self._codebook = codebook
+        self._packed = packed
         self._version = codebook._version
+
+    @property
+    def codebook(self) -> Tensor:
+        """The codes."""
+        return self._codebook
+
+    @property
+    def packed(self) -> Tensor:
+        """Their packed form."""
+        return self._packed
 
     @property
     def shape(self) -> torch.Size:
@@ -90,13 +101,14 @@ def pack(codebook: Tensor) -> PackedCodebook:
 
     Returns:
         A :class:`PackedCodebook`. It copies the codes and adds their packed form: on a CPU with
-        an integer filter (AVX-512 VNNI) about a quarter of the size in float32, on others as much
-        again as in float32 (float64 for float64). On other devices it holds the copy alone.
+        an integer filter (AVX-512 VNNI) a quarter of the size in float32 for long codes and more
+        for short ones; on others, and for float64, as much again as in float32 or float64. On other
+        devices it holds the copy alone.
 
     Raises:
         TypeError: codebook is no tensor or has no float dtype.
-        ValueError: codebook has another shape, or no code or dimension; or it requires a gradient,
-            which no packed codebook has: pass ``codebook.detach()`` or call this under
+        ValueError: codebook has another shape, no code or dimension, or no numbers; or it requires
+            a gradient, which no packed codebook has: pass ``codebook.detach()`` or call this under
             ``torch.no_grad()``.
         RuntimeError: the call is traced by ``torch.compile`` or ``torch.export``. Pack beforehand;
             searches in the result can be traced.
@@ -108,6 +120,9 @@ def pack(codebook: Tensor) -> PackedCodebook:
     if codebook.dtype not in _FLOAT_DTYPES:
         known = ", ".join(map(str, _FLOAT_DTYPES))
         raise TypeError(f"codebook must be one of {known}, got {codebook.dtype}")
+    if codebook.layout != torch.strided or codebook.is_meta:
+        what = "the meta device" if codebook.is_meta else str(codebook.layout)
+        raise ValueError(f"codebook must be a dense tensor that holds numbers, got one of {what}")
     if codebook.dim() not in (2, 3) or 0 in codebook.shape:
         raise ValueError(
             "codebook must be [K, D] or [H, K, D] with at least one code and one dimension, "

@@ -145,7 +145,7 @@ def test_verify_finds_what_torch_does_not_count() -> None:
     answers(module, x)
     answers(module, x)
     module.layers[1]._codebook.embed.numpy()[0, 3] += 1
-    with pytest.raises(RuntimeError, match=r"changed behind torch's back.*call freeze\(\) again"):
+    with pytest.raises(RuntimeError, match=r"that torch does not count.*call freeze\(\) again"):
         answers(module, x)
     module.freeze()
     check(module, x)
@@ -164,6 +164,48 @@ def test_training_and_gradients_are_as_before(packs: list) -> None:
     quantized, *_ = frozen.eval()(x)  # with a gradient: no pack serves
     assert quantized.requires_grad == module.eval()(x)[0].requires_grad
     assert not packs
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_an_optimizer_steps_in_eval(packs: list, fused: bool) -> None:
+    """torch does not count what a fused optimizer writes."""
+    module, x = quantizer(learnable_codebook=True, ema_update=False).freeze(), torch.randn(2, 13, D)
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.1, fused=fused)
+    before = answers(module, x)
+    quantized, _, losses = module(x)
+    (quantized.square().sum() + losses.sum()).backward()
+    optimizer.step()
+    check(module, x)
+    assert not torch.equal(answers(module, x)[0], before[0])
+    assert len(packs) == 2
+
+
+def test_other_processes_may_write_to_the_books(packs: list, monkeypatch) -> None:
+    """torch does not count what a collective writes, such as DistributedDataParallel's."""
+    monkeypatch.setattr(kept_pack, "is_distributed", lambda: True)
+    module, x = quantizer().freeze(), torch.randn(2, 13, D)
+    check(module, x)
+    assert not packs
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_trace_follows_the_codes(packs: list) -> None:
+    module, x = quantizer().freeze(), torch.randn(2, 13, D)
+    check(module, x)
+    with torch.no_grad():
+        traced = torch.jit.trace(module, (x,))
+        in_place(module)
+        assert torch.equal(traced(x)[0], module.unfreeze()(x)[0])
+    assert len(packs) == 1
+
+
+def test_tensors_without_numbers(packs: list) -> None:
+    module, x = quantizer().freeze(), torch.randn(2, 13, D)
+    check(module, x)
+    quantized, indices, _ = module.to("meta")(x.to("meta"))
+    assert (quantized.shape, indices.shape) == (x.shape, (2, 13, Q))
+    assert module._kept_pack.nbytes == 0
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])

@@ -51,7 +51,7 @@ _PLAIN_REGISTERS = 255
 _LONGEST_DIRECT = 128
 _PACKED_ELEMENTS = 1 << 25
 # A slab of rows has at most so many pairs of a row and a part of the codes. Each pair takes 80
-# bytes, or 144 for 128 dimensions, so the memory of a search stays O(N + K).
+# bytes, or 144 for 65 to 128 dimensions, so the memory of a search stays O(N + K).
 _ENTRIES = 1 << 18
 
 
@@ -143,7 +143,7 @@ def _plan_filter(
     arrivals: Pointer,
     processors: int,
 ) -> None:
-    """Packs the books, scans them and settles a slab of rows at a time, rescans what is listed."""
+    """Packs; scans, settles and rechecks a slab of rows at a time; rescans what is listed."""
     heads, _, dim = search.codebook.shape
     num_rows = search.rows.num_rows
     config = configuration(dim, search.packed_dtype)

@@ -208,6 +208,10 @@ class AtOnce:
         for stage in stages.layers:
             book = plain_codes(stage, call.start)
             if book is None:
+                # After a call with gradients an optimizer may write to the codes, and torch does
+                # not count what fused optimizers write.
+                if stages.kept_pack is not None:
+                    stages.kept_pack.drop()
                 return None
             books.append(book)
         packed = None if stages.kept_pack is None else stages.kept_pack.of(books)

@@ -1,8 +1,9 @@
 """Quantizers whose codebooks may stay packed, because their owner says that they do not change."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from vqvae_fast.nn.steps.kept_pack import KeptPack
 
@@ -27,13 +28,14 @@ class Freezable(nn.Module):
         The packed form has a copy of the codes; it is no part of the state_dict, and copies of this
         module make their own. ``train()`` gives its memory back. The next call in eval packs again
         after that, and after every change of the codes that torch counts: ``load_state_dict``,
-        ``.to()``, another tensor, a write in place. A write through ``.data`` or NumPy is not
-        counted: call this method again after one. Training, calls that compute a gradient for the
-        codes or the vectors, and calls that torch.compile traces are as before.
+        ``.to()``, another tensor, a write in place. torch does not count what is written through
+        ``.data``, NumPy or a storage: call this method again after such a write. Training, calls
+        that compute a gradient for the codes or the vectors, calls that are traced (torch.compile,
+        torch.jit.trace), and calls in one of several processes (torch.distributed) are as before.
 
         Args:
             verify: compare all codes in every call, and raise RuntimeError if they were changed in
-                a way that torch does not count. This is slow, and for looking for such writes.
+                a way that torch does not count. This is slow; it is meant for finding such writes.
 
         Returns:
             This module.
@@ -57,6 +59,13 @@ class Freezable(nn.Module):
             self._kept_pack.drop()
         return super().train(mode)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Self":
+        """As :meth:`torch.nn.Module._apply`, which ``.to()`` calls; the packed form is dropped."""
+        if self._kept_pack is not None:
+            self._kept_pack.drop()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
 
 def freeze(module: nn.Module, *, verify: bool = False) -> nn.Module:
     """Call :meth:`Freezable.freeze` of every quantizer in a module that has this method.
@@ -72,9 +81,12 @@ def freeze(module: nn.Module, *, verify: bool = False) -> nn.Module:
         The same module.
 
     Raises:
+        TypeError: module is no torch.nn.Module.
         ValueError: the module contains no such quantizer, or one that cannot be frozen. Nothing is
             frozen then.
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     quantizers = [part for part in module.modules() if isinstance(part, Freezable)]
     if not quantizers:
         raise ValueError(
