@@ -5,6 +5,7 @@ and prints.
 """
 
 import gc
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,6 +45,9 @@ def launched() -> Iterator[None]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         backend = "cpu:gloo,cuda:nccl"
+    # DistributedDataParallel imports torch's compiler. What that takes from the group when it is
+    # imported, it never lets go of, so it is imported before there is a group.
+    importlib.import_module("torch._dynamo")
     dist.init_process_group(backend, timeout=_PATIENCE)
     try:
         yield
