@@ -35,10 +35,10 @@ struct Header {
   int64_t element, count, dim;  // of the codes
   int64_t bytes;                // of all
   Form form;
-  // Of a PackedBook.
+  // Only a PackedBook has the next three. The index is 0, which is valid, in the other forms.
   double scale, max_norm;
-  int64_t first_usable;  // an index, also if this is no PackedBook
-  // Of an Int8Book.
+  int64_t first_usable;
+  // Only an Int8Book has the rest.
   int64_t num_wide;
   float unit;
   Int8Sizes largest;

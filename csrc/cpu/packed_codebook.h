@@ -1,5 +1,6 @@
 // A packed codebook is a codebook in the form that searches read, made once and kept in one piece
-// of memory. It serves one instruction set; searches need the codes beside it, to measure them.
+// of memory. It serves the instruction set that packed it. A search also reads the codes
+// themselves, because it measures distances from them.
 #pragma once
 
 #include <stdint.h>

@@ -29,7 +29,7 @@ def described(element, shape):
 
 
 def all_described():
-    """Of each element type in each shape; types of pointers are made for each call of a kernel."""
+    """Describes a new block type of every element type, pointers among them, in every shape."""
     elements = (tl.int1, tl.float16, tl.float32, tl.pointer_type(tl.float32))
     return [described(element, shape) for element in elements for shape in SHAPES]
 

@@ -17,7 +17,7 @@ class Freezable(nn.Module):
     _kept_pack: KeptPack | None = None
 
     def check_freezable(self) -> None:
-        """Raise ValueError if this quantizer cannot be frozen."""
+        """Raise ValueError if this quantizer cannot be frozen; every subclass defines it."""
         raise NotImplementedError
 
     def freeze(self, *, verify: bool = False) -> "Self":
