@@ -171,7 +171,7 @@ bool search_few_rows(const Engine<In>& engine, const Rows<const In>& z, const Co
   pool.run(parts, [&](int64_t p) {
     const int64_t first = part_begin(codes.count, parts, p);
     const int64_t last = part_begin(codes.count, parts, p + 1);
-    const Buffer scratch = allocate(engine.few_rows_scratch_bytes(z.dim, last - first));
+    const Buffer scratch = allocate(engine.few_rows_scratch_bytes(z.dim));
     served[p] = engine.search_few_rows(codes, z, first, last, scratch.get(), found[p]);
   });
   for (char part_served : served) {

@@ -113,10 +113,16 @@ struct PlainSimd : Plain<Element> {
     for (int i = 1; i < 8; ++i) top = v.at[i] > top ? v.at[i] : top;
     return top;
   }
-  static T reduce_add(Vec v) {
-    T sum = 0;
-    for (int i = 0; i < 8; ++i) sum += v.at[i];
-    return sum;
+  template <class In>
+  static Vec load_some(const In* p, int64_t count) {
+    return each<T>([&](int i) { return i < count ? widen(p[i]) : 0; });
+  }
+  static Vec sums_of(const Vec (&v)[8]) {
+    return each<T>([&](int j) {
+      T sum = 0;
+      for (int i = 0; i < 8; ++i) sum += v[j].at[i];
+      return sum;
+    });
   }
 };
 
@@ -179,9 +185,10 @@ struct PlainFilter : PlainSimd<float> {
     return each<float>([&](int i) { return float(v.at[i]); });
   }
   static void to_doubles(Vec v, Doubles::Vec (&parts)[1]) { parts[0] = Doubles::load(v.at); }
-  template <class In>
-  static Vec load_some(const In* p, int64_t count) {
-    return each<float>([&](int i) { return i < count ? widen(p[i]) : 0; });
+  static float reduce_add(Vec v) {
+    float sum = 0;
+    for (int i = 0; i < 8; ++i) sum += v.at[i];
+    return sum;
   }
   static void transpose(Vec (&v)[8]) {
     Vec turned[8];

@@ -9,12 +9,25 @@
 #include "../best.h"
 #include "../contract.h"
 #include "../exact.h"
+#include "../prefetch.h"
 #include "../raw_rows.h"
 
 namespace vqvae_fast {
 namespace {
 
-constexpr int64_t kRowsTogether = 4;  // rows that share each load of a code
+// So many rows share each load of a code, and so many codes of each row are summed together.
+template <class Simd>
+constexpr int kRowsTogether = Simd::kWidth < 4 ? Simd::kWidth : 4;
+template <class Simd>
+constexpr int kCodesTogether = Simd::kWidth / kRowsTogether<Simd>;
+
+// All rows meet the codes of a chunk while it is in the cache.
+template <class Simd>
+inline int64_t chunk_codes(int64_t dim) {
+  constexpr int64_t kChunkBytes = 1 << 16;
+  const int64_t codes = kChunkBytes / (dim * int64_t{sizeof(typename Simd::T)});
+  return (codes / Simd::kWidth + 1) * Simd::kWidth;
+}
 
 // Loads at most `count` elements from p on and fills the rest with zeros.
 template <class Simd, class In>
@@ -23,56 +36,66 @@ inline typename Simd::Vec load_some(const In* p, int64_t count) {
   if constexpr (sizeof(In) == sizeof(T)) {
     if (count >= Simd::kWidth) return Simd::load(p);
   }
-  T elements[Simd::kWidth] = {};
-  for (int64_t l = 0; l < smaller(Simd::kWidth, count); ++l) elements[l] = widen(p[l]);
-  return Simd::load(elements);
+  if constexpr (requires { Simd::load_some(p, count); }) {
+    return Simd::load_some(p, count);
+  } else {
+    T elements[Simd::kWidth] = {};
+    for (int64_t l = 0; l < smaller(Simd::kWidth, count); ++l) elements[l] = widen(p[l]);
+    return Simd::load(elements);
+  }
 }
 
-// Writes the distances of kRows rows from codes [k, k + kCodes) to distances[row * stride + code].
-// Each is accurate to about D roundings, because a sum of squares has no cancellation.
+// Returns the distances of kRows rows from kCodes codes: that of row i and code j lies in lane
+// i * kCodes + j. Each is accurate to about D roundings, because a sum of squares has no
+// cancellation.
 template <class Simd, int kRows, int kCodes, class In>
-inline void sum_squares(const typename Simd::T* const* rows, const Codes<In>& codes, int64_t k,
-                        typename Simd::T* distances, int64_t stride) {
+inline typename Simd::Vec sum_squares(const typename Simd::T* const* rows,
+                                      const In* const (&codes)[kCodes], int64_t dim) {
   using Vec = typename Simd::Vec;
-  Vec sums[kRows][kCodes];
+  static_assert(kRows * kCodes == Simd::kWidth, "one vector holds the sums");
+  Vec sums[kRows * kCodes];
   VQVAE_FAST_UNROLL
-  for (int i = 0; i < kRows; ++i) {
-    VQVAE_FAST_UNROLL
-    for (int j = 0; j < kCodes; ++j) sums[i][j] = Simd::broadcast(0);
-  }
-  for (int64_t d = 0; d < codes.dim; d += Simd::kWidth) {
+  for (int i = 0; i < kRows * kCodes; ++i) sums[i] = Simd::broadcast(0);
+  for (int64_t d = 0; d < dim; d += Simd::kWidth) {
     Vec z[kRows];
     VQVAE_FAST_UNROLL
-    for (int i = 0; i < kRows; ++i) z[i] = load_some<Simd>(rows[i] + d, codes.dim - d);
+    for (int i = 0; i < kRows; ++i) z[i] = load_some<Simd>(rows[i] + d, dim - d);
     VQVAE_FAST_UNROLL
     for (int j = 0; j < kCodes; ++j) {
-      const Vec e = load_some<Simd>(codes.row(k + j) + d, codes.dim - d);
+      const Vec e = load_some<Simd>(codes[j] + d, dim - d);
+      prefetch_ahead(codes[j] + d);
       VQVAE_FAST_UNROLL
       for (int i = 0; i < kRows; ++i) {
         const Vec difference = Simd::subtract(z[i], e);
-        sums[i][j] = Simd::multiply_add(difference, difference, sums[i][j]);
+        Vec& sum = sums[i * kCodes + j];
+        sum = Simd::multiply_add(difference, difference, sum);
       }
     }
   }
-  VQVAE_FAST_UNROLL
-  for (int i = 0; i < kRows; ++i) {
-    VQVAE_FAST_UNROLL
-    for (int j = 0; j < kCodes; ++j) distances[i * stride + j] = Simd::reduce_add(sums[i][j]);
-  }
+  return Simd::sums_of(sums);
 }
 
-template <class Simd, int kRows, int kCodes, class In>
+// Writes the distances of kRows rows from codes [first_code, last_code) of a chunk to
+// distances[row * stride + code of the chunk]. What lies behind the last code has no meaning.
+template <class Simd, int kRows, class In>
 VQVAE_FAST_ALONE void approximate_distances(const typename Simd::T* const* rows,
                                             const Codes<In>& codes, int64_t first_code,
-                                            int64_t last_code, typename Simd::T* distances) {
+                                            int64_t last_code, typename Simd::T* distances,
+                                            int64_t stride) {
+  using T = typename Simd::T;
+  constexpr int kCodes = Simd::kWidth / kRows;
   const Codes<In> local = codes;  // a copy stays in registers: no write can alias it
-  const int64_t stride = last_code - first_code;
-  int64_t k = first_code;
-  for (; k + kCodes <= last_code; k += kCodes) {
-    sum_squares<Simd, kRows, kCodes>(rows, local, k, distances + (k - first_code), stride);
-  }
-  for (; k < last_code; ++k) {
-    sum_squares<Simd, kRows, 1>(rows, local, k, distances + (k - first_code), stride);
+  for (int64_t k = first_code; k < last_code; k += kCodes) {
+    const In* code[kCodes];
+    VQVAE_FAST_UNROLL
+    for (int j = 0; j < kCodes; ++j) code[j] = local.row(smaller(k + j, last_code - 1));
+    const auto of_rows = sum_squares<Simd, kRows>(rows, code, local.dim);
+    T lanes[Simd::kWidth];
+    Simd::store(lanes, of_rows);
+    VQVAE_FAST_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      memcpy(distances + i * stride + (k - first_code), lanes + i * kCodes, kCodes * sizeof(T));
+    }
   }
 }
 
@@ -103,14 +126,13 @@ inline typename Simd::T smallest_of(const typename Simd::T* distances, int64_t c
   return smallest;
 }
 
-// Measures the codes within reach. Copies of the nearest so far are skipped, because the lower
-// index wins.
+// Measures the codes of a chunk within reach. Copies of the nearest so far are skipped, because the
+// lower index wins.
 template <class Simd, class In>
-inline Best measure_within(typename Simd::T reach, const typename Simd::T* distances,
+inline void measure_within(typename Simd::T reach, const typename Simd::T* distances,
                            const Codes<In>& codes, const typename Simd::T* raw, int64_t first_code,
-                           int64_t count) {
-  Best best{kInfinity, kNoCode};
-  const In* nearest = nullptr;
+                           int64_t count, Best& best) {
+  const In* nearest = best.index() == kNoCode ? nullptr : codes.row(best.index());
   const auto consider = [&](int64_t k) {
     const In* code = codes.row(k);
     if (nearest != nullptr && memcmp(code, nearest, codes.dim * sizeof(In)) == 0) return;
@@ -128,8 +150,75 @@ inline Best measure_within(typename Simd::T reach, const typename Simd::T* dista
   for (; i < count; ++i) {
     if (distances[i] <= reach) consider(first_code + i);
   }
-  return best;
 }
+
+// A FewRows holds the rows of a search, and what is known of their nearest codes.
+template <class Simd, class In>
+class FewRows {
+  using T = typename Simd::T;
+
+ public:
+  static int64_t scratch_bytes(int64_t dim) {
+    return (kFewRows * dim + kTogether * chunk_codes<Simd>(dim)) * int64_t{sizeof(T)};
+  }
+
+  FewRows(const Codes<In>& codes, const Rows<const In>& z, void* scratch, Nearest out)
+      : codes_(codes),
+        num_rows_(z.count),
+        distances_(static_cast<T*>(scratch) + kFewRows * z.dim),
+        out_(out) {
+    read_rows(z, 0, num_rows_, static_cast<T*>(scratch), raw_);
+    for (int64_t r = num_rows_; r < kFewRows; ++r) raw_[r] = raw_[0];
+    for (int64_t r = 0; r < num_rows_; ++r) {
+      smallest_[r] = T(kInfinity);
+      Best(kInfinity, kNoCode).write(out_, r);
+    }
+  }
+
+  void meet(int64_t first_code, int64_t last_code) {
+    const int64_t stride = chunk_codes<Simd>(codes_.dim);
+    for (int64_t row = 0; row < num_rows_; row += kTogether) {
+      const int64_t count = smaller(kTogether, num_rows_ - row);
+      const auto approximate = count == 1 ? approximate_distances<Simd, 1, In>
+                                          : approximate_distances<Simd, kTogether, In>;
+      approximate(raw_ + row, codes_, first_code, last_code, distances_, stride);
+      for (int64_t r = 0; r < count; ++r) {
+        choose(row + r, distances_ + r * stride, first_code, last_code - first_code);
+      }
+    }
+  }
+
+  // Returns whether every row has a code whose distance is far from overflow.
+  bool are_settled() const {
+    for (int64_t r = 0; r < num_rows_; ++r) {
+      if (!(double(smallest_[r]) < Precision<T>::largest)) return false;
+    }
+    return true;
+  }
+
+ private:
+  static constexpr int64_t kTogether = kRowsTogether<Simd>;
+  static_assert(kFewRows % kTogether == 0);
+
+  // Measures the codes of a chunk that may be nearest to a row. The reach shrinks from chunk to
+  // chunk, so it never leaves out a code that is within the last.
+  void choose(int64_t r, const T* distances, int64_t first_code, int64_t count) {
+    const T smallest = smallest_of<Simd>(distances, count);
+    smallest_[r] = smallest < smallest_[r] ? smallest : smallest_[r];
+    const T reach = reach_of(smallest_[r], codes_.dim);
+    if (!(smallest <= reach) || !(smallest < T(kInfinity))) return;
+    Best best{out_.distances[r], out_.indices[r]};
+    measure_within<Simd>(reach, distances, codes_, raw_[r], first_code, count, best);
+    best.write(out_, r);
+  }
+
+  const Codes<In>& codes_;
+  int64_t num_rows_;
+  T* distances_;  // [kTogether][codes of a chunk]
+  Nearest out_;
+  const T* raw_[kFewRows];
+  T smallest_[kFewRows];  // computed distances
+};
 
 // Finds the nearest code among [first_code, last_code) for all rows. Returns false, and `out` then
 // has no meaning, if `search` must serve: a row or all codes are not finite, or squares could
@@ -137,36 +226,12 @@ inline Best measure_within(typename Simd::T reach, const typename Simd::T* dista
 template <class Simd, class In>
 bool search_few_rows(const Codes<In>& codes, const Rows<const In>& z, int64_t first_code,
                      int64_t last_code, void* scratch, Nearest out) {
-  using T = typename Simd::T;
-  const int64_t num_codes = last_code - first_code;
-  T* copies = static_cast<T*>(scratch);
-  T* distances = copies + kRowsTogether * codes.dim;
-  for (int64_t row = 0; row < z.count; row += kRowsTogether) {
-    const int64_t count = smaller(kRowsTogether, z.count - row);
-    const T* raw[kRowsTogether];
-    read_rows(z, row, count, copies, raw);
-    if (count == 1) {
-      approximate_distances<Simd, 1, 8>(raw, codes, first_code, last_code, distances);
-    } else {
-      for (int64_t r = count; r < kRowsTogether; ++r) raw[r] = raw[0];
-      approximate_distances<Simd, kRowsTogether, Simd::kTileRows / 2>(raw, codes, first_code,
-                                                                      last_code, distances);
-    }
-    for (int64_t r = 0; r < count; ++r) {
-      const T* of_row = distances + r * num_codes;
-      const T smallest = smallest_of<Simd>(of_row, num_codes);
-      if (!(double(smallest) < Precision<T>::largest)) return false;
-      measure_within<Simd>(reach_of(smallest, codes.dim), of_row, codes, raw[r], first_code,
-                           num_codes)
-          .write(out, row + r);
-    }
+  FewRows<Simd, In> rows(codes, z, scratch, out);
+  const int64_t chunk = chunk_codes<Simd>(codes.dim);
+  for (int64_t k = first_code; k < last_code; k += chunk) {
+    rows.meet(k, smaller(k + chunk, last_code));
   }
-  return true;
-}
-
-template <class Simd>
-int64_t few_rows_scratch_bytes(int64_t dim, int64_t num_codes) {
-  return kRowsTogether * (dim + num_codes) * int64_t(sizeof(typename Simd::T));
+  return rows.are_settled();
 }
 
 }  // namespace

@@ -139,7 +139,7 @@ constexpr Engine<In> make_engine() {
           pack<Simd, In>,
           scratch_bytes<Simd>,
           search<Simd, In>,
-          few_rows_scratch_bytes<Simd>,
+          FewRows<Simd, In>::scratch_bytes,
           search_few_rows<Simd, In>,
           sum_rows<Simd, In>,
           gradient_of<Simd, In>()};

@@ -59,6 +59,45 @@ struct Avx512Float {
   static Vec subtract(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
   static T reduce_max(Vec v) { return _mm512_reduce_max_ps(v); }
   static T reduce_add(Vec v) { return _mm512_reduce_add_ps(v); }
+
+  // Loads the first `count` elements, widened, and fills the rest with zeros.
+  static Vec load_some(const float* p, int64_t count) {
+    return _mm512_maskz_loadu_ps(lanes(count), p);
+  }
+  static Vec load_some(const BFloat16* p, int64_t count) {
+    const __m256i bits = _mm256_maskz_loadu_epi16(lanes(count), p);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+  }
+  static Vec load_some(const Half* p, int64_t count) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes(count), p));
+  }
+
+  // Returns the sums of the lanes of 16 vectors.
+  static Vec sums_of(const Vec (&v)[16]) {
+    Vec pairs[8], quads[4], eights[2];
+    VQVAE_FAST_UNROLL
+    for (int i = 0; i < 8; ++i) {
+      const Vec a = v[2 * i], b = v[2 * i + 1];
+      pairs[i] = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    }
+    VQVAE_FAST_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const __m512d a = _mm512_castps_pd(pairs[2 * i]), b = _mm512_castps_pd(pairs[2 * i + 1]);
+      quads[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),
+                               _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+    }
+    // Each quarter of quads[i] has a part of the sums of vectors 4 i ... 4 i + 3.
+    VQVAE_FAST_UNROLL
+    for (int i = 0; i < 2; ++i) eights[i] = add_quarters(quads[2 * i], quads[2 * i + 1]);
+    return add_quarters(eights[0], eights[1]);
+  }
+
+ private:
+  static Mask lanes(int64_t count) { return count >= 16 ? Mask(0xffff) : Mask((1u << count) - 1); }
+  // Adds the odd quarters to the even ones: first those of a, then those of b.
+  static Vec add_quarters(Vec a, Vec b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  }
 };
 
 struct Avx512Double {
@@ -78,7 +117,27 @@ struct Avx512Double {
   static Mask at_least(Vec a, Vec b) { return _mm512_cmp_pd_mask(a, b, _CMP_GE_OQ); }
   static Vec subtract(Vec a, Vec b) { return _mm512_sub_pd(a, b); }
   static T reduce_max(Vec v) { return _mm512_reduce_max_pd(v); }
-  static T reduce_add(Vec v) { return _mm512_reduce_add_pd(v); }
+  // Loads the first `count` elements, and fills the rest with zeros.
+  static Vec load_some(const T* p, int64_t count) {
+    return _mm512_maskz_loadu_pd(count >= 8 ? Mask(0xff) : Mask((1u << count) - 1), p);
+  }
+
+  // Returns the sums of the lanes of eight vectors.
+  static Vec sums_of(const Vec (&v)[8]) {
+    Vec pairs[4];
+    VQVAE_FAST_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const Vec a = v[2 * i], b = v[2 * i + 1];
+      pairs[i] = _mm512_add_pd(_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
+    }
+    return add_quarters(add_quarters(pairs[0], pairs[1]), add_quarters(pairs[2], pairs[3]));
+  }
+
+ private:
+  // Adds the odd quarters to the even ones: first those of a, then those of b.
+  static Vec add_quarters(Vec a, Vec b) {
+    return _mm512_add_pd(_mm512_shuffle_f64x2(a, b, 0x88), _mm512_shuffle_f64x2(a, b, 0xdd));
+  }
 };
 
 // Avx512Filter adds the operations of the int8 filter to those of the float search.
@@ -114,18 +173,6 @@ struct Avx512Filter : Avx512Float {
   static void to_doubles(Vec v, Doubles::Vec (&parts)[2]) {
     parts[0] = _mm512_cvtps_pd(_mm512_castps512_ps256(v));
     parts[1] = _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1));
-  }
-
-  // Loads the first `count` elements, widened, and fills the rest with zeros.
-  static Vec load_some(const float* p, int64_t count) {
-    return _mm512_maskz_loadu_ps(lanes(count), p);
-  }
-  static Vec load_some(const BFloat16* p, int64_t count) {
-    const __m256i bits = _mm256_maskz_loadu_epi16(lanes(count), p);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-  }
-  static Vec load_some(const Half* p, int64_t count) {
-    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes(count), p));
   }
 
   // Returns a bit for each of 64 masks: whether the mask has any lane.
@@ -168,9 +215,6 @@ struct Avx512Filter : Avx512Float {
       v[12 + j] = _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd);
     }
   }
-
- private:
-  static Mask lanes(int64_t count) { return count >= 16 ? Mask(0xffff) : Mask((1u << count) - 1); }
 };
 
 }  // namespace

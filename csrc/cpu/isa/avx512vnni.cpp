@@ -8,6 +8,7 @@
 // This file is the int8 filter for AVX-512 VNNI: 32 registers hold 14 rows x 2 vectors of codes (28
 // accumulators) and the operands. docs/performance.md tells what limits it.
 #include "../int8_filter/filter_kernel.h"
+#include "../prefetch.h"
 #include "avx512_simd.h"
 
 namespace vqvae_fast {
@@ -92,10 +93,6 @@ struct Vnni {
                              words, best);
   }
 
-  // A panel that no tile has read yet comes from the L3 or from memory, and the hardware's
-  // prefetcher stops at every page. So each word asks for what lies so many bytes behind it.
-  static constexpr int kBytesAhead = 8192;
-
   // Adds the products of `words` words to the scores, and moves on behind them.
   template <int kRows, void (*kAdd)(__m512i&, __m512i, __m512i)>
   VQVAE_FAST_INLINE static void add_words(__m512i (&scores)[kRows][2], int64_t words,
@@ -103,9 +100,8 @@ struct Vnni {
     for (int64_t w = 0; w < words; ++w) {
       const __m512i codes0 = _mm512_loadu_si512(panel);
       const __m512i codes1 = _mm512_loadu_si512(panel + 16);
-      const char* const ahead = reinterpret_cast<const char*>(panel) + kBytesAhead;
-      _mm_prefetch(ahead, _MM_HINT_T0);
-      _mm_prefetch(ahead + 64, _MM_HINT_T0);
+      prefetch_ahead(panel);
+      prefetch_ahead(panel + 16);
       VQVAE_FAST_UNROLL
       for (int i = 0; i < kRows; ++i) {
         const __m512i row = _mm512_set1_epi32(rows[i]);

@@ -116,10 +116,21 @@ struct Portable {
     for (int i = 1; i < kWidth; ++i) top = v[i] > top ? v[i] : top;
     return top;
   }
-  static T reduce_add(Vec v) {
-    T sum = v[0];
-    for (int i = 1; i < kWidth; ++i) sum += v[i];
-    return sum;
+  // Loads the first `count` elements, and fills the rest with zeros.
+  static Vec load_some(const T* p, int64_t count) {
+    if (count >= kWidth) return load(p);
+    Vec v{};
+    for (int i = 0; i < count; ++i) v[i] = p[i];
+    return v;
+  }
+  // Returns the sums of the lanes of kWidth vectors.
+  static Vec sums_of(const Vec (&v)[kWidth]) {
+    Vec sums;
+    for (int j = 0; j < kWidth; ++j) {
+      sums[j] = v[j][0];
+      for (int i = 1; i < kWidth; ++i) sums[j] += v[j][i];
+    }
+    return sums;
   }
 };
 
