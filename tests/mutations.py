@@ -93,6 +93,24 @@ FAULTS = [
         OPS + "packed.py",
     ),
     Fault(
+        "packed codebook: a part of the codes counts from its own first code",
+        "if (index != kNoCode) index += first_group * book.group_codes;",
+        "if (index != kNoCode) index += 0 * first_group * book.group_codes;",
+        OPS + "packed.py",
+    ),
+    Fault(
+        "packed codebook: integers are kept although they settle few rows",
+        "if (integers_serve(filter, owned.book, pool)) return integers_of(set, owned.book);",
+        "return integers_of(set, owned.book);",
+        OPS + "packed.py",
+    ),
+    Fault(
+        "few rows: only the last chunk of codes is measured",
+        "const T reach = reach_of(smallest_[r], codes_.dim);",
+        "const T reach = 0 * reach_of(smallest_[r], codes_.dim);",
+        OPS + "search_adversarial.py -k few_rows",
+    ),
+    Fault(
         "packed codebook: codes that were written to are searched",
         "if self.codebook._version != self._version:",
         "if False:",

@@ -135,6 +135,30 @@ std::vector<char> nothing_of(const InstructionSet& set, const Codes<In>& codes) 
   return memory;
 }
 
+// Tries a few searches in integers, and returns whether they settle most rows. They do not beside a
+// code that is far from all others, or among many copies. A row takes its elements in turn from two
+// codes that lie apart in the codebook.
+template <class In>
+bool integers_serve(const Int8Filter<In>& filter, const Int8Book<In>& book,
+                    const ThreadPool& pool) {
+  constexpr int64_t kTrials = 32, kMostUnsettled = kTrials / 4;
+  const ListedCodes<In>& codes = book.codes;
+  std::vector<In> rows(kTrials * codes.dim);
+  for (int64_t r = 0; r < kTrials; ++r) {
+    const int64_t k = part_begin(codes.count, kTrials, r);
+    const In* const of[] = {codes.row(k), codes.row((k + codes.count / 2) % codes.count)};
+    for (int64_t d = 0; d < codes.dim; ++d) {
+      rows[r * codes.dim + d] = of[d % 2][d * codes.element_stride];
+    }
+  }
+  std::vector<int64_t> indices(kTrials), unsettled;
+  std::vector<float> distances(kTrials);
+  const Rows<const In> z{rows.data(), kTrials, codes.dim, kTrials, 0, codes.dim, 1};
+  filter_packed_rows(filter, book, z, indices.data(), distances.data(), Rows<In>{}, pool,
+                     unsettled);
+  return int64_t(unsettled.size()) <= kMostUnsettled;
+}
+
 [[noreturn]] void refuse(const std::string& why) {
   throw std::invalid_argument("the packed codebook does not belong to this codebook: " + why);
 }
@@ -166,10 +190,11 @@ std::vector<char> pack_for_searches(const Codes<In>& codes, const ThreadPool& po
       const Int8Filter<In>& filter = *set.filters->filter(static_cast<const In*>(nullptr));
       OwnedInt8Book<In> owned;
       if (pack_int8_book(filter, all, Directions::kWidestFirst, pool, owned)) {
-        return integers_of(set, owned.book);
+        if (integers_serve(filter, owned.book, pool)) return integers_of(set, owned.book);
+      } else if (!(owned.book.unit > 0)) {
+        // Probably all codes are equal, so that a search takes the first.
+        return nothing_of<In>(set, codes);
       }
-      // Probably all codes are equal, so that a search takes the first.
-      if (!(owned.book.unit > 0)) return nothing_of<In>(set, codes);
     }
   }
   const OwnedBook<In> owned = pack_codebook(set.engine<In>(), all, pool);

@@ -10,6 +10,7 @@
 #include "codes/distinct.h"
 #include "codes/gather.h"
 #include "dispatch.h"
+#include "division.h"
 #include "float_search/owned_book.h"
 #include "int8_filter/filter.h"
 
@@ -31,38 +32,6 @@ struct Answers {
   Compute<In>* distances;
   Rows<In> quantized;
 };
-
-// The rows are divided first, because that repeats no work. If they are too few for the threads,
-// the codes are divided too, and each part of the codes has an answer of its own to merge.
-struct Division {
-  int64_t row_parts;
-  int64_t code_parts;
-};
-
-Division divide(int64_t rows, int64_t panels, int64_t tile_rows, int64_t num_threads) {
-  const int64_t row_tiles = (rows + tile_rows - 1) / tile_rows;
-  const int64_t row_parts = std::clamp<int64_t>(row_tiles / 2, 1, num_threads);
-  return {row_parts, std::min((num_threads + row_parts - 1) / row_parts, panels)};
-}
-
-// Merges the answers of the parts of the codebook for some rows: the smallest distance wins, the
-// lowest index among equals. A row with a NaN has the same answer in every part.
-template <class T>
-void merge(const std::vector<Nearest>& parts, int64_t rows, int64_t* indices, T* distances) {
-  for (int64_t n = 0; n < rows; ++n) {
-    int64_t index = parts[0].indices[n];
-    double distance = parts[0].distances[n];
-    for (const Nearest& part : parts) {
-      const double d = part.distances[n];
-      if (d < distance || (d == distance && part.indices[n] < index)) {
-        index = part.indices[n];
-        distance = d;
-      }
-    }
-    indices[n] = index;
-    distances[n] = T(distance);
-  }
-}
 
 // Chooses code 0 for every row, as the contract requires if no code is finite.
 template <class In>
@@ -98,7 +67,7 @@ void search_rows(const Engine<In>& engine, const PackedBook<In>& book, const Row
                  Effort effort, const Answers<In>& out, const ThreadPool& pool,
                  std::vector<int64_t>& unsettled) {
   const int64_t scratch_bytes = engine.scratch_bytes(z.dim, book.num_panels);
-  const Division by = divide(z.count, book.num_panels, engine.tile_rows, pool.num_threads);
+  const Division by = divide(z.count, engine.tile_rows, book.num_panels, pool.num_threads);
   const double patience = patience_for(effort, book.codes.count / by.code_parts);
   const auto begin_of = [&](int64_t part) { return part_begin(z.count, by.row_parts, part); };
   const auto finish = [&](const std::vector<Nearest>& parts, int64_t first, int64_t last) {

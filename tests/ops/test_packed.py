@@ -93,6 +93,21 @@ def test_the_filter_settles_few_rows(count: int) -> None:
         assert settled is None if isa != "avx512vnni" else settled >= 0.9 * count
 
 
+@needs_kernels
+@pytest.mark.parametrize("spoiled", ["a far code", "copies"])
+def test_a_codebook_that_integers_do_not_serve_is_packed_in_floats(spoiled: str) -> None:
+    z, codebook = torch.randn(61, 64), torch.randn(1031, 64)
+    if spoiled == "copies":
+        codebook[:] = codebook[torch.arange(1031) % 8]
+    else:
+        codebook[7] = 1e4
+    check_everywhere(z, codebook)
+    for isa in INSTRUCTION_SETS:
+        compiled(isa)
+        packed = vqvae_fast.pack(codebook).packed
+        assert _native.extension.rows_settled_by_filter(z, codebook, packed) is None
+
+
 def trained_like(rows: int, dim: int) -> Tensor:
     """Vectors that spread far along a few directions, of which the filter makes 16 bits."""
     turn = torch.linalg.qr(torch.randn(dim, dim, generator=torch.Generator().manual_seed(1))).Q
@@ -119,6 +134,27 @@ def test_threads_and_layouts_leave_no_trace(threads: int, count: int) -> None:
     wanted = vqvae_fast.nearest_code(z.contiguous(), codebook.contiguous())
     found = vqvae_fast.nearest_code(z, packed)
     assert all(same_bits(*pair) for pair in zip(found, wanted, strict=True))
+
+
+@needs_kernels
+@pytest.mark.parametrize("count", [1, 13, 50])
+def test_threads_divide_the_codes_of_a_large_book(count: int) -> None:
+    """Three threads have two tiles of rows at most, and the book has 2 MiB in integers."""
+    codebook = torch.randn(8203, 256)
+    codebook[-1], codebook[4000:4003] = codebook[5], codebook[6]  # equal codes in several parts
+    codebook[77] = float("nan")
+    z = torch.randn(count, 256)
+    z[0], z[count // 2] = codebook[-1], codebook[6]
+    z[-1, 3] = float("inf") if count > 1 else z[-1, 3]
+    torch.set_num_threads(1)
+    wanted = vqvae_fast.quantize(z, codebook)
+    for isa in INSTRUCTION_SETS:
+        compiled(isa)
+        packed = vqvae_fast.pack(codebook)
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            found = vqvae_fast.quantize(z, packed)
+            assert all(same_bits(*pair) for pair in zip(found, wanted, strict=True)), (isa, threads)
 
 
 @pytest.mark.parametrize("count", [0, 1, 9, 61])

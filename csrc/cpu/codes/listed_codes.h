@@ -18,6 +18,13 @@ struct ListedCodes {
 
   VQVAE_FAST_INLINE int64_t place(int64_t k) const { return listed == nullptr ? k : listed[k]; }
   VQVAE_FAST_INLINE const In* row(int64_t k) const { return data + place(k) * row_stride; }
+
+  // Returns codes [first, last) of these.
+  ListedCodes part(int64_t first, int64_t last) const {
+    if (listed != nullptr)
+      return {data, last - first, dim, row_stride, element_stride, listed + first};
+    return {row(first), last - first, dim, row_stride, element_stride, nullptr};
+  }
 };
 
 template <class In>

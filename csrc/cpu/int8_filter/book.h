@@ -100,6 +100,17 @@ struct Int8Book {
     return {wide, wide + (codes.dim - num_wide + 3) / 4};
   }
   VQVAE_FAST_INLINE int64_t group_words() const { return words().all * group_codes; }
+
+  // Returns groups [first, last) of this book.
+  Int8Book part(int64_t first, int64_t last) const {
+    Int8Book some = *this;
+    some.codes =
+        codes.part(first * group_codes, last == num_groups ? codes.count : last * group_codes);
+    some.num_groups = last - first;
+    some.groups += first * group_words();
+    some.half_norm += first * group_codes;
+    return some;
+  }
 };
 
 // An Int8Filter holds the filter's functions for one input type.

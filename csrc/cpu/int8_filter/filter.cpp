@@ -8,6 +8,7 @@
 #include "../aligned_buffer.h"
 #include "../codes/gather.h"
 #include "../contract.h"
+#include "../division.h"
 #include "../float_search/owned_book.h"
 
 namespace vqvae_fast {
@@ -22,10 +23,17 @@ constexpr int64_t kSmallestDim = 8;
 constexpr float kSmallestUnit = 0x1p-47f;
 // The filter looks for wide directions if the search has so many multiply-adds, because then
 // looking costs little.
-#ifdef VQVAE_FAST_TEST_ALWAYS_WIDE
+#ifdef VQVAE_FAST_TEST_SMALL_AS_LARGE
 constexpr double kWideWork = 0;
 #else
 constexpr double kWideWork = 1 << 27;
+#endif
+// A thread reads at least so many bytes of a packed codebook if the codes are divided, because it
+// takes about as long to wake it.
+#ifdef VQVAE_FAST_TEST_SMALL_AS_LARGE
+constexpr int64_t kLeastBytes = 1;
+#else
+constexpr int64_t kLeastBytes = 1 << 19;
 #endif
 // The filter judges its success again after at most so many rows.
 constexpr int64_t kLargestChunk = 256;
@@ -71,6 +79,32 @@ void choose_directions(const Int8Filter<In>& filter, const ListedCodes<In>& code
   const Buffer scratch = allocate(filter.wide_scratch_bytes(codes.dim));
   owned.book.num_wide =
       filter.find_wide(codes, owned.book.centre, scratch.get(), owned.reflections.data());
+}
+
+// Searches for rows [begin, end) a chunk at a time, and appends those that it does not settle to
+// `unsettled`. found(row) says where the nearest codes of rows from `row` on are written;
+// finish(first, last, left) is called for each chunk, with its unsettled rows.
+template <class In, class Found, class Finish>
+void search_chunks(const Int8Filter<In>& filter, const Int8Book<In>& book, const Rows<const In>& z,
+                   int64_t begin, int64_t end, Found found, Finish finish,
+                   std::vector<int64_t>& unsettled) {
+  const int64_t chunk = kLargestChunk / filter.block_rows * filter.block_rows;
+  const Buffer scratch = allocate(filter.scratch_bytes(book, end - begin));
+  std::vector<int64_t> left;
+  for (int64_t row = begin; row < end; row += chunk) {
+    const int64_t last = std::min(row + chunk, end);
+    // If the filter leaves too many rows unsettled, skip it for the rest.
+    if (int64_t(unsettled.size()) * 4 > (row - begin) + chunk) {
+      for (int64_t r = row; r < end; ++r) unsettled.push_back(r);
+      break;
+    }
+    const Nearest of_chunk = found(row);
+    left.resize(last - row);
+    left.resize(filter.search(book, z, row, last, scratch.get(), of_chunk.indices,
+                              of_chunk.distances, left.data()));
+    finish(row, last, left);
+    unsettled.insert(unsettled.end(), left.begin(), left.end());
+  }
 }
 
 }  // namespace
@@ -133,35 +167,71 @@ void filter_packed_rows(const Int8Filter<In>& filter, const Int8Book<In>& book,
                         const Rows<const In>& z, int64_t* indices, float* distances,
                         const Rows<In>& quantized, const ThreadPool& pool,
                         std::vector<int64_t>& unsettled) {
-  const ListedCodes<In>& codes = book.codes;
-  const int64_t parts = std::min(pool.num_threads, num_tiles(filter, z.count));
-  const int64_t chunk = kLargestChunk / filter.block_rows * filter.block_rows;
-  std::vector<std::vector<int64_t>> unsettled_of(parts);
-  pool.run(parts, [&](int64_t part) {
-    std::vector<int64_t>& mine = unsettled_of[part];
-    const int64_t begin = part_begin(z.count, parts, part);
-    const int64_t end = part_begin(z.count, parts, part + 1);
-    const Buffer scratch = allocate(filter.scratch_bytes(book, end - begin));
-    double exact[kLargestChunk];
-    int64_t of_chunk[kLargestChunk];
-    for (int64_t row = begin; row < end; row += chunk) {
-      const int64_t last = std::min(row + chunk, end);
-      // If the filter leaves too many rows unsettled, skip it for the rest.
-      if (int64_t(mine.size()) * 4 > (row - begin) + chunk) {
-        for (int64_t r = row; r < end; ++r) mine.push_back(r);
-        break;
+  const int64_t row_parts = std::min(pool.num_threads, num_tiles(filter, z.count));
+  const int64_t bytes = book.num_groups * book.group_words() * int64_t{sizeof(int32_t)};
+  const int64_t code_parts = std::clamp<int64_t>(
+      bytes / kLeastBytes, 1, std::min(pool.num_threads / row_parts, book.num_groups));
+  const auto begin_of = [&](int64_t part) { return part_begin(z.count, row_parts, part); };
+  // Sets the answers of rows whose nearest codes are known.
+  const auto finish = [&](int64_t first, int64_t last, const std::vector<int64_t>& left) {
+    for (const int64_t row : left) indices[row] = kAnyCode;
+    gather(book.codes, indices, quantized, first, last);
+    for (int64_t row = first; row < last; ++row) indices[row] = book.codes.place(indices[row]);
+  };
+  std::vector<std::vector<int64_t>> unsettled_of(row_parts * code_parts);
+
+  if (code_parts == 1) {
+    pool.run(row_parts, [&](int64_t part) {
+      double exact[kLargestChunk];
+      search_chunks(
+          filter, book, z, begin_of(part), begin_of(part + 1),
+          [&](int64_t row) { return Nearest{indices + row, exact}; },
+          [&](int64_t first, int64_t last, const std::vector<int64_t>& left) {
+            for (int64_t row = first; row < last; ++row) distances[row] = float(exact[row - first]);
+            finish(first, last, left);
+          },
+          unsettled_of[part]);
+    });
+  } else {
+    std::vector<int64_t> all_indices(code_parts * z.count);
+    std::vector<double> all_distances(code_parts * z.count);
+    const auto found = [&](int64_t c, int64_t row) {
+      return Nearest{all_indices.data() + c * z.count + row,
+                     all_distances.data() + c * z.count + row};
+    };
+    pool.run(row_parts * code_parts, [&](int64_t task) {
+      const int64_t r = task / code_parts, c = task % code_parts;
+      const int64_t first_group = part_begin(book.num_groups, code_parts, c);
+      const int64_t last_group = part_begin(book.num_groups, code_parts, c + 1);
+      search_chunks(
+          filter, book.part(first_group, last_group), z, begin_of(r), begin_of(r + 1),
+          [&](int64_t row) { return found(c, row); },
+          [&](int64_t first, int64_t last, const std::vector<int64_t>&) {
+            for (int64_t row = first; row < last; ++row) {
+              int64_t& index = *found(c, row).indices;
+              if (index != kNoCode) index += first_group * book.group_codes;
+            }
+          },
+          unsettled_of[task]);
+    });
+    for (int64_t r = 0; r < row_parts; ++r) {
+      std::vector<Nearest> parts;
+      std::vector<int64_t> left;
+      for (int64_t c = 0; c < code_parts; ++c) {
+        parts.push_back(found(c, begin_of(r)));
+        std::vector<int64_t>& of_part = unsettled_of[r * code_parts + c];
+        left.insert(left.end(), of_part.begin(), of_part.end());
+        of_part.clear();
       }
-      const int64_t count =
-          filter.search(book, z, row, last, scratch.get(), indices + row, exact, of_chunk);
-      for (int64_t r = row; r < last; ++r) distances[r] = float(exact[r - row]);
-      for (int64_t i = 0; i < count; ++i) indices[of_chunk[i]] = kAnyCode;
-      gather(codes, indices, quantized, row, last);
-      for (int64_t r = row; r < last; ++r) indices[r] = codes.place(indices[r]);
-      mine.insert(mine.end(), of_chunk, of_chunk + count);
+      std::sort(left.begin(), left.end());
+      left.erase(std::unique(left.begin(), left.end()), left.end());
+      merge(parts, begin_of(r + 1) - begin_of(r), indices + begin_of(r), distances + begin_of(r));
+      finish(begin_of(r), begin_of(r + 1), left);
+      unsettled_of[r * code_parts] = left;
     }
-  });
-  for (const auto& mine : unsettled_of) {
-    unsettled.insert(unsettled.end(), mine.begin(), mine.end());
+  }
+  for (const auto& left : unsettled_of) {
+    unsettled.insert(unsettled.end(), left.begin(), left.end());
   }
 }
 
