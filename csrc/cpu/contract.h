@@ -54,8 +54,8 @@ struct PackedBook {
 
 constexpr int64_t kAlignment = 64;  // a cache line, and the widest vector
 
-// For at most this many rows, reading the codebook in place costs less than packing it.
-constexpr int64_t kFewRows = 16;
+// At most so many rows are few: reading the codebook in place costs less than packing it.
+constexpr int64_t kFewRows = 32;
 
 // A search writes its answers to a Nearest. Distances are float64 here and are rounded once, at the
 // end. kNoCode means that no code could be chosen; it is larger than every index.
@@ -99,7 +99,7 @@ struct Engine {
   int64_t (*search)(const PackedBook<In>& book, const Rows<const In>& z, int64_t first_row,
                     int64_t last_row, int64_t first_panel, int64_t last_panel, double patience,
                     void* scratch, Nearest out);
-  // Finds the nearest code for at most kFewRows rows without a packed book. The elements of a code
+  // Finds the nearest code without a packed book, kFewRows rows at a time. The elements of a code
   // must be contiguous. Returns false if `search` must serve.
   int64_t (*few_rows_scratch_bytes)(int64_t dim);
   bool (*search_few_rows)(const Codes<In>& codes, const Rows<const In>& z, int64_t first_code,

@@ -120,9 +120,18 @@ void search_rows(const Engine<In>& engine, const PackedBook<In>& book, const Row
   }
 }
 
+// With so few pairs of a row and a code, packing takes longer than all distances.
+constexpr int64_t kFewPairs = 1 << 13;
+// Codes of whole vectors of eight are packed faster, for their length, than others and long ones.
+constexpr int64_t kLongDim = 128;
+
+// Returns whether the rows should be searched without packing the codebook.
 template <class In>
 bool few_rows_serve(const Rows<const In>& z, const Codes<In>& codes) {
-  return z.count <= kFewRows && codes.element_stride == 1 && !too_long<Compute<In>>(codes.dim);
+  const bool quick = codes.dim % 8 == 0 && codes.dim < kLongDim;
+  const bool few = z.count <= (quick ? kFewRows / 2 : kFewRows) ||
+                   double(z.count) * double(codes.count) <= double(kFewPairs);
+  return few && codes.element_stride == 1 && !too_long<Compute<In>>(codes.dim);
 }
 
 // Searches without packing the codebook. Returns false if the values need a packed one.
@@ -301,7 +310,7 @@ int64_t rows_settled_by_filter(const Rows<const In>& z, const Codes<In>& codes,
   bool served = forms.integers.has_value();
   if (served) {
     search_filtered(set, z, *forms.integers, unused, pool, unsettled);
-  } else if (!forms.floats) {
+  } else if (!forms.floats && !few_rows_serve(z, codes)) {
     served = search_filtered(set, z, list_all(codes), unused, pool, unsettled);
   }
   return served ? z.count - int64_t(unsettled.size()) : -1;

@@ -152,7 +152,7 @@ inline void measure_within(typename Simd::T reach, const typename Simd::T* dista
   }
 }
 
-// A FewRows holds the rows of a search, and what is known of their nearest codes.
+// A FewRows holds some rows of a search, and what is known of their nearest codes.
 template <class Simd, class In>
 class FewRows {
   using T = typename Simd::T;
@@ -162,12 +162,14 @@ class FewRows {
     return (kFewRows * dim + kTogether * chunk_codes<Simd>(dim)) * int64_t{sizeof(T)};
   }
 
-  FewRows(const Codes<In>& codes, const Rows<const In>& z, void* scratch, Nearest out)
+  // Takes `count` rows from first_row on, at most kFewRows. out: of these rows.
+  FewRows(const Codes<In>& codes, const Rows<const In>& z, int64_t first_row, int64_t count,
+          void* scratch, Nearest out)
       : codes_(codes),
-        num_rows_(z.count),
+        num_rows_(count),
         distances_(static_cast<T*>(scratch) + kFewRows * z.dim),
         out_(out) {
-    read_rows(z, 0, num_rows_, static_cast<T*>(scratch), raw_);
+    read_rows(z, first_row, num_rows_, static_cast<T*>(scratch), raw_);
     for (int64_t r = num_rows_; r < kFewRows; ++r) raw_[r] = raw_[0];
     for (int64_t r = 0; r < num_rows_; ++r) {
       smallest_[r] = T(kInfinity);
@@ -226,12 +228,16 @@ class FewRows {
 template <class Simd, class In>
 bool search_few_rows(const Codes<In>& codes, const Rows<const In>& z, int64_t first_code,
                      int64_t last_code, void* scratch, Nearest out) {
-  FewRows<Simd, In> rows(codes, z, scratch, out);
   const int64_t chunk = chunk_codes<Simd>(codes.dim);
-  for (int64_t k = first_code; k < last_code; k += chunk) {
-    rows.meet(k, smaller(k + chunk, last_code));
+  for (int64_t row = 0; row < z.count; row += kFewRows) {
+    FewRows<Simd, In> rows(codes, z, row, smaller(kFewRows, z.count - row), scratch,
+                           {out.indices + row, out.distances + row});
+    for (int64_t k = first_code; k < last_code; k += chunk) {
+      rows.meet(k, smaller(k + chunk, last_code));
+    }
+    if (!rows.are_settled()) return false;
   }
-  return rows.are_settled();
+  return true;
 }
 
 }  // namespace

@@ -158,8 +158,8 @@ bool filter_serves(const Int8Filter<In>& filter, const Rows<const In>& z,
                    const ListedCodes<In>& codes, const ThreadPool& pool) {
   // If there are fewer tiles than threads, the float search serves, because it divides the codes
   // too.
-  return z.count > kFewRows && 2 * num_tiles(filter, z.count) >= pool.num_threads &&
-         filter_packs(codes) && codes.count * codes.dim >= kFewestElements;
+  return 2 * num_tiles(filter, z.count) >= pool.num_threads && filter_packs(codes) &&
+         codes.count * codes.dim >= kFewestElements;
 }
 
 template <class In>
