@@ -14,12 +14,12 @@ from torch import Tensor
 from vqvae_fast import functional
 from vqvae_fast.autograd.estimators import directional_reparam
 from vqvae_fast.autograd.residual_nearest_with_loss import residual_nearest_with_loss
+from vqvae_fast.nn.codebook.kept_pack import KeptPack
 from vqvae_fast.nn.codebook.undoing import Runs, undone_unless
 from vqvae_fast.nn.drop_in.plain_stage import PlainStage, plain_codes, plain_stage
 from vqvae_fast.nn.drop_in.vector_quantize import VectorQuantize
 from vqvae_fast.nn.steps.autocast import without_autocast
 from vqvae_fast.nn.steps.beams import Beams
-from vqvae_fast.nn.steps.kept_pack import KeptPack
 from vqvae_fast.nn.steps.quantize_dropout import QuantizeDropout, left_out_unless
 from vqvae_fast.nn.steps.regularisers import masked_mean
 
@@ -208,13 +208,14 @@ class AtOnce:
         for stage in stages.layers:
             book = plain_codes(stage, call.start)
             if book is None:
-                # After a call with gradients an optimizer may write to the codes, and torch does
-                # not count what fused optimizers write.
+                # As KeptPack.of does for a call with a gradient for the codes.
                 if stages.kept_pack is not None:
                     stages.kept_pack.drop()
                 return None
             books.append(book)
-        packed = None if stages.kept_pack is None else stages.kept_pack.of(books)
+        packed = None
+        if stages.kept_pack is not None and len({book.shape for book in books}) == 1:
+            packed = stages.kept_pack.of(books, lambda: torch.stack(books))
         if packed is not None:
             found, total = functional.residual_nearest_code(call.start, packed)
         elif call.start.device.type == "cpu":

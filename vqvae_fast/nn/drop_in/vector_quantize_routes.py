@@ -10,7 +10,7 @@ from torch import Tensor
 from vqvae_fast.autograd.nearest_with_loss import nearest_with_loss
 from vqvae_fast.nn.drop_in.vector_quantize_call import Call, Outcome, Route
 from vqvae_fast.nn.drop_in.vector_quantize_parts import Kinds
-from vqvae_fast.nn.steps.choosing import Chosen, Search
+from vqvae_fast.nn.steps.choosing import Best, Chosen
 from vqvae_fast.nn.steps.losses import (
     Commitment,
     LossBreakdown,
@@ -23,12 +23,16 @@ from vqvae_fast.nn.steps.regularisers import masked_mean
 class Evaluation:
     """Search only: nothing is learned, and the loss is 0 unless each of k codes has one."""
 
-    def __init__(self, search: Search, commitment: Commitment):
+    def __init__(self, search: Best, commitment: Commitment):
         self.search, self.commitment = search, commitment
 
     def run(self, call: Call) -> Outcome:
         """As :meth:`Route.run`."""
-        chosen = self.search.choose(call.rows, call.codes(), call.wanted)
+        packed = call.book.packed(self.search.compared) if call.wanted.one_stored_code else None
+        if packed is not None and packed.dtype == call.rows.dtype:
+            chosen = self.search.choose_packed(call.rows, call.codes, packed)
+        else:
+            chosen = self.search.choose(call.rows, call.codes(), call.wanted)
         commitment = self.commitment(call.rows, chosen, call.counted)
         return Outcome(chosen, commitment * call.commitment_weight, _parts(call, commitment))
 
