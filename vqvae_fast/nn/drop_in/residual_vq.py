@@ -18,6 +18,7 @@ from vqvae_fast.nn.drop_in.residual_vq_routes import (
     ByBeams,
     Directional,
     PlainStages,
+    Projected,
     StageByStage,
     Stages,
     StagesCall,
@@ -192,15 +193,18 @@ class ResidualVQ(Freezable, KeepsPack, DropsStages, FixedAttributes):
                 f"got {self.eval_beam_size}",
             ),
         )
-        if self.uniform_codebook_size and all(map(finds_nearest_in_eval, self._stages())):
+        books = [stage._codebook for stage in self._stages()]
+        if self.uniform_codebook_size and all(map(finds_nearest_in_eval, self._stages(), books)):
             return [self]
-        return list(dict.fromkeys(stage._codebook for stage in self._stages()))
+        return list(dict.fromkeys(books))
 
     def _make_routes(self) -> list[StagesRoute]:
         """The routes that a quantizer of this kind has, in the order in which they are tried."""
         routes: list[StagesRoute] = [WithTargets(), ByBeams()]
         if self.uniform_codebook_size and not self.implicit_neural_codebook:
             routes.append(AtOnce())
+        if not self.has_projections and not self.implicit_neural_codebook:
+            routes.append(Projected())
         if not self.shared_codebook and not self.implicit_neural_codebook:
             routes.append(PlainStages())
         routes.append(StageByStage())

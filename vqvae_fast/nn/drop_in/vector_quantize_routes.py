@@ -144,11 +144,16 @@ def _parts(call: Call, commitment: Tensor) -> LossBreakdown:
 
 
 class Routes:
-    """All routes of a quantizer."""
+    """All routes of a quantizer.
+
+    Attributes:
+        best: the search in eval.
+    """
 
     def __init__(self, kinds: Kinds):
         by_steps = StepByStepInPlace if kinds.in_place_codebook_optimizer else StepByStep
         each = commitment_of_each if kinds.has_commitment_loss else no_commitment
+        self.best = kinds.best
         self._one_piece = OnePiece(kinds) if OnePiece.fits(kinds) else None
         # By (training, several codes for each vector).
         self._others: dict[tuple[bool, bool], Route] = {
