@@ -5,7 +5,6 @@ codebook is as cold as it is in the model. The time is the CPU time of one threa
 second table has residual quantization: all stages of a model in a call.
 """
 
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,10 +13,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks import command_line
+from benchmarks.cpu_time import ABOUT_THE_TABLES, WrongCodeError, cell, timed
 from vqvae_fast.bench import environment, tables
 from vqvae_fast.bench.data import Shape, gaussian_stages
 from vqvae_fast.bench.exactness import smallest_distances, violating_share, violating_stages
-from vqvae_fast.bench.interleave import interleaved, ratio
 from vqvae_fast.bench.peers import FROZEN_RESIDUAL_PEERS, FROZEN_SEARCH_PEERS
 from vqvae_fast.bench.threads import all_threads
 
@@ -45,22 +44,6 @@ BOOKS = (
 VECTORS = (1, 13, 50, 125)
 QUICK_BOOKS = (Books("tiny", 2, 300, 16, residual=True),)
 QUICK_VECTORS = (1, 13)
-
-
-class WrongCodeError(AssertionError):
-    """A code of ours is not the nearest, so nothing is timed."""
-
-
-def cpu_seconds(sweep: Callable[[], Any], searches: int, min_seconds: float) -> float:
-    """Return the CPU time of one search, from as many sweeps as ``min_seconds`` takes."""
-    sweep()
-    sweeps, begin = 0, time.process_time()
-    while True:
-        sweep()
-        sweeps += 1
-        passed = time.process_time() - begin
-        if passed >= min_seconds:
-            return passed / (sweeps * searches)
 
 
 def compare(books: Books, vectors: int, rounds: int, min_seconds: float) -> dict[str, Any]:
@@ -119,23 +102,12 @@ def _record(
 ) -> dict[str, Any]:
     if any(wrong[name] for name in wrong if name.startswith("ours")):
         raise WrongCodeError(f"codes of ours are wrong at {books} with {vectors} vectors: {wrong}")
-    timings = interleaved(
-        sweeps,
-        rounds,
-        take_turn=lambda sweep: cpu_seconds(sweep, searches, min_seconds),
-    )
+    contenders = timed(sweeps, searches, rounds, min_seconds)
     return {
         "system": books.system,
         "books": books.count,
         "shape": Shape(vectors, books.k, books.d)._asdict(),
-        "contenders": {
-            name: {
-                "seconds": timing._asdict(),
-                "wrong": wrong[name],
-                "times_slower_than_ours": ratio(timings[OURS], timing)._asdict(),
-            }
-            for name, timing in timings.items()
-        },
+        "contenders": {name: line | {"wrong": wrong[name]} for name, line in contenders.items()},
         "skipped": skipped,
     }
 
@@ -146,11 +118,7 @@ def _table(entries: list[dict[str, Any]]) -> str:
     for entry in entries:
         n, k, d = entry["shape"].values()
         lines = [entry["contenders"][name] for name in names]
-        cells = [
-            f"{1e6 * line['seconds']['median']:.1f} "
-            f"({line['times_slower_than_ours']['median']:.2f}x)"
-            for line in lines
-        ]
+        cells = [cell(line) for line in lines]
         rows.append((entry["system"], str(entry["books"]), f"{n}, {k}, {d}", *cells))
     return tables.table(("model", "books", "N, K, D", *names), rows)
 
@@ -159,9 +127,8 @@ def markdown(record: dict[str, Any]) -> str:
     """Return the record as tables."""
     parts = [
         tables.heading(record),
-        "Float32, Gaussian, the books searched in turn. Microseconds of CPU time for one search: "
-        f"the median of {record['rounds']} interleaved rounds, and in parentheses how many times "
-        "the time of the first contender that is (the median of the rounds' ratios).\n\n",
+        "Float32, Gaussian, the books searched in turn; the time is that of one search. ",
+        ABOUT_THE_TABLES.format(rounds=record["rounds"]),
         _table(record["results"]),
         "\nResidual quantization in all books; microseconds for one call:\n\n",
         _table(record["residual"]) if record["residual"] else "none of these models has stages\n",

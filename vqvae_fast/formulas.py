@@ -9,7 +9,7 @@ def flat_indices(indices: Tensor, codebook: Tensor) -> Tensor:
 
     A negative index stays negative: -1 of the second book is not the last code of the first.
     """
-    if codebook.dim() == 2:
+    if codebook.dim() == 2 or codebook.shape[0] == 1:
         return indices
     heads, num_codes = codebook.shape[:2]
     offset = torch.arange(heads, device=indices.device) * num_codes

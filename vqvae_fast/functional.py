@@ -84,10 +84,17 @@ def nearest_code(
     numbers are never stored. The same inputs give the same bits for every number of threads.
     """
     if isinstance(codebook, PackedCodebook):
+        _check_metric(metric)
+        if metric == "cosine":
+            raise ValueError(
+                "a packed codebook serves metric='euclidean', got 'cosine': pass packed.codebook "
+                "in its place, or pack codes of unit length and search with vectors of unit length "
+                "(torch.nn.functional.normalize), whose squared distance is 2 - 2 cos(z, e)"
+            )
         if metric != "euclidean" or backend is not None:
             raise ValueError(
                 "a packed codebook serves metric='euclidean' and backend=None, "
-                f"got {metric!r} and {backend!r}; pass packed.codebook for others"
+                f"got {metric!r} and {backend!r}: pass packed.codebook in its place"
             )
         z, codes, packed = _packed_pair(z, codebook)
         _check_search(z, codes)
@@ -98,8 +105,7 @@ def nearest_code(
     _check_search(z, codebook)
     # Without detach the dispatcher would mark the distances as if they had a gradient.
     z, codebook = z.detach(), codebook.detach()
-    if metric not in METRICS:
-        raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
+    _check_metric(metric)
     pair = (z, codebook) if metric == "euclidean" else as_euclidean(z, codebook, metric)
     search = torch.ops.vqvae_fast.nearest_code
     indices, distances = search(*pair) if backend is None else search.on(*pair, backend)
@@ -274,18 +280,22 @@ def _segment_sum(src: Tensor, indices: Tensor, num_segments: int) -> SegmentSum:
     return SegmentSum(*torch.ops.vqvae_fast.segment_sum(src.detach(), indices, num_segments))
 
 
-def code_statistics(z: Tensor, indices: Tensor, codebook: Tensor) -> SegmentSum:
+def code_statistics(z: Tensor, indices: Tensor, codebook: Tensor | PackedCodebook) -> SegmentSum:
     """Sum and count the vectors that chose each code.
 
     Args:
         z: [..., D] vectors, or [H, ..., D] with separate books.
         indices: int64, z.shape[:-1]; rows with a negative index are left out.
-        codebook: [K, D] or [H, K, D]; only its shape is used.
+        codebook: [K, D] or [H, K, D], a tensor or the result of :func:`vqvae_fast.pack`; only its
+            shape is used.
 
     Returns:
         ``(sums, counts)``: sums in the codebook's shape, counts in it without D, both float32
         (float64 for float64 input).
     """
+    if isinstance(codebook, PackedCodebook):
+        codebook = codebook.codebook
+    _check_tensors(codebook=codebook)
     total = codebook.shape[:-1].numel()
     rows = flat_indices(indices, codebook)
     sums, counts = _segment_sum(z, rows, total)
@@ -300,9 +310,20 @@ def _packed_pair(z: Tensor, packed: PackedCodebook) -> tuple[Tensor, Tensor, Ten
     _check_tensors(z=z)
     packed.check_unchanged()
     z, codes = _autocast_to_float32(z, packed.codebook.detach())
+    if z.dtype != codes.dtype and z.dtype in _FLOAT_DTYPES:
+        raise TypeError(
+            f"the packed codebook must have z's dtype {z.dtype}, got {codes.dtype}: "
+            f"pack the codes in {z.dtype}, or cast z"
+        )
+    _check_devices("z", z, "the packed codebook", codes)
     if codes.dtype == packed.dtype:
         return z, codes, packed.packed
     return z, codes, packed.packed[..., :0].contiguous()
+
+
+def _check_metric(metric: str) -> None:
+    if metric not in METRICS:
+        raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
 
 
 def _check_tensors(**arguments: object) -> None:

@@ -12,8 +12,10 @@ class PackedCodebook:
     """A codebook in the form that the search reads; :func:`vqvae_fast.pack` makes it.
 
     It holds a copy of the codes, so that later changes of the original have no effect on it, and
-    the packed form of that copy. It has no gradient and does not change. ``copy.deepcopy`` and
-    ``pickle`` store the codes and pack them again, for the processor on which they arrive.
+    the packed form of that copy. It has no gradient and does not change. ``copy.deepcopy``,
+    ``pickle`` and ``torch.save`` store the codes and pack them again, for the processor on which
+    they arrive. ``torch.load`` reads it with ``weights_only=True``, too, once this package is
+    imported.
 
     Attributes:
         codebook: the codes, [K, D] or [H, K, D], contiguous. Do not write to them: the next search
@@ -77,7 +79,12 @@ class PackedCodebook:
         return len(self.codebook)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Store the codes alone, because another processor may pack them in another way."""
+        """Store the codes alone, because another processor may pack them in another way.
+
+        Raises:
+            RuntimeError: the codes were changed since they were packed, as in a search.
+        """
+        self.check_unchanged()
         return pack, (self.codebook,)
 
     def __repr__(self) -> str:
@@ -137,3 +144,7 @@ def pack(codebook: Tensor) -> PackedCodebook:
     with torch.inference_mode(False), torch.no_grad():
         codes = codebook.detach().clone(memory_format=torch.contiguous_format)
         return PackedCodebook(codes, torch.ops.vqvae_fast.pack_codebook(codes))
+
+
+# torch.load(weights_only=True) may call it, because it reads nothing but the codes it is given.
+torch.serialization.add_safe_globals([pack])

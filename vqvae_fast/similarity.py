@@ -21,11 +21,23 @@ def as_euclidean(z: Tensor, codebook: Tensor, metric: str) -> tuple[Tensor, Tens
         Copies of both in float32 (float64 for float64 input), D wide for the cosine, D + 2 for the
         inner product.
     """
-    dtype = distance_dtype(z.dtype)
     if metric == "cosine":
-        return _directions(z).to(dtype), _directions(codebook).to(dtype)
+        return directions(z), directions(codebook)
+    dtype = distance_dtype(z.dtype)
     codes, radius = _in_a_unit_ball(codebook)
     return _near_a_sphere(z, radius).to(dtype), _on_a_sphere(codes, radius, dtype).to(dtype)
+
+
+def directions(x: Tensor) -> Tensor:
+    """Return x / |x|, [..., D], which as_euclidean makes of vectors and codes for the cosine.
+
+    It is computed in float64 and returned in float32 (float64 for float64 input). A zero vector has
+    no direction and becomes NaN.
+    """
+    wide = x.double()
+    wide = wide / wide.abs().amax(dim=-1, keepdim=True)  # no square over- or underflows
+    unit: Tensor = wide / torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    return unit.to(distance_dtype(x.dtype))
 
 
 def dissimilarity(
@@ -39,14 +51,6 @@ def dissimilarity(
         return distances / 2
     codes = codebook.reshape(-1, codebook.shape[-1])[flat_indices(indices, codebook)]
     return -(z.double() * codes.double()).sum(dim=-1).to(distances.dtype)
-
-
-def _directions(x: Tensor) -> Tensor:
-    """Returns x / |x| in float64. A zero vector has no direction and becomes NaN."""
-    wide = x.double()
-    wide = wide / wide.abs().amax(dim=-1, keepdim=True)  # no square over- or underflows
-    directions: Tensor = wide / torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-    return directions
 
 
 def _in_a_unit_ball(codebook: Tensor) -> tuple[Tensor, Tensor]:

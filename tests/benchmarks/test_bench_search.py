@@ -72,7 +72,9 @@ def test_wrong_answer_of_ours_is_never_timed(monkeypatch):
     wrong = dataclasses.replace(OURS, prepare=_shifted(timed))
     monkeypatch.setattr(search, "OURS", wrong)
     monkeypatch.setattr(search, "SEARCH_PEERS", (wrong,))
-    with pytest.raises(search.InexactError, match=r"of our rows at 96x40x8 \(Gaussian, float32\)"):
+    with pytest.raises(
+        search.InexactError, match=r"of the rows of 'ours' at 96x40x8 \(Gaussian, float32\)"
+    ):
         search.measure(gaussian(SHAPE), None, 1, 0.0)
     assert len(timed) == 1
 

@@ -1,13 +1,17 @@
 """``vqvae-fast bench``: the table, the JSON, and what it refuses."""
 
+import dataclasses
 import json
 
 import pytest
 from test_cli import call
 
-from vqvae_fast.bench import layer, search
-from vqvae_fast.bench.peers import OURS, torch_addmm
+from vqvae_fast.bench import layer, residual, search
+from vqvae_fast.bench.data import Shape
+from vqvae_fast.bench.peers import FROZEN_RESIDUAL_PEERS, OURS, torch_addmm
 from vqvae_fast.bench.peers.base import SearchPeer, needs
+from vqvae_fast.bench.residual import Stages
+from vqvae_fast.cli import bench
 
 ABSENT = SearchPeer("absent", "", OURS.prepare, needs("no_such_module", "no-such-package"))
 SMALL = ["--shape", "128,40,8", "--rounds", "2", "--threads", "1"]
@@ -35,6 +39,46 @@ def test_the_table_and_the_json_hold_all_figures(tmp_path, capsys):
     assert "absent: no-such-package is not installed (pip install .[bench])" in printed
     assert record["threads"] == 1
     assert record["command"].startswith("vqvae-fast")
+
+
+def test_few_vectors_are_searched_in_a_packed_codebook(tmp_path, capsys):
+    few = ["--shape", "1,40,8", "--shape", "126,40,8", *SMALL[2:]]
+    assert call("bench", *few, "--json", tmp_path / "bench.json") == 0
+    printed = capsys.readouterr().out
+    record = json.loads((tmp_path / "bench.json").read_text())
+    (entry,) = record["few"]["results"]
+    assert entry["shape"] == {"n": 1, "k": 40, "d": 8}
+    assert "search, codebook prepared: 1 vector, 40 codes of length 8" in printed
+    assert next(iter(entry["contenders"])) == "ours, packed"
+    assert entry["contenders"]["ours, packed"]["times_slower_than_ours"]["median"] == 1
+    assert {"ours", "torch addmm+argmin, kept norms"} < set(entry["contenders"])
+    assert "  ours, packed is " in printed
+    assert record["residual"]["results"] == []
+
+
+def test_stages_are_measured_by_default(monkeypatch, tmp_path, capsys):
+    for name in ("SEARCH_SHAPES", "LAYER_SHAPES", "FEW_SHAPES"):
+        monkeypatch.setattr(bench, name, (Shape(5, 40, 8),))
+    monkeypatch.setattr(bench, "RESIDUAL_SHAPES", (Stages(Shape(5, 40, 8), 3),))
+    assert call("bench", *SMALL[2:], "--json", tmp_path / "bench.json") == 0
+    (entry,) = json.loads((tmp_path / "bench.json").read_text())["residual"]["results"]
+    assert entry["stages"] == 3
+    assert set(entry["contenders"]) == {peer.name for peer in FROZEN_RESIDUAL_PEERS}
+    title = "residual quantization, codebooks prepared: 3 stages, 5 vectors, 40 codes of length 8"
+    assert title in capsys.readouterr().out
+
+
+def test_a_wrong_stage_of_ours_is_an_error(monkeypatch):
+    ours = FROZEN_RESIDUAL_PEERS[0]
+
+    def spoiled(*given):
+        call = ours.prepare(*given)
+        return lambda: (call() + 1) % 40
+
+    wrong = dataclasses.replace(ours, prepare=spoiled)
+    monkeypatch.setattr(residual, "FROZEN_RESIDUAL_PEERS", (wrong,))
+    with pytest.raises(search.InexactError, match="of 'ours, packed' at 3 stages of 5x40x8"):
+        residual.compare(Stages(Shape(5, 40, 8), 3), 1, 0.0)
 
 
 def test_json_on_stdout_is_all_there_is(capsys):
@@ -81,11 +125,11 @@ def test_each_table_is_printed_before_the_next_shape_is_measured(monkeypatch, ca
         return original(*arguments)
 
     monkeypatch.setattr(search, "measure", measure)
-    assert call("bench", *SMALL, "--shape", "96,33,4") == 0
+    assert call("bench", *SMALL, "--shape", "196,33,4") == 0
     before_first, before_second = printed
     assert "cores, kernels:" in before_first
     assert "search: 128 vectors" in before_second
     # A reason that holds at every shape is told once.
     rest = capsys.readouterr().out
-    assert "search: 96 vectors" in rest
+    assert "search: 196 vectors" in rest
     assert (before_second + rest).count("absent: no-such-package") == 1

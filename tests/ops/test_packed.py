@@ -1,6 +1,7 @@
 """A codebook that is packed beforehand gives the bits of the codebook itself."""
 
 import copy
+import io
 import multiprocessing
 import pickle
 import re
@@ -14,7 +15,7 @@ from oracle import check
 from torch import Tensor
 
 import vqvae_fast
-from vqvae_fast import _native
+from vqvae_fast import _native, functional
 
 pytestmark = pytest.mark.usefixtures("restore")
 needs_kernels = pytest.mark.skipif(not INSTRUCTION_SETS, reason="the C++ extension is not there")
@@ -232,6 +233,14 @@ def test_codes_that_are_written_to_are_refused() -> None:
             function(z, packed)
 
 
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_codes_that_are_written_to_are_not_copied(again: object) -> None:
+    packed = vqvae_fast.pack(torch.randn(300, 16))
+    packed.codebook[0] = 1
+    with pytest.raises(RuntimeError, match="were changed in place"):
+        again(packed)
+
+
 @needs_kernels
 def test_another_instruction_set_does_not_read_it() -> None:
     z, codebook = torch.randn(13, 16), torch.randn(300, 16)
@@ -294,9 +303,17 @@ def test_parameters_can_be_packed_without_a_gradient() -> None:
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda f, z, p: f(z.double(), p), TypeError, "must have z's dtype torch.float64"),
+        (
+            lambda f, z, p: f(z.double(), p),
+            TypeError,
+            "the packed codebook must have z's dtype torch.float64, got torch.float32: pack",
+        ),
         (lambda f, z, p: f(z[:, :7], p), ValueError, "must be ["),
-        (lambda f, z, p: f(z.to("meta"), p), ValueError, "device"),
+        (
+            lambda f, z, p: f(z.to("meta"), p),
+            ValueError,
+            "the packed codebook must be on z's device meta, got cpu",
+        ),
         (lambda f, z, p: f(z.tolist(), p), TypeError, "z must be a torch.Tensor, got list"),
         (lambda f, z, p: f(z.long(), p), TypeError, "z must be one of"),
     ],
@@ -314,8 +331,12 @@ def test_calls_that_do_not_fit(function: object, call: object, error: type, mess
 
 def test_what_a_packed_codebook_does_not_serve() -> None:
     z, packed = torch.randn(3, 8), vqvae_fast.pack(torch.randn(4, 8))
-    with pytest.raises(ValueError, match="serves metric='euclidean' and backend=None"):
+    with pytest.raises(ValueError, match=r"'cosine': pass packed.codebook in its place, or pack"):
         vqvae_fast.nearest_code(z, packed, metric="cosine")
+    with pytest.raises(ValueError, match=r"got 'dot' and None: pass packed.codebook in its place"):
+        vqvae_fast.nearest_code(z, packed, metric="dot")
+    with pytest.raises(ValueError, match="metric must be one of euclidean, cosine, dot, got 'cos'"):
+        vqvae_fast.nearest_code(z, packed, metric="cos")
     with pytest.raises(ValueError, match="serves metric='euclidean' and backend=None"):
         vqvae_fast.nearest_code(z, packed, backend="reference")
     with pytest.raises(ValueError, match="sparse=True asks for a gradient of the codes"):
@@ -344,6 +365,40 @@ def test_copies(again: object) -> None:
         strict=True,
     ):
         assert same_bits(mine, theirs)
+
+
+@pytest.mark.parametrize("weights_only", [True, False])
+def test_files_of_torch(weights_only: bool) -> None:
+    z, packed, file = torch.randn(13, 16), vqvae_fast.pack(torch.randn(300, 16)), io.BytesIO()
+    torch.save({"book": packed}, file)
+    file.seek(0)
+    other = torch.load(file, weights_only=weights_only)["book"]
+    assert same_bits(other.packed, packed.packed)
+    assert torch.equal(
+        vqvae_fast.nearest_code(z, other).indices, vqvae_fast.nearest_code(z, packed).indices
+    )
+
+
+@pytest.mark.parametrize("books", [(), (2,)])
+def test_statistics_take_its_shape(books: tuple) -> None:
+    codebook, z = torch.randn(*books, 30, 4), torch.randn(*books, 13, 4)
+    packed = vqvae_fast.pack(codebook)
+    indices = vqvae_fast.nearest_code(z, packed).indices
+    found = functional.code_statistics(z, indices, packed)
+    wanted = functional.code_statistics(z, indices, codebook)
+    assert all(same_bits(*pair) for pair in zip(found, wanted, strict=True))
+    with pytest.raises(TypeError, match=r"codebook must be a torch.Tensor, got list"):
+        functional.code_statistics(z, indices, codebook.tolist())
+
+
+def test_unit_vectors_serve_the_cosine() -> None:
+    """What the message of a search by cosine proposes."""
+    codebook, z = torch.randn(300, 16), torch.randn(50, 16)
+    unit, rows = (torch.nn.functional.normalize(part, dim=-1) for part in (codebook, z))
+    found = vqvae_fast.nearest_code(rows, vqvae_fast.pack(unit))
+    wanted = vqvae_fast.nearest_code(z, codebook, metric="cosine")
+    assert torch.equal(found.indices, wanted.indices)
+    torch.testing.assert_close(found.distances / 2, wanted.distances)
 
 
 def test_inference_mode() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vqvae_fast.checkpoints.formats.reference_vqvae import read_reference_checkpoint
 from vqvae_fast.models.decoder import Decoder
 from vqvae_fast.models.encoder import Encoder
-from vqvae_fast.nn import Quantizer
+from vqvae_fast.nn import Freezable, Quantizer
 from vqvae_fast.recipes import quantizer_classes
 
 
@@ -22,7 +22,7 @@ class VQVAEOutput(NamedTuple):
     indices: Tensor
 
 
-class VQVAE(nn.Module):
+class VQVAE(Freezable):
     """Encoder, 1x1 convolution, vector quantizer, decoder.
 
     With the defaults: [B, 3, 32, 32] -> encoder [B, 128, 8, 8] -> 1x1 convolution [B, 64, 8, 8]

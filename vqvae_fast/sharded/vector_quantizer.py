@@ -18,15 +18,17 @@ from vqvae_fast.dtypes import common_float
 from vqvae_fast.formulas import smoothed_size
 from vqvae_fast.nn.codebook.averages import Averages
 from vqvae_fast.nn.codebook.dead_codes import start_anew
+from vqvae_fast.nn.codebook.kept_pack import KeepsPack
 from vqvae_fast.nn.codebook.metrics import code_counts
 from vqvae_fast.nn.codebook.sampling import random_rows
 from vqvae_fast.nn.steps.checks import check_feature_map, check_index_map, check_learning, positive
+from vqvae_fast.nn.steps.freezable import Freezable
 from vqvae_fast.nn.vqvae.one_hot import LazyOneHot
 from vqvae_fast.nn.vqvae.quantizer import Quantizer
 from vqvae_fast.sharded.code_shards import Batch, CodeShards
 
 
-class ShardedVectorQuantizer(nn.Module):
+class ShardedVectorQuantizer(Freezable):
     """:class:`VectorQuantizer` with K codes over W processes, each of which holds K / W.
 
     The gradients, the moving averages and the optimizer's state are divided in the same way. The
@@ -96,6 +98,13 @@ class ShardedVectorQuantizer(nn.Module):
         weight = self.embedding.weight
         assert isinstance(weight, DTensor)
         return weight
+
+    def pack_keepers(self) -> list[KeepsPack]:
+        """Raise ValueError; see :meth:`Freezable.pack_keepers`."""
+        raise ValueError(
+            "a ShardedVectorQuantizer cannot be frozen: its processes write to the codes by "
+            "collectives, whose writes torch does not count; load the codes into a VectorQuantizer"
+        )
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, LazyOneHot, Tensor]:
         """Quantize this process's feature map z [B, e_dim, H, W], together with all others.

@@ -93,6 +93,16 @@ class AffineCodebook(Codebook):
         scale = self._deviation("batch") / self._deviation("codebook")
         return (super().codes(keep, ema_update) - self.codebook_mean) * scale + self.batch_mean
 
+    def _stored(self) -> tuple[Tensor, ...]:
+        """With the statistics."""
+        return (
+            *super()._stored(),
+            self.batch_mean,
+            self.batch_variance,
+            self.codebook_mean,
+            self.codebook_variance,
+        )
+
     def _unplaced(self, rows: Tensor) -> Tensor:
         scale = self._deviation("codebook") / self._deviation("batch")
         flat = (rows.flatten(1, -2) - self.batch_mean) * scale + self.codebook_mean

@@ -1,6 +1,7 @@
 """The codebook of the drop-in quantizers: its codes, and all state that they learn by."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,9 +15,11 @@ from vqvae_fast.dtypes import common_float
 from vqvae_fast.nn.codebook.averages import Averages, BatchSums, EmaWeight
 from vqvae_fast.nn.codebook.dead_codes import shuffled_replacements, start_anew
 from vqvae_fast.nn.codebook.host_flag import StartsOnce
+from vqvae_fast.nn.codebook.kept_pack import KeepsPack, tensors_of
 from vqvae_fast.nn.codebook.kmeans import lloyd
 from vqvae_fast.nn.codebook.undoing import undone_unless
 from vqvae_fast.nn.codebook.wide_buffers import WideBuffers
+from vqvae_fast.packed import PackedCodebook
 from vqvae_fast.tracing import called_while_tracing
 
 # Attributes that must be the same in all processes, or the codes would learn wrongly or hang.
@@ -27,7 +30,7 @@ _SAME_EVERYWHERE = (
 )
 
 
-class Codebook(StartsOnce, WideBuffers):
+class Codebook(KeepsPack, StartsOnce, WideBuffers):
     """C books of K codes, with vector-quantize-pytorch's names and state.
 
     Args:
@@ -169,6 +172,27 @@ class Codebook(StartsOnce, WideBuffers):
             weight = next(self.vq_bridge.parameters(), embed)
             embed = self.vq_bridge(embed.to(weight.dtype)).to(embed.dtype)
         return embed
+
+    def packed(self, compared: Callable[[Tensor], Tensor]) -> PackedCodebook | None:
+        """What a search compares in the place of the codes, packed; None if it is not kept.
+
+        Args:
+            compared: makes it of the codes [C, K, d] and depends on nothing else.
+        """
+        if self._kept_pack is None or self.training:
+            return None
+        bridge = () if self.vq_bridge is None else tuple(self.vq_bridge.modules())
+        if any(part.training for part in bridge):  # it may draw numbers
+            return None
+        return self._kept_pack.of(
+            (*self._stored(), *tensors_of(bridge)),
+            lambda: compared(self.codes()),
+            (compared, *bridge),
+        )
+
+    def _stored(self) -> tuple[Tensor, ...]:
+        """The buffers and parameters of this module that :meth:`codes` reads."""
+        return (self.embed,)
 
     def average_gradients(self) -> None:
         """Replace the gradients of the parameters by their means over all processes."""

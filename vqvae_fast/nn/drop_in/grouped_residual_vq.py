@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from vqvae_fast.agreement import require_same
 from vqvae_fast.nn.drop_in.residual_vq import ResidualVQ
 from vqvae_fast.nn.steps.checks import refuse
+from vqvae_fast.nn.steps.freezable import Freezable
 from vqvae_fast.nn.steps.quantize_dropout import draw_seed, skip_seed
 from vqvae_fast.tracing import called_while_tracing
 
 
-class GroupedResidualVQ(nn.Module):
+class GroupedResidualVQ(Freezable):
     """Cuts vectors into groups of dimensions, with a :class:`ResidualVQ` for each.
 
     Yang et al., HiFi-Codec, arXiv 2305.02765.

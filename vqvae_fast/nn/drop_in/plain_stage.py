@@ -7,14 +7,15 @@ more, and for one whose calls something watches.
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as nn_functional
 from torch.nn.modules.module import _has_any_global_hook
 
 from vqvae_fast.dtypes import common_float
 from vqvae_fast.nn.codebook.codebook import Codebook
 from vqvae_fast.nn.drop_in.vector_quantize import VectorQuantize
 from vqvae_fast.nn.drop_in.vector_quantize_call import Call
-from vqvae_fast.nn.steps.choosing import Wanted
+from vqvae_fast.nn.steps.choosing import Best, Wanted
 
 
 class PlainStage(NamedTuple):
@@ -68,42 +69,90 @@ def plain_stage(stage: VectorQuantize, rows: Tensor, frozen: bool) -> PlainStage
 
 
 def plain_codes(stage: VectorQuantize, rows: Tensor) -> Tensor | None:
-    """The codes [K, d] of a stage that in eval finds the nearest of them to rows [..., d].
+    """The codes [1, K, d] of a stage that in eval finds the nearest of them to rows [..., d].
 
-    None if it does more.
+    They are as they are stored, and may require a gradient. None if the stage does more.
     """
     book = stage._codebook
-    plain = (
-        not (torch.is_grad_enabled() and (book.learnable_codebook or rows.requires_grad))
-        and finds_nearest_in_eval(stage)
-        and rows.dtype == book.embed.dtype == torch.float32
-        and not is_watched(stage)
-    )
-    return book.codes()[0] if plain else None
+    if torch.is_grad_enabled() and (book.learnable_codebook or rows.requires_grad):
+        return None
+    if not finds_nearest_in_eval(stage, book) or is_watched(stage):
+        return None
+    embed = book.embed
+    return embed if rows.dtype == embed.dtype == torch.float32 else None
 
 
-def finds_nearest_in_eval(stage: VectorQuantize) -> bool:
-    """Whether a stage of this kind does no more in eval than find the nearest stored code."""
-    book = stage._codebook
+def finds_nearest_in_eval(stage: VectorQuantize, book: Codebook) -> bool:
+    """Whether a stage with this book does no more in eval than find the nearest stored code."""
     return (
         not stage.has_projections
         and not stage.use_cosine_sim
         and not stage.cosine_search
-        and type(book) is Codebook
-        and book.vq_bridge is None
+        and _stores_codes(book)
     )
 
 
-def is_watched(stage: VectorQuantize) -> bool:
-    """Whether hooks, a subclass or a compiler must see the calls of a stage."""
-    hooks = (
-        _has_any_global_hook(),
-        *(stage._forward_hooks, stage._forward_pre_hooks),
-        *(stage._backward_hooks, stage._backward_pre_hooks),
-    )
+class ProjectedStage(NamedTuple):
+    """What a stage does in eval that projects vectors, finds a code and projects it back.
+
+    Attributes:
+        into: the weight and the bias that lead to the codes.
+        out: those that lead back.
+        search: the search.
+        book: the codes.
+    """
+
+    into: tuple[Tensor, Tensor | None]
+    out: tuple[Tensor, Tensor | None]
+    search: Best
+    book: Codebook
+
+    def quantize(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors [B, N, D] -> what :meth:`VectorQuantize.forward` gives: [B, N, D], [B, N]."""
+        rows = nn_functional.linear(vectors, *self.into)[None]
+        packed = self.book.packed(self.search.compared)
+        if packed is None:
+            chosen = self.search.choose(rows, self.book.codes(), _ONE_CODE)
+        else:
+            chosen = self.search.choose_packed(rows, self.book.codes, packed)
+        return nn_functional.linear(chosen.quantized[0], *self.out), chosen.indices[0]
+
+
+_ONE_CODE = Wanted(None, 0.0, None)
+
+
+def projected_stage(stage: VectorQuantize, vectors: Tensor) -> ProjectedStage | None:
+    """What a stage does in eval to vectors [B, N, D]; None if it is more, or has a gradient."""
+    if (
+        torch.is_grad_enabled()
+        or not stage.has_projections
+        or stage.use_cosine_sim
+        or stage.heads > 1
+        or is_watched(stage)
+    ):
+        return None
+    book, into, out = stage._codebook, stage.project_in, stage.project_out
+    if not _stores_codes(book) or is_watched(into, nn.Linear) or is_watched(out, nn.Linear):
+        return None
+    assert isinstance(into, nn.Linear)
+    assert isinstance(out, nn.Linear)
+    weights = (into.weight, into.bias), (out.weight, out.bias)
+    narrow = any(part.dtype != torch.float32 for part in (vectors, book.embed, weights[0][0]))
+    return None if narrow else ProjectedStage(*weights, stage._routes.best, book)
+
+
+def _stores_codes(book: Codebook) -> bool:
+    """Whether the codes are used as they are stored."""
+    return type(book) is Codebook and book.vq_bridge is None
+
+
+def is_watched(module: nn.Module, kind: type[nn.Module] = VectorQuantize) -> bool:
+    """Whether hooks, a subclass of its kind or a compiler must see the calls of a module."""
     return (
-        any(hooks)
-        or "forward" in vars(stage)
-        or getattr(stage, "_compiled_call_impl", None) is not None
-        or type(stage) is not VectorQuantize
+        type(module) is not kind
+        or bool(module._forward_hooks or module._forward_pre_hooks)
+        or bool(module._backward_hooks or module._backward_pre_hooks)
+        or "forward" in vars(module)
+        or getattr(module, "_compiled_call_impl", None) is not None
+        or _has_any_global_hook()
     )

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from vqvae_fast.nn.drop_in.vector_quantize import VectorQuantize
+from vqvae_fast.nn.steps.freezable import Freezable
 
 
-class RandomProjectionQuantizer(nn.Module):
+class RandomProjectionQuantizer(Freezable):
     """Labels of speech frames by random codes of a random projection; nothing is learned.
 
     Chiu et al., BEST-RQ, arXiv 2202.01855, section 3.1.

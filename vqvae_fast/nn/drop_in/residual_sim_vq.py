@@ -10,12 +10,13 @@ from vqvae_fast.distributed import is_distributed
 from vqvae_fast.nn.drop_in.sim_vq import SimVQ
 from vqvae_fast.nn.steps.checks import check_counts, check_one_head
 from vqvae_fast.nn.steps.fixed_attributes import FixedAttributes
+from vqvae_fast.nn.steps.freezable import Freezable
 from vqvae_fast.nn.steps.quantize_dropout import DropsStages, left_out_unless
 from vqvae_fast.nn.steps.stages import padded_indices, sum_of_stages
 from vqvae_fast.tracing import called_while_tracing
 
 
-class ResidualSimVQ(DropsStages, FixedAttributes):
+class ResidualSimVQ(Freezable, DropsStages, FixedAttributes):
     """vector-quantize-pytorch's ResidualSimVQ: each stage quantizes what the last has left.
 
     Zeghidour et al., SoundStream, arXiv 2107.03312, algorithm 1.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vqvae_fast.agreement import require_same
 from vqvae_fast.autograd.gather import take_codes
 from vqvae_fast.distributed import is_distributed
+from vqvae_fast.nn.codebook.kept_pack import KeepsPack
 from vqvae_fast.nn.drop_in.implicit_codebook import ImplicitCodebook
 from vqvae_fast.nn.drop_in.plain_stage import finds_nearest_in_eval
 from vqvae_fast.nn.drop_in.residual_vq_options import check, sizes_of_stages
@@ -17,6 +18,7 @@ from vqvae_fast.nn.drop_in.residual_vq_routes import (
     ByBeams,
     Directional,
     PlainStages,
+    Projected,
     StageByStage,
     Stages,
     StagesCall,
@@ -26,6 +28,7 @@ from vqvae_fast.nn.drop_in.residual_vq_routes import (
     WithTargets,
 )
 from vqvae_fast.nn.drop_in.vector_quantize import VectorQuantize
+from vqvae_fast.nn.steps.checks import refuse
 from vqvae_fast.nn.steps.fixed_attributes import FixedAttributes
 from vqvae_fast.nn.steps.freezable import Freezable
 from vqvae_fast.nn.steps.layout import Layout, to_places, vectors_to_places
@@ -41,7 +44,7 @@ _SAME_EVERYWHERE = (
 )
 
 
-class ResidualVQ(Freezable, DropsStages, FixedAttributes):
+class ResidualVQ(Freezable, KeepsPack, DropsStages, FixedAttributes):
     """Quantizes in stages, each of which takes what the last has left.
 
     Zeghidour et al., SoundStream, arXiv 2107.03312, algorithm 1. Arguments, defaults, results and
@@ -176,21 +179,32 @@ class ResidualVQ(Freezable, DropsStages, FixedAttributes):
         self.beam_score_weights = tuple(float(weight) for weight in weights)
         self._routes = self._make_routes()
 
-    def check_freezable(self) -> None:
-        """As :meth:`Freezable.check_freezable`: a call in eval must be one search of all stages."""
-        at_once = self.uniform_codebook_size and not self.implicit_neural_codebook
-        if not (at_once and all(map(finds_nearest_in_eval, self._stages()))):
-            raise ValueError(
-                "freeze needs stages of one size that find the nearest stored code: without "
-                "project_per_stage, use_cosine_sim, implicit_neural_codebook, vq_bridge and affine "
-                "parameters"
-            )
+    def pack_keepers(self) -> list[KeepsPack]:
+        """As :meth:`Freezable.pack_keepers`: this module for all stages at once, or each stage."""
+        refuse(
+            (
+                self.implicit_neural_codebook,
+                "freeze needs a ResidualVQ without implicit_neural_codebook, which gives every "
+                "vector codes of its own",
+            ),
+            (
+                (self.eval_beam_size or 1) > 1,
+                "freeze needs a ResidualVQ without beams in eval: set its eval_beam_size to 1, "
+                f"got {self.eval_beam_size}",
+            ),
+        )
+        books = [stage._codebook for stage in self._stages()]
+        if self.uniform_codebook_size and all(map(finds_nearest_in_eval, self._stages(), books)):
+            return [self]
+        return list(dict.fromkeys(books))
 
     def _make_routes(self) -> list[StagesRoute]:
         """The routes that a quantizer of this kind has, in the order in which they are tried."""
         routes: list[StagesRoute] = [WithTargets(), ByBeams()]
         if self.uniform_codebook_size and not self.implicit_neural_codebook:
             routes.append(AtOnce())
+        if not self.has_projections and not self.implicit_neural_codebook:
+            routes.append(Projected())
         if not self.shared_codebook and not self.implicit_neural_codebook:
             routes.append(PlainStages())
         routes.append(StageByStage())

@@ -14,12 +14,18 @@ from torch import Tensor
 from vqvae_fast import functional
 from vqvae_fast.autograd.estimators import directional_reparam
 from vqvae_fast.autograd.residual_nearest_with_loss import residual_nearest_with_loss
+from vqvae_fast.nn.codebook.kept_pack import KeptPack
 from vqvae_fast.nn.codebook.undoing import Runs, undone_unless
-from vqvae_fast.nn.drop_in.plain_stage import PlainStage, plain_codes, plain_stage
+from vqvae_fast.nn.drop_in.plain_stage import (
+    PlainStage,
+    ProjectedStage,
+    plain_codes,
+    plain_stage,
+    projected_stage,
+)
 from vqvae_fast.nn.drop_in.vector_quantize import VectorQuantize
-from vqvae_fast.nn.steps.autocast import without_autocast
+from vqvae_fast.nn.steps.autocast import is_autocast, without_autocast
 from vqvae_fast.nn.steps.beams import Beams
-from vqvae_fast.nn.steps.kept_pack import KeptPack
 from vqvae_fast.nn.steps.quantize_dropout import QuantizeDropout, left_out_unless
 from vqvae_fast.nn.steps.regularisers import masked_mean
 
@@ -208,19 +214,20 @@ class AtOnce:
         for stage in stages.layers:
             book = plain_codes(stage, call.start)
             if book is None:
-                # After a call with gradients an optimizer may write to the codes, and torch does
-                # not count what fused optimizers write.
+                # As KeptPack.of does for a call with a gradient for the codes.
                 if stages.kept_pack is not None:
                     stages.kept_pack.drop()
                 return None
             books.append(book)
-        packed = None if stages.kept_pack is None else stages.kept_pack.of(books)
+        packed = None
+        if stages.kept_pack is not None and len({book.shape for book in books}) == 1:
+            packed = stages.kept_pack.of(books, lambda: torch.cat(books))
         if packed is not None:
             found, total = functional.residual_nearest_code(call.start, packed)
         elif call.start.device.type == "cpu":
             found, total = self._one_by_one(call.start, books)
         else:
-            found, total = functional.residual_nearest_code(call.start, torch.stack(books))
+            found, total = functional.residual_nearest_code(call.start, torch.cat(books))
         return StagesOutcome(total, found, total.new_zeros(len(books)), [])
 
     @staticmethod
@@ -229,11 +236,41 @@ class AtOnce:
         residual, total = rows.detach(), torch.zeros_like(rows)
         chosen = []
         for book in books:
-            quantized, indices, _ = torch.ops.vqvae_fast.quantize(residual, book.detach())
+            quantized, indices, _ = torch.ops.vqvae_fast.quantize(residual, book.detach()[0])
             residual = residual - quantized
             total = total + quantized
             chosen.append(indices)
         return torch.stack(chosen, dim=-1), total
+
+
+class Projected:
+    """Eval of stages that project vectors, find codes and project them back, without their calls.
+
+    The stages get the vectors side by side, because products with a transposed matrix of channels
+    take several times as long.
+    """
+
+    def run(self, stages: Stages, call: StagesCall) -> StagesOutcome | None:
+        """As :meth:`StagesRoute.run`."""
+        device = call.start.device.type
+        if call.training or call.mask is not None or is_autocast(device):
+            return None
+        plain: list[ProjectedStage] = []
+        for stage in stages.layers:
+            as_plain = projected_stage(stage, call.start)
+            if as_plain is None:
+                return None
+            plain.append(as_plain)
+        residual = call.start.clone(memory_format=torch.contiguous_format)
+        total = torch.zeros_like(residual)
+        chosen = []
+        for as_plain in plain:
+            quantized, indices = as_plain.quantize(residual)
+            residual -= quantized
+            total += quantized
+            chosen.append(indices)
+        found = torch.stack(chosen, dim=-1)
+        return StagesOutcome(total, found, total.new_zeros(len(plain)), [])
 
 
 class PlainStages:

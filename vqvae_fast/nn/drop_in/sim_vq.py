@@ -9,17 +9,20 @@ from vqvae_fast import functional
 from vqvae_fast.autograd.estimators import rotate_to
 from vqvae_fast.autograd.gather import take_codes
 from vqvae_fast.dtypes import common_float
+from vqvae_fast.nn.codebook.kept_pack import KeepsPack, tensors_of
 from vqvae_fast.nn.steps.autocast import without_autocast
 from vqvae_fast.nn.steps.checks import check_counts, refuse
 from vqvae_fast.nn.steps.fixed_attributes import FixedAttributes
+from vqvae_fast.nn.steps.freezable import Freezable
 from vqvae_fast.nn.steps.layout import Layout, to_places, vectors_to_places
+from vqvae_fast.packed import PackedCodebook
 
 
 def _as_it_is(codebook: Tensor) -> Tensor:
     return codebook
 
 
-class SimVQ(FixedAttributes):
+class SimVQ(Freezable, KeepsPack, FixedAttributes):
     """vector-quantize-pytorch's SimVQ on the exact search; N x K numbers are never in memory.
 
     Zhu et al., "Addressing representation collapse in vector quantized models with one linear
@@ -85,6 +88,25 @@ class SimVQ(FixedAttributes):
             transformed: Tensor = self.code_transform(codes)
         return transformed
 
+    def _wide_codes(self) -> Tensor:
+        """The codes as the search takes them if the vectors are not wider."""
+        codes = self.codebook
+        return codes.to(common_float(codes.dtype, torch.float32))
+
+    def _packed_codes(self) -> PackedCodebook | None:
+        """What :meth:`_wide_codes` makes, packed; None if it is not kept."""
+        if self._kept_pack is None or self.training:
+            return None
+        transform = tuple(self.code_transform.modules())
+        if any(part.training for part in transform):  # it may draw numbers
+            return None
+        sources = (self.frozen_codebook, *tensors_of(transform))
+        return self._kept_pack.of(sources, self._wide_codes, transform)
+
+    def pack_keepers(self) -> list[KeepsPack]:
+        """As :meth:`Freezable.pack_keepers`."""
+        return [self]
+
     @property
     def codebook_dim(self) -> int:
         """D."""
@@ -106,12 +128,14 @@ class SimVQ(FixedAttributes):
             ``(quantized, indices, loss)``: like x; int64, x's shape without D; 0-d.
         """
         tokens, places = self._layout.tokens(x)
-        codes = self.codebook
-        wide = common_float(tokens.dtype, codes.dtype, torch.float32)
-        rows = tokens.to(wide)
+        codes: Tensor | PackedCodebook | None = self._packed_codes()
+        if codes is None or common_float(tokens.dtype, codes.dtype) != codes.dtype:
+            codes = self._wide_codes()
+            codes = codes.to(common_float(tokens.dtype, codes.dtype))
+        rows = tokens.to(codes.dtype)
         quantized, indices, loss, _ = functional.quantize(
             rows,
-            codes.to(wide),
+            codes,
             commitment_weight=self.input_to_quantize_commit_loss_weight,
             codebook_weight=1.0,
         )

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from vqvae_fast.nn.drop_in.residual_vq import ResidualVQ
 from vqvae_fast.nn.steps.checks import refuse
+from vqvae_fast.nn.steps.freezable import Freezable
 
 
-class SplitResidualVQ(nn.Module):
+class SplitResidualVQ(Freezable):
     """A semantic and an acoustic ResidualVQ of the same input; their outputs are added.
 
     The quantizer of Mimi (Defossez et al., arXiv 2410.00037, section 3.3): the first codes can
@@ -104,7 +105,7 @@ class SplitResidualVQ(nn.Module):
         return output
 
 
-class _ProjectedRVQ(nn.Module):
+class _ProjectedRVQ(Freezable):
     """A ResidualVQ between two 1x1 convolutions, channels first."""
 
     def __init__(self, dim: int, codebook_dim: int, projections: bool, **residual_vq: Any):

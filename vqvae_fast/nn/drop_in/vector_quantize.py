@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from vqvae_fast.autograd.gather import take_codes
 from vqvae_fast.dtypes import common_float
 from vqvae_fast.nn.codebook.averages import EmaWeight
+from vqvae_fast.nn.codebook.kept_pack import KeepsPack
 from vqvae_fast.nn.drop_in.vector_quantize_call import Averaging, Call
 from vqvae_fast.nn.drop_in.vector_quantize_options import (
     WEIGHTS,
@@ -25,6 +26,7 @@ from vqvae_fast.nn.drop_in.vector_quantize_routes import Routes
 from vqvae_fast.nn.steps import logits
 from vqvae_fast.nn.steps.autocast import without_autocast
 from vqvae_fast.nn.steps.choosing import CodebookTransform, Wanted
+from vqvae_fast.nn.steps.freezable import Freezable
 from vqvae_fast.nn.steps.layout import (
     Heads,
     Layout,
@@ -37,7 +39,7 @@ from vqvae_fast.nn.steps.layout import (
 )
 
 
-class VectorQuantize(KeptArguments):
+class VectorQuantize(Freezable, KeptArguments):
     """Replaces every vector by its nearest code: vector-quantize-pytorch 1.32's class.
 
     Arguments, defaults, results and state_dict keys are that library's; docs/drop-in.md lists where
@@ -215,6 +217,10 @@ class VectorQuantize(KeptArguments):
     @codebook.setter
     def codebook(self, codes: Tensor) -> None:
         self._codebook.set_codes(codes if self.separate_codebook_per_head else codes[None])
+
+    def pack_keepers(self) -> list[KeepsPack]:
+        """As :meth:`Freezable.pack_keepers`."""
+        return [self._codebook]
 
     def get_codes_from_indices(self, indices: Tensor) -> Tensor:
         """The codes of indices as :meth:`forward` returns them: [B, ..., d * heads].

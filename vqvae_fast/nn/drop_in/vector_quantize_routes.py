@@ -10,7 +10,7 @@ from torch import Tensor
 from vqvae_fast.autograd.nearest_with_loss import nearest_with_loss
 from vqvae_fast.nn.drop_in.vector_quantize_call import Call, Outcome, Route
 from vqvae_fast.nn.drop_in.vector_quantize_parts import Kinds
-from vqvae_fast.nn.steps.choosing import Chosen, Search
+from vqvae_fast.nn.steps.choosing import Best, Chosen
 from vqvae_fast.nn.steps.losses import (
     Commitment,
     LossBreakdown,
@@ -23,12 +23,16 @@ from vqvae_fast.nn.steps.regularisers import masked_mean
 class Evaluation:
     """Search only: nothing is learned, and the loss is 0 unless each of k codes has one."""
 
-    def __init__(self, search: Search, commitment: Commitment):
+    def __init__(self, search: Best, commitment: Commitment):
         self.search, self.commitment = search, commitment
 
     def run(self, call: Call) -> Outcome:
         """As :meth:`Route.run`."""
-        chosen = self.search.choose(call.rows, call.codes(), call.wanted)
+        packed = call.book.packed(self.search.compared) if call.wanted.one_stored_code else None
+        if packed is not None and packed.dtype == call.rows.dtype:
+            chosen = self.search.choose_packed(call.rows, call.codes, packed)
+        else:
+            chosen = self.search.choose(call.rows, call.codes(), call.wanted)
         commitment = self.commitment(call.rows, chosen, call.counted)
         return Outcome(chosen, commitment * call.commitment_weight, _parts(call, commitment))
 
@@ -140,11 +144,16 @@ def _parts(call: Call, commitment: Tensor) -> LossBreakdown:
 
 
 class Routes:
-    """All routes of a quantizer."""
+    """All routes of a quantizer.
+
+    Attributes:
+        best: the search in eval.
+    """
 
     def __init__(self, kinds: Kinds):
         by_steps = StepByStepInPlace if kinds.in_place_codebook_optimizer else StepByStep
         each = commitment_of_each if kinds.has_commitment_loss else no_commitment
+        self.best = kinds.best
         self._one_piece = OnePiece(kinds) if OnePiece.fits(kinds) else None
         # By (training, several codes for each vector).
         self._others: dict[tuple[bool, bool], Route] = {

@@ -6,8 +6,13 @@ from typing import Any
 import torch
 
 
+def is_autocast(device: str) -> bool:
+    """Return whether autocast is enabled for devices of this type."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def without_autocast(device: str) -> contextlib.AbstractContextManager[Any]:
     """Disable autocast, because distances in bfloat16 would not find the nearest code."""
-    if torch.amp.is_autocast_available(device):
+    if is_autocast(device):
         return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()

@@ -3,12 +3,15 @@
 from collections.abc import Callable
 from typing import Literal, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 from torch.nn import functional as nn_functional
 
 from vqvae_fast import functional
 from vqvae_fast.autograd.gather import take_codes
 from vqvae_fast.nn.steps import logits
+from vqvae_fast.packed import PackedCodebook
+from vqvae_fast.similarity import directions
 
 CodebookTransform = Callable[[Tensor], Tensor]
 
@@ -51,6 +54,11 @@ class Wanted(NamedTuple):
     temperature: float
     transform: CodebookTransform | None
 
+    @property
+    def one_stored_code(self) -> bool:
+        """Whether the call wants one of the stored codes for each vector."""
+        return self.topk is None and self.transform is None
+
 
 class Search(Protocol):
     """A strategy that chooses codes for rows."""
@@ -75,15 +83,43 @@ class Best(NamedTuple):
 
     def finds_nearest(self, wanted: Wanted) -> bool:
         """Return whether the call wants one stored code by its distance."""
-        stored = wanted.topk is None and wanted.transform is None
-        return stored and self.metric == "euclidean"
+        return wanted.one_stored_code and self.metric == "euclidean"
 
     def choose(self, rows: Tensor, codes: Tensor, wanted: Wanted) -> Chosen:
         """Choose by the exact search if the call wants one stored code, otherwise by all logits."""
-        if wanted.topk is None and wanted.transform is None:
+        if wanted.one_stored_code:
             indices = functional.nearest_code(rows, codes, metric=self.metric).indices
             return Chosen(codes, indices, take_codes(codes, indices))
         return _by_all_logits(rows, codes, wanted._replace(temperature=0.0), self.unit_length)
+
+    @property
+    def compared(self) -> Callable[[Tensor], Tensor]:
+        """What makes of vectors and codes those between which the search measures distances."""
+        return directions if self.metric == "cosine" else _themselves
+
+    def choose_packed(
+        self, rows: Tensor, codes: Callable[[], Tensor], packed: PackedCodebook
+    ) -> Chosen:
+        """As :meth:`choose` for one stored code of each row, without a gradient to the codes.
+
+        Args:
+            rows: [C, ..., d].
+            codes: gives the codes [C, K, d].
+            packed: what :attr:`compared` makes of the codes.
+        """
+        rows = self.compared(rows.detach())
+        if self.metric == "euclidean":
+            quantized, indices, _ = torch.ops.vqvae_fast.quantize_packed(
+                rows, packed.codebook, packed.packed
+            )
+            return Chosen(packed.codebook, indices, quantized)
+        indices, _ = torch.ops.vqvae_fast.nearest_packed_code(rows, packed.codebook, packed.packed)
+        stored = codes().detach()
+        if len(stored) == 1:  # embedding takes a third of the time of an op in Python
+            quantized = nn_functional.embedding(indices, stored[0])
+        else:
+            quantized = torch.ops.vqvae_fast.take_codes(stored, indices)
+        return Chosen(stored, indices, quantized)
 
 
 class Drawn(NamedTuple):
@@ -128,6 +164,10 @@ class Softened(NamedTuple):
             return chosen
         soft = logits.soft_codes(rows, chosen.codes, self.unit_length, wanted.temperature)
         return chosen._replace(quantized=chosen.quantized + (soft - soft.detach()))
+
+
+def _themselves(vectors: Tensor) -> Tensor:
+    return vectors
 
 
 def _by_all_logits(rows: Tensor, codes: Tensor, wanted: Wanted, unit_length: bool) -> Chosen:

@@ -1,37 +1,48 @@
 """Quantizers whose codebooks may stay packed, because their owner says that they do not change."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import nn
 
-from vqvae_fast.nn.steps.kept_pack import KeptPack
+from vqvae_fast.nn.codebook.kept_pack import KeepsPack
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
 class Freezable(nn.Module):
-    """A quantizer that can be frozen."""
+    """A quantizer, or a module that is made of quantizers."""
 
-    _kept_pack: KeptPack | None = None
+    def pack_keepers(self) -> list[KeepsPack]:
+        """The modules in this one that keep packs for it, those of its parts unless overridden.
 
-    def check_freezable(self) -> None:
-        """Raise ValueError if this quantizer cannot be frozen; every subclass defines it."""
-        raise NotImplementedError
+        Raises:
+            ValueError: calls in eval do not search stored codes. The message says what the
+                quantizer must do without.
+        """
+        return _keepers_of_parts(self)
 
     def freeze(self, *, verify: bool = False) -> "Self":
         """Keep the codebooks packed in eval, because their owner says that they do not change.
 
-        The first call in eval packs all books (:func:`vqvae_fast.pack`) and later calls do not,
+        The first call in eval packs the books (:func:`vqvae_fast.pack`) and later calls do not,
         which makes calls with few vectors several times as fast. The results are the same bits.
-        The packed form has a copy of the codes; it is no part of the state_dict, and copies of this
-        module make their own. ``train()`` gives its memory back. The next call in eval packs again
-        after that, and after every change of the codes that torch counts: ``load_state_dict``,
+        The packed form has a copy of the codes, or of what the search compares in their place:
+        their directions (``cosine_search``), what a network makes of them (``vq_bridge``,
+        :class:`SimVQ`). It is no part of the state_dict, and copies of this module make their own.
+        :attr:`packed_nbytes` is its memory, which ``train()`` gives back.
+
+        The next call in eval packs again after that, and after every change that torch counts, of
+        the codes and of the parameters and buffers that they are made from: ``load_state_dict``,
         ``.to()``, another tensor, a write in place. torch does not count what is written through
-        ``.data``, NumPy or a storage: call this method again after such a write. Training, calls
-        that compute a gradient for the codes or the vectors, calls that are traced (torch.compile,
-        torch.jit.trace), and calls in one of several processes (torch.distributed) are as before.
+        ``.data``, NumPy or a storage, nor what else the forward pass of a network depends on: call
+        this method again after such a change.
+
+        Other calls are as before: training, calls that compute a gradient for the codes, calls with
+        ``topk``, beams or a ``codebook_transform_fn``, calls that are traced (torch.compile,
+        torch.jit.trace, torch.export), calls with vectors of a wider dtype than the codes, and
+        those in one of several processes (torch.distributed). A ResidualVQ whose stages only find
+        nearest codes packs all books in one object; then calls with a ``mask`` are as before, too.
 
         Args:
             verify: compare all codes in every call, and raise RuntimeError if they were changed in
@@ -41,37 +52,33 @@ class Freezable(nn.Module):
             This module.
 
         Raises:
-            ValueError: a call in eval is not one search of stored codes. The message says what the
-                quantizer must do without.
+            ValueError: calls in eval do not search stored codes (``implicit_neural_codebook``,
+                beams), or the codes are divided over processes. The message says what the quantizer
+                must do without.
         """
-        self.check_freezable()
-        self._kept_pack = KeptPack(verify)
+        keepers = self.pack_keepers()
+        self.unfreeze()
+        for keeper in keepers:
+            keeper.keep_packed(verify)
         return self
 
     def unfreeze(self) -> "Self":
         """Undo :meth:`freeze`, and give the memory of the packed form back."""
-        self._kept_pack = None
+        for keeper in _all_keepers(self):
+            keeper.keep_no_pack()
         return self
 
-    def train(self, mode: bool = True) -> "Self":
-        """As :meth:`torch.nn.Module.train`; the packed form of a frozen quantizer is dropped."""
-        if mode and self._kept_pack is not None:
-            self._kept_pack.drop()
-        return super().train(mode)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Self":
-        """As :meth:`torch.nn.Module._apply`, which ``.to()`` calls; the packed form is dropped."""
-        if self._kept_pack is not None:
-            self._kept_pack.drop()
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
+    @property
+    def packed_nbytes(self) -> int:
+        """The memory that the packed codebooks hold now; 0 before the first call in eval."""
+        return sum(
+            0 if keeper._kept_pack is None else keeper._kept_pack.nbytes
+            for keeper in _all_keepers(self)
+        )
 
 
 def freeze(module: nn.Module, *, verify: bool = False) -> nn.Module:
-    """Call :meth:`Freezable.freeze` of every quantizer in a module that has this method.
-
-    These are :class:`vqvae_fast.ResidualVQ` and what contains one: GroupedResidualVQ, and
-    SplitResidualVQ, which Mimi's checkpoints become. Others are left as they are.
+    """Call :meth:`Freezable.freeze` of every quantizer in a module.
 
     Args:
         module: a quantizer or a model.
@@ -82,18 +89,35 @@ def freeze(module: nn.Module, *, verify: bool = False) -> nn.Module:
 
     Raises:
         TypeError: module is no torch.nn.Module.
-        ValueError: the module contains no such quantizer, or one that cannot be frozen. Nothing is
-            frozen then.
+        ValueError: the module contains no quantizer of this package, or one that cannot be frozen.
+            Nothing is frozen then.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
-    quantizers = [part for part in module.modules() if isinstance(part, Freezable)]
+    quantizers = _outermost(module)
     if not quantizers:
         raise ValueError(
-            f"freeze needs a module with a ResidualVQ in it, got {type(module).__name__}"
+            "freeze needs a module with a quantizer of vqvae_fast in it, "
+            f"got {type(module).__name__}"
         )
     for quantizer in quantizers:
-        quantizer.check_freezable()
+        quantizer.pack_keepers()  # raises before anything is frozen
     for quantizer in quantizers:
         quantizer.freeze(verify=verify)
     return module
+
+
+def _outermost(module: nn.Module) -> list[Freezable]:
+    """Returns the module itself if it can be frozen, otherwise those of its parts that can."""
+    if isinstance(module, Freezable):
+        return [module]
+    return [found for part in module.children() for found in _outermost(part)]
+
+
+def _keepers_of_parts(module: nn.Module) -> list[KeepsPack]:
+    parts = [found for part in module.children() for found in _outermost(part)]
+    return list(dict.fromkeys(keeper for part in parts for keeper in part.pack_keepers()))
+
+
+def _all_keepers(module: nn.Module) -> list[KeepsPack]:
+    return [part for part in module.modules() if isinstance(part, KeepsPack)]

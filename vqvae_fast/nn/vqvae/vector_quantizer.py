@@ -12,17 +12,20 @@ from vqvae_fast.distributed import is_distributed
 from vqvae_fast.dtypes import common_float
 from vqvae_fast.nn.codebook.dead_codes import replace_dead_codes
 from vqvae_fast.nn.codebook.ema import CodeMovingAverage, CodeUsage
+from vqvae_fast.nn.codebook.kept_pack import KeepsPack
 from vqvae_fast.nn.codebook.kmeans_init import KMeansInit
 from vqvae_fast.nn.codebook.metrics import code_counts, perplexity
 from vqvae_fast.nn.steps.checks import check_feature_map, check_index_map, check_learning, positive
+from vqvae_fast.nn.steps.freezable import Freezable
 from vqvae_fast.nn.vqvae.one_hot import LazyOneHot
+from vqvae_fast.packed import PackedCodebook
 from vqvae_fast.tracing import called_while_tracing
 
 # Samples that k-means gets for each code unless told otherwise.
 _SAMPLES_PER_CODE = 4
 
 
-class VectorQuantizer(nn.Module):
+class VectorQuantizer(Freezable, KeepsPack):
     """Replaces every vector of a feature map by its nearest code.
 
     The first three arguments, the results and ``embedding.weight`` are those of the reference
@@ -163,13 +166,14 @@ class VectorQuantizer(nn.Module):
             # The backward pass needs the codes of this search, and the next forward pass, which
             # may come first, writes to them.
             codebook = copy_of_codes(codebook)
+        packed = self._packed(wide)
         z_q, indices, loss, distances = functional.quantize(
             wide,
-            codebook,
+            codebook if packed is None else packed,
             commitment_weight=self.commitment_weight,
             codebook_weight=self.codebook_weight,
             channel_first=True,
-            sparse=self.embedding.sparse,
+            sparse=self.embedding.sparse and packed is None,
         )
         if collects and self.kmeans is not None:  # copies, which the caller may write to
             if (
@@ -191,7 +195,9 @@ class VectorQuantizer(nn.Module):
         """Indices [B, H, W] of a feature map z [B, e_dim, H, W]; changes no state in any mode."""
         check_feature_map(z, self.e_dim)
         wide = z.detach().to(common_float(z.dtype, self.codebook.dtype))
-        return functional.nearest_code(wide.movedim(1, -1), self.codebook).indices
+        packed = self._packed(wide)
+        codebook = self.codebook if packed is None else packed
+        return functional.nearest_code(wide.movedim(1, -1), codebook).indices
 
     def decode(self, indices: Tensor) -> Tensor:
         """Feature map [B, e_dim, H, W] of indices [B, H, W], int64 in [0, n_e)."""
@@ -202,6 +208,16 @@ class VectorQuantizer(nn.Module):
     def extra_repr(self) -> str:
         """What print() shows beside the parts."""
         return f"n_e={self.n_e}, e_dim={self.e_dim}, beta={self.beta}, learning={self.learning!r}"
+
+    def pack_keepers(self) -> list[KeepsPack]:
+        """As :meth:`Freezable.pack_keepers`."""
+        return [self]
+
+    def _packed(self, z: Tensor) -> PackedCodebook | None:
+        """The codes packed, if they are kept so and serve z."""
+        if self._kept_pack is None or self.training or z.dtype != self.codebook.dtype:
+            return None
+        return self._kept_pack.of((self.codebook,), lambda: self.codebook)
 
     def _prepare(self, rows: Tensor, synced: bool) -> None:
         """Give a new codebook its codes, dead codes their place: before the search uses them."""
