@@ -126,6 +126,20 @@ def test_it_packs_once_and_gives_the_same_bits(kind: Quantizer, packs: list) -> 
     assert module.packed_nbytes == 0
 
 
+@pytest.mark.parametrize(
+    "name", ["VectorQuantize affine", "VectorQuantize network", "SimVQ narrow", "ResidualVQ DAC"]
+)
+def test_a_change_in_place_is_seen(name: str) -> None:
+    """Also of what the codes are made from: statistics, and the weights of networks."""
+    module, x = made(KINDS[name]).freeze(), torch.randn(KINDS[name].shape)
+    check(module, x)
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.is_floating_point():
+            with torch.no_grad():
+                tensor.copy_(torch.rand_like(tensor) + 0.5)
+            check(module, x)
+
+
 @pytest.mark.quick(8)
 def test_a_change_of_any_tensor_is_seen(kind: Quantizer) -> None:
     module, x = made(kind).freeze(), torch.randn(kind.shape)

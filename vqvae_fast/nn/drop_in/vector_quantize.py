@@ -315,7 +315,8 @@ class VectorQuantize(Freezable, KeptArguments):
         if indices is not None:
             right = self._layout.right_indices(indices, tokens, self.heads, self.codebook_size)
             targets = self._heads.split_indices(right)
-        self._codebook.averages.check_weight(ema_update_weight)
+        if ema_update_weight is not None:
+            self._codebook.averages.check_weight(ema_update_weight)
         averaging = Averaging(ema_update_weight, accum_ema_update, ema_update)
         projected = self.project_in(tokens)
         with without_autocast(x.device.type):

@@ -42,7 +42,8 @@ class Freezable(nn.Module):
         ``topk``, beams or a ``codebook_transform_fn``, calls that are traced (torch.compile,
         torch.jit.trace, torch.export), calls with vectors of a wider dtype than the codes, and
         those in one of several processes (torch.distributed). A ResidualVQ whose stages only find
-        nearest codes packs all books in one object; then calls with a ``mask`` are as before, too.
+        nearest codes packs all books in one object; there calls with a ``mask``, with a gradient
+        for the vectors, or in another dtype than float32 are as before, too.
 
         Args:
             verify: compare all codes in every call, and raise RuntimeError if they were changed in
