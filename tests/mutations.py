@@ -93,6 +93,12 @@ FAULTS = [
         OPS + "packed.py",
     ),
     Fault(
+        "packed codebook: of the top lane only the best code is measured",
+        "num_listed += place != block.top_place[r] || block.next[r] >= block.bound[r];",
+        "num_listed += place != block.top_place[r];",
+        OPS + "packed.py",
+    ),
+    Fault(
         "packed codebook: a part of the codes counts from its own first code",
         "if (index != kNoCode) index += first_group * book.group_codes;",
         "if (index != kNoCode) index += 0 * first_group * book.group_codes;",

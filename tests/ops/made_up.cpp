@@ -226,16 +226,21 @@ struct PlainInt8 {
   static void score_group(const int32_t* tiles, int64_t num_rows, const float* ratio,
                           const int32_t* group, const float* half_norm, Int8Words words,
                           int32_t* best) {
-    for (int64_t row = 0; row < num_rows; ++row, tiles += words.all) {
-      for (int lane = 0; lane < 8; ++lane) {
-        best[row * 8 + lane] = INT32_MIN;
-        for (int code = lane; code < kGroupCodes; code += 8) {
-          const int32_t start = Simd::rounded(half_norm[code] * ratio[row / kTileRows]);
-          const int32_t score = (start < kUnusable ? kUnusable : start) +
-                                product(tiles, group + code * words.all, words);
-          if (score > best[row * 8 + lane]) best[row * 8 + lane] = score;
-        }
+    for (int64_t row = 0; row < num_rows; ++row) {
+      int32_t scores[kGroupCodes];
+      score_row(tiles, row, ratio[row / kTileRows], group, half_norm, words, scores);
+      for (int code = 0; code < kGroupCodes; ++code) {
+        int32_t& of_lane = best[row * 8 + code % 8];
+        if (code < 8 || scores[code] > of_lane) of_lane = scores[code];
       }
+    }
+  }
+  static void score_row(const int32_t* tile, int64_t r, float ratio, const int32_t* group,
+                        const float* half_norm, Int8Words words, int32_t* scores) {
+    for (int code = 0; code < kGroupCodes; ++code) {
+      const int32_t start = Simd::rounded(half_norm[code] * ratio);
+      scores[code] = (start < kUnusable ? kUnusable : start) +
+                     product(tile + r * words.all, group + code * words.all, words);
     }
   }
 

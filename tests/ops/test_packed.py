@@ -52,6 +52,13 @@ def test_named_values(size: Size, dtype: torch.dtype, case: str) -> None:
     check_everywhere(*(part.to(dtype) for part in cases[case](size)))
 
 
+@pytest.mark.quick(4)
+@pytest.mark.parametrize("case", CASES)
+def test_named_values_in_a_large_book(case: str) -> None:
+    """Beyond 1 MiB of codes the filter scores candidates again before it measures them."""
+    check_everywhere(*CASES[case](Size(rows=29, codes=4099, dim=67)))
+
+
 @pytest.mark.quick(6)
 @pytest.mark.parametrize("case", [*CASES, *DOUBLE])
 def test_named_values_in_float64(case: str) -> None:

@@ -28,7 +28,10 @@ constexpr int64_t kRowsAbreast = 4;
 // are measured against.
 struct Int8Candidate {
   int32_t row;
-  int32_t place;  // (group in the pass) * lanes + lane
+  int32_t place;               // (group in the pass) * lanes + lane
+  uint32_t chosen = kAllOfIt;  // a bit for each code of the lane: whether it is measured
+
+  static constexpr uint32_t kAllOfIt = ~uint32_t{0};
 
   template <class Kernel>
   int64_t first_code(int64_t first_group) const {
@@ -68,6 +71,7 @@ struct Int8Block {
   int32_t* best;       // [groups of a pass][rows][lanes]: the best score of the codes of a lane
   int32_t* top;        // [rows]: the best of a pass
   int32_t* top_place;  // [rows]: its group in the pass and its lane, as group * lanes + lane
+  int32_t* next;       // [rows]: the best score of that lane's codes that are not measured yet
   int32_t* bound;      // [rows]: the score below which a code cannot be the nearest
   Mask* reaching;      // [rows][groups of a pass]: the lanes that reach the bound
   Int8Candidate* listed;
@@ -92,6 +96,7 @@ struct Int8Block {
     best = arena.take<int32_t>(groups * rows * kLanes);
     top = arena.take<int32_t>(rows);
     top_place = arena.take<int32_t>(rows);
+    next = arena.take<int32_t>(rows);
     bound = arena.take<int32_t>(rows);
     reaching = arena.take<Mask>(rows * kInt8PassGroups);
     const int64_t most = rows * (most_listed(dim, groups) + 1);

@@ -134,10 +134,11 @@ struct Int8Filter {
   // Returns the bytes of scratch that `search` needs for so many rows.
   int64_t (*scratch_bytes)(const Int8Book<In>& book, int64_t rows);
   // Finds the nearest code for rows [first_row, last_row); writes at [row - first_row]. Lists the
-  // rows that the filter cannot settle in `unsettled` and returns its length.
+  // rows that the filter cannot settle in `unsettled` and returns its length. codes_are_far says
+  // that the codes themselves are probably in no cache.
   int64_t (*search)(const Int8Book<In>& book, const Rows<const In>& z, int64_t first_row,
-                    int64_t last_row, void* scratch, int64_t* indices, double* distances,
-                    int64_t* unsettled);
+                    int64_t last_row, bool codes_are_far, void* scratch, int64_t* indices,
+                    double* distances, int64_t* unsettled);
 };
 
 struct Int8Filters {

@@ -65,6 +65,41 @@ inline int64_t code_of(int64_t first, int j, int64_t last_code) {
 // prefetches those of so many candidates ahead.
 constexpr int64_t kCandidatesAhead = 2;
 
+// Chooses, of the codes of each listed lane, those whose own score reaches the bound; of a row's
+// top lane the best. A pass keeps only the best score of a lane, so the row and the group are
+// scored again. That takes less time than to measure codes that come from memory.
+template <class Kernel, class In>
+VQVAE_FAST_ALONE void choose_codes(const Int8Block<Kernel>& block, const Int8Book<In>& book,
+                                   int64_t first_group, int64_t num_listed, bool are_tops) {
+  constexpr int64_t kLanes = Int8Block<Kernel>::kLanes, kTile = Kernel::kTileRows;
+  const Int8Words words = book.words();
+  const ListedCodes<In> codes = book.codes;
+  int32_t scores[Kernel::kGroupCodes];
+  for (int64_t i = 0; i < num_listed; ++i) {
+    Int8Candidate& listed = block.listed[i];
+    const int64_t r = listed.row, group = first_group + listed.place / kLanes;
+    Kernel::score_row(block.tiles + r / kTile * kTile * words.all, r % kTile,
+                      block.ratio[r / kTile], book.groups + group * book.group_words(),
+                      book.half_norm + group * Kernel::kGroupCodes, words, scores);
+    const int32_t bound = are_tops ? block.top[r] : block.bound[r];
+    int32_t next = kUnusable;
+    listed.chosen = 0;
+    for (int j = 0; j < Int8Block<Kernel>::kLaneCodes; ++j) {
+      const int32_t score = scores[listed.place % kLanes + j * kLanes];
+      if (score < bound) {
+        next = score > next ? score : next;
+        continue;
+      }
+      listed.chosen |= 1u << j;
+      if (codes.element_stride == 1) {
+        const int64_t first = listed.first_code<Kernel>(first_group);
+        prefetch_row(codes.row(code_of<Kernel>(first, j, codes.count - 1)), codes.dim);
+      }
+    }
+    if (are_tops) block.next[r] = next;
+  }
+}
+
 // Measures the listed candidates. All are measured before any is decided, so that their latencies
 // overlap.
 template <class Kernel, class In>
@@ -77,7 +112,21 @@ VQVAE_FAST_ALONE void measure_listed(const Int8Block<Kernel>& block, const Liste
     const int64_t first = block.listed[i].template first_code<Kernel>(first_group);
     return local.row(code_of<Kernel>(first, j, local.count - 1));
   };
+  const auto measure_chosen = [&](int64_t i) {
+    for (int j = 0; j < kLaneCodes; ++j) {
+      double& distance = block.measured[i * kLaneCodes + j];
+      distance = kInfinity;
+      if ((block.listed[i].chosen >> j & 1) == 0) continue;
+      const In* const code[] = {code_of_listed(i, j)};
+      measure<typename Kernel::Simd::Doubles>(block.raw[block.listed[i].row], code,
+                                              local.element_stride, local.dim, &distance);
+    }
+  };
   for (int64_t i = 0; i < num_listed; ++i) {
+    if (block.listed[i].chosen != Int8Candidate::kAllOfIt) {
+      measure_chosen(i);
+      continue;
+    }
     if (i + kCandidatesAhead < num_listed && local.element_stride == 1) {
       for (int j = 0; j < kLaneCodes; ++j) {
         prefetch_row(code_of_listed(i + kCandidatesAhead, j), local.dim);
@@ -116,6 +165,7 @@ inline int64_t list_tops(const Int8Block<Kernel>& block, int64_t count) {
   int64_t listed = 0;
   for (int64_t r = 0; r < count; ++r) {
     block.listed[listed] = {int32_t(r), block.top_place[r]};
+    block.next[r] = kUnusable;
     listed += !block.unsettled[r] && block.top[r] >= block.bound[r];
   }
   return listed;
@@ -158,7 +208,8 @@ VQVAE_FAST_ALONE int64_t list_others(const Int8Block<Kernel>& block, int64_t cou
            lanes &= lanes - 1) {
         const int32_t place = int32_t(g * Simd::kWidth + lowest_bit(lanes));
         block.listed[num_listed] = {int32_t(r), place};
-        num_listed += place != block.top_place[r];  // the best is measured already
+        // The codes of the top lane are measured already, or the best of them.
+        num_listed += place != block.top_place[r] || block.next[r] >= block.bound[r];
       }
     }
     if (num_listed - before > most) {

@@ -35,6 +35,12 @@ constexpr int64_t kLeastBytes = 1;
 #else
 constexpr int64_t kLeastBytes = 1 << 19;
 #endif
+// Codes of more bytes than this do not stay in the L2 from one call to the next.
+#ifdef VQVAE_FAST_TEST_SMALL_AS_LARGE
+constexpr int64_t kFarBytes = 0;
+#else
+constexpr int64_t kFarBytes = 1 << 20;
+#endif
 // The filter judges its success again after at most so many rows.
 constexpr int64_t kLargestChunk = 256;
 
@@ -88,6 +94,10 @@ template <class In, class Found, class Finish>
 void search_chunks(const Int8Filter<In>& filter, const Int8Book<In>& book, const Rows<const In>& z,
                    int64_t begin, int64_t end, Found found, Finish finish,
                    std::vector<int64_t>& unsettled) {
+  const ListedCodes<In>& codes = book.codes;
+  // The candidates of more rows bring the codes into the cache.
+  const bool codes_are_far =
+      end - begin <= kLargestChunk && codes.count * codes.dim * int64_t{sizeof(In)} > kFarBytes;
   const int64_t chunk = kLargestChunk / filter.block_rows * filter.block_rows;
   const Buffer scratch = allocate(filter.scratch_bytes(book, end - begin));
   std::vector<int64_t> left;
@@ -100,7 +110,7 @@ void search_chunks(const Int8Filter<In>& filter, const Int8Book<In>& book, const
     }
     const Nearest of_chunk = found(row);
     left.resize(last - row);
-    left.resize(filter.search(book, z, row, last, scratch.get(), of_chunk.indices,
+    left.resize(filter.search(book, z, row, last, codes_are_far, scratch.get(), of_chunk.indices,
                               of_chunk.distances, left.data()));
     finish(row, last, left);
     unsettled.insert(unsettled.end(), left.begin(), left.end());

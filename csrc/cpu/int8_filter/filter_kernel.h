@@ -14,6 +14,8 @@
 //   score_group(tiles, num_rows, ratio, group, half_norm, words, best)
 //                 scores a block of rows against a group: best[row][lane]; it may score all rows of
 //                 the last tile
+//   score_row(tile, r, ratio, group, half_norm, words, scores)
+//                 the same scores of row r of a tile: scores[code of the group]
 #pragma once
 
 #include <stdint.h>
@@ -41,7 +43,7 @@ inline void raise_bounds(const Int8Block<Kernel>& block, const Int8Bound& bound,
 
 template <class Kernel, class In>
 void filter_block(const Int8Block<Kernel>& block, const Int8Book<In>& book, int64_t count,
-                  Nearest out) {
+                  bool codes_are_far, Nearest out) {
   const Int8Bound bound(book);
   quantize_rows(block, book, count);
   for (int64_t r = 0; r < count; ++r) {
@@ -59,10 +61,12 @@ void filter_block(const Int8Block<Kernel>& block, const Int8Book<In>& book, int6
     }
     find_tops(block, count, groups);
     int64_t listed = list_tops(block, count);
+    if (codes_are_far) choose_codes(block, book, first, listed, true);
     measure_listed(block, book.codes, first, listed);
     offer_listed(block, book.codes.count - 1, first, listed, out);
     raise_bounds(block, bound, count, out);
     listed = list_others(block, count, groups, book.codes.dim);
+    if (codes_are_far) choose_codes(block, book, first, listed, false);
     measure_listed(block, book.codes, first, listed);
     offer_listed(block, book.codes.count - 1, first, listed, out);
     raise_bounds(block, bound, count, out);
@@ -71,15 +75,15 @@ void filter_block(const Int8Block<Kernel>& block, const Int8Book<In>& book, int6
 
 template <class Kernel, class In>
 int64_t filter_search(const Int8Book<In>& book, const Rows<const In>& z, int64_t first_row,
-                      int64_t last_row, void* scratch, int64_t* indices, double* distances,
-                      int64_t* unsettled) {
+                      int64_t last_row, bool codes_are_far, void* scratch, int64_t* indices,
+                      double* distances, int64_t* unsettled) {
   const Int8Block<Kernel> block(book, last_row - first_row, scratch);
   int64_t num_unsettled = 0;
   for (int64_t row = first_row; row < last_row; row += block.rows) {
     const int64_t count = smaller(block.rows, last_row - row);
     const Nearest out{indices + (row - first_row), distances + (row - first_row)};
     read_rows(z, row, count, block.copies, block.raw);
-    filter_block(block, book, count, out);
+    filter_block(block, book, count, codes_are_far, out);
     for (int64_t r = 0; r < count; ++r) {
       if (block.unsettled[r]) unsettled[num_unsettled++] = row + r;
     }

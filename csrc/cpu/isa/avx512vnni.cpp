@@ -69,7 +69,51 @@ struct Vnni {
                best + whole * kTileRows * 16);
   }
 
+  // Scores row r of a tile against one group, and writes the scores of all its codes. Of two
+  // neighbouring words each has sums of its own, because in one sum every step waits for the last.
+  VQVAE_FAST_ALONE static void score_row(const int32_t* tile, int64_t r, float ratio,
+                                         const int32_t* group, const float* half_norm,
+                                         Int8Words words, int32_t* scores) {
+    __m512i even[kGroupVectors], odd[kGroupVectors];
+    VQVAE_FAST_UNROLL
+    for (int j = 0; j < kGroupVectors; ++j) {
+      even[j] = start_of(half_norm + 16 * j, ratio);
+      odd[j] = _mm512_setzero_si512();
+    }
+    int64_t w = 0;
+    for (; w < words.wide; ++w) add_word<add_wide_products>(even, tile + r, group, words, w);
+    for (; w + 2 <= words.all; w += 2) {
+      add_word<add_products>(even, tile + r, group, words, w);
+      add_word<add_products>(odd, tile + r, group, words, w + 1);
+    }
+    if (w < words.all) add_word<add_products>(odd, tile + r, group, words, w);
+    VQVAE_FAST_UNROLL
+    for (int j = 0; j < kGroupVectors; ++j) {
+      _mm512_storeu_si512(scores + 16 * j, _mm512_add_epi32(even[j], odd[j]));
+    }
+  }
+
  private:
+  static constexpr int kGroupVectors = kGroupCodes / 16;
+
+  // Returns what the scores of 16 codes begin with.
+  VQVAE_FAST_INLINE static __m512i start_of(const float* half_norm, float ratio) {
+    const __m512 start = _mm512_mul_ps(_mm512_loadu_ps(half_norm), _mm512_set1_ps(ratio));
+    return _mm512_max_epi32(_mm512_cvtps_epi32(start), _mm512_set1_epi32(kUnusable));
+  }
+
+  // Adds the products of one word of a row and of all codes of a group.
+  template <void (*kAdd)(__m512i&, __m512i, __m512i)>
+  VQVAE_FAST_INLINE static void add_word(__m512i (&scores)[kGroupVectors], const int32_t* row,
+                                         const int32_t* group, Int8Words words, int64_t w) {
+    const __m512i element = _mm512_set1_epi32(row[w * kTileRows]);
+    VQVAE_FAST_UNROLL
+    for (int j = 0; j < kGroupVectors; ++j) {
+      const int32_t* panel = group + j / 2 * words.all * kPanelCodes;
+      kAdd(scores[j], _mm512_loadu_si512(panel + w * kPanelCodes + 16 * (j % 2)), element);
+    }
+  }
+
   VQVAE_FAST_ALONE static void score_tiles(const int32_t* tiles, int64_t num_tiles,
                                            const float* ratio, const int32_t* group,
                                            const float* half_norm, Int8Words words, int32_t* best) {
@@ -122,12 +166,9 @@ struct Vnni {
     __m512i scores[kRows][2];
     VQVAE_FAST_UNROLL
     for (int j = 0; j < 2; ++j) {
-      const __m512 start =
-          _mm512_mul_ps(_mm512_loadu_ps(half_norm + 16 * j), _mm512_set1_ps(ratio));
-      const __m512i limited =
-          _mm512_max_epi32(_mm512_cvtps_epi32(start), _mm512_set1_epi32(kUnusable));
+      const __m512i start = start_of(half_norm + 16 * j, ratio);
       VQVAE_FAST_UNROLL
-      for (int i = 0; i < kRows; ++i) scores[i][j] = limited;
+      for (int i = 0; i < kRows; ++i) scores[i][j] = start;
     }
     add_words<kRows, add_wide_products>(scores, words.wide, rows, panel);
     add_words<kRows, add_products>(scores, words.all - words.wide, rows, panel);
