@@ -222,18 +222,19 @@ class AtOnce:
         packed = None
         if stages.kept_pack is not None and len({book.shape for book in books}) == 1:
             packed = stages.kept_pack.of(books, lambda: torch.cat(books))
+        rows = call.start.detach()
         if packed is not None:
-            found, total = functional.residual_nearest_code(call.start, packed)
-        elif call.start.device.type == "cpu":
-            found, total = self._one_by_one(call.start, books)
+            found, total = functional.residual_nearest_code(rows, packed)
+        elif rows.device.type == "cpu":
+            found, total = self._one_by_one(rows, books)
         else:
-            found, total = functional.residual_nearest_code(call.start, torch.cat(books))
+            found, total = functional.residual_nearest_code(rows, torch.cat(books))
         return StagesOutcome(total, found, total.new_zeros(len(books)), [])
 
     @staticmethod
     def _one_by_one(rows: Tensor, books: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """The same searches without a copy of all books, which would take longer than they do."""
-        residual, total = rows.detach(), torch.zeros_like(rows)
+        residual, total = rows, torch.zeros_like(rows)
         chosen = []
         for book in books:
             quantized, indices, _ = torch.ops.vqvae_fast.quantize(residual, book.detach()[0])
