@@ -5,35 +5,26 @@ import warnings
 from concurrent.futures import ProcessPoolExecutor
 
 import click
-import torch
 
-from benchmarks.gpu_check.cases import (
-    cases,
-    direct_cases,
-    peer_cases,
-    residual_cases,
-    shape_cases,
-    sum_cases,
-)
+from benchmarks.gpu_check.cases import Scope, every_case, peer_cases
 from benchmarks.gpu_check.offline import TARGETS
 from benchmarks.gpu_check.table import Row, defects, markdown, missing, rows
 
-# The sums' kernels are many and small, and the IEEE variant serves comparison only: they are
-# compiled for one target, or for all with --full.
-FULL_TARGET = "sm_90"
+# The target whose bars are judged, and on which the kernels have been measured. The usual scope has
+# more for it than for others.
+MAIN_TARGET = "sm_90"
+SCOPES = {
+    "brief": (Scope.BRIEF, Scope.BRIEF),
+    "usual": (Scope.VARIANTS, Scope.CONFIGURATIONS),
+    "all": (Scope.ALL, Scope.ALL),
+}
 Checked = tuple[list[Row], list[str]]
 
 
-def check(target: str, peer: bool, plain: bool, sums: bool, full: bool) -> Checked:
+def check(target: str, scope: Scope, peer: bool) -> Checked:
     """Return all rows of a target, and their defects."""
     warnings.simplefilter("ignore")  # Triton warns about its next version
-    full = full or target == FULL_TARGET
-    chosen = [*cases(), *direct_cases(), *residual_cases(), *shape_cases()]
-    if sums:
-        chosen += sum_cases(full)
-    if plain and full:
-        chosen += cases(torch.float32)
-    ours = rows(chosen, target)
+    ours = rows([case for case in every_case() if case.scope <= scope], target)
     found = missing(ours, target)
     for row in ours:
         what = f"{row.case}: {row.kernel}, {row.dtype}, D={row.dim}, {target}, {row.version}"
@@ -46,23 +37,31 @@ def check(target: str, peer: bool, plain: bool, sums: bool, full: bool) -> Check
 @click.command()
 @click.option("--target", type=click.Choice(list(TARGETS)), multiple=True)
 @click.option("--jobs", default=2, show_default=True, help="Targets at a time.")
+@click.option(
+    "--scope",
+    type=click.Choice(list(SCOPES)),
+    default="usual",
+    show_default=True,
+    help="brief: each kernel for every target, and what some version of Triton has failed at. "
+    f"usual: every configuration, and for {MAIN_TARGET} types, masks and strides, too. "
+    "all: every variant for every target.",
+)
 @click.option("--peer/--no-peer", default=True, show_default=True, help="flash-kmeans, too.")
-@click.option("--plain/--no-plain", default=True, show_default=True, help="The IEEE variant, too.")
-@click.option("--sums/--no-sums", default=True, show_default=True, help="Sums, too.")
-@click.option("--full", is_flag=True, help="Every kernel for every target.")
-def main(
-    target: tuple[str, ...], jobs: int, peer: bool, plain: bool, sums: bool, full: bool
-) -> None:
-    """Compile every Triton configuration for GPUs that need not be present; check the result.
+def main(target: tuple[str, ...], jobs: int, scope: str, peer: bool) -> None:
+    """Compile the Triton kernels for GPUs that need not be present; check the result.
 
     The version of Triton is the one that Python imports; PYTHONPATH may name a folder with another.
     """
     # The target with the most kernels begins, so that no worker ends long after the others.
-    target = target or tuple(sorted(TARGETS, key=lambda name: name != FULL_TARGET))
+    target = target or tuple(sorted(TARGETS, key=lambda name: name != MAIN_TARGET))
+    of_main, of_others = SCOPES[scope]
     table: list[Row] = []
     found: list[str] = []
     with ProcessPoolExecutor(jobs) as pool:
-        parts = [pool.submit(check, name, peer, plain, sums, full) for name in target]
+        scopes = {name: of_main if name == MAIN_TARGET else of_others for name in target}
+        # The peer is there to be compared with, where the bars are.
+        with_peer = {name: peer and (name == MAIN_TARGET or scope == "all") for name in target}
+        parts = [pool.submit(check, name, scopes[name], with_peer[name]) for name in target]
         for part in parts:
             rows_of_target, wrong = part.result()
             table += rows_of_target

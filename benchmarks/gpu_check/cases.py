@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterator
+from enum import IntEnum
 from typing import NamedTuple
 from unittest import mock
 
@@ -21,13 +22,40 @@ ROWS, CODES, STAGES = 500, 1024, 8
 SPANS = TILES_PER_PART.value * 128 * 8
 
 
+class Scope(IntEnum):
+    """Which cases are compiled; a wider scope has those of the narrower ones, too.
+
+    BRIEF: each kernel, and the configurations in which some version of Triton has spilled, failed
+        or needed a remedy. It is what a second version is tried with.
+    CONFIGURATIONS: each configuration once, and the loads that need the most registers.
+    VARIANTS: types, masks and strides, too.
+    ALL: the products of types and widths, and what serves comparison alone.
+    """
+
+    BRIEF = 1
+    CONFIGURATIONS = 2
+    VARIANTS = 3
+    ALL = 4
+
+
 class Case(NamedTuple):
-    """A call whose launches are compiled; ``dim`` is D."""
+    """A call whose launches are compiled; ``dim`` is D. ``scope``: the narrowest that has it."""
 
     name: str
     dim: int
     dtype: torch.dtype
     call: Callable[[], object]
+    scope: Scope = Scope.ALL
+
+
+def every_case() -> Iterator[Case]:
+    """Yield all calls of this package's kernels."""
+    yield from cases()
+    yield from direct_cases()
+    yield from residual_cases()
+    yield from shape_cases()
+    yield from sum_cases()
+    yield from cases(torch.float32)
 
 
 def cases(packed: torch.dtype = torch.float16) -> Iterator[Case]:
@@ -36,60 +64,86 @@ def cases(packed: torch.dtype = torch.float16) -> Iterator[Case]:
     Input types differ only in their loads, so each configuration gets one type, and the smallest
     gets all. Rows of 8 elements leave columns for half_norm.
     """
-    name = "search" if packed == torch.float16 else "plain"
+    is_plain = packed == torch.float32
+    name = "plain" if is_plain else "search"
     dims = block_dims(packed)
     for dim in (8, *dims, 2 * max(dims)):
-        dtypes = [torch.float32 if packed == torch.float32 or dim != 64 else torch.bfloat16]
+        # At D = 64 the bar for the scan is set in bfloat16, that for settle in float32.
+        dtypes = [torch.float32, torch.bfloat16] if dim == 64 and not is_plain else [torch.float32]
         if dim == min(dims):
             dtypes += [torch.bfloat16, torch.float16]
-        if dim == 64 and packed == torch.float16:  # for which settle's instructions are judged
-            dtypes += [torch.float32]
         for dtype in dtypes:
             z, codebook = torch.zeros(ROWS, dim, dtype=dtype), torch.zeros(CODES, dim, dtype=dtype)
-            yield Case(name, dim, dtype, _search(z, codebook, packed))
+            call = _search(z, codebook, packed)
+            yield Case(name, dim, dtype, call, _scope_of_search(dim, dtype, is_plain))
     z, codebook = torch.zeros(ROWS, 64), torch.zeros(1, 64).expand(SPANS, 64)
-    yield Case(f"{name}, large K", 64, torch.float32, _search(z, codebook, packed))
+    scope = Scope.ALL if is_plain else Scope.CONFIGURATIONS
+    yield Case(f"{name}, large K", 64, torch.float32, _search(z, codebook, packed), scope)
     z, codebook = torch.zeros(ROWS, 64).double(), torch.zeros(CODES, 64).double()
-    yield Case(name, 64, torch.float64, _search(z, codebook, packed))
+    yield Case(name, 64, torch.float64, _search(z, codebook, packed), scope)
+
+
+def _scope_of_search(dim: int, dtype: torch.dtype, is_plain: bool) -> Scope:
+    """D = 16 and 256 have the most scores and the most elements of a thread."""
+    if is_plain:
+        return Scope.ALL
+    if dim == 64 or (dim in (16, 256) and dtype == torch.float32):
+        return Scope.BRIEF
+    return Scope.CONFIGURATIONS if dtype == torch.float32 else Scope.VARIANTS
 
 
 def shape_cases() -> Iterator[Case]:
     """Yield rows off the blocks' sizes, feature maps, books: their loads have masks and strides."""
-    odd = ((1, torch.float32), (17, torch.float32), (100, torch.bfloat16), (200, torch.float32))
-    for dim, dtype in odd:
+    odd = (
+        (1, torch.float32, Scope.BRIEF),  # which some versions do not compile as they do others
+        (17, torch.float32, Scope.VARIANTS),
+        (100, torch.bfloat16, Scope.VARIANTS),
+        (200, torch.float32, Scope.CONFIGURATIONS),  # the most addresses of a thread
+        (1000, torch.float32, Scope.VARIANTS),
+    )
+    for dim, dtype, scope in odd:
         z, codebook = torch.zeros(ROWS, dim, dtype=dtype), torch.zeros(CODES, dim, dtype=dtype)
-        yield Case("search, odd D", dim, dtype, _search(z, codebook, torch.float16))
-    z, codebook = torch.zeros(ROWS, 1000), torch.zeros(CODES, 1000)
-    yield Case("search, odd D", 1000, torch.float32, _search(z, codebook, torch.float16))
+        yield Case("search, odd D", dim, dtype, _search(z, codebook, torch.float16), scope)
     for dim in (64, 256, 512):
         z, codebook = _maps(dim), torch.zeros(CODES, dim)
-        yield Case("search, maps", dim, torch.float32, _search(z, codebook, torch.float16))
+        scope = Scope.BRIEF if dim == 256 else Scope.VARIANTS
+        yield Case("search, maps", dim, torch.float32, _search(z, codebook, torch.float16), scope)
     z, codebook = torch.zeros(3, ROWS, 24), torch.zeros(3, CODES, 24)
-    yield Case("search, books", 24, torch.float32, _search(z, codebook, torch.float16))
+    call = _search(z, codebook, torch.float16)
+    yield Case("search, books", 24, torch.float32, call, Scope.VARIANTS)
     for dim in (1, 17, 128):
-        books = torch.zeros(STAGES, CODES, dim)
-        yield Case("residual, maps", dim, torch.float32, _residual(_maps(dim), books))
+        call = _residual(_maps(dim), torch.zeros(STAGES, CODES, dim))
+        yield Case("residual, maps", dim, torch.float32, call, Scope.VARIANTS)
 
 
 def _maps(dim: int) -> Tensor:
     return torch.zeros(3, dim, 7, 11).movedim(1, -1)
 
 
-def sum_cases(full: bool) -> Iterator[Case]:
+def sum_cases() -> Iterator[Case]:
     """Yield segment sums and backward passes: types, widths, rows and feature maps, many codes."""
-    dtypes = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-    for dtype in dtypes if full else dtypes[:2]:
-        for dim in (4, 16, 32, 64, 256) if full else (64,):
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        for dim in (4, 16, 32, 64, 256):
             codebook = torch.zeros(CODES, dim, dtype=dtype)
             rows = torch.zeros(ROWS, dim, dtype=dtype)
             maps = torch.zeros(3, dim, 7, 11, dtype=dtype).movedim(1, -1)
             odd = torch.zeros(ROWS, dim + 1, dtype=dtype)[:, :dim]
             for name, z in (("sums, rows", rows), ("sums, odd rows", odd), ("sums, maps", maps)):
-                yield Case(name, dim, dtype, _sums(z, codebook))
+                scope = _scope_of_sums(dim, dtype, z is rows)
+                yield Case(name, dim, dtype, _sums(z, codebook), scope)
     src, indices = torch.zeros(ROWS, 64), torch.zeros(ROWS, dtype=torch.int64)
-    yield Case(
-        "sums, large K", 64, torch.float32, lambda: kernels.segment_sum(src, indices, 100_000)
-    )
+
+    def call() -> object:
+        return kernels.segment_sum(src, indices, 100_000)
+
+    yield Case("sums, large K", 64, torch.float32, call, Scope.VARIANTS)
+
+
+def _scope_of_sums(dim: int, dtype: torch.dtype, are_rows: bool) -> Scope:
+    """One width has every type, and one type has every width."""
+    if dim == 64 and dtype == torch.float32 and are_rows:
+        return Scope.CONFIGURATIONS
+    return Scope.VARIANTS if dim == 64 or dtype == torch.float32 else Scope.ALL
 
 
 def _sums(z: Tensor, codebook: Tensor) -> Callable[[], object]:
@@ -109,7 +163,10 @@ def residual_cases() -> Iterator[Case]:
         dtypes = [torch.float32] if dim != 64 else [torch.float32, torch.bfloat16, torch.float16]
         for dtype in dtypes:
             z, codebooks = torch.zeros(ROWS, dim), torch.zeros(STAGES, CODES, dim)
-            yield Case("residual", dim, dtype, _residual(z.to(dtype), codebooks.to(dtype)))
+            call = _residual(z.to(dtype), codebooks.to(dtype))
+            # Each width has spilled on some target with some version.
+            scope = Scope.BRIEF if dtype == torch.float32 else Scope.VARIANTS
+            yield Case("residual", dim, dtype, call, scope)
 
 
 def _residual(z: Tensor, codebooks: Tensor) -> Callable[[], object]:
@@ -132,14 +189,23 @@ def direct_cases() -> Iterator[Case]:
         dtypes = [torch.float32] if dim != 64 else [torch.float32, torch.bfloat16, torch.float16]
         for dtype in dtypes:
             z, codebook = torch.zeros(ROWS, dim, dtype=dtype), torch.zeros(CODES, dim, dtype=dtype)
-            yield Case("direct", dim, dtype, _search(z, codebook, torch.float16, "direct"))
+            call = _search(z, codebook, torch.float16, "direct")
+            yield Case("direct", dim, dtype, call, _scope_of_direct(dim, dtype))
     call = _search(_maps(64), torch.zeros(CODES, 64), torch.float16, "direct")
-    yield Case("direct, maps", 64, torch.float32, call)
+    yield Case("direct, maps", 64, torch.float32, call, Scope.CONFIGURATIONS)
     for dim in (64, 128):
         call = _search(
             torch.zeros(2, dim), torch.zeros(1, dim).expand(SPANS, dim), torch.float16, "direct"
         )
-        yield Case("direct, shared", dim, torch.float32, call)
+        scope = Scope.CONFIGURATIONS if dim == 128 else Scope.VARIANTS
+        yield Case("direct, shared", dim, torch.float32, call, scope)
+
+
+def _scope_of_direct(dim: int, dtype: torch.dtype) -> Scope:
+    """D = 64 has spilled on sm_120; of odd D, 100 has the most addresses of a thread."""
+    if dtype != torch.float32 or dim in (8, 17):
+        return Scope.VARIANTS
+    return Scope.BRIEF if dim == 64 else Scope.CONFIGURATIONS
 
 
 def peer_cases() -> Iterator[Case]:

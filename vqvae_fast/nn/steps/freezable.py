@@ -24,14 +24,15 @@ class Freezable(nn.Module):
         """Keep the codebooks packed in eval, because their owner says that they do not change.
 
         The first call in eval packs all books (:func:`vqvae_fast.pack`) and later calls do not,
-        which makes calls with few vectors several times as fast. The results are the same bits.
-        The packed form has a copy of the codes; it is no part of the state_dict, and copies of this
-        module make their own. ``train()`` gives its memory back. The next call in eval packs again
-        after that, and after every change of the codes that torch counts: ``load_state_dict``,
-        ``.to()``, another tensor, a write in place. torch does not count what is written through
-        ``.data``, NumPy or a storage: call this method again after such a write. Training, calls
-        that compute a gradient for the codes or the vectors, calls that are traced (torch.compile,
-        torch.jit.trace), and calls in one of several processes (torch.distributed) are as before.
+        which on a CPU makes calls with few vectors several times as fast. The results are the same
+        bits. The packed form has a copy of the codes; it is no part of the state_dict, and copies
+        of this module make their own. ``train()`` gives its memory back. The next call in eval
+        packs again after that, and after every change of the codes that torch counts:
+        ``load_state_dict``, ``.to()``, another tensor, a write in place. torch does not count what
+        is written through ``.data``, NumPy or a storage: call this method again after such a write.
+        Training, calls that compute a gradient for the codes or the vectors, calls that are traced
+        (torch.compile, torch.jit.trace), and calls in one of several processes (torch.distributed)
+        are as before.
 
         Args:
             verify: compare all codes in every call, and raise RuntimeError if they were changed in
