@@ -7,24 +7,26 @@ from concurrent.futures import ProcessPoolExecutor
 import click
 
 from benchmarks.gpu_check.cases import Scope, every_case, peer_cases
-from benchmarks.gpu_check.offline import TARGETS
+from benchmarks.gpu_check.offline import MAIN_TARGET, TARGETS
 from benchmarks.gpu_check.table import Row, defects, markdown, missing, rows
 
-# The target whose bars are judged, and on which the kernels have been measured. The usual scope has
-# more for it than for others.
-MAIN_TARGET = "sm_90"
-SCOPES = {
-    "brief": (Scope.BRIEF, Scope.BRIEF),
-    "usual": (Scope.VARIANTS, Scope.CONFIGURATIONS),
-    "all": (Scope.ALL, Scope.ALL),
-}
+SCOPES = ("brief", "usual", "all")
+# It has the configurations and the instructions of sm_86, so the usual scope is brief for it.
+LIKE_ANOTHER = "sm_89"
 Checked = tuple[list[Row], list[str]]
+
+
+def scope_of(target: str, scope: str) -> Scope:
+    """Return which cases of a target a named scope has."""
+    if scope == "usual" and target != LIKE_ANOTHER:
+        return Scope.VARIANTS if target == MAIN_TARGET else Scope.CONFIGURATIONS
+    return Scope.ALL if scope == "all" else Scope.BRIEF
 
 
 def check(target: str, scope: Scope, peer: bool) -> Checked:
     """Return all rows of a target, and their defects."""
     warnings.simplefilter("ignore")  # Triton warns about its next version
-    ours = rows([case for case in every_case() if case.scope <= scope], target)
+    ours = rows([case for case in every_case() if case.is_in(scope, target)], target)
     found = missing(ours, target)
     for row in ours:
         what = f"{row.case}: {row.kernel}, {row.dtype}, D={row.dim}, {target}, {row.version}"
@@ -39,7 +41,7 @@ def check(target: str, scope: Scope, peer: bool) -> Checked:
 @click.option("--jobs", default=2, show_default=True, help="Targets at a time.")
 @click.option(
     "--scope",
-    type=click.Choice(list(SCOPES)),
+    type=click.Choice(SCOPES),
     default="usual",
     show_default=True,
     help="brief: each kernel for every target, and what some version of Triton has failed at. "
@@ -54,14 +56,14 @@ def main(target: tuple[str, ...], jobs: int, scope: str, peer: bool) -> None:
     """
     # The target with the most kernels begins, so that no worker ends long after the others.
     target = target or tuple(sorted(TARGETS, key=lambda name: name != MAIN_TARGET))
-    of_main, of_others = SCOPES[scope]
     table: list[Row] = []
     found: list[str] = []
     with ProcessPoolExecutor(jobs) as pool:
-        scopes = {name: of_main if name == MAIN_TARGET else of_others for name in target}
-        # The peer is there to be compared with, where the bars are.
-        with_peer = {name: peer and (name == MAIN_TARGET or scope == "all") for name in target}
-        parts = [pool.submit(check, name, scopes[name], with_peer[name]) for name in target]
+        parts = []
+        for name in target:
+            # The peer is there to be compared with, where the bars are.
+            with_peer = peer and (name == MAIN_TARGET or scope == "all")
+            parts.append(pool.submit(check, name, scope_of(name, scope), with_peer))
         for part in parts:
             rows_of_target, wrong = part.result()
             table += rows_of_target

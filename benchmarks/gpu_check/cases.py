@@ -10,7 +10,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_check.offline import Launch, compiled_for
+from benchmarks.gpu_check.offline import MAIN_TARGET, Launch, compiled_for
 from vqvae_fast.backends.triton import ops as kernels
 from vqvae_fast.backends.triton import search
 from vqvae_fast.backends.triton.configurations import block_dims, residual_dims
@@ -39,13 +39,25 @@ class Scope(IntEnum):
 
 
 class Case(NamedTuple):
-    """A call whose launches are compiled; ``dim`` is D. ``scope``: the narrowest that has it."""
+    """A call whose launches are compiled.
+
+    Attributes:
+        dim: D.
+        scope: the narrowest one that has it.
+        elsewhere: likewise for other targets than the main one, if that differs.
+    """
 
     name: str
     dim: int
     dtype: torch.dtype
     call: Callable[[], object]
     scope: Scope = Scope.ALL
+    elsewhere: Scope | None = None
+
+    def is_in(self, scope: Scope, target: str) -> bool:
+        """Return whether a scope has this case for a target."""
+        own = self.scope if target == MAIN_TARGET or self.elsewhere is None else self.elsewhere
+        return own <= scope
 
 
 def every_case() -> Iterator[Case]:
@@ -75,7 +87,7 @@ def cases(packed: torch.dtype = torch.float16) -> Iterator[Case]:
         for dtype in dtypes:
             z, codebook = torch.zeros(ROWS, dim, dtype=dtype), torch.zeros(CODES, dim, dtype=dtype)
             call = _search(z, codebook, packed)
-            yield Case(name, dim, dtype, call, _scope_of_search(dim, dtype, is_plain))
+            yield Case(name, dim, dtype, call, *_scopes_of_search(dim, dtype, is_plain))
     z, codebook = torch.zeros(ROWS, 64), torch.zeros(1, 64).expand(SPANS, 64)
     scope = Scope.ALL if is_plain else Scope.CONFIGURATIONS
     yield Case(f"{name}, large K", 64, torch.float32, _search(z, codebook, packed), scope)
@@ -83,27 +95,28 @@ def cases(packed: torch.dtype = torch.float16) -> Iterator[Case]:
     yield Case(name, 64, torch.float64, _search(z, codebook, packed), scope)
 
 
-def _scope_of_search(dim: int, dtype: torch.dtype, is_plain: bool) -> Scope:
+def _scopes_of_search(dim: int, dtype: torch.dtype, is_plain: bool) -> tuple[Scope, ...]:
     """D = 16 and 256 have the most scores and the most elements of a thread."""
     if is_plain:
-        return Scope.ALL
-    if dim == 64 or (dim in (16, 256) and dtype == torch.float32):
-        return Scope.BRIEF
-    return Scope.CONFIGURATIONS if dtype == torch.float32 else Scope.VARIANTS
+        return (Scope.ALL,)
+    if dtype != torch.float32:
+        return (Scope.BRIEF, Scope.VARIANTS) if dim == 64 else (Scope.VARIANTS,)
+    return (Scope.BRIEF,) if dim in (16, 64, 256) else (Scope.CONFIGURATIONS,)
 
 
 def shape_cases() -> Iterator[Case]:
     """Yield rows off the blocks' sizes, feature maps, books: their loads have masks and strides."""
     odd = (
-        (1, torch.float32, Scope.BRIEF),  # which some versions do not compile as they do others
+        # Versions differ in whether they compile D = 1, but not by target.
+        (1, torch.float32, Scope.BRIEF, Scope.VARIANTS),
         (17, torch.float32, Scope.VARIANTS),
         (100, torch.bfloat16, Scope.VARIANTS),
         (200, torch.float32, Scope.CONFIGURATIONS),  # the most addresses of a thread
         (1000, torch.float32, Scope.VARIANTS),
     )
-    for dim, dtype, scope in odd:
+    for dim, dtype, *scopes in odd:
         z, codebook = torch.zeros(ROWS, dim, dtype=dtype), torch.zeros(CODES, dim, dtype=dtype)
-        yield Case("search, odd D", dim, dtype, _search(z, codebook, torch.float16), scope)
+        yield Case("search, odd D", dim, dtype, _search(z, codebook, torch.float16), *scopes)
     for dim in (64, 256, 512):
         z, codebook = _maps(dim), torch.zeros(CODES, dim)
         scope = Scope.BRIEF if dim == 256 else Scope.VARIANTS
