@@ -109,7 +109,9 @@ def test_the_bytes_are_what_a_search_would_pack(heads: int | None, dim: int) -> 
     packed = vqvae_fast.pack(codebook)
     assert packed.packed.shape[:-1] == codebook.shape[:-2]
     form = kept_books.form_of_books(codebook.shape, codebook.dtype, codebook.device)
-    kept = form.laid_out(kept_books.Region(0))
+    region = kept_books.Region(0)
+    kept = form.laid_out(region)
+    assert region.bytes_taken <= packed.packed.numel()
     assert kept.codes.dtype == torch.float16
 
     def read(pointer, *shape):
