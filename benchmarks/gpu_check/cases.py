@@ -27,9 +27,10 @@ class Scope(IntEnum):
 
     BRIEF: each kernel, and the configurations in which some version of Triton has spilled, failed
         or needed a remedy. It is what a second version is tried with.
-    CONFIGURATIONS: each configuration once, and the loads that need the most registers.
-    VARIANTS: types, masks and strides, too.
-    ALL: the products of types and widths, and what serves comparison alone.
+    CONFIGURATIONS: each configuration of the scan and of residual VQ once, and of all kernels the
+        loads that need the most registers.
+    VARIANTS: types, widths, masks and strides, too.
+    ALL: the products of types, widths and layouts of the sums, and what serves comparison alone.
     """
 
     BRIEF = 1
@@ -141,9 +142,9 @@ def sum_cases() -> Iterator[Case]:
             rows = torch.zeros(ROWS, dim, dtype=dtype)
             maps = torch.zeros(3, dim, 7, 11, dtype=dtype).movedim(1, -1)
             odd = torch.zeros(ROWS, dim + 1, dtype=dtype)[:, :dim]
-            for name, z in (("sums, rows", rows), ("sums, odd rows", odd), ("sums, maps", maps)):
-                scope = _scope_of_sums(dim, dtype, z is rows)
-                yield Case(name, dim, dtype, _sums(z, codebook), scope)
+            for layout, z in (("rows", rows), ("odd rows", odd), ("maps", maps)):
+                scope = _scope_of_sums(dim, dtype, layout)
+                yield Case(f"sums, {layout}", dim, dtype, _sums(z, codebook), scope)
     src, indices = torch.zeros(ROWS, 64), torch.zeros(ROWS, dtype=torch.int64)
 
     def call() -> object:
@@ -152,11 +153,13 @@ def sum_cases() -> Iterator[Case]:
     yield Case("sums, large K", 64, torch.float32, call, Scope.VARIANTS)
 
 
-def _scope_of_sums(dim: int, dtype: torch.dtype, are_rows: bool) -> Scope:
-    """One width has every type, and one type has every width."""
-    if dim == 64 and dtype == torch.float32 and are_rows:
+def _scope_of_sums(dim: int, dtype: torch.dtype, layout: str) -> Scope:
+    """One width has every type as rows; one type has every layout of three widths."""
+    if dtype != torch.float32:
+        return Scope.VARIANTS if dim == 64 and layout == "rows" else Scope.ALL
+    if dim == 64 and layout == "maps":
         return Scope.CONFIGURATIONS
-    return Scope.VARIANTS if dim == 64 or dtype == torch.float32 else Scope.ALL
+    return Scope.VARIANTS if dim in (4, 64, 256) else Scope.ALL
 
 
 def _sums(z: Tensor, codebook: Tensor) -> Callable[[], object]:
@@ -215,8 +218,8 @@ def direct_cases() -> Iterator[Case]:
 
 
 def _scope_of_direct(dim: int, dtype: torch.dtype) -> Scope:
-    """D = 64 has spilled on sm_120; of odd D, 100 has the most addresses of a thread."""
-    if dtype != torch.float32 or dim in (8, 17):
+    """D = 64 has spilled on sm_120; 128 and, of odd D, 100 need the most registers."""
+    if dtype != torch.float32 or dim not in (64, 100, 128):
         return Scope.VARIANTS
     return Scope.BRIEF if dim == 64 else Scope.CONFIGURATIONS
 

@@ -221,7 +221,7 @@ def test_a_narrow_scope_lacks_no_kernel(configurations, target):
 
 @pytest.mark.parametrize("target", ["sm_86", "sm_90", "sm_100"])
 def test_every_target_gets_every_configuration(configurations, target):
-    """`direct` has others for elements that are read one by one: of these only the widest rows'."""
+    """But for `direct`, of which it gets those that need the most registers."""
     kernels = {"scan", "rescan", "residual"}
     every = {one for one in configurations(target, Scope.ALL) if one[0] in kernels}
     found = {one for one in configurations(target, Scope.CONFIGURATIONS) if one[0] in kernels}
