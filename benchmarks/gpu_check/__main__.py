@@ -6,7 +6,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import click
 
-from benchmarks.gpu_check.cases import Scope, every_case, peer_cases
+from benchmarks.gpu_check.cases import Case, Scope, every_case, peer_cases
 from benchmarks.gpu_check.offline import MAIN_TARGET, TARGETS
 from benchmarks.gpu_check.table import Row, defects, markdown, missing, rows
 
@@ -16,17 +16,18 @@ LIKE_ANOTHER = "sm_89"
 Checked = tuple[list[Row], list[str]]
 
 
-def scope_of(target: str, scope: str) -> Scope:
-    """Return which cases of a target a named scope has."""
-    if scope == "usual" and target != LIKE_ANOTHER:
-        return Scope.VARIANTS if target == MAIN_TARGET else Scope.CONFIGURATIONS
-    return Scope.ALL if scope == "all" else Scope.BRIEF
+def cases_of(target: str, name: str) -> list[Case]:
+    """Return the cases that the scope of this name has for a target."""
+    scope = Scope.ALL if name == "all" else Scope.BRIEF
+    if name == "usual" and target != LIKE_ANOTHER:
+        scope = Scope.VARIANTS if target == MAIN_TARGET else Scope.CONFIGURATIONS
+    return [case for case in every_case() if case.is_in(scope, target)]
 
 
-def check(target: str, scope: Scope, peer: bool) -> Checked:
+def check(target: str, scope: str, peer: bool) -> Checked:
     """Return all rows of a target, and their defects."""
     warnings.simplefilter("ignore")  # Triton warns about its next version
-    ours = rows([case for case in every_case() if case.is_in(scope, target)], target)
+    ours = rows(cases_of(target, scope), target)
     found = missing(ours, target)
     for row in ours:
         what = f"{row.case}: {row.kernel}, {row.dtype}, D={row.dim}, {target}, {row.version}"
@@ -54,16 +55,19 @@ def main(target: tuple[str, ...], jobs: int, scope: str, peer: bool) -> None:
 
     The version of Triton is the one that Python imports; PYTHONPATH may name a folder with another.
     """
-    # The target with the most kernels begins, so that no worker ends long after the others.
-    target = target or tuple(sorted(TARGETS, key=lambda name: name != MAIN_TARGET))
+    # The target with the most calls comes first and that with the fewest last, so that no worker
+    # ends long after the others. No call is made here: a process that has run torch's threads
+    # cannot be forked.
+    order = {MAIN_TARGET: 0, LIKE_ANOTHER: 2}
+    ordered = sorted(target or TARGETS, key=lambda name: order.get(name, 1))
     table: list[Row] = []
     found: list[str] = []
     with ProcessPoolExecutor(jobs) as pool:
         parts = []
-        for name in target:
+        for name in ordered:
             # The peer is there to be compared with, where the bars are.
             with_peer = peer and (name == MAIN_TARGET or scope == "all")
-            parts.append(pool.submit(check, name, scope_of(name, scope), with_peer))
+            parts.append(pool.submit(check, name, scope, with_peer))
         for part in parts:
             rows_of_target, wrong = part.result()
             table += rows_of_target
