@@ -24,10 +24,13 @@ def cases_of(target: str, name: str) -> list[Case]:
     return [case for case in every_case() if case.is_in(scope, target)]
 
 
-def check(target: str, scope: str, peer: bool) -> Checked:
-    """Return all rows of a target, and their defects."""
+def check(target: str, scope: str, peer: bool, searches: bool) -> Checked:
+    """Return all rows of a target, and their defects. searches: leave out what is none of them."""
     warnings.simplefilter("ignore")  # Triton warns about its next version
-    ours = rows(cases_of(target, scope), target)
+    chosen = cases_of(target, scope)
+    if searches:
+        chosen = [case for case in chosen if not case.name.startswith(("sums", "plain"))]
+    ours = rows(chosen, target)
     found = missing(ours, target)
     for row in ours:
         what = f"{row.case}: {row.kernel}, {row.dtype}, D={row.dim}, {target}, {row.version}"
@@ -50,7 +53,8 @@ def check(target: str, scope: str, peer: bool) -> Checked:
     "all: every variant for every target.",
 )
 @click.option("--peer/--no-peer", default=True, show_default=True, help="flash-kmeans, too.")
-def main(target: tuple[str, ...], jobs: int, scope: str, peer: bool) -> None:
+@click.option("--searches", is_flag=True, help="The searches alone: no sums, no IEEE variant.")
+def main(target: tuple[str, ...], jobs: int, scope: str, peer: bool, searches: bool) -> None:
     """Compile the Triton kernels for GPUs that need not be present; check the result.
 
     The version of Triton is the one that Python imports; PYTHONPATH may name a folder with another.
@@ -67,7 +71,7 @@ def main(target: tuple[str, ...], jobs: int, scope: str, peer: bool) -> None:
         for name in ordered:
             # The peer is there to be compared with, where the bars are.
             with_peer = peer and (name == MAIN_TARGET or scope == "all")
-            parts.append(pool.submit(check, name, scope, with_peer))
+            parts.append(pool.submit(check, name, scope, with_peer, searches))
         for part in parts:
             rows_of_target, wrong = part.result()
             table += rows_of_target
