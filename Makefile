@@ -73,10 +73,11 @@ fuzz: $(VENV)/.built
 test-gpu: $(VENV)/.built
 	VQVAE_FAST_REQUIRE_CUDA=1 $(PYTEST) $(EVERYTHING) tests/gpu tests/ops $(ARGS)
 
-# With the pinned version of Triton, and the searches with the oldest served one, too.
+# With the pinned version of Triton, and the searches briefly with the oldest served one, too. make
+# gpu-check ARGS="--scope all" compiles every variant for every target, for half an hour or more.
 gpu-check: $(VENV)/.built $(OLDEST_TRITON)
 	$(BIN)/python -m benchmarks.gpu_check $(ARGS)
-	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m benchmarks.gpu_check --no-peer --no-plain --no-sums $(ARGS)
+	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m benchmarks.gpu_check --no-peer --searches --scope brief $(ARGS)
 
 # A folder of its own: it takes the place of the pinned version where PYTHONPATH names it.
 $(OLDEST_TRITON): $(VENV)/.installed

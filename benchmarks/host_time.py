@@ -137,7 +137,7 @@ def _as_triton_launches(call: Callable[[], object], rounds: int) -> list[float]:
 def _plan(z: Tensor, codebook: Tensor) -> launch.Plan:
     """Returns the plan of the kernels' quantize."""
     shapes = (z.shape, z.stride(), z.dtype, codebook.shape, codebook.stride(), z.stride())
-    plan, *_ = search.planned(*shapes, torch.float16, z.device, None)
+    plan, *_ = search.planned(*shapes, torch.float16, z.device, None, False)
     return plan
 
 

@@ -182,6 +182,20 @@ FAULTS = [
         OPS + "triton_search.py",
         interpreted=True,
     ),
+    Fault(
+        "Triton's packed codebook: some of its books are taken for a whole",
+        "return sum(map(aligned_bytes, sizes)) + self.shape[0]",
+        "return sum(map(aligned_bytes, sizes)) + 1",
+        OPS + "triton_packed.py",
+        interpreted=True,
+    ),
+    Fault(
+        "Triton's packed codebook: bytes of another form are read",
+        "if form is None or packed.shape != (*codebook.shape[:-2], form.bytes_of_book):",
+        "if form is None or not packed.numel():",
+        OPS + "triton_packed.py",
+        interpreted=True,
+    ),
     # ---- gradients -------------------------------------------------------------------------------
     Fault(
         "gradient of z: half of the commitment",

@@ -26,7 +26,7 @@ from vqvae_fast.bench.data import (
     Vectors,
     gaussian,
 )
-from vqvae_fast.bench.peers import GPU_SEARCH_PEERS, LAYER_PEERS, RESIDUAL_PEERS, SUM_PEERS
+from vqvae_fast.bench.peers import GPU_RESIDUAL_PEERS, GPU_SEARCH_PEERS, LAYER_PEERS, SUM_PEERS
 
 KINDS = ("search", "layer", "sums", "residual")
 # No job begins after this many seconds of the 8 minutes; a job that has begun is finished.
@@ -108,7 +108,7 @@ def run(todo: list[Job], gpu: Gpu, rounds: int, seconds: float, out: Path) -> di
         "limits": gpu.limits(),
         "timed": {p.name: p.timed for p in (*GPU_SEARCH_PEERS, *LAYER_PEERS)}
         | {f"{p.name} (segment sum)": p.timed for p in SUM_PEERS}
-        | {f"{p.name} (residual)": p.timed for p in RESIDUAL_PEERS},
+        | {f"{p.name} (residual)": p.timed for p in GPU_RESIDUAL_PEERS},
         "left_out": [],
         "results": [],
     }

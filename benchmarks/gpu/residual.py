@@ -9,7 +9,7 @@ from benchmarks.gpu.contest import Clock, Contender, compete
 from benchmarks.gpu.search import InexactError
 from vqvae_fast.bench.data import Shape, gaussian_stages
 from vqvae_fast.bench.exactness import violating_stages
-from vqvae_fast.bench.peers import RESIDUAL_PEERS, ResidualPeer
+from vqvae_fast.bench.peers import GPU_RESIDUAL_PEERS, ResidualPeer
 
 _SAMPLE = 256
 
@@ -20,8 +20,8 @@ def compare(
     """Return the JSON record of one shape with ``stages`` books."""
     z, codebooks = gaussian_stages(shape, stages, device)
     outcome = compete(
-        [_contender(peer, z, codebooks) for peer in RESIDUAL_PEERS],
-        lambda name: RESIDUAL_PEERS[0].name,
+        [_contender(peer, z, codebooks) for peer in GPU_RESIDUAL_PEERS],
+        lambda name: GPU_RESIDUAL_PEERS[0].name,
         clock,
         rounds,
     )

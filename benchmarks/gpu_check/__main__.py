@@ -5,34 +5,31 @@ import warnings
 from concurrent.futures import ProcessPoolExecutor
 
 import click
-import torch
 
-from benchmarks.gpu_check.cases import (
-    cases,
-    direct_cases,
-    peer_cases,
-    residual_cases,
-    shape_cases,
-    sum_cases,
-)
-from benchmarks.gpu_check.offline import TARGETS
+from benchmarks.gpu_check.cases import Case, Scope, every_case, peer_cases
+from benchmarks.gpu_check.offline import MAIN_TARGET, TARGETS
 from benchmarks.gpu_check.table import Row, defects, markdown, missing, rows
 
-# The sums' kernels are many and small, and the IEEE variant serves comparison only: they are
-# compiled for one target, or for all with --full.
-FULL_TARGET = "sm_90"
+SCOPES = ("brief", "usual", "all")
+# It has the configurations and the instructions of sm_86, so the usual scope is brief for it.
+LIKE_ANOTHER = "sm_89"
 Checked = tuple[list[Row], list[str]]
 
 
-def check(target: str, peer: bool, plain: bool, sums: bool, full: bool) -> Checked:
-    """Return all rows of a target, and their defects."""
+def cases_of(target: str, name: str) -> list[Case]:
+    """Return the cases that the scope of this name has for a target."""
+    scope = Scope.ALL if name == "all" else Scope.BRIEF
+    if name == "usual" and target != LIKE_ANOTHER:
+        scope = Scope.VARIANTS if target == MAIN_TARGET else Scope.CONFIGURATIONS
+    return [case for case in every_case() if case.is_in(scope, target)]
+
+
+def check(target: str, scope: str, peer: bool, searches: bool) -> Checked:
+    """Return all rows of a target, and their defects. searches: leave out what is none of them."""
     warnings.simplefilter("ignore")  # Triton warns about its next version
-    full = full or target == FULL_TARGET
-    chosen = [*cases(), *direct_cases(), *residual_cases(), *shape_cases()]
-    if sums:
-        chosen += sum_cases(full)
-    if plain and full:
-        chosen += cases(torch.float32)
+    chosen = cases_of(target, scope)
+    if searches:
+        chosen = [case for case in chosen if not case.name.startswith(("sums", "plain"))]
     ours = rows(chosen, target)
     found = missing(ours, target)
     for row in ours:
@@ -46,23 +43,35 @@ def check(target: str, peer: bool, plain: bool, sums: bool, full: bool) -> Check
 @click.command()
 @click.option("--target", type=click.Choice(list(TARGETS)), multiple=True)
 @click.option("--jobs", default=2, show_default=True, help="Targets at a time.")
+@click.option(
+    "--scope",
+    type=click.Choice(SCOPES),
+    default="usual",
+    show_default=True,
+    help="brief: each kernel for every target, and what some version of Triton has failed at. "
+    f"usual: every configuration, and for {MAIN_TARGET} types, masks and strides, too. "
+    "all: every variant for every target.",
+)
 @click.option("--peer/--no-peer", default=True, show_default=True, help="flash-kmeans, too.")
-@click.option("--plain/--no-plain", default=True, show_default=True, help="The IEEE variant, too.")
-@click.option("--sums/--no-sums", default=True, show_default=True, help="Sums, too.")
-@click.option("--full", is_flag=True, help="Every kernel for every target.")
-def main(
-    target: tuple[str, ...], jobs: int, peer: bool, plain: bool, sums: bool, full: bool
-) -> None:
-    """Compile every Triton configuration for GPUs that need not be present; check the result.
+@click.option("--searches", is_flag=True, help="The searches alone: no sums, no IEEE variant.")
+def main(target: tuple[str, ...], jobs: int, scope: str, peer: bool, searches: bool) -> None:
+    """Compile the Triton kernels for GPUs that need not be present; check the result.
 
     The version of Triton is the one that Python imports; PYTHONPATH may name a folder with another.
     """
-    # The target with the most kernels begins, so that no worker ends long after the others.
-    target = target or tuple(sorted(TARGETS, key=lambda name: name != FULL_TARGET))
+    # The target with the most calls comes first and that with the fewest last, so that no worker
+    # ends long after the others. No call is made here: a process that has run torch's threads
+    # cannot be forked.
+    order = {MAIN_TARGET: 0, LIKE_ANOTHER: 2}
+    ordered = sorted(target or TARGETS, key=lambda name: order.get(name, 1))
     table: list[Row] = []
     found: list[str] = []
     with ProcessPoolExecutor(jobs) as pool:
-        parts = [pool.submit(check, name, peer, plain, sums, full) for name in target]
+        parts = []
+        for name in ordered:
+            # The peer is there to be compared with, where the bars are.
+            with_peer = peer and (name == MAIN_TARGET or scope == "all")
+            parts.append(pool.submit(check, name, scope, with_peer, searches))
         for part in parts:
             rows_of_target, wrong = part.result()
             table += rows_of_target

@@ -3,13 +3,14 @@
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterator
+from enum import IntEnum
 from typing import NamedTuple
 from unittest import mock
 
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_check.offline import Launch, compiled_for
+from benchmarks.gpu_check.offline import MAIN_TARGET, Launch, compiled_for
 from vqvae_fast.backends.triton import ops as kernels
 from vqvae_fast.backends.triton import search
 from vqvae_fast.backends.triton.configurations import block_dims, residual_dims
@@ -21,13 +22,53 @@ ROWS, CODES, STAGES = 500, 1024, 8
 SPANS = TILES_PER_PART.value * 128 * 8
 
 
+class Scope(IntEnum):
+    """Which cases are compiled; a wider scope has those of the narrower ones, too.
+
+    BRIEF: each kernel, and the configurations in which some version of Triton has spilled, failed
+        or needed a remedy. It is what a second version is tried with.
+    CONFIGURATIONS: each configuration of the scan and of residual VQ once, and of all kernels the
+        loads that need the most registers.
+    VARIANTS: types, widths, masks and strides, too.
+    ALL: the products of types, widths and layouts of the sums, and what serves comparison alone.
+    """
+
+    BRIEF = 1
+    CONFIGURATIONS = 2
+    VARIANTS = 3
+    ALL = 4
+
+
 class Case(NamedTuple):
-    """A call whose launches are compiled; ``dim`` is D."""
+    """A call whose launches are compiled.
+
+    Attributes:
+        dim: D.
+        scope: the narrowest one that has it.
+        elsewhere: likewise for other targets than the main one, if that differs.
+    """
 
     name: str
     dim: int
     dtype: torch.dtype
     call: Callable[[], object]
+    scope: Scope = Scope.ALL
+    elsewhere: Scope | None = None
+
+    def is_in(self, scope: Scope, target: str) -> bool:
+        """Return whether a scope has this case for a target."""
+        own = self.scope if target == MAIN_TARGET or self.elsewhere is None else self.elsewhere
+        return own <= scope
+
+
+def every_case() -> Iterator[Case]:
+    """Yield all calls of this package's kernels."""
+    yield from cases()
+    yield from direct_cases()
+    yield from residual_cases()
+    yield from shape_cases()
+    yield from sum_cases()
+    yield from cases(torch.float32)
 
 
 def cases(packed: torch.dtype = torch.float16) -> Iterator[Case]:
@@ -36,60 +77,90 @@ def cases(packed: torch.dtype = torch.float16) -> Iterator[Case]:
     Input types differ only in their loads, so each configuration gets one type, and the smallest
     gets all. Rows of 8 elements leave columns for half_norm.
     """
-    name = "search" if packed == torch.float16 else "plain"
+    is_plain = packed == torch.float32
+    name = "plain" if is_plain else "search"
     dims = block_dims(packed)
     for dim in (8, *dims, 2 * max(dims)):
-        dtypes = [torch.float32 if packed == torch.float32 or dim != 64 else torch.bfloat16]
+        # At D = 64 the bar for the scan is set in bfloat16, that for settle in float32.
+        dtypes = [torch.float32, torch.bfloat16] if dim == 64 and not is_plain else [torch.float32]
         if dim == min(dims):
             dtypes += [torch.bfloat16, torch.float16]
-        if dim == 64 and packed == torch.float16:  # for which settle's instructions are judged
-            dtypes += [torch.float32]
         for dtype in dtypes:
             z, codebook = torch.zeros(ROWS, dim, dtype=dtype), torch.zeros(CODES, dim, dtype=dtype)
-            yield Case(name, dim, dtype, _search(z, codebook, packed))
+            call = _search(z, codebook, packed)
+            yield Case(name, dim, dtype, call, *_scopes_of_search(dim, dtype, is_plain))
     z, codebook = torch.zeros(ROWS, 64), torch.zeros(1, 64).expand(SPANS, 64)
-    yield Case(f"{name}, large K", 64, torch.float32, _search(z, codebook, packed))
+    scope = Scope.ALL if is_plain else Scope.CONFIGURATIONS
+    yield Case(f"{name}, large K", 64, torch.float32, _search(z, codebook, packed), scope)
     z, codebook = torch.zeros(ROWS, 64).double(), torch.zeros(CODES, 64).double()
-    yield Case(name, 64, torch.float64, _search(z, codebook, packed))
+    yield Case(name, 64, torch.float64, _search(z, codebook, packed), scope)
+
+
+def _scopes_of_search(dim: int, dtype: torch.dtype, is_plain: bool) -> tuple[Scope, ...]:
+    """D = 16 and 256 have the most scores and the most elements of a thread."""
+    if is_plain:
+        return (Scope.ALL,)
+    if dtype != torch.float32:
+        return (Scope.BRIEF, Scope.VARIANTS) if dim == 64 else (Scope.VARIANTS,)
+    return (Scope.BRIEF,) if dim in (16, 64, 256) else (Scope.CONFIGURATIONS,)
 
 
 def shape_cases() -> Iterator[Case]:
     """Yield rows off the blocks' sizes, feature maps, books: their loads have masks and strides."""
-    odd = ((1, torch.float32), (17, torch.float32), (100, torch.bfloat16), (200, torch.float32))
-    for dim, dtype in odd:
+    odd = (
+        # Versions differ in whether they compile D = 1, but not by target.
+        (1, torch.float32, Scope.BRIEF, Scope.VARIANTS),
+        (17, torch.float32, Scope.VARIANTS),
+        (100, torch.bfloat16, Scope.VARIANTS),
+        (200, torch.float32, Scope.VARIANTS),
+        (1000, torch.float32, Scope.VARIANTS),
+    )
+    for dim, dtype, *scopes in odd:
         z, codebook = torch.zeros(ROWS, dim, dtype=dtype), torch.zeros(CODES, dim, dtype=dtype)
-        yield Case("search, odd D", dim, dtype, _search(z, codebook, torch.float16))
-    z, codebook = torch.zeros(ROWS, 1000), torch.zeros(CODES, 1000)
-    yield Case("search, odd D", 1000, torch.float32, _search(z, codebook, torch.float16))
+        yield Case("search, odd D", dim, dtype, _search(z, codebook, torch.float16), *scopes)
     for dim in (64, 256, 512):
         z, codebook = _maps(dim), torch.zeros(CODES, dim)
-        yield Case("search, maps", dim, torch.float32, _search(z, codebook, torch.float16))
+        # The most elements of a thread, each with an address of its own.
+        scope = Scope.BRIEF if dim == 256 else Scope.VARIANTS
+        yield Case("search, maps", dim, torch.float32, _search(z, codebook, torch.float16), scope)
     z, codebook = torch.zeros(3, ROWS, 24), torch.zeros(3, CODES, 24)
-    yield Case("search, books", 24, torch.float32, _search(z, codebook, torch.float16))
+    call = _search(z, codebook, torch.float16)
+    yield Case("search, books", 24, torch.float32, call, Scope.VARIANTS)
     for dim in (1, 17, 128):
-        books = torch.zeros(STAGES, CODES, dim)
-        yield Case("residual, maps", dim, torch.float32, _residual(_maps(dim), books))
+        call = _residual(_maps(dim), torch.zeros(STAGES, CODES, dim))
+        yield Case("residual, maps", dim, torch.float32, call, Scope.VARIANTS)
 
 
 def _maps(dim: int) -> Tensor:
     return torch.zeros(3, dim, 7, 11).movedim(1, -1)
 
 
-def sum_cases(full: bool) -> Iterator[Case]:
+def sum_cases() -> Iterator[Case]:
     """Yield segment sums and backward passes: types, widths, rows and feature maps, many codes."""
-    dtypes = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-    for dtype in dtypes if full else dtypes[:2]:
-        for dim in (4, 16, 32, 64, 256) if full else (64,):
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        for dim in (4, 16, 32, 64, 256):
             codebook = torch.zeros(CODES, dim, dtype=dtype)
             rows = torch.zeros(ROWS, dim, dtype=dtype)
             maps = torch.zeros(3, dim, 7, 11, dtype=dtype).movedim(1, -1)
             odd = torch.zeros(ROWS, dim + 1, dtype=dtype)[:, :dim]
-            for name, z in (("sums, rows", rows), ("sums, odd rows", odd), ("sums, maps", maps)):
-                yield Case(name, dim, dtype, _sums(z, codebook))
+            for layout, z in (("rows", rows), ("odd rows", odd), ("maps", maps)):
+                scope = _scope_of_sums(dim, dtype, layout)
+                yield Case(f"sums, {layout}", dim, dtype, _sums(z, codebook), scope)
     src, indices = torch.zeros(ROWS, 64), torch.zeros(ROWS, dtype=torch.int64)
-    yield Case(
-        "sums, large K", 64, torch.float32, lambda: kernels.segment_sum(src, indices, 100_000)
-    )
+
+    def call() -> object:
+        return kernels.segment_sum(src, indices, 100_000)
+
+    yield Case("sums, large K", 64, torch.float32, call, Scope.VARIANTS)
+
+
+def _scope_of_sums(dim: int, dtype: torch.dtype, layout: str) -> Scope:
+    """One width has every type as rows; one type has every layout of three widths."""
+    if dtype != torch.float32:
+        return Scope.VARIANTS if dim == 64 and layout == "rows" else Scope.ALL
+    if dim == 64 and layout == "maps":
+        return Scope.CONFIGURATIONS
+    return Scope.VARIANTS if dim in (4, 64, 256) else Scope.ALL
 
 
 def _sums(z: Tensor, codebook: Tensor) -> Callable[[], object]:
@@ -109,7 +180,11 @@ def residual_cases() -> Iterator[Case]:
         dtypes = [torch.float32] if dim != 64 else [torch.float32, torch.bfloat16, torch.float16]
         for dtype in dtypes:
             z, codebooks = torch.zeros(ROWS, dim), torch.zeros(STAGES, CODES, dim)
-            yield Case("residual", dim, dtype, _residual(z.to(dtype), codebooks.to(dtype)))
+            call = _residual(z.to(dtype), codebooks.to(dtype))
+            scope = Scope.VARIANTS
+            if dtype == torch.float32:  # all widths but 32 have spilled for some target and version
+                scope = Scope.CONFIGURATIONS if dim == 32 else Scope.BRIEF
+            yield Case("residual", dim, dtype, call, scope)
 
 
 def _residual(z: Tensor, codebooks: Tensor) -> Callable[[], object]:
@@ -132,14 +207,23 @@ def direct_cases() -> Iterator[Case]:
         dtypes = [torch.float32] if dim != 64 else [torch.float32, torch.bfloat16, torch.float16]
         for dtype in dtypes:
             z, codebook = torch.zeros(ROWS, dim, dtype=dtype), torch.zeros(CODES, dim, dtype=dtype)
-            yield Case("direct", dim, dtype, _search(z, codebook, torch.float16, "direct"))
+            call = _search(z, codebook, torch.float16, "direct")
+            yield Case("direct", dim, dtype, call, _scope_of_direct(dim, dtype))
     call = _search(_maps(64), torch.zeros(CODES, 64), torch.float16, "direct")
-    yield Case("direct, maps", 64, torch.float32, call)
+    yield Case("direct, maps", 64, torch.float32, call, Scope.CONFIGURATIONS)
     for dim in (64, 128):
         call = _search(
             torch.zeros(2, dim), torch.zeros(1, dim).expand(SPANS, dim), torch.float16, "direct"
         )
-        yield Case("direct, shared", dim, torch.float32, call)
+        scope = Scope.CONFIGURATIONS if dim == 128 else Scope.VARIANTS
+        yield Case("direct, shared", dim, torch.float32, call, scope)
+
+
+def _scope_of_direct(dim: int, dtype: torch.dtype) -> Scope:
+    """D = 64 has spilled on sm_120; of odd D, 100 has the most addresses of a thread."""
+    if dtype != torch.float32 or dim not in (64, 100):
+        return Scope.VARIANTS
+    return Scope.BRIEF if dim == 64 else Scope.CONFIGURATIONS
 
 
 def peer_cases() -> Iterator[Case]:

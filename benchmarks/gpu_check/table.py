@@ -6,12 +6,12 @@ import triton
 
 from benchmarks.gpu_check import amdgcn, cubin, finishing, matrix_inputs, ptx, sass
 from benchmarks.gpu_check.cases import Case, compile_case
-from benchmarks.gpu_check.offline import TARGETS, Launch
+from benchmarks.gpu_check.offline import MAIN_TARGET, TARGETS, Launch
 from vqvae_fast.backends.triton.version import at_least
 
 # This row (target, case, kernel, D, input) sets the bar for the scan's arithmetic instructions per
 # score.
-BAR = ("sm_90", "search", "scan", 64, "bfloat16")
+BAR = (MAIN_TARGET, "search", "scan", 64, "bfloat16")
 MOST_ARITHMETIC = 2.0
 # A warp may issue this many instructions for a tile of the scan, by D, on BAR's target with Triton
 # 3.9. All instructions of the main loop's body count once, on any unit. A tile has 128 codes, or 64
@@ -161,7 +161,7 @@ def defects(row: Row) -> list[str]:
     ):
         found.append(f"has {row.barriers} barriers in its loop over dimensions")
     most = finishing.MOST_OF_GROUP.get(row.dim)
-    is_judged = (row.target, row.case, row.kernel) == ("sm_90", "search", "settle")
+    is_judged = (row.target, row.case, row.kernel) == (MAIN_TARGET, "search", "settle")
     if is_judged and row.dtype == "float32" and most and (row.group is None or row.group > most):
         found.append(f"spends {row.group} instructions a warp and group, of {most}")
     is_timed = (row.target, row.case, row.kernel) == BAR[:3] and at_least(row.version, (3, 9))
@@ -177,7 +177,7 @@ def sets_the_bar(row: Row) -> bool:
 
 def missing(found: list[Row], target: str) -> list[str]:
     """Return the rows that a target's table must have but lacks, in sentences."""
-    if target != BAR[0]:
+    if target != MAIN_TARGET:
         return []
     lacking = []
     if not any(map(sets_the_bar, found)):

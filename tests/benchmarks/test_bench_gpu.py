@@ -16,7 +16,13 @@ from benchmarks.gpu.report import markdown
 from vqvae_fast.bench import environment
 from vqvae_fast.bench.data import Shape, gaussian
 from vqvae_fast.bench.interleave import summarise
-from vqvae_fast.bench.peers import GPU_SEARCH_PEERS, LAYER_PEERS, OURS, RESIDUAL_PEERS, SUM_PEERS
+from vqvae_fast.bench.peers import (
+    GPU_RESIDUAL_PEERS,
+    GPU_SEARCH_PEERS,
+    LAYER_PEERS,
+    OURS,
+    SUM_PEERS,
+)
 from vqvae_fast.bench.peers.base import SearchPeer
 
 SHAPE = Shape(64, 40, 8)
@@ -155,7 +161,7 @@ def test_the_whole_of_it(stand, tmp_path, capsys):
         "search": GPU_SEARCH_PEERS,
         "layer": LAYER_PEERS,
         "segment sum": SUM_PEERS,
-        "residual": RESIDUAL_PEERS,
+        "residual": GPU_RESIDUAL_PEERS,
     }
     for entry in record["results"]:
         assert "error" not in entry
@@ -264,12 +270,12 @@ def test_a_wrong_sum_of_ours_is_never_timed(monkeypatch):
 
 def test_a_wrong_stage_of_ours_is_never_timed(monkeypatch):
     def other_code_in_the_last_stage(z, codebooks):
-        indices = RESIDUAL_PEERS[0].prepare(z, codebooks)()
+        indices = GPU_RESIDUAL_PEERS[0].prepare(z, codebooks)()
         indices[:, -1] = (indices[:, -1] + 1) % codebooks.shape[1]
         return lambda: indices
 
-    wrong = dataclasses.replace(RESIDUAL_PEERS[0], prepare=other_code_in_the_last_stage)
-    monkeypatch.setattr(residual, "RESIDUAL_PEERS", (wrong,))
+    wrong = dataclasses.replace(GPU_RESIDUAL_PEERS[0], prepare=other_code_in_the_last_stage)
+    monkeypatch.setattr(residual, "GPU_RESIDUAL_PEERS", (wrong,))
     with pytest.raises(search.InexactError, match="of a stage's rows of ours"):
         residual.compare(SHAPE, 2, Stand(), 1, torch.device("cpu"))
 

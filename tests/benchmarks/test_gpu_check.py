@@ -3,6 +3,7 @@
 import re
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,10 +12,11 @@ pytest.importorskip("triton")
 import torch
 import triton
 import triton.language as tl
+from triton.runtime.jit import JITFunction
 
 from benchmarks.gpu_check import cubin, finishing, sass
-from benchmarks.gpu_check.cases import cases
-from benchmarks.gpu_check.offline import TARGETS, compiled_for
+from benchmarks.gpu_check.cases import Scope, cases, compile_case, every_case
+from benchmarks.gpu_check.offline import MAIN_TARGET, TARGETS, compiled_for
 from benchmarks.gpu_check.table import Row, defects, markdown, missing, rows
 
 # As cuobjdump prints a kernel: a loop with a product inside one without.
@@ -179,6 +181,59 @@ def test_a_bar_that_no_row_sets_is_missed():
     assert "no row sets the bar" in sentence
     (sentence,) = missing([sound(), groups[0]], "sm_90")
     assert "no row shows what settle spends at D = 256" in sentence
+
+
+# Constants that tell the configurations of a kernel apart.
+SIZES = ("BLOCK_ROWS", "BLOCK_CODES", "BLOCK_DIM", "GROUP", "NUM_STAGES")
+OF_SUMS = {"sum_runs", "bounds", "label", "grad_z"}
+
+
+@pytest.fixture
+def configurations(monkeypatch):
+    """A function: the kernels of a scope's cases for a target, with sizes. Nothing is compiled."""
+    if triton.knobs.runtime.interpret:
+        pytest.skip("the interpreter has no targets")
+
+    def launched(self, *arguments, grid, warmup, num_warps=4, **constants):
+        return SimpleNamespace(metadata=SimpleNamespace(num_warps=num_warps))
+
+    monkeypatch.setattr(JITFunction, "run", launched)
+
+    def found(target, scope):
+        chosen = [c for c in every_case() if c.is_in(scope, target) and "plain" not in c.name]
+        launches = [one for case in chosen for one in compile_case(case, TARGETS[target][0])]
+        return {(x.name, *(x.constants.get(size) for size in SIZES)) for x in launches}
+
+    return found
+
+
+def names(found):
+    return {name for name, *_ in found}
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
+def test_a_narrow_scope_lacks_no_kernel(configurations, target):
+    every = configurations(target, Scope.ALL)
+    assert names(every) >= OF_SUMS
+    assert names(configurations(target, Scope.BRIEF)) == names(every) - OF_SUMS
+    assert names(configurations(target, Scope.CONFIGURATIONS)) == names(every)
+
+
+@pytest.mark.parametrize("target", ["sm_86", "sm_90", "sm_100"])
+def test_every_target_gets_every_configuration(configurations, target):
+    """But for `direct`, of which it gets those that need the most registers."""
+    kernels = {"scan", "rescan", "residual"}
+    every = {one for one in configurations(target, Scope.ALL) if one[0] in kernels}
+    found = {one for one in configurations(target, Scope.CONFIGURATIONS) if one[0] in kernels}
+    assert len(every) >= 3 * 4
+    assert found == every
+
+
+def test_the_bars_are_set_in_every_scope():
+    of_main = [case for case in every_case() if case.is_in(Scope.BRIEF, MAIN_TARGET)]
+    brief = {(case.name, case.dim, case.dtype) for case in of_main}
+    assert brief >= {("search", dim, torch.float32) for dim in finishing.MOST_OF_GROUP}
+    assert ("search", 64, torch.bfloat16) in brief
 
 
 @triton.jit

@@ -56,6 +56,19 @@ def quantize(z, codebook):
         kernels.quantize(z, codebook)
 
 
+def packed(z, codebook):
+    """The search that packs, the packing beforehand, and the search after it: the same kernels."""
+    quantize(z, codebook)
+    with mock.patch("vqvae_fast.backends.triton.search.forced_form", "filter"):
+        kernels.quantize_packed(z, codebook, kernels.pack_codebook(codebook))
+
+
+def packed_stages(z, codebook):
+    codebooks = codebook.expand(3, *codebook.shape)
+    kernels.residual_nearest_code(z, codebooks)
+    kernels.residual_nearest_packed_code(z, codebooks, kernels.pack_codebook(codebooks))
+
+
 def residual(z, codebook):
     kernels.residual_nearest_code(z, codebook.expand(3, *codebook.shape))
 
@@ -75,6 +88,10 @@ def sums(z, codebook):
         (search, [books], 6),
         (search, [maps], 32),
         (search, [transposed], 16),
+        (packed, [rows, one_book], 3),
+        (packed, [rows, books], 64),
+        (packed, [rows], 200),
+        (packed_stages, [rows], 16),
         (direct, [rows, one_book], 3),
         (direct, [rows, books], 64),
         (exact, [rows], 3),

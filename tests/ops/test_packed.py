@@ -59,6 +59,16 @@ def test_named_values_in_a_large_book(case: str) -> None:
     check_everywhere(*CASES[case](Size(rows=29, codes=4099, dim=67)))
 
 
+def test_two_near_codes_that_share_a_lane() -> None:
+    """Integers cannot tell them apart, and a lane of the filter keeps one score for both."""
+    codebook = torch.randn(4099, 67)
+    first = torch.arange(61) * 64 + torch.randint(16, (61,))
+    second = first + 16 * torch.randint(1, 4, (61,))
+    step = (codebook[second] - codebook[first]) / 2
+    z = codebook[first] + step * (1 + 1e-4 * torch.where(torch.rand(61) < 0.5, -1, 1))[:, None]
+    check_everywhere(z, codebook)
+
+
 @pytest.mark.quick(6)
 @pytest.mark.parametrize("case", [*CASES, *DOUBLE])
 def test_named_values_in_float64(case: str) -> None:

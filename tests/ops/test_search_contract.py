@@ -59,7 +59,7 @@ def test_rows_too_long_for_float32_scores(implementation, monkeypatch):
     dim = 170_000
     if settings.current.triton_interprets:  # which takes its time
         dim = 1100
-        monkeypatch.setattr("vqvae_fast.backends.triton.search_launches._LONGEST_ROW", 1000)
+        monkeypatch.setattr("vqvae_fast.backends.triton.search_launches.LONGEST_ROW", 1000)
     z, codebook = torch.randn(3, dim), torch.randn(5, dim)
     codebook[3] = codebook[1]
     z[1] = codebook[3]

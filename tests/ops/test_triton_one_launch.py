@@ -18,7 +18,7 @@ pytestmark = pytest.mark.interpreted
 def direct_launch(z, codebook):
     """The grid of a search in one launch, and its constants."""
     shapes = (z.shape, z.stride(), z.dtype, codebook.shape, codebook.stride(), None)
-    plan, *_ = search.planned(*shapes, torch.float16, z.device, "direct")
+    plan, *_ = search.planned(*shapes, torch.float16, z.device, "direct", False)
     (launch,) = plan.launches
     return launch.grid, launch.constants
 

@@ -11,6 +11,7 @@ if not settings.current.triton_interprets:
 
 from vqvae_fast.backends.triton import measure, prepare, scan, search, search_launches, settle
 from vqvae_fast.backends.triton.launch import Plan, Pointer, forget_plans
+from vqvae_fast.backends.triton.packed_form import PackedForm
 from vqvae_fast.backends.triton.rows import books_at, rows_at
 
 pytestmark = pytest.mark.interpreted
@@ -357,14 +358,15 @@ def run_prepare(z, codebook, *, block_dim, start_columns):
     """The codes [K, D] as the kernel `prepare` packs them, and the memory where they lie."""
     plan = Plan()
     limits = tuple(plan.zeros((1,), torch.int32) for _ in range(3))
-    packed = prepare.prepare(
+    books = books_at(Pointer(2, codebook.dtype), codebook.shape, codebook.stride())
+    form = PackedForm(books.shape, torch.float16, 128, block_dim, start_columns)
+    packed = form.laid_out(plan.memory, limits)
+    prepare.prepare(
         plan,
-        books_at(Pointer(2, codebook.dtype), codebook.shape, codebook.stride()),
+        books,
         rows_at(Pointer(1, z.dtype), z.shape, z.stride()),
         0,
-        limits,
-        dtype=torch.float16,
-        block_codes=128,
+        packed,
         block_dim=block_dim,
         start_columns=start_columns,
         codes_at_once=16,

@@ -21,7 +21,7 @@ _GROUPS: dict[str, Callable[[], list[cases.Case]]] = {
     "search": lambda: list(cases.cases()),
     "residual": lambda: list(cases.residual_cases()),
     "other shapes": lambda: list(cases.shape_cases()),
-    "sums": lambda: list(cases.sum_cases(True)),
+    "sums": lambda: list(cases.sum_cases()),
 }
 _REHEARSED = "sm_90"
 

@@ -53,20 +53,45 @@ class Pointer(NamedTuple):
         operand: the tensor's place in the sequence of the call's tensors.
         dtype: of the elements there.
         offset: bytes.
-        count: elements there, if it is in the arena.
+        count: elements there, if they are a piece of a tensor of bytes; None for a whole tensor.
     """
 
     operand: int
     dtype: torch.dtype
     offset: int = 0
-    count: int = 0
+    count: int | None = None
 
     def tensor(self, operands: Sequence[Tensor]) -> Tensor:
         """The tensor at this address, as Triton's own launch takes it."""
-        if self.operand == ARENA:
-            end = self.offset + self.count * self.dtype.itemsize
-            return operands[ARENA][self.offset : end].view(self.dtype)
-        return operands[self.operand]
+        whole = operands[self.operand]
+        if self.count is None:
+            return whole
+        end = self.offset + self.count * self.dtype.itemsize
+        return whole[self.offset : end].view(self.dtype)
+
+
+class Region:
+    """A tensor of bytes, [bytes], of which pieces are taken one behind the other.
+
+    Args:
+        operand: the tensor's place in the sequence of the call's tensors.
+    """
+
+    def __init__(self, operand: int) -> None:
+        self.operand = operand
+        self.bytes_taken = 0
+
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Pointer:
+        """The next piece."""
+        count = prod(shape)
+        pointer = Pointer(self.operand, dtype, self.bytes_taken, count)
+        self.bytes_taken += aligned_bytes(count * dtype.itemsize)
+        return pointer
+
+
+def aligned_bytes(size: int) -> int:
+    """The bytes that a piece of this size takes, so that the next one is aligned."""
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
 class Launch(NamedTuple):
@@ -109,25 +134,21 @@ class Plan:
 
     def __init__(self) -> None:
         self.launches: list[Launch] = []
-        self.arena_bytes = 0
+        self.memory = Region(ARENA)
         self.zeroed_bytes = 0
         # The key is the remainder of each tensor's address modulo _ALIGNMENT.
         self._direct: dict[tuple[int, ...], list[_DirectLaunch] | None] = {}
 
     def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> Pointer:
         """Memory of the arena that is 0 before the first launch; to be asked for first."""
-        assert self.zeroed_bytes == self.arena_bytes
+        assert self.zeroed_bytes == self.memory.bytes_taken
         pointer = self.empty(shape, dtype)
-        self.zeroed_bytes = self.arena_bytes
+        self.zeroed_bytes = self.memory.bytes_taken
         return pointer
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Pointer:
         """Memory of the arena that may hold anything."""
-        count = prod(shape)
-        pointer = Pointer(ARENA, dtype, self.arena_bytes, count)
-        size = count * dtype.itemsize
-        self.arena_bytes += -(-size // _ALIGNMENT) * _ALIGNMENT
-        return pointer
+        return self.memory.take(shape, dtype)
 
     def launch(self, kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
         """Appends a launch."""
@@ -135,7 +156,7 @@ class Plan:
 
     def arena(self, device: torch.device) -> Tensor:
         """The memory of one call; its beginning is 0."""
-        arena = torch.empty(self.arena_bytes, dtype=torch.uint8, device=device)
+        arena = torch.empty(self.memory.bytes_taken, dtype=torch.uint8, device=device)
         if self.zeroed_bytes:
             arena[: self.zeroed_bytes].zero_()
         return arena

@@ -5,14 +5,13 @@ the bound tight. Both come from nine codes and from medians, so that one huge co
 the scale also leaves room for the rows.
 """
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 
 from vqvae_fast.backends.triton.configurations import registers
-from vqvae_fast.backends.triton.launch import Plan, Pointer
+from vqvae_fast.backends.triton.launch import Plan
+from vqvae_fast.backends.triton.packed_form import Prepared
 from vqvae_fast.backends.triton.rows import (
     Books,
     Rows,
@@ -54,88 +53,37 @@ ROWS_BELOW_WITH_START = tl.constexpr(5)
 LARGEST_PIECE = tl.constexpr(65504.0)
 
 
-class Prepared(NamedTuple):
-    """A packed codebook.
-
-    Attributes:
-        codes: [H, rows, columns], float16 or float32; zero behind K and D, but for the start.
-        start: [H, rows] float32, what a code's score starts at: base - |e|^2/2 of the centred,
-            scaled code; NEVER_CHOSEN for a code that cannot be packed and for padding. With
-            start_columns it lies behind D in `codes`, in that many pieces, and not here.
-        centre: [H, columns] float32, unscaled.
-        scale: [H] float32, a power of two.
-        base: [H] float32, which keeps the scores that matter from being negative.
-        max_norm: [H] int32, the bits of the largest packed code's norm as a float32.
-        max_rounding: [H] int32, likewise of the largest distance from a code to its packed form.
-        has_outliers: [H] int32, not 0 if a finite code is too large to be packed.
-        rows: K, padded.
-        columns: D, padded.
-    """
-
-    codes: Pointer
-    start: Pointer
-    centre: Pointer
-    scale: Pointer
-    base: Pointer
-    max_norm: Pointer
-    max_rounding: Pointer
-    has_outliers: Pointer
-    rows: int
-    columns: int
-
-    @property
-    def pointers(self) -> tuple[Pointer, ...]:
-        """What a kernel takes."""
-        return self[:8]
-
-
 def prepare(
     plan: Plan,
     codebook: Books,
     z: Rows,
     z_head: int,
-    limits: tuple[Pointer, Pointer, Pointer],
+    prepared: Prepared,
     *,
-    dtype: torch.dtype,
-    block_codes: int,
     block_dim: int,
     start_columns: int,
     codes_at_once: int,
-) -> Prepared:
-    """Plans the packing of all books into one allocation, which the search then reads.
+) -> None:
+    """Plans the packing of all books, which the search then reads.
 
     Args:
         plan: gets the launch.
         codebook: [H, K, D], any strides.
         z: the rows of the first book.
         z_head: from there to the rows of the next book.
-        limits: int32 [H] each, zeros: the last three of :class:`Prepared`.
-        dtype: float16 for the matrix unit, float32 without it.
-        block_codes: K is padded to a multiple of it, a power of two.
-        block_dim: D is padded to a multiple of it, a power of two.
+        prepared: where the results go; its last three are zeros.
+        block_dim: elements of a code at a time, a power of two that divides ``prepared.columns``.
         start_columns: columns behind D that hold what a code's score starts at, or 0.
         codes_at_once: codes that a program packs.
     """
     heads, num_codes, dim = codebook.shape
-    rows = triton.cdiv(num_codes, block_codes) * block_codes
-    columns = triton.cdiv(dim, block_dim) * block_dim
-    prepared = Prepared(
-        plan.empty((heads, rows, columns), dtype),
-        plan.empty((heads, rows), torch.float32),
-        plan.empty((heads, columns), torch.float32),
-        plan.empty((heads,), torch.float32),
-        plan.empty((heads,), torch.float32),
-        *limits,
-        rows,
-        columns,
-    )
     aligned_codes = widest_alignment(dim, *codebook.strides[:2])
     aligned_rows = widest_alignment(dim, z, z_head)
     if block_dim > 128 and min(aligned_codes, aligned_rows) == 1:  # addresses need registers
         codes_at_once //= 2
     plan.launch(
         prepare_kernel,
-        (triton.cdiv(rows, codes_at_once), heads),
+        (triton.cdiv(prepared.rows, codes_at_once), heads),
         codebook.start,
         *codebook.strides,
         num_codes,
@@ -144,8 +92,8 @@ def prepare(
         z_head,
         z.num_rows,
         *prepared.pointers,
-        rows,
-        columns // block_dim,
+        prepared.rows,
+        prepared.columns // block_dim,
         ALIGNED=aligned_codes,
         Z_ALIGNED=aligned_rows,
         BLOCK_CODES=codes_at_once,
@@ -154,7 +102,6 @@ def prepare(
         num_warps=4,
         **registers(_REGISTERS),
     )
-    return prepared
 
 
 @triton.jit

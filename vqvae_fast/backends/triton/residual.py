@@ -1,9 +1,10 @@
 """Residual quantization: all stages in one launch.
 
-Three kernels: `prepare` packs all books at once, `residual` takes a block of rows through all
-stages, and `residual_exact` redoes the few rows that some stage's bound did not settle. The host
-waits for none of them. A row's residual is stored where its quantized vector will be, so it costs
-no memory, and only the program that owns the row reads it, which keeps it in the caches.
+Three kernels: `prepare` packs all books at once, unless that was done before (`kept_books`),
+`residual` takes a block of rows through all stages, and `residual_exact` redoes the few rows that
+some stage's bound did not settle. The host waits for none of them. A row's residual is stored where
+its quantized vector will be, so it costs no memory, and only the program that owns the row reads
+it, which keeps it in the caches.
 
 The kernels have no registers left for strides and masks. Rows that are not contiguous, or do not
 have 16, 32, 64 or 128 elements, are copied before and after them, a bounded number of rows at a
@@ -42,32 +43,45 @@ from vqvae_fast.backends.triton.configurations import (
     residual_configuration,
     support_configuration,
 )
-from vqvae_fast.backends.triton.launch import Plan, Pointer, kept
+from vqvae_fast.backends.triton.kept_books import PACKED_DTYPE, form_of_books, readable_bytes
+from vqvae_fast.backends.triton.launch import Plan, Pointer, Region, kept
+from vqvae_fast.backends.triton.packed_form import PackedForm
 from vqvae_fast.backends.triton.prepare import ROUNDING, prepare
 from vqvae_fast.backends.triton.residual_kernels import residual_exact_kernel, residual_kernel
 from vqvae_fast.backends.triton.rows import books_at, end_to_end, rows_at
 from vqvae_fast.backends.triton.scan import TILES_PER_PART
 from vqvae_fast.backends.triton.search import nearest_code
 
-_PACKED = torch.float16
 # Programs an SM that share out the rows in doubt.
 _EXACT_PROGRAMS_PER_SM = 2
+# The place of the packed codes among the tensors of a call, behind those that every call has.
+_KEPT_BYTES = 5
 # Elements of the rows that are copied at a time, unless one item of z has more.
 _COPIED_ELEMENTS = 1 << 25
 
 
 def residual_nearest_code(z: Tensor, codebooks: Tensor) -> tuple[Tensor, Tensor]:
     """The op of this name."""
+    return residual_nearest_packed_code(z, codebooks, None)
+
+
+def residual_nearest_packed_code(
+    z: Tensor, codebooks: Tensor, packed: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The op of this name, where None packs the books."""
     config = fitting_configuration(z, codebooks)
     if config is None:
         return reference.residual_nearest_code(z, codebooks, nearest_code=nearest_code)
     if z.dim() == 1:
-        indices, quantized = residual_nearest_code(z[None], codebooks)
+        indices, quantized = residual_nearest_packed_code(z[None], codebooks, packed)
         return indices[0], quantized[0]
     indices = z.new_empty((*z.shape[:-1], len(codebooks)), dtype=torch.int64)
     quantized = torch.empty_like(z)
     if z.numel():
-        _slabs(z, indices, quantized, end_to_end(codebooks, config.block_dim), config)
+        books = end_to_end(codebooks, config.block_dim)
+        # Of a form for short rows, whose starts are in the product, they are not readable here.
+        kept_bytes = None if packed is None else readable_bytes(packed, books)
+        _slabs(z, indices, quantized, books, config, kept_bytes)
     return indices, quantized
 
 
@@ -81,7 +95,12 @@ def fitting_configuration(z: Tensor, codebooks: Tensor) -> Configuration | None:
 
 
 def _slabs(
-    z: Tensor, indices: Tensor, quantized: Tensor, codebooks: Tensor, config: Configuration
+    z: Tensor,
+    indices: Tensor,
+    quantized: Tensor,
+    codebooks: Tensor,
+    config: Configuration,
+    kept_bytes: Tensor | None,
 ) -> None:
     """All stages, for as many items of z at a time as may be copied."""
     items, dim, columns = len(z), z.shape[-1], config.block_dim
@@ -91,18 +110,24 @@ def _slabs(
         some = slice(first, first + items)
         rows, out = end_to_end(z[some], columns), quantized[some]
         target = out if dim == columns and out.is_contiguous() else torch.empty_like(rows)
-        _all_stages(rows, indices[some], target, codebooks, config)
+        _all_stages(rows, indices[some], target, codebooks, config, kept_bytes)
         if target is not out:
             out.copy_(target[..., :dim])
 
 
 def _all_stages(
-    z: Tensor, indices: Tensor, quantized: Tensor, codebooks: Tensor, config: Configuration
+    z: Tensor,
+    indices: Tensor,
+    quantized: Tensor,
+    codebooks: Tensor,
+    config: Configuration,
+    kept_bytes: Tensor | None,
 ) -> None:
     """The op for contiguous rows and codes, D = block_dim."""
     num_rows = z.numel() // z.shape[-1]
-    plan = planned(num_rows, z.dtype, codebooks.shape, config, z.device)
-    plan.run(z, codebooks, indices, quantized)
+    is_packed = kept_bytes is not None
+    plan = planned(num_rows, z.dtype, codebooks.shape, config, z.device, is_packed)
+    plan.run(z, codebooks, indices, quantized, *([] if kept_bytes is None else [kept_bytes]))
 
 
 @kept
@@ -112,8 +137,12 @@ def planned(
     book_shape: torch.Size,
     config: Configuration,
     device: torch.device,
+    is_packed: bool,
 ) -> Plan:
-    """The launches for rows [N, D] and books [Q, K, D] that lie end to end."""
+    """The launches for rows [N, D] and books [Q, K, D] that lie end to end.
+
+    is_packed: whether the books are packed already, in the bytes that `kept_books` describes.
+    """
     stages, num_codes, dim = book_shape
     z, codebooks, indices, quantized = (
         Pointer(operand, torch.int64 if operand == 3 else dtype) for operand in (1, 2, 3, 4)
@@ -121,21 +150,25 @@ def planned(
     plan = Plan()
     support = support_configuration(dim, True)
     chunk = min(support.chunk, dim)  # which divides D, so no load along it needs a mask
-    max_norm, max_rounding, has_outliers = (plan.zeros((stages,), torch.int32) for _ in range(3))
+    kept_form = form_of_books(book_shape, dtype, device) if is_packed else None
+    limits = tuple(plan.zeros((stages,), torch.int32) for _ in range(0 if kept_form else 3))
     num_listed = plan.zeros((1,), torch.int32)
     listed = plan.empty((num_rows,), torch.int64)
-    packed = prepare(
-        plan,
-        books_at(codebooks, book_shape, (num_codes * dim, dim, 1)),
-        rows_at(z, (num_rows, dim), (dim, 1)),
-        0,
-        (max_norm, max_rounding, has_outliers),
-        dtype=_PACKED,
-        block_codes=config.block_codes,
-        block_dim=dim,
-        start_columns=0,
-        codes_at_once=support.prepare_codes,
-    )
+    if kept_form is not None:
+        packed = kept_form.laid_out(Region(_KEPT_BYTES))
+    else:
+        form = PackedForm((stages, num_codes, dim), PACKED_DTYPE, config.block_codes, dim, 0)
+        packed = form.laid_out(plan.memory, limits)
+        prepare(
+            plan,
+            books_at(codebooks, book_shape, (num_codes * dim, dim, 1)),
+            rows_at(z, (num_rows, dim), (dim, 1)),
+            0,
+            packed,
+            block_dim=dim,
+            start_columns=0,
+            codes_at_once=support.prepare_codes,
+        )
     outputs = (indices, quantized, listed, num_listed)
     plan.launch(
         residual_kernel,
@@ -158,7 +191,7 @@ def planned(
         NUM_STAGES=config.num_stages,
         CHUNK=chunk,
         MEASURE_CHUNK=4,  # more elements of 64 rows at a time would spill
-        **ROUNDING[_PACKED],
+        **ROUNDING[PACKED_DTYPE],
         num_warps=config.num_warps,
     )
     programs = min(_EXACT_PROGRAMS_PER_SM * multiprocessors(device), num_rows)

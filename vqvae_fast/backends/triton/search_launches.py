@@ -7,7 +7,6 @@ import triton
 
 from vqvae_fast.backends.triton.configurations import (
     SupportConfiguration,
-    columns_for_start,
     configuration,
     copies_of_starts,
     registers,
@@ -17,6 +16,7 @@ from vqvae_fast.backends.triton.direct import direct_kernel
 from vqvae_fast.backends.triton.exact import exact_kernel
 from vqvae_fast.backends.triton.forms import DirectForm
 from vqvae_fast.backends.triton.launch import Plan, Pointer
+from vqvae_fast.backends.triton.packed_form import PackedForm
 from vqvae_fast.backends.triton.prepare import ROUNDING, prepare
 from vqvae_fast.backends.triton.recheck import recheck_kernel
 from vqvae_fast.backends.triton.rescan import rescan_kernel
@@ -26,7 +26,7 @@ from vqvae_fast.backends.triton.search_operands import SearchOperands
 from vqvae_fast.backends.triton.settle import settle_kernel
 
 # The bound holds for rows up to this length; longer ones are measured in full.
-_LONGEST_ROW = 1 << 16
+LONGEST_ROW = 1 << 16
 # With fewer programs an SM than this, the codes of a block of rows are divided. No part has fewer
 # tiles than this, because its beginning and end would take longer than the tiles.
 _PROGRAMS_PER_SM = 2
@@ -106,17 +106,14 @@ class _Listed(NamedTuple):
 
 
 def plan_kernels(plan: Plan, search: SearchOperands, processors: int, *, filtered: bool) -> None:
-    """The search in six kernels, or in `exact` alone."""
+    """The search in six kernels, five if the codes are packed already, or in `exact` alone."""
     heads, _, dim = search.codebook.shape
-    filtered = filtered and dim <= _LONGEST_ROW
+    filtered = filtered and dim <= LONGEST_ROW
     programs = max(1, _LISTED_PROGRAMS_PER_SM * processors // heads)
     rescan_programs = max(1, _RESCAN_PROGRAMS_PER_SM * processors // heads)
     support = support_configuration(dim, search.alignment > 1)
-    limits = (
-        plan.zeros((heads,), torch.int32),
-        plan.zeros((heads,), torch.int32),
-        plan.zeros((heads,), torch.int32),
-    )
+    packs = filtered and search.prepared is None
+    limits = tuple(plan.zeros((heads,), torch.int32) for _ in range(3 if packs else 0))
     counts = plan.zeros((2, heads), torch.int32)
     rescan_arrivals = plan.zeros((heads, rescan_programs), torch.int32)
     exact_arrivals = plan.zeros((heads, programs), torch.int32)
@@ -138,28 +135,30 @@ def _plan_filter(
     plan: Plan,
     search: SearchOperands,
     support: SupportConfiguration,
-    limits: tuple[Pointer, Pointer, Pointer],
+    limits: tuple[Pointer, ...],
     listed: _Listed,
     arrivals: Pointer,
     processors: int,
 ) -> None:
-    """Packs; scans, settles and rechecks a slab of rows at a time; rescans what is listed."""
+    """Packs if need be; scans, settles and rechecks slabs of rows; rescans what is listed."""
     heads, _, dim = search.codebook.shape
     num_rows = search.rows.num_rows
     config = configuration(dim, search.packed_dtype)
-    start_columns = columns_for_start(config, dim, search.packed_dtype)
-    packed = prepare(
-        plan,
-        search.codebook,
-        search.rows,
-        search.z_head,
-        limits,
-        dtype=search.packed_dtype,
-        block_codes=config.block_codes,
-        block_dim=config.block_dim,
-        start_columns=start_columns,
-        codes_at_once=support.prepare_codes,
-    )
+    form = PackedForm.of_search(search.codebook.shape, search.packed_dtype)
+    start_columns = form.start_columns
+    packed = search.prepared
+    if packed is None:
+        packed = form.laid_out(plan.memory, limits)
+        prepare(
+            plan,
+            search.codebook,
+            search.rows,
+            search.z_head,
+            packed,
+            block_dim=config.block_dim,
+            start_columns=start_columns,
+            codes_at_once=support.prepare_codes,
+        )
     columns = packed.columns
     # Codes are divided, and results merged, only if there are fewer blocks of rows than programs.
     programs = _PROGRAMS_PER_SM * processors

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 
 from vqvae_fast.backends.triton.launch import Pointer
+from vqvae_fast.backends.triton.packed_form import Prepared
 from vqvae_fast.backends.triton.rows import (
     Books,
     Rows,
@@ -29,6 +30,7 @@ class SearchOperands(NamedTuple):
         indices: int64 [H, N].
         distances: float32 or float64 [H, N].
         packed_dtype: the dtype in which scores are multiplied.
+        prepared: the packed codes that are there before the search; None if it packs them.
     """
 
     rows: Rows
@@ -40,6 +42,7 @@ class SearchOperands(NamedTuple):
     indices: Pointer
     distances: Pointer
     packed_dtype: torch.dtype
+    prepared: Prepared | None
 
     @property
     def z_arguments(self) -> tuple[object, ...]:

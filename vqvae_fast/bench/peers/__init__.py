@@ -22,7 +22,11 @@ from vqvae_fast.bench.peers import (
     vqp_layer,
 )
 from vqvae_fast.bench.peers.base import LayerPeer, ResidualPeer, SearchPeer, SumPeer
-from vqvae_fast.bench.peers.residual import FROZEN_RESIDUAL_PEERS, RESIDUAL_PEERS
+from vqvae_fast.bench.peers.residual import (
+    FROZEN_RESIDUAL_PEERS,
+    GPU_RESIDUAL_PEERS,
+    RESIDUAL_PEERS,
+)
 from vqvae_fast.bench.peers.segment_sums import SUM_PEERS
 
 OURS = ours.PEER
@@ -50,6 +54,7 @@ FROZEN_SEARCH_PEERS: tuple[SearchPeer, ...] = (
 
 GPU_SEARCH_PEERS: tuple[SearchPeer, ...] = (
     ours.PEER,
+    ours_packed.PEER,
     ours_gpu.PLAIN,
     ours_gpu.CUDA,
     torch_addmm.PEER,
@@ -64,6 +69,7 @@ LAYER_PEERS: tuple[LayerPeer, ...] = (*ours_layer.PEERS, *vqp_layer.PEERS)
 __all__ = [
     "FROZEN_RESIDUAL_PEERS",
     "FROZEN_SEARCH_PEERS",
+    "GPU_RESIDUAL_PEERS",
     "GPU_SEARCH_PEERS",
     "LAYER_PEERS",
     "OURS",

@@ -26,9 +26,9 @@ class Freezable(nn.Module):
         """Keep the codebooks packed in eval, because their owner says that they do not change.
 
         The first call in eval packs the books (:func:`vqvae_fast.pack`) and later calls do not,
-        which makes calls with few vectors several times as fast. The results are the same bits.
-        The packed form has a copy of the codes, or of what the search compares in their place:
-        their directions (``cosine_search``), what a network makes of them (``vq_bridge``,
+        which on a CPU makes calls with few vectors several times as fast. The results are the same
+        bits. The packed form has a copy of the codes, or of what the search compares in their
+        place: their directions (``cosine_search``), what a network makes of them (``vq_bridge``,
         :class:`SimVQ`). It is no part of the state_dict, and copies of this module make their own.
         :attr:`packed_nbytes` is its memory, which ``train()`` gives back.
 
@@ -42,8 +42,8 @@ class Freezable(nn.Module):
         ``topk``, beams or a ``codebook_transform_fn``, calls that are traced (torch.compile,
         torch.jit.trace, torch.export), calls with vectors of a wider dtype than the codes, and
         those in one of several processes (torch.distributed). A ResidualVQ whose stages only find
-        nearest codes packs all books in one object; there calls with a ``mask``, with a gradient
-        for the vectors, or in another dtype than float32 are as before, too.
+        nearest codes packs all books in one object; there calls with a ``mask`` or in another dtype
+        than float32 are as before, too.
 
         Args:
             verify: compare all codes in every call, and raise RuntimeError if they were changed in
