@@ -71,8 +71,8 @@ def plain_stage(stage: VectorQuantize, rows: Tensor, frozen: bool) -> PlainStage
 def plain_codes(stage: VectorQuantize, rows: Tensor) -> Tensor | None:
     """The codes [1, K, d] of a stage that in eval finds the nearest of them to rows [..., d].
 
-    They are as they are stored, and may require a gradient. None if the stage does more. In eval the
-    vectors get no gradient from the codes, whether they require one or not.
+    They are as they are stored, and may require a gradient. None if the stage does more. In eval
+    the vectors get no gradient from the codes, whether they require one or not.
     """
     book = stage._codebook
     if torch.is_grad_enabled() and book.learnable_codebook:
