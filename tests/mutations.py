@@ -84,7 +84,7 @@ FAULTS = [
         "packed codebook: the bytes of another instruction set are read",
         "if (std::strncmp(header.instruction_set, set.name, sizeof header.instruction_set) != 0) {",
         "if (false) {",
-        OPS + "packed.py",
+        OPS + "packed_codebook.py",
     ),
     Fault(
         "packed codebook: the rows behind the eighth of a tile are not scored",
@@ -120,7 +120,7 @@ FAULTS = [
         "packed codebook: codes that were written to are searched",
         "if self.codebook._version != self._version:",
         "if False:",
-        OPS + "packed.py",
+        OPS + "packed_codebook.py",
     ),
     Fault(
         "residual quantization: a stage's codes are added to what is left",
