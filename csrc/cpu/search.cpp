@@ -120,18 +120,18 @@ void search_rows(const Engine<In>& engine, const PackedBook<In>& book, const Row
   }
 }
 
-// With so few pairs of a row and a code, packing takes longer than all distances.
-constexpr int64_t kFewPairs = 1 << 13;
+// Against a small codebook more rows are few: those of so many pairs of a row and a code.
+constexpr int64_t kFewPairs = 1 << 13, kMostFewRows = 256;
 // Codes of whole vectors of eight are packed faster, for their length, than others and long ones.
 constexpr int64_t kLongDim = 128;
 
 // Returns whether the rows should be searched without packing the codebook.
 template <class In>
 bool few_rows_serve(const Rows<const In>& z, const Codes<In>& codes) {
-  const bool quick = codes.dim % 8 == 0 && codes.dim < kLongDim;
-  const bool few = z.count <= (quick ? kFewRows / 2 : kFewRows) ||
-                   double(z.count) * double(codes.count) <= double(kFewPairs);
-  return few && codes.element_stride == 1 && !too_long<Compute<In>>(codes.dim);
+  const bool packs_quickly = codes.dim % 8 == 0 && codes.dim < kLongDim;
+  const int64_t few = std::max(packs_quickly ? kFewRows / 2 : kFewRows,
+                               std::min(kFewPairs / codes.count, kMostFewRows));
+  return z.count <= few && codes.element_stride == 1 && !too_long<Compute<In>>(codes.dim);
 }
 
 // Searches without packing the codebook. Returns false if the values need a packed one.
