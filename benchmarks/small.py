@@ -17,10 +17,17 @@ from benchmarks.cpu_time import ABOUT_THE_TABLES, WrongCodeError, cell, timed
 from vqvae_fast.bench import environment, tables
 from vqvae_fast.bench.data import Shape, gaussian_stages
 from vqvae_fast.bench.exactness import smallest_distances, violating_share, violating_stages
-from vqvae_fast.bench.peers import FROZEN_RESIDUAL_PEERS, FROZEN_SEARCH_PEERS
+from vqvae_fast.bench.peers import (
+    FROZEN_RESIDUAL_PEERS,
+    FROZEN_SEARCH_PEERS,
+    torch_addmm,
+    torch_cdist,
+)
 from vqvae_fast.bench.threads import all_threads
 
-OURS = FROZEN_SEARCH_PEERS[0].name
+# Of the peers that prepare nothing, those that are quickest with few vectors.
+CONTENDERS = (*FROZEN_SEARCH_PEERS, torch_addmm.PEER, torch_cdist.PEER)
+OURS = CONTENDERS[0].name
 
 
 class Books(NamedTuple):
@@ -57,7 +64,7 @@ def compare(books: Books, vectors: int, rounds: int, min_seconds: float) -> dict
     z = torch.randn(vectors, books.d, generator=generator)
     truths = [smallest_distances(z, codebook) for codebook in codebooks]
     sweeps, wrong, skipped = {}, {}, {}
-    for peer in FROZEN_SEARCH_PEERS:
+    for peer in CONTENDERS:
         if reason := peer.why_not("float32", Shape(vectors, books.k, books.d)):
             skipped[peer.name] = reason
             continue
@@ -168,7 +175,7 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
             bar.update()
     record = environment.describe("benchmarks.small", 1) | {
         "rounds": rounds,
-        "timed": {peer.name: peer.timed for peer in FROZEN_SEARCH_PEERS},
+        "timed": {peer.name: peer.timed for peer in CONTENDERS},
         "timed_residual": {peer.name: peer.timed for peer in FROZEN_RESIDUAL_PEERS},
         "skipped": {name: why for entry in entries for name, why in entry["skipped"].items()},
         "results": entries,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import cpu_time, small
-from vqvae_fast.bench.peers import FROZEN_RESIDUAL_PEERS, FROZEN_SEARCH_PEERS
+from vqvae_fast.bench.peers import FROZEN_RESIDUAL_PEERS
 
 
 def test_smoke_run_of_every_contender(tmp_path, capsys):
@@ -16,7 +16,7 @@ def test_smoke_run_of_every_contender(tmp_path, capsys):
     small.main(["--quick", "--json", str(out)])
     assert torch.get_num_threads() == threads
     record, table = json.loads(out.read_text()), capsys.readouterr().out
-    here = {peer.name for peer in FROZEN_SEARCH_PEERS if peer.unavailable() is None}
+    here = {peer.name for peer in small.CONTENDERS if peer.unavailable() is None}
     rows = [(books, n) for books in small.QUICK_BOOKS for n in small.QUICK_VECTORS]
     for entry, (books, n) in zip(record["results"], rows, strict=True):
         assert entry["shape"] == {"n": n, "k": books.k, "d": books.d}
@@ -30,14 +30,14 @@ def test_smoke_run_of_every_contender(tmp_path, capsys):
 
 
 def test_a_wrong_code_of_ours_is_never_timed(monkeypatch):
-    ours, *others = FROZEN_SEARCH_PEERS
+    ours, *others = small.CONTENDERS
 
     def spoiled(*arguments):
         call = ours.prepare(*arguments)
         return lambda: (call() + 1) % 300
 
     wrong = dataclasses.replace(ours, prepare=spoiled)
-    monkeypatch.setattr(small, "FROZEN_SEARCH_PEERS", (wrong, *others))
+    monkeypatch.setattr(small, "CONTENDERS", (wrong, *others))
     with pytest.raises(cpu_time.WrongCodeError, match="tiny"):
         small.compare(small.QUICK_BOOKS[0], 5, 1, 0.0)
 
