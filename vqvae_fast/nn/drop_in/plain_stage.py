@@ -4,7 +4,7 @@ A residual quantizer may run such stages all at once. Each function gives None f
 more, and for one whose calls something watches.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -74,12 +74,14 @@ def plain_codes(stage: VectorQuantize, rows: Tensor) -> Tensor | None:
     They are as they are stored, and may require a gradient. None if the stage does more. In eval
     the vectors get no gradient from the codes, whether they require one or not.
     """
-    book = stage._codebook
+    # This runs for each stage of each call, and nn.Module finds a part by its name slowly.
+    book = cast("Codebook", stage._modules["_codebook"])
     if torch.is_grad_enabled() and book.learnable_codebook:
         return None
     if not finds_nearest_in_eval(stage, book) or is_watched(stage):
         return None
-    embed = book.embed
+    embed = book._buffers.get("embed")
+    embed = book.embed if embed is None else embed
     return embed if rows.dtype == embed.dtype == torch.float32 else None
 
 
