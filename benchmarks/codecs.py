@@ -154,7 +154,8 @@ QUICK_SIZES = {
 TIMED = {
     "ours, frozen": "load_quantizer and freeze(): one call gives codes and quantized vectors",
     "ours": "load_quantizer: one call gives codes and quantized vectors",
-    "transformers, codes": "their encode; for DAC their forward pass, which has both",
+    "transformers, codes": "their encode; for DAC their forward pass, which has both, and two "
+    "losses for each stage",
     "transformers, both": "their encode and decode",
 }
 

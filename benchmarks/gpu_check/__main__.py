@@ -48,7 +48,8 @@ def check(target: str, scope: str, peer: bool, searches: bool) -> Checked:
     type=click.Choice(SCOPES),
     default="usual",
     show_default=True,
-    help="brief: each kernel for every target, and what some version of Triton has failed at. "
+    help="brief: each kernel of the searches for every target, and what some version of Triton has "
+    "failed at. "
     f"usual: every configuration, and for {MAIN_TARGET} types, masks and strides, too. "
     "all: every variant for every target.",
 )
@@ -82,4 +83,5 @@ def main(target: tuple[str, ...], jobs: int, scope: str, peer: bool, searches: b
     sys.exit(bool(found))
 
 
-main()
+if __name__ == "__main__":
+    main()

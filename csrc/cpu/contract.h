@@ -54,7 +54,7 @@ struct PackedBook {
 
 constexpr int64_t kAlignment = 64;  // a cache line, and the widest vector
 
-// At most so many rows are few: reading the codebook in place costs less than packing it.
+// A search without a packed book takes so many rows at a time.
 constexpr int64_t kFewRows = 32;
 
 // A search writes its answers to a Nearest. Distances are float64 here and are rounded once, at the

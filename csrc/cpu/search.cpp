@@ -120,18 +120,37 @@ void search_rows(const Engine<In>& engine, const PackedBook<In>& book, const Row
   }
 }
 
+// So many rows are few if the codebook would be packed in floats. Integers are packed faster, long
+// codes for their length more slowly: then kFewOfIntegers rows are few, and one more for so many
+// dimensions. docs/performance.md has the times.
+constexpr int64_t kFewOfFloats = 20, kFewOfIntegers = 10, kDimsForOneMore = 8;
 // Against a small codebook more rows are few: those of so many pairs of a row and a code.
 constexpr int64_t kFewPairs = 1 << 13, kMostFewRows = 256;
-// Codes of whole vectors of eight are packed faster, for their length, than others and long ones.
-constexpr int64_t kLongDim = 128;
+// If the codebook is packed in floats already, a search takes as long for one row as for a whole
+// tile. One row of this length is few, two of twice the length, and so on.
+constexpr int64_t kDimOfPackedRow = 64;
 
-// Returns whether the rows should be searched without packing the codebook.
 template <class In>
-bool few_rows_serve(const Rows<const In>& z, const Codes<In>& codes) {
-  const bool packs_quickly = codes.dim % 8 == 0 && codes.dim < kLongDim;
-  const int64_t few = std::max(packs_quickly ? kFewRows / 2 : kFewRows,
-                               std::min(kFewPairs / codes.count, kMostFewRows));
-  return z.count <= few && codes.element_stride == 1 && !too_long<Compute<In>>(codes.dim);
+bool filter_serves(const InstructionSet& set, const Rows<const In>& z, const ListedCodes<In>& codes,
+                   const ThreadPool& pool) {
+  if constexpr (has_filter<In>) {
+    return set.filters != nullptr &&
+           filter_serves(*set.filters->filter(static_cast<const In*>(nullptr)), z, codes, pool);
+  } else {
+    return false;
+  }
+}
+
+// Returns whether the rows should be searched in the codes themselves.
+template <class In>
+bool few_rows_serve(const InstructionSet& set, const Rows<const In>& z, const Codes<In>& codes,
+                    const PackedForms<In>& forms, const ThreadPool& pool) {
+  if (codes.element_stride != 1 || too_long<Compute<In>>(codes.dim)) return false;
+  if (forms.floats) return z.count <= codes.dim / kDimOfPackedRow;
+  const bool in_integers = filter_serves(set, z, list_all(codes), pool);
+  const int64_t few =
+      in_integers ? std::min(kFewOfIntegers + codes.dim / kDimsForOneMore, kFewRows) : kFewOfFloats;
+  return z.count <= std::max(few, std::min(kFewPairs / codes.count, kMostFewRows));
 }
 
 // Searches without packing the codebook. Returns false if the values need a packed one.
@@ -180,10 +199,9 @@ bool search_filtered(const InstructionSet& set, const Rows<const In>& z,
                      const ListedCodes<In>& codes, const Answers<In>& out, const ThreadPool& pool,
                      std::vector<int64_t>& unsettled) {
   if constexpr (has_filter<In>) {
-    if (set.filters == nullptr) return false;
+    if (!filter_serves(set, z, codes, pool)) return false;
     const Int8Filter<In>& filter = *set.filters->filter(static_cast<const In*>(nullptr));
-    return filter_serves(filter, z, codes, pool) &&
-           filter_rows(filter, z, codes, out.indices, out.distances, out.quantized, pool,
+    return filter_rows(filter, z, codes, out.indices, out.distances, out.quantized, pool,
                        unsettled);
   } else {
     return false;
@@ -252,7 +270,8 @@ void search_codebook(const Rows<const In>& z, const Codes<In>& codes, const Pack
   const Answers<In> out{indices, distances, quantized};
   const PackedForms<In> forms = forms_in(packed, codes, set);
   const auto few = [&](const Rows<const In>& rows, const Answers<In>& answers) {
-    return few_rows_serve(rows, codes) && search_few_rows(engine, rows, codes, answers, workers);
+    return few_rows_serve(set, rows, codes, forms, workers) &&
+           search_few_rows(engine, rows, codes, answers, workers);
   };
   if (!forms.integers && few(z, out)) return;
 
@@ -310,7 +329,7 @@ int64_t rows_settled_by_filter(const Rows<const In>& z, const Codes<In>& codes,
   bool served = forms.integers.has_value();
   if (served) {
     search_filtered(set, z, *forms.integers, unused, pool, unsettled);
-  } else if (!forms.floats && !few_rows_serve(z, codes)) {
+  } else if (!forms.floats && !few_rows_serve(set, z, codes, forms, pool)) {
     served = search_filtered(set, z, list_all(codes), unused, pool, unsettled);
   }
   return served ? z.count - int64_t(unsettled.size()) : -1;

@@ -441,3 +441,36 @@ def test_exported(name: str) -> None:
     with torch.no_grad():
         found = tensors(torch.export.load(file).module()(x))
     torch.testing.assert_close(found, wanted)
+
+
+def test_no_pack_is_made_between_backward_and_a_fused_step() -> None:
+    """torch does not count what a fused optimizer writes."""
+    module = vqvae_fast.VectorQuantize(
+        dim=16, codebook_size=512, learnable_codebook=True, ema_update=False
+    )
+    module.eval().freeze()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1, fused=True)
+    x = torch.randn(2, 40, 16)
+    module(x.clone().requires_grad_())[0].square().sum().backward()
+    with torch.no_grad():
+        module(x)
+        assert module.packed_nbytes == 0
+        optimizer.step()
+        optimizer.zero_grad()
+        found = module(x)[1]
+        assert module.packed_nbytes > 0
+        assert torch.equal(found, copy.deepcopy(module).unfreeze()(x)[1])
+
+
+@pytest.mark.parametrize("options", [{}, {"codebook_dim": 8, "project_per_stage": True}])
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_stage_in_training_learns(options: dict, grad: bool) -> None:
+    module = vqvae_fast.ResidualVQ(dim=16, num_quantizers=2, codebook_size=300, **options)
+    module.eval()
+    module.layers[0].train()
+    x = torch.randn(2, 40, 16)
+    before = module.layers[0]._codebook.embed.clone()
+    with torch.set_grad_enabled(grad):
+        loss = module(x)[2]
+    assert loss[..., 0] > 0
+    assert not torch.equal(module.layers[0]._codebook.embed, before)

@@ -28,3 +28,30 @@ def test_stages_of_both():
     torch.testing.assert_close(split.get_output_from_indices(indices), quantized)
     with pytest.raises(ValueError, match=r"at most 4\], got \[2, 5, 5\]"):
         split.get_output_from_indices(torch.zeros(2, 5, 5, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        torch.nn.Conv1d(4, 6, 1, bias=True),
+        torch.nn.Conv1d(4, 6, 3, padding=1),
+        torch.nn.Conv1d(4, 6, 1, groups=2),
+    ],
+    ids=["bias", "kernel", "groups"],
+)
+def test_another_convolution_does_what_it_says(other):
+    split = SplitResidualVQ(**SIZES).eval()
+    inner = split.rvq_first
+    inner.output_proj = other
+    x = torch.randn(2, 6, 5)
+    quantized = inner.vq(inner.input_proj(x).transpose(1, 2))[0]
+    torch.testing.assert_close(inner(x)[0], other(quantized.transpose(1, 2)))
+
+
+def test_results_are_contiguous_and_errors_name_the_channels():
+    split = SplitResidualVQ(**SIZES).eval()
+    quantized, indices, _ = split(torch.randn(2, 6, 5))
+    assert quantized.is_contiguous()
+    assert split.get_output_from_indices(indices).is_contiguous()
+    with pytest.raises(RuntimeError, match="to have 6 channels, but got 7"):
+        split(torch.randn(2, 7, 5))

@@ -38,9 +38,9 @@ Cases = dict[str, Callable[[Size], tuple[Tensor, Tensor]]]
 
 # Off every tile, block and pass of the float search, and too small for the integer filter.
 SMALL = Size(133, 101, 11)
-# The filter wants more than 8 rows, 256 codes of 8 dimensions and 2^14 elements of the codebook
-# (csrc/cpu, filter.cpp). One size has an odd dimension, and one more rows than a chunk of the
-# filter, more dimensions than a step of its product, and few codes.
+# The filter wants more rows than a few, 256 codes of 8 dimensions and 2^14 elements of the codebook
+# (csrc/cpu/search.cpp, csrc/cpu/int8_filter/filter.cpp). One size has an odd dimension, and one has
+# more rows than a chunk of the filter, more dimensions than a step of its product, and few codes.
 FILTERED = [Size(61, 1031, 17), Size(230, 259, 67)]
 
 # All in float64, rounded to the dtype under test: z [rows, dim], codebook [codes, dim].

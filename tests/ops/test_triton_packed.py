@@ -179,6 +179,27 @@ def test_bytes_of_another_form_are_left_alone(monkeypatch, packings, missing) ->
     assert same(found, torch.ops.vqvae_fast.quantize(z, codebook))
 
 
+@pytest.mark.parametrize("other", [(290, 16), (299, 16), (300, 15)])
+@pytest.mark.parametrize("other_dtype", [torch.float32, torch.bfloat16])
+def test_bytes_of_another_codebook_are_left_alone(monkeypatch, other, other_dtype) -> None:
+    """All are padded to the same tiles."""
+    monkeypatch.setattr(search, "forced_form", "filter")
+    packed = torch.ops.vqvae_fast.pack_codebook(torch.randn(300, 16))
+    codes, dim = other
+    z, codebook = torch.randn(40, dim).to(other_dtype), torch.randn(codes, dim).to(other_dtype)
+    found = torch.ops.vqvae_fast.nearest_packed_code(z, codebook, packed)
+    assert same(found, torch.ops.vqvae_fast.nearest_code(z, codebook))
+
+
+def test_bytes_may_begin_anywhere(monkeypatch) -> None:
+    monkeypatch.setattr(search, "forced_form", "filter")
+    z, codebook = torch.randn(40, 16), torch.randn(300, 16)
+    packed = torch.ops.vqvae_fast.pack_codebook(codebook)
+    moved = torch.cat([packed.new_zeros(1), packed])[1:]
+    found = torch.ops.vqvae_fast.nearest_packed_code(z, codebook, moved)
+    assert same(found, torch.ops.vqvae_fast.nearest_code(z, codebook))
+
+
 def test_books_are_not_taken_for_all_of_another_codebook(monkeypatch) -> None:
     monkeypatch.setattr(search, "forced_form", "filter")
     z, codebook = torch.randn(3, 40, 16), torch.randn(3, 300, 16)

@@ -15,11 +15,9 @@
 namespace vqvae_fast {
 namespace {
 
-// So many rows share each load of a code, and so many codes of each row are summed together.
+// So many rows share each load of a code.
 template <class Simd>
 constexpr int kRowsTogether = Simd::kWidth < 4 ? Simd::kWidth : 4;
-template <class Simd>
-constexpr int kCodesTogether = Simd::kWidth / kRowsTogether<Simd>;
 
 // All rows meet the codes of a chunk while it is in the cache.
 template <class Simd>

@@ -50,11 +50,18 @@ double pack_code(const PackedBook<In>& book, int64_t k, Compute<In>* column) {
   typename Doubles::Vec square = Doubles::zero();
   for (int64_t d = 0; d < dim; d += 8) {
     T e[8] = {};
-    const int64_t count = smaller(8, dim - d);
-    for (int64_t l = 0; l < count; ++l) {
-      e[l] = widen(code[(d + l) * stride]) * book.scale - book.centre[d + l];
+    const auto write = [&](int64_t count) {
+      for (int64_t l = 0; l < count; ++l) {
+        e[l] = widen(code[(d + l) * stride]) * book.scale - book.centre[d + l];
+      }
+      for (int64_t l = 0; l < count; ++l) column[(d + l) * Simd::kTileCodes] = e[l];
+    };
+    // A loop of known length costs much less.
+    if (dim - d >= 8) {
+      write(8);
+    } else {
+      write(dim - d);
     }
-    for (int64_t l = 0; l < count; ++l) column[(d + l) * Simd::kTileCodes] = e[l];
     square = Doubles::add_square(square, Doubles::load(e));
   }
   return Doubles::sum(square);
@@ -66,7 +73,8 @@ PackedRange pack(const PackedBook<In>& book, int64_t first, int64_t last) {
   constexpr int64_t width = Simd::kTileCodes;
   const ListedCodes<In>& codes = book.codes;
   const int64_t dim = codes.dim;
-  PackedRange range{0.0, -1};
+  double largest_square = 0;
+  int64_t first_usable = -1;
   for (int64_t panel = first; panel < last; ++panel) {
     T* out = book.panels + panel * dim * width;
     for (int64_t j = 0; j < width; ++j) {
@@ -77,13 +85,13 @@ PackedRange pack(const PackedBook<In>& book, int64_t first, int64_t last) {
       if (!usable) {
         for (int64_t d = 0; d < dim; ++d) out[d * width + j] = 0;
       } else {
-        range.max_norm = larger(range.max_norm, sqrt(square));
-        if (range.first_usable < 0) range.first_usable = k;
+        largest_square = larger(largest_square, square);
+        if (first_usable < 0) first_usable = k;
       }
       book.half_norm[panel * width + j] = usable ? T(-0.5 * square) : -T(kInfinity);
     }
   }
-  return range;
+  return {sqrt(largest_square), first_usable};
 }
 
 }  // namespace

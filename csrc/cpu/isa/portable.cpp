@@ -118,9 +118,8 @@ struct Portable {
   }
   // Loads the first `count` elements, and fills the rest with zeros.
   static Vec load_some(const T* p, int64_t count) {
-    if (count >= kWidth) return load(p);
-    Vec v{};
-    for (int i = 0; i < count; ++i) v[i] = p[i];
+    Vec v;
+    for (int i = 0; i < kWidth; ++i) v[i] = i < count ? p[i] : T(0);
     return v;
   }
   // Returns the sums of the lanes of kWidth vectors.

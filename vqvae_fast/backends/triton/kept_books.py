@@ -5,8 +5,11 @@ rows into account when it chooses the scale, and here the codes stand for them, 
 not known. Any scale gives the right answer (docs/exactness.md). Rows that are so far from the codes
 that they do not fit float16 under this one are measured in full.
 
-Nothing may wait for the device to read what is in the bytes. So their number says what they are:
-bytes of another number than the search expects are left alone, and it packs the codes itself.
+Nothing may wait for the device to read what is in the bytes. So their number, in which there is a
+checksum of the sizes and the dtype of the codebook, tells whether they are those of the search's
+codebook: bytes of another number are left alone, and it packs the codes itself. It cannot tell
+apart codebooks of the same sizes and dtype: a caller of the ops keeps the bytes with their codes,
+as :class:`vqvae_fast.PackedCodebook` does.
 """
 
 import torch
@@ -29,7 +32,7 @@ _CODEBOOK, _BYTES = 1, 2
 def pack_codebook(codebook: Tensor) -> Tensor:
     """The op of this name."""
     form = form_of_books(codebook.shape, codebook.dtype, codebook.device)
-    shape = (*codebook.shape[:-2], 0 if form is None else form.bytes_of_book)
+    shape = (*codebook.shape[:-2], 0 if form is None else form.bytes_of_book(codebook.dtype))
     packed = torch.zeros(shape, dtype=torch.uint8, device=codebook.device)
     if form is not None:
         plan = _planned(codebook.shape, codebook.stride(), codebook.dtype, codebook.device)
@@ -48,9 +51,12 @@ def readable_bytes(packed: Tensor, codebook: Tensor) -> Tensor | None:
     if packed.device != codebook.device:
         raise ValueError(f"packed must be on {codebook.device}, got {packed.device}")
     form = form_of_books(codebook.shape, codebook.dtype, codebook.device)
-    if form is None or packed.shape != (*codebook.shape[:-2], form.bytes_of_book):
+    if form is None:
         return None
-    return packed.view(-1)
+    if packed.shape != (*codebook.shape[:-2], form.bytes_of_book(codebook.dtype)):
+        return None
+    # A slice of other bytes may begin anywhere.
+    return packed.view(-1) if packed.storage_offset() % 16 == 0 else packed.view(-1).clone()
 
 
 @kept

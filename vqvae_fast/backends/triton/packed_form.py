@@ -6,6 +6,7 @@ A search has it made in its arena. A codebook that does not change has it in byt
 
 from math import prod
 from typing import NamedTuple
+from zlib import crc32
 
 import torch
 
@@ -13,6 +14,9 @@ from vqvae_fast.backends.triton.configurations import columns_for_start, configu
 from vqvae_fast.backends.triton.launch import Pointer, Region, aligned_bytes
 
 _NUM_PIECES = 8
+# Raise it with every change of what the bytes mean.
+_FORMAT = 1
+_TAIL = 256
 
 
 class Prepared(NamedTuple):
@@ -84,16 +88,19 @@ class PackedForm(NamedTuple):
         """D, padded."""
         return -(-self.shape[2] // self.block_dim) * self.block_dim
 
-    @property
-    def bytes_of_book(self) -> int:
-        """The bytes of a book where a codebook [H, ...] is kept as bytes [H, this].
+    def bytes_of_book(self, book_dtype: torch.dtype) -> int:
+        """The bytes of a book where a codebook [H, ...] of that dtype is kept as bytes [H, this].
 
         All books' pieces of one kind lie together, so some of the rows are no packed form of some
-        of the books. One byte for each of H keeps them from being taken for it: nothing may wait
-        for the device to read what is in the bytes, so their number alone says what they are.
+        of the books. One byte for each of H keeps them from being taken for it.
+
+        Nothing may wait for the device to read what is in the bytes, so their number is what tells
+        them from those of another codebook. It grows by up to _TAIL pieces of 16 bytes, according
+        to a checksum of the form and of the codebook's sizes and dtype.
         """
         sizes = (prod(shape) * dtype.itemsize for shape, dtype in self._pieces())
-        return sum(map(aligned_bytes, sizes)) + self.shape[0]
+        checksum = crc32(repr((_FORMAT, self, book_dtype)).encode()) % _TAIL
+        return sum(map(aligned_bytes, sizes)) + 16 * checksum + self.shape[0]
 
     def laid_out(self, region: Region, limits: tuple[Pointer, ...] = ()) -> Prepared:
         """The packed books in the next pieces of a region.

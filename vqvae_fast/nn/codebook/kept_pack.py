@@ -67,13 +67,15 @@ class KeptPack:
         Returns:
             None where a change could not be seen: while the call is traced, for tensors of
             inference mode, and beside other processes, whose collectives write to buffers without
-            being counted. None also for tensors that hold no numbers, and for calls that compute a
-            gradient of the books: after such a call an optimizer may write to the sources, and
-            torch does not count what fused optimizers write.
+            being counted. None also for tensors that hold no numbers, for calls that compute a
+            gradient of the books, and while the sources have gradients: then an optimizer may write
+            to them, and torch does not count what fused optimizers write. Nothing is packed while a
+            CUDA graph is captured, because what it records does not run.
         """
         if _is_traced() or is_distributed() or not all(map(_can_be_kept, sources)):
             return None
-        if torch.is_grad_enabled() and any(source.requires_grad for source in sources):
+        is_learning = torch.is_grad_enabled() and any(source.requires_grad for source in sources)
+        if is_learning or any(source.is_leaf and source.grad is not None for source in sources):
             self.drop()
             return None
         seen = [
@@ -83,6 +85,8 @@ class KeptPack:
         kept = self._kept
         if kept is None or seen != kept.seen or made_by != kept.made_by:
             self.drop()
+            if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+                return None
             with torch.no_grad():
                 packed = pack(books())
             storages = [source.untyped_storage() for source in sources]

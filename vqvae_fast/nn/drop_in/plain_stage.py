@@ -76,7 +76,7 @@ def plain_codes(stage: VectorQuantize, rows: Tensor) -> Tensor | None:
     """
     # This runs for each stage of each call, and nn.Module finds a part by its name slowly.
     book = cast("Codebook", stage._modules["_codebook"])
-    if torch.is_grad_enabled() and book.learnable_codebook:
+    if stage.training or (torch.is_grad_enabled() and book.learnable_codebook):
         return None
     if not finds_nearest_in_eval(stage, book) or is_watched(stage):
         return None
@@ -128,6 +128,7 @@ def projected_stage(stage: VectorQuantize, vectors: Tensor) -> ProjectedStage | 
     """What a stage does in eval to vectors [B, N, D]; None if it is more, or has a gradient."""
     if (
         torch.is_grad_enabled()
+        or stage.training
         or not stage.has_projections
         or stage.use_cosine_sim
         or stage.heads > 1

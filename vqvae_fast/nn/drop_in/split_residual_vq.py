@@ -120,17 +120,30 @@ class _ProjectedRVQ(Freezable):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         quantized, indices, loss = self.vq(_convolved(x.transpose(1, 2), self.input_proj))
-        return _convolved(quantized, self.output_proj).transpose(1, 2), indices, loss
+        output = _convolved(quantized, self.output_proj).transpose(1, 2).contiguous()
+        return output, indices, loss
 
     def decode(self, indices: Tensor) -> Tensor:
         codes: Tensor = self.vq.get_output_from_indices(indices)
-        return _convolved(codes, self.output_proj).transpose(1, 2)
+        return _convolved(codes, self.output_proj).transpose(1, 2).contiguous()
 
 
 def _convolved(rows: Tensor, projection: nn.Module) -> Tensor:
     """The projections of rows [B, T, C]: on a CPU a product is up to twice as fast as Conv1d."""
-    if is_watched(projection, nn.Conv1d):
+    if not _is_product(projection, rows.shape[-1]):
         convolved: Tensor = projection(rows.transpose(1, 2))
         return convolved.transpose(1, 2)
     assert isinstance(projection, nn.Conv1d)
-    return F.linear(rows, projection.weight[..., 0])
+    return F.linear(rows, projection.weight[..., 0], projection.bias)
+
+
+def _is_product(projection: nn.Module, channels: int) -> bool:
+    """Whether a module does no more than multiply rows of so many channels by its weight."""
+    if is_watched(projection, nn.Conv1d):
+        return False
+    assert isinstance(projection, nn.Conv1d)
+    is_pointwise = projection.kernel_size == projection.stride == (1,)
+    unpadded = projection.padding in ((0,), "valid", "same")
+    return (
+        is_pointwise and unpadded and projection.groups == 1 and projection.in_channels == channels
+    )

@@ -35,8 +35,9 @@ class Freezable(nn.Module):
         The next call in eval packs again after that, and after every change that torch counts, of
         the codes and of the parameters and buffers that they are made from: ``load_state_dict``,
         ``.to()``, another tensor, a write in place. torch does not count what is written through
-        ``.data``, NumPy or a storage, nor what else the forward pass of a network depends on: call
-        this method again after such a change.
+        ``.data``, NumPy or a storage, nor what a fused optimizer writes after the gradients have
+        been set to None or in another way than by a backward pass, nor what else the forward pass
+        of a network depends on: call this method again after such a change.
 
         Other calls are as before: training, calls that compute a gradient for the codes, calls with
         ``topk``, beams or a ``codebook_transform_fn``, calls that are traced (torch.compile,
