@@ -70,14 +70,15 @@ FAULTS = [
     ),
     Fault(
         "integer filter: the chosen code's number in a list is taken for its place",
-        "for (int64_t r = row; r < last; ++r) indices[r] = codes.place(indices[r]);",
-        "",
+        "indices[row] = book.codes.place(indices[row]);",
+        ";",
         OPS + "search_duplicates.py " + OPS + "filter.py",
     ),
     Fault(
         "integer filter: the rows that it leaves are forgotten",
-        "mine.insert(mine.end(), of_chunk, of_chunk + count);",
-        "",
+        "finish(row, last, left);\n"
+        "    unsettled.insert(unsettled.end(), left.begin(), left.end());",
+        "finish(row, last, left);",
         OPS + "filter.py",
     ),
     Fault(
