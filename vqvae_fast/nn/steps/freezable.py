@@ -39,7 +39,8 @@ class Freezable(nn.Module):
         been set to None or in another way than by a backward pass, nor what else the forward pass
         of a network depends on: call this method again after such a change.
 
-        Other calls are as before: training, calls that compute a gradient for the codes, calls with
+        Other calls are as before: training, calls that compute a gradient for the codes or find one
+        that ``zero_grad()`` has not removed (an optimizer's step may follow), calls with
         ``topk``, beams or a ``codebook_transform_fn``, calls that are traced (torch.compile,
         torch.jit.trace, torch.export), calls with vectors of a wider dtype than the codes, and
         those in one of several processes (torch.distributed). A ResidualVQ whose stages only find
