@@ -59,6 +59,16 @@ def readable_bytes(packed: Tensor, codebook: Tensor) -> Tensor | None:
     return packed.view(-1) if packed.storage_offset() % 16 == 0 else packed.view(-1).clone()
 
 
+def padding_keeps_form(codebooks: Tensor, padded: Tensor) -> bool:
+    """Whether books that get zeros behind D have the packed form that they had without them."""
+    form, of_padded = (
+        form_of_books(books.shape, books.dtype, books.device) for books in (codebooks, padded)
+    )
+    if form is None or of_padded is None:
+        return False
+    return form._replace(shape=of_padded.shape) == of_padded
+
+
 @kept
 def form_of_books(
     book_shape: torch.Size, dtype: torch.dtype, device: torch.device

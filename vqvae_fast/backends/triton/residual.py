@@ -43,7 +43,12 @@ from vqvae_fast.backends.triton.configurations import (
     residual_configuration,
     support_configuration,
 )
-from vqvae_fast.backends.triton.kept_books import PACKED_DTYPE, form_of_books, readable_bytes
+from vqvae_fast.backends.triton.kept_books import (
+    PACKED_DTYPE,
+    form_of_books,
+    padding_keeps_form,
+    readable_bytes,
+)
 from vqvae_fast.backends.triton.launch import Plan, Pointer, Region, kept
 from vqvae_fast.backends.triton.packed_form import PackedForm
 from vqvae_fast.backends.triton.prepare import ROUNDING, prepare
@@ -79,8 +84,10 @@ def residual_nearest_packed_code(
     quantized = torch.empty_like(z)
     if z.numel():
         books = end_to_end(codebooks, config.block_dim)
+        kept_bytes = None
         # Of a form for short rows, whose starts are in the product, they are not readable here.
-        kept_bytes = None if packed is None else readable_bytes(packed, books)
+        if packed is not None and padding_keeps_form(codebooks, books):
+            kept_bytes = readable_bytes(packed, codebooks)
         _slabs(z, indices, quantized, books, config, kept_bytes)
     return indices, quantized
 
