@@ -1,5 +1,5 @@
 // A packed codebook is a codebook in the form that searches read, made once and kept in one piece
-// of memory. It serves the instruction set that packed it. A search also reads the codes
+// of memory. Only the instruction set that packed it can read it. A search also reads the codes
 // themselves, because it measures distances from them.
 #pragma once
 

@@ -4,8 +4,8 @@ import copy
 import io
 import multiprocessing
 import pickle
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -382,20 +382,14 @@ def test_several_threads_at_once() -> None:
     vectors = torch.randn(4, 1, 5, DIM)
     with torch.no_grad():
         wanted = [unfrozen(module)(x)[1] for x in vectors]
-    wrong = []
 
-    def search(place: int) -> None:
+    def is_right(place: int) -> bool:
         with torch.no_grad():
-            for _ in range(50):
-                if not torch.equal(module(vectors[place])[1], wanted[place]):
-                    wrong.append(place)
+            found = [module(vectors[place])[1] for _ in range(50)]
+        return all(torch.equal(indices, wanted[place]) for indices in found)
 
-    threads = [threading.Thread(target=search, args=(place,)) for place in range(len(vectors))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    with ThreadPoolExecutor(len(vectors)) as pool:
+        assert all(pool.map(is_right, range(len(vectors))))
 
 
 def test_a_forked_process_has_it() -> None:

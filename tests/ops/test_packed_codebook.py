@@ -5,7 +5,7 @@ import io
 import multiprocessing
 import pickle
 import re
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -301,20 +301,15 @@ def test_several_threads_at_once() -> None:
     z, codebook = torch.randn(8, 13, 16), torch.randn(300, 16)
     packed = vqvae_fast.pack(codebook)
     wanted = [vqvae_fast.nearest_code(part, codebook) for part in z]
-    wrong = []
 
-    def search(place: int) -> None:
-        for _ in range(200):
-            found = vqvae_fast.nearest_code(z[place], packed)
-            if not all(same_bits(*pair) for pair in zip(found, wanted[place], strict=True)):
-                wrong.append(place)
+    def is_right(place: int) -> bool:
+        found = [vqvae_fast.nearest_code(z[place], packed) for _ in range(200)]
+        return all(
+            same_bits(*pair) for one in found for pair in zip(one, wanted[place], strict=True)
+        )
 
-    threads = [threading.Thread(target=search, args=(place,)) for place in range(len(z))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    with ThreadPoolExecutor(len(z)) as pool:
+        assert all(pool.map(is_right, range(len(z))))
 
 
 def test_a_forked_process_has_it() -> None:

@@ -138,7 +138,8 @@ def test_residual_stages(packings, dim: int, dtype: torch.dtype) -> None:
     z = torch.randn(4, 10, dim).to(dtype)
     packed = vqvae_fast.pack(codebooks)
     found = vqvae_fast.residual_nearest_code(z, packed)
-    # Of rows of 8 the starts are in the product, where the stages do not look for them.
+    # For D = 8 the packed codes hold the starts of the scores, which the residual kernel does not
+    # read there, so the call packs the books again.
     assert len(packings) == (dim == 8)
     assert same(found, vqvae_fast.residual_nearest_code(z, codebooks))
     assert same(

@@ -23,7 +23,7 @@ from vqvae_fast.backends.triton.rows import books_at, rows_at, widest_alignment
 from vqvae_fast.backends.triton.search_launches import LONGEST_ROW
 
 PACKED_DTYPE = torch.float16
-# Of more books none is kept packed: each has a byte for each of H.
+# A codebook of more books is not kept packed, because the bytes of a book grow with H.
 _MOST_BOOKS = 1024
 # The tensors of a plan.
 _CODEBOOK, _BYTES = 1, 2

@@ -85,7 +85,8 @@ def residual_nearest_packed_code(
     if z.numel():
         books = end_to_end(codebooks, config.block_dim)
         kept_bytes = None
-        # Of a form for short rows, whose starts are in the product, they are not readable here.
+        # The packed form of short rows has the starts of the scores among the codes, where the
+        # residual kernel does not read them.
         if packed is not None and padding_keeps_form(codebooks, books):
             kept_bytes = readable_bytes(packed, codebooks)
         _slabs(z, indices, quantized, books, config, kept_bytes)
