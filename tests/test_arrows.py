@@ -27,6 +27,7 @@ ROWS = [
     ("nn",),
     ("sharded", "recipes"),
     ("checkpoints",),
+    ("acceleration",),
     ("models",),
     ("training",),
     ("",),  # the package's own names

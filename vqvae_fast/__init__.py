@@ -7,12 +7,14 @@ Three ways in:
   time;
 * swap a module: :class:`VectorQuantize`, :class:`ResidualVQ` and others replace those of
   vector-quantize-pytorch, :class:`VectorQuantizer` that of the reference VQ-VAE, :class:`VQVAE` a
-  whole model; :func:`load_quantizer` brings the weights;
+  whole model; :func:`load_quantizer` brings the weights; or leave the model as it is, and
+  :func:`accelerate` gives its quantizers exact, fast searches in place;
 * train: ``vqvae-fast train`` on the command line, :mod:`vqvae_fast.training` from Python.
 """
 
 from vqvae_fast import ops as _ops  # noqa: F401  (registers torch.ops.vqvae_fast.*)
 from vqvae_fast._version import __version__
+from vqvae_fast.acceleration import accelerate, compare
 from vqvae_fast.checkpoints import load_quantizer
 from vqvae_fast.functional import (
     NearestCode,
@@ -53,6 +55,8 @@ __all__ = [
     "VectorQuantize",
     "VectorQuantizer",
     "__version__",
+    "accelerate",
+    "compare",
     "freeze",
     "load_quantizer",
     "nearest_code",

@@ -1,0 +1,230 @@
+"""Finds the quantizers in a model that exists, and gives them exact, fast searches in place."""
+
+import importlib.util
+import re
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import nn
+
+from vqvae_fast.acceleration.kept import forget
+from vqvae_fast.acceleration.known import KNOWN
+from vqvae_fast.acceleration.recipe import Recipe, name_of
+from vqvae_fast.acceleration.replaced import (
+    is_accelerated,
+    methods_of,
+    replace_in_class,
+    replace_in_module,
+    restore_class,
+    restore_module,
+)
+from vqvae_fast.acceleration.trial import reason_against
+
+_LIKE_A_QUANTIZER = re.compile(r"quanti[sz]|codebook|vq", re.IGNORECASE)
+
+
+class Place(NamedTuple):
+    """A quantizer in a model, or a class of quantizers.
+
+    Attributes:
+        name: the module's name in the model, "" for the model itself; the class's name.
+        kind: the name of its class.
+        about: its sizes; or why it was left.
+    """
+
+    name: str
+    kind: str
+    about: str
+
+    def __str__(self) -> str:
+        """One line of the report."""
+        about = f": {self.about}" if self.about else ""
+        return f"  {self.name or '(the model itself)'} ({self.kind}){about}"
+
+
+@dataclass
+class Acceleration:
+    """What :func:`vqvae_fast.accelerate` has done. ``print`` shows it.
+
+    Attributes:
+        accelerated: the quantizers that search exactly and fast now, those in others, too.
+        left: those that do not, and why.
+    """
+
+    accelerated: list[Place] = field(default_factory=list)
+    left: list[Place] = field(default_factory=list)
+    _modules: list[nn.Module] = field(default_factory=list, repr=False)
+    _classes: list[type[nn.Module]] = field(default_factory=list, repr=False)
+
+    def undo(self) -> None:
+        """Give all quantizers in the model their own methods back, and free the packed books.
+
+        Raises:
+            RuntimeError: something has given a quantizer another class since. The others are as
+                they were before.
+        """
+        problems = []
+        for module in self._modules:
+            forget(module)
+            try:
+                restore_module(module)
+            except RuntimeError as problem:
+                problems.append(str(problem))
+        for cls in self._classes:
+            restore_class(cls)
+        if problems:
+            raise RuntimeError("; ".join(problems))
+
+    def __str__(self) -> str:
+        """The report: what, where, how many, what was left and why."""
+        outermost = self._outermost()
+        lines = [f"vqvae_fast accelerates {_count(len(outermost), 'quantizer')}"]
+        lines += map(str, outermost)
+        if self.left:
+            lines.append(f"and leaves {_count(len(self.left), 'module')} as it was")
+            lines += map(str, self.left)
+        return "\n".join(lines)
+
+    def _outermost(self) -> list[Place]:
+        """The accelerated ones, without those that lie in another one; it names their number."""
+        outer: list[Place] = []
+        inner: list[int] = []
+        for place in self.accelerated:
+            if outer and (place.name.startswith(f"{outer[-1].name}.") or not outer[-1].name):
+                inner[-1] += 1
+            else:
+                outer.append(place)
+                inner.append(0)
+        return [
+            place._replace(about=f"{place.about}, with {_count(number, 'quantizer')} in it")
+            if number
+            else place
+            for place, number in zip(outer, inner, strict=True)
+        ]
+
+
+def accelerate(model: nn.Module | type[nn.Module] | str, *, quiet: bool = False) -> Acceleration:
+    """Give the quantizers of a model that exists exact, fast searches, in place.
+
+    Every module that has a recipe (:mod:`vqvae_fast.acceleration.known`; :func:`register` adds
+    others) gets replacements of the methods that search. Its signatures, results, gradients, moving
+    averages, state_dict, hooks, dtype, device and mode stay those of the model; so do files that
+    are saved, pickles, too. Codes are the nearest ones in float64, where the model's own search may
+    round to another. In eval the codebooks are kept packed, as by :func:`vqvae_fast.freeze`: a
+    change that torch counts packs them anew; after writes through ``.data`` or NumPy in eval, call
+    this function again.
+
+    Args:
+        model: a module, with quantizers in it or one itself. Or a class of quantizers, for a
+            library that makes them inside: all its instances are accelerated, those that exist
+            too. Or the name of such a class, of its module or of its library, as
+            ``"transformers.models.mimi"``: all classes below it that have a recipe.
+        quiet: do not print the report.
+
+    Returns:
+        An :class:`Acceleration`: ``undo()`` gives the model its own methods back. An accelerated
+        model that is accelerated again stays so, and the new result's ``undo()`` works as well.
+
+    Raises:
+        TypeError: model is nothing of this.
+        ValueError: no recipe knows the class, or there is no class of the name with a recipe. A
+            model without known quantizers is no error: the report says so.
+    """
+    if isinstance(model, nn.Module):
+        done = _accelerate_modules(model)
+    elif isinstance(model, str):
+        done = _accelerate_classes(_classes_of_name(model))
+    elif isinstance(model, type) and issubclass(model, nn.Module):
+        done = _accelerate_classes([model])
+    else:
+        raise TypeError(
+            "model must be a torch.nn.Module, a class of modules or the name of one, "
+            f"got {type(model).__name__}"
+        )
+    if not quiet:
+        print(done)
+    return done
+
+
+def register(recipe: Recipe) -> None:
+    """Let :func:`accelerate` know the quantizers of one more class.
+
+    Args:
+        recipe: it is asked before the recipes that are known already.
+    """
+    KNOWN.insert(0, recipe)
+
+
+def recipe_for(module: nn.Module) -> Recipe | None:
+    """Return the first recipe that knows a module."""
+    return next((recipe for recipe in KNOWN if recipe.class_of(module) is not None), None)
+
+
+def _accelerate_modules(model: nn.Module) -> Acceleration:
+    done = Acceleration()
+    unknown = []
+    for name, module in model.named_modules():
+        cls = type(module)
+        recipe = recipe_for(module)
+        if recipe is None:
+            if _LIKE_A_QUANTIZER.search(cls.__name__):
+                unknown.append(Place(name, cls.__name__, "there is no recipe for this class"))
+            continue
+        if not is_accelerated(recipe, cls):
+            reason = recipe.reason_to_leave(module) or reason_against(recipe, module)
+            if reason is not None:
+                done.left.append(Place(name, cls.__name__, reason))
+                continue
+            replace_in_module(module, methods_of(recipe, cls))
+        forget(module)
+        done.accelerated.append(Place(name, cls.__name__, recipe.sizes(module)))
+        done._modules.append(module)
+    # A module around known ones, or inside one, needs no recipe of its own.
+    known = [place.name for place in (*done.accelerated, *done.left)]
+    done.left += [place for place in unknown if not any(_nest(place.name, name) for name in known)]
+    return done
+
+
+def _nest(one: str, other: str) -> bool:
+    """Whether one of two names of modules stands inside the other."""
+    inner, outer = sorted((one, other), key=len, reverse=True)
+    return not outer or inner.startswith(f"{outer}.")
+
+
+def _accelerate_classes(classes: list[type[nn.Module]]) -> Acceleration:
+    done = Acceleration()
+    for cls in classes:
+        recipe = next((recipe for recipe in KNOWN if recipe.known == name_of(cls)), None)
+        if recipe is None:
+            raise ValueError(
+                f"there is no recipe for the class {name_of(cls)}; one that is known by the shape "
+                "of its modules can only be accelerated in a model"
+            )
+        if not is_accelerated(recipe, cls):
+            replace_in_class(recipe, cls)
+        done.accelerated.append(Place(name_of(cls), cls.__name__, "all instances"))
+        done._classes.append(cls)
+    return done
+
+
+def _classes_of_name(name: str) -> list[type[nn.Module]]:
+    """The classes with a recipe that have this name, or stand below it."""
+    known = [recipe.known for recipe in KNOWN if isinstance(recipe.known, str)]
+    below = [full for full in known if full == name or full.startswith(f"{name}.")]
+    classes = []
+    for full in below:
+        module, _, cls = full.rpartition(".")
+        # Older versions of a library lack some of its classes.
+        if importlib.util.find_spec(module) is not None:
+            found = getattr(importlib.import_module(module), cls, None)
+            classes += [] if found is None else [found]
+    if not classes:
+        raise ValueError(
+            f"no class with a recipe is named {name!r} or stands below it"
+            + (f"; recipes know {', '.join(below)}, which are not installed" if below else "")
+        )
+    return classes
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

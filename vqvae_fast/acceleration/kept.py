@@ -1,0 +1,79 @@
+"""Searches for the replacements: in books that are kept packed while they do not change."""
+
+from collections.abc import Callable, Sequence
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from vqvae_fast import functional
+from vqvae_fast.nn.codebook.kept_pack import KeptPack
+from vqvae_fast.packed import PackedCodebook
+
+# Beside the modules, so that neither their attributes nor their pickles know of it.
+_packs: WeakKeyDictionary[nn.Module, KeptPack] = WeakKeyDictionary()
+
+
+def nearest(module: nn.Module, z: Tensor, codebook: Tensor) -> Tensor:
+    """Return the nearest codes of vectors, for the quantizer that a module is.
+
+    Args:
+        module: in eval its codebook is kept packed.
+        z: [..., D]. If its dtype is not that of the codebook, both are taken in the wider one.
+        codebook: [K, D]. It may be a tensor that the module has, or one that is made of such
+            tensors and is the same object in each call. Use :func:`nearest_made` for others.
+
+    Returns:
+        int64 [...].
+    """
+    return nearest_made(module, z, [codebook], lambda: codebook)
+
+
+def nearest_made(
+    module: nn.Module, z: Tensor, sources: Sequence[Tensor], make: Callable[[], Tensor]
+) -> Tensor:
+    """As :func:`nearest`, for a codebook [K, D] that ``make`` makes of the tensors ``sources``."""
+    z = z.detach()
+    codebook: Tensor | PackedCodebook | None = _packed(module, sources, make)
+    if codebook is None or torch.promote_types(z.dtype, codebook.dtype) != codebook.dtype:
+        codebook = make().detach()
+        codebook = codebook.to(torch.promote_types(z.dtype, codebook.dtype))
+    return functional.nearest_code(z.to(codebook.dtype), codebook).indices
+
+
+def residual_nearest(
+    module: nn.Module, z: Tensor, books: Sequence[Tensor], stages: int
+) -> tuple[Tensor, Tensor]:
+    """Return the codes of residual VQ and their sum, without a gradient.
+
+    Args:
+        module: in eval its books are kept packed.
+        z: [..., D], float32.
+        books: the codebooks [K, D] of all stages; each the same object in each call.
+        stages: how many of them are used.
+
+    Returns:
+        indices int64 [..., stages], quantized [..., D].
+    """
+    packed = _packed(module, books, lambda: torch.stack(list(books)))
+    if packed is None:
+        return functional.residual_nearest_code(z.detach(), torch.stack(list(books[:stages])))
+    return functional.residual_nearest_code(z.detach(), packed, num_quantizers=stages)
+
+
+def forget(module: nn.Module) -> None:
+    """Give the memory of a module's packed books back."""
+    _packs.pop(module, None)
+
+
+def _packed(
+    module: nn.Module, sources: Sequence[Tensor], make: Callable[[], Tensor]
+) -> PackedCodebook | None:
+    """The books packed; None in training, and where a change of them could not be seen."""
+    if torch.compiler.is_compiling():
+        return None
+    if module.training:
+        # A training step may write to the codes in a way that torch does not count.
+        forget(module)
+        return None
+    return _packs.setdefault(module, KeptPack()).of(sources, make)

@@ -1,0 +1,76 @@
+"""EnCodec in Hugging Face's transformers, and the codecs that have its quantizer, too."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from vqvae_fast.acceleration.kept import nearest
+from vqvae_fast.acceleration.known.stages_in_transformers import encode_stages
+from vqvae_fast.acceleration.recipe import Recipe, Search
+
+
+def _quantize(original: Callable[..., Any], codebook: Any, hidden_states: Tensor) -> Tensor:
+    """EncodecEuclideanCodebook.quantize: [N, D] -> [N]."""
+    return nearest(codebook, hidden_states, codebook.embed)
+
+
+def _searched(codebook: Any, indices: Tensor, hidden_states: Tensor) -> Search:
+    return Search(hidden_states, codebook.embed, indices)
+
+
+def _encode(
+    original: Callable[..., Any],
+    quantizer: Any,
+    embeddings: Tensor,
+    bandwidth: float | None = None,
+) -> Tensor:
+    """EncodecResidualVectorQuantizer.encode: [B, D, T] -> [Q, B, T]."""
+    number = quantizer.get_num_quantizers_for_bandwidth(bandwidth)
+    stages = quantizer.layers
+    codes = encode_stages(quantizer, embeddings, stages, number, "EncodecVectorQuantization")
+    return original(quantizer, embeddings, bandwidth) if codes is None else codes
+
+
+def _encode_of_xcodec(
+    original: Callable[..., Any],
+    quantizer: Any,
+    embeddings: Tensor,
+    bandwidth: float | None = None,
+) -> Tensor:
+    """XcodecResidualVectorQuantization.encode: [B, D, T] -> [Q, B, T]."""
+    number = quantizer.get_num_quantizers_for_bandwidth(bandwidth)
+    stages = quantizer.quantizers
+    codes = encode_stages(quantizer, embeddings, stages, number, "XcodecVectorQuantization")
+    return original(quantizer, embeddings, bandwidth) if codes is None else codes
+
+
+def _sizes(codebook: Any) -> str:
+    return f"K={codebook.embed.shape[0]}, D={codebook.embed.shape[1]}"
+
+
+def _codebook(name: str) -> Recipe:
+    return Recipe(
+        f"transformers.models.{name}EuclideanCodebook",
+        {"quantize": _quantize},
+        sizes=_sizes,
+        observed=("quantize", _searched),
+    )
+
+
+RECIPES = (
+    _codebook("encodec.modeling_encodec.Encodec"),
+    _codebook("xcodec.modeling_xcodec.Xcodec"),
+    # Its stages project before and after the search, so they are called one by one.
+    _codebook("higgs_audio_v2_tokenizer.modeling_higgs_audio_v2_tokenizer.HiggsAudioV2Tokenizer"),
+    Recipe(
+        "transformers.models.encodec.modeling_encodec.EncodecResidualVectorQuantizer",
+        {"encode": _encode},
+        sizes=lambda quantizer: _sizes(quantizer.layers[0].codebook),
+    ),
+    Recipe(
+        "transformers.models.xcodec.modeling_xcodec.XcodecResidualVectorQuantization",
+        {"encode": _encode_of_xcodec},
+        sizes=lambda quantizer: _sizes(quantizer.quantizers[0].codebook),
+    ),
+)

@@ -1,0 +1,124 @@
+"""Puts the replacements of a recipe into a module, or into a class, and takes them out again.
+
+A module gets another class, a subclass of its own with the same name and with the replaced methods.
+So ``isinstance``, the state_dict, hooks, ``forward`` methods that other libraries put into the
+module, and copies of it work as before, and nothing is written into the module.
+"""
+
+import copy
+import copyreg
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from vqvae_fast.acceleration.recipe import Recipe, Replacement
+
+# An attribute of the class that a module is given: its original class.
+_ORIGINAL = "_class_before_vqvae_fast"
+# An attribute of a replaced method: the original function.
+_REPLACES = "_replaces"
+
+
+def replace_in_module(module: nn.Module, methods: dict[str, Callable[..., Any]]) -> None:
+    """Give a module a class with these methods. :func:`restore_module` undoes it."""
+    original = type(module)
+    module.__class__ = type(
+        original.__name__,
+        (original,),
+        {
+            **methods,
+            "__module__": original.__module__,
+            "__qualname__": original.__qualname__,
+            "__doc__": original.__doc__,
+            "__deepcopy__": _deepcopy,
+            "__reduce_ex__": _reduce_to_original,
+            _ORIGINAL: original,
+        },
+    )
+
+
+def restore_module(module: nn.Module) -> None:
+    """Give a module its original class back, if :func:`replace_in_module` gave it another.
+
+    Raises:
+        RuntimeError: something has given it yet another class since, as ``fully_shard`` and
+            ``torch.nn.utils.parametrize`` do.
+    """
+    if original_class(module) is type(module):
+        return
+    if _ORIGINAL not in vars(type(module)):
+        raise RuntimeError(
+            f"a {type(module).__name__} cannot be given its own methods back, because it has been "
+            "given another class since (by fully_shard, parametrize or the like)"
+        )
+    module.__class__ = original_class(module)
+
+
+def original_class(module: nn.Module) -> type[nn.Module]:
+    """Return the class that a module has without its replaced methods."""
+    return getattr(type(module), _ORIGINAL, type(module))
+
+
+def is_accelerated(recipe: Recipe, cls: type[nn.Module]) -> bool:
+    """Return whether a class, or one that it inherits, has the replaced methods of a recipe."""
+    return all(hasattr(getattr(cls, name), _REPLACES) for name in recipe.methods)
+
+
+def replace_in_class(recipe: Recipe, cls: type[nn.Module]) -> None:
+    """Give a class replaced methods, in all its instances. :func:`restore_class` undoes it."""
+    for name, method in methods_of(recipe, cls).items():
+        setattr(cls, name, method)
+
+
+def restore_class(cls: type[nn.Module]) -> None:
+    """Give a class its original methods back."""
+    for name, method in list(vars(cls).items()):
+        if hasattr(method, _REPLACES):
+            setattr(cls, name, getattr(method, _REPLACES))
+
+
+def methods_of(recipe: Recipe, cls: type[nn.Module]) -> dict[str, Callable[..., Any]]:
+    """Return the methods that take the place of a class's own."""
+    return {
+        name: _method(getattr(cls, name), replacement)
+        for name, replacement in recipe.methods.items()
+    }
+
+
+def originals_of(recipe: Recipe, cls: type[nn.Module]) -> dict[str, Callable[..., Any]]:
+    """Return the methods that a class, accelerated or not, had before they were replaced."""
+    methods = {name: getattr(cls, name) for name in recipe.methods}
+    return {name: getattr(method, _REPLACES, method) for name, method in methods.items()}
+
+
+def _method(original: Callable[..., Any], replacement: Replacement) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return replacement(original, self, *args, **kwargs)
+
+    setattr(method, _REPLACES, original)
+    return method
+
+
+def _deepcopy(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A copy with replaced methods, too; ``__reduce_ex__`` would leave them out."""
+    copied = type(self).__new__(type(self))
+    memo[id(self)] = copied
+    copied.__dict__ = copy.deepcopy(self.__dict__, memo)
+    return copied
+
+
+def _reduce_to_original(self: nn.Module, protocol: Any) -> Any:
+    """What pickle stores: a module of the original class, which is read without this package."""
+    original = original_class(self)
+    stored = object.__new__(original)
+    stored.__dict__ = self.__dict__
+    reduced = stored.__reduce_ex__(protocol)
+    assert isinstance(reduced, tuple)
+    function, arguments, *state = reduced
+    if function is copyreg.__newobj__:  # type: ignore[attr-defined]
+        # pickle would refuse to let it make another class than the module's.
+        function, arguments = copyreg._reconstructor, (original, object, None)  # type: ignore[attr-defined]
+    return function, arguments, *state
