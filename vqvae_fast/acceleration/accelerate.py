@@ -81,7 +81,7 @@ class Acceleration:
         lines = [f"vqvae_fast accelerates {_count(len(outermost), 'quantizer')}"]
         lines += map(str, outermost)
         if self.left:
-            lines.append(f"and leaves {_count(len(self.left), 'module')} as it was")
+            lines.append(f"and leaves {_count(len(self.left), 'module')} alone")
             lines += map(str, self.left)
         return "\n".join(lines)
 
