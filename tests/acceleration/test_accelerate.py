@@ -306,11 +306,15 @@ def test_a_name_accelerates_the_classes_below_it(x):
 
 
 def test_what_cannot_be_accelerated_is_named():
-    with pytest.raises(ValueError, match=r"no class with a recipe is named 'torch' or stands below"):
+    with pytest.raises(
+        ValueError, match=r"no class with a recipe is named 'torch' or stands below"
+    ):
         accelerate("torch")
     with pytest.raises(ValueError, match=r"there is no recipe for the class torch\.nn.*Linear"):
         accelerate(nn.Linear)
-    with pytest.raises(TypeError, match="must be a torch.nn.Module, a class of modules or the name"):
+    with pytest.raises(
+        TypeError, match=r"must be a torch\.nn\.Module, a class of modules or the name"
+    ):
         accelerate(3)
 
 
