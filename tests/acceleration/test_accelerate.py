@@ -145,6 +145,12 @@ def test_a_subclass_keeps_what_it_changes(x):
         assert torch.equal(model(x), 2 * nearest_code(x, model.codes).indices)
 
 
+def test_an_object_with_a_method_of_its_own_is_left(model):
+    model.first.find = lambda x: x[..., 0].long()
+    (left,) = accelerate(model, quiet=True).left
+    assert (left.name, left.about) == ("first", "it has its own find")
+
+
 def test_a_second_call_leaves_it_accelerated_and_can_undo_it(model, x):
     accelerate(model, quiet=True)
     cls = type(model.first)

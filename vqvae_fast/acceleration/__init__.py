@@ -11,7 +11,7 @@ search. A recipe for a class of another library takes a few lines::
     register(Recipe("library.quantizers.Quantizer", {"quantize": quantize}))
 """
 
-from vqvae_fast.acceleration.accelerate import Acceleration, accelerate, register
+from vqvae_fast.acceleration.acceleration import Acceleration, accelerate, register
 from vqvae_fast.acceleration.comparison import Comparison, compare
 from vqvae_fast.acceleration.kept import nearest, nearest_made, residual_nearest
 from vqvae_fast.acceleration.recipe import Recipe, Search

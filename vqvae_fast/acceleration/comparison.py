@@ -8,9 +8,19 @@ import torch
 from torch import nn
 
 from vqvae_fast import functional
-from vqvae_fast.acceleration.accelerate import recipe_for
+from vqvae_fast.acceleration.acceleration import recipe_for
 from vqvae_fast.acceleration.recipe import Recipe, Search
 from vqvae_fast.acceleration.replaced import originals_of, replace_in_module, restore_module
+
+
+class _Counts(NamedTuple):
+    """What :class:`Judged` counts, of one search."""
+
+    vectors: int
+    differ: int
+    ours_nearer: int
+    theirs_nearer: int
+    excess: float
 
 
 class Judged(NamedTuple):
@@ -74,7 +84,7 @@ def compare(model: nn.Module, inputs: Any, *, method: str = "forward") -> Compar
     Raises:
         ValueError: no quantizer with a recipe has searched.
     """
-    searches: dict[str, list[Search]] = {}
+    searches: dict[str, list[_Counts]] = {}
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(_in_eval(model))
@@ -96,8 +106,8 @@ def compare(model: nn.Module, inputs: Any, *, method: str = "forward") -> Compar
 
 
 @contextmanager
-def _observed(module: nn.Module, recipe: Recipe, searches: list[Search]) -> Iterator[None]:
-    """Gives a module its own methods back for a while, and keeps the searches of one of them."""
+def _observed(module: nn.Module, recipe: Recipe, searches: list[_Counts]) -> Iterator[None]:
+    """Gives a module its own methods back for a while, and judges the searches of one of them."""
     methods = originals_of(recipe, type(module))
     if recipe.observed is not None:
         name, search_of = recipe.observed
@@ -105,7 +115,7 @@ def _observed(module: nn.Module, recipe: Recipe, searches: list[Search]) -> Iter
 
         def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             result = original(self, *args, **kwargs)
-            searches.append(search_of(self, result, *args, **kwargs))
+            searches.append(_counts(search_of(self, result, *args, **kwargs)))
             return result
 
         methods[name] = method
@@ -127,16 +137,19 @@ def _in_eval(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _judged(name: str, kind: str, searches: list[Search]) -> Judged:
-    parts = [_counts(search) for search in searches]
-    vectors, differ, ours_nearer, theirs_nearer = (
-        sum(counts) for counts in zip(*(part[:4] for part in parts), strict=True)
+def _judged(name: str, kind: str, searches: list[_Counts]) -> Judged:
+    return Judged(
+        name,
+        kind,
+        vectors=sum(counts.vectors for counts in searches),
+        differ=sum(counts.differ for counts in searches),
+        ours_nearer=sum(counts.ours_nearer for counts in searches),
+        theirs_nearer=sum(counts.theirs_nearer for counts in searches),
+        excess=max(counts.excess for counts in searches),
     )
-    excess = max(part[4] for part in parts)
-    return Judged(name, kind, vectors, differ, ours_nearer, theirs_nearer, excess)
 
 
-def _counts(search: Search) -> tuple[int, int, int, int, float]:
+def _counts(search: Search) -> _Counts:
     z, codebook, theirs = search
     dtype = torch.promote_types(z.dtype, codebook.dtype)
     ours = functional.nearest_code(z.to(dtype), codebook.to(dtype)).indices
@@ -146,10 +159,10 @@ def _counts(search: Search) -> tuple[int, int, int, int, float]:
         (rows - codebook[found[differ]].double()).square().sum(dim=-1) for found in (ours, theirs)
     )
     excess = (other - mine) / mine.clamp(min=torch.finfo(torch.float64).tiny)
-    return (
-        len(z),
-        int(differ.sum()),
-        int((mine < other).sum()),
-        int((other < mine).sum()),
-        float(excess.max().clamp(min=0)) if len(excess) else 0.0,
+    return _Counts(
+        vectors=len(z),
+        differ=int(differ.sum()),
+        ours_nearer=int((mine < other).sum()),
+        theirs_nearer=int((other < mine).sum()),
+        excess=float(excess.max().clamp(min=0)) if len(excess) else 0.0,
     )

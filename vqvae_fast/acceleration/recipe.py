@@ -44,7 +44,7 @@ class Recipe:
         methods: the replacement of each method. It is called with the original function, the module
             and the arguments, so it may leave a call to ``original(module, *arguments)``.
         relies_on: other methods and properties of the class that the replacements copy or pass by.
-            A subclass that has its own ones, or its own ``methods``, is left alone.
+            A subclass or an object that has its own ones, or its own ``methods``, is left alone.
         refusal: says of a module why it must be left alone; None if it need not.
         sizes: says of a module what the report shows, as "K=1024, D=8".
         observed: the method that searches, and what finds its :class:`Search` by the module, the
@@ -82,7 +82,8 @@ class Recipe:
         changed = [
             name
             for name in (*self.methods, *self.relies_on)
-            if getattr(type(module), name, None) is not getattr(known, name, None)
+            if name in vars(module)
+            or getattr(type(module), name, None) is not getattr(known, name, None)
         ]
         if changed:
             return f"it has its own {', '.join(changed)}"
