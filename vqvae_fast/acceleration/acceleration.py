@@ -11,10 +11,9 @@ from vqvae_fast.acceleration.kept import forget
 from vqvae_fast.acceleration.known import KNOWN
 from vqvae_fast.acceleration.recipe import Recipe, name_of
 from vqvae_fast.acceleration.replaced import (
+    accelerated_class,
     is_accelerated,
-    methods_of,
     replace_in_class,
-    replace_in_module,
     restore_class,
     restore_module,
 )
@@ -175,7 +174,7 @@ def _accelerate_modules(model: nn.Module) -> Acceleration:
             if reason is not None:
                 done.left.append(Place(name, cls.__name__, reason))
                 continue
-            replace_in_module(module, methods_of(recipe, cls))
+            module.__class__ = accelerated_class(recipe, cls)
         forget(module)
         done.accelerated.append(Place(name, cls.__name__, recipe.sizes(module)))
         done._modules.append(module)

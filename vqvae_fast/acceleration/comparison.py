@@ -10,7 +10,7 @@ from torch import nn
 from vqvae_fast import functional
 from vqvae_fast.acceleration.acceleration import recipe_for
 from vqvae_fast.acceleration.recipe import Recipe, Search
-from vqvae_fast.acceleration.replaced import originals_of, replace_in_module, restore_module
+from vqvae_fast.acceleration.replaced import class_with, originals_of, restore_module
 
 
 class _Counts(NamedTuple):
@@ -119,7 +119,7 @@ def _observed(module: nn.Module, recipe: Recipe, searches: list[_Counts]) -> Ite
             return result
 
         methods[name] = method
-    replace_in_module(module, methods)
+    module.__class__ = class_with(methods, type(module))
     try:
         yield
     finally:

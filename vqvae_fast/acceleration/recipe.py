@@ -32,7 +32,7 @@ def _no_sizes(module: nn.Module) -> str:
     return ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Recipe:
     """How the quantizers of one class are accelerated.
 

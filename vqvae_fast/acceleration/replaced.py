@@ -19,28 +19,39 @@ from vqvae_fast.acceleration.recipe import Recipe, Replacement
 _ORIGINAL = "_class_before_vqvae_fast"
 # An attribute of a replaced method: the original function.
 _REPLACES = "_replaces"
+_classes: dict[tuple[Recipe, type[nn.Module]], type[nn.Module]] = {}
 
 
-def replace_in_module(module: nn.Module, methods: dict[str, Callable[..., Any]]) -> None:
-    """Give a module a class with these methods. :func:`restore_module` undoes it."""
-    original = type(module)
-    module.__class__ = type(
-        original.__name__,
-        (original,),
+def accelerated_class(recipe: Recipe, cls: type[nn.Module]) -> type[nn.Module]:
+    """Return the class with a recipe's methods: one for all modules, as compilers guard on it."""
+    if (recipe, cls) not in _classes:
+        _classes[recipe, cls] = class_with(methods_of(recipe, cls), cls)
+    return _classes[recipe, cls]
+
+
+def class_with(methods: dict[str, Callable[..., Any]], cls: type[nn.Module]) -> type[nn.Module]:
+    """Return a subclass that a module may have in its class's place, with these methods.
+
+    ``module.__class__ = class_with(methods, type(module))`` replaces them; :func:`restore_module`
+    undoes it.
+    """
+    return type(
+        cls.__name__,
+        (cls,),
         {
             **methods,
-            "__module__": original.__module__,
-            "__qualname__": original.__qualname__,
-            "__doc__": original.__doc__,
+            "__module__": cls.__module__,
+            "__qualname__": cls.__qualname__,
+            "__doc__": cls.__doc__,
             "__deepcopy__": _deepcopy,
             "__reduce_ex__": _reduce_to_original,
-            _ORIGINAL: original,
+            _ORIGINAL: cls,
         },
     )
 
 
 def restore_module(module: nn.Module) -> None:
-    """Give a module its original class back, if :func:`replace_in_module` gave it another.
+    """Give a module its original class back, if it has one of :func:`class_with`.
 
     Raises:
         RuntimeError: something has given it yet another class since, as ``fully_shard`` and
