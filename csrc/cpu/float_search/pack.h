@@ -39,56 +39,69 @@ Compute<In> largest_magnitude(const ListedCodes<In>& codes, int64_t first, int64
   return from_bits(largest);
 }
 
-// Centres and scales one code into its column of a panel; returns |e|^2 of what it wrote.
+// Centres and scales the codes of a panel into its columns. squares: receives |e|^2 of what it
+// wrote for each code, and infinity for columns without one.
 template <class Simd, class In>
-double pack_code(const PackedBook<In>& book, int64_t k, Compute<In>* column) {
+void pack_panel(const PackedBook<In>& book, int64_t panel, Compute<In>* out,
+                double (&squares)[Simd::kTileCodes]) {
   using T = Compute<In>;
   using Doubles = typename Simd::Doubles;
-  const int64_t dim = book.codes.dim;
-  const int64_t stride = book.codes.element_stride;
-  const In* code = book.codes.row(k);
-  typename Doubles::Vec square = Doubles::zero();
-  for (int64_t d = 0; d < dim; d += 8) {
-    T e[8] = {};
-    const auto write = [&](int64_t count) {
-      for (int64_t l = 0; l < count; ++l) {
-        e[l] = widen(code[(d + l) * stride]) * book.scale - book.centre[d + l];
+  constexpr int64_t width = Simd::kTileCodes;
+  constexpr int64_t kElements = 8;
+  const ListedCodes<In>& codes = book.codes;
+  const int64_t stride = codes.element_stride;
+  const int64_t count = smaller(width, codes.count - panel * width);
+  typename Doubles::Vec sums[width];
+  for (int64_t j = 0; j < count; ++j) sums[j] = Doubles::zero();
+  for (int64_t d = 0; d < codes.dim; d += kElements) {
+    const int64_t elements = smaller(kElements, codes.dim - d);
+    // All codes are written before one is read, because a wide load right behind the narrow stores
+    // of the same bytes would wait for each of them.
+    T e[width][kElements] = {};
+    for (int64_t j = 0; j < count; ++j) {
+      const In* code = codes.row(panel * width + j) + d * stride;
+      const auto write = [&](int64_t elements) {
+        for (int64_t l = 0; l < elements; ++l) {
+          e[j][l] = widen(code[l * stride]) * book.scale - book.centre[d + l];
+        }
+      };
+      // A loop of known length costs much less.
+      if (elements == kElements) {
+        write(kElements);
+      } else {
+        write(elements);
       }
-      for (int64_t l = 0; l < count; ++l) column[(d + l) * Simd::kTileCodes] = e[l];
-    };
-    // A loop of known length costs much less.
-    if (dim - d >= 8) {
-      write(8);
-    } else {
-      write(dim - d);
     }
-    square = Doubles::add_square(square, Doubles::load(e));
+    for (int64_t j = 0; j < count; ++j) {
+      sums[j] = Doubles::add_square(sums[j], Doubles::load(e[j]));
+    }
+    for (int64_t l = 0; l < elements; ++l) {
+      for (int64_t j = 0; j < width; ++j) out[(d + l) * width + j] = e[j][l];
+    }
   }
-  return Doubles::sum(square);
+  for (int64_t j = 0; j < width; ++j) squares[j] = j < count ? Doubles::sum(sums[j]) : kInfinity;
 }
 
 template <class Simd, class In>
 PackedRange pack(const PackedBook<In>& book, int64_t first, int64_t last) {
   using T = Compute<In>;
   constexpr int64_t width = Simd::kTileCodes;
-  const ListedCodes<In>& codes = book.codes;
-  const int64_t dim = codes.dim;
+  const int64_t dim = book.codes.dim;
   double largest_square = 0;
   int64_t first_usable = -1;
   for (int64_t panel = first; panel < last; ++panel) {
     T* out = book.panels + panel * dim * width;
+    double squares[width];
+    pack_panel<Simd>(book, panel, out, squares);
     for (int64_t j = 0; j < width; ++j) {
-      const int64_t k = panel * width + j;
-      double square = kInfinity;
-      if (k < codes.count) square = pack_code<Simd>(book, k, out + j);
-      const bool usable = square < kInfinity;  // false for NaN too
+      const bool usable = squares[j] < kInfinity;  // false for NaN too
       if (!usable) {
         for (int64_t d = 0; d < dim; ++d) out[d * width + j] = 0;
       } else {
-        largest_square = larger(largest_square, square);
-        if (first_usable < 0) first_usable = k;
+        largest_square = larger(largest_square, squares[j]);
+        if (first_usable < 0) first_usable = panel * width + j;
       }
-      book.half_norm[panel * width + j] = usable ? T(-0.5 * square) : -T(kInfinity);
+      book.half_norm[panel * width + j] = usable ? T(-0.5 * squares[j]) : -T(kInfinity);
     }
   }
   return {sqrt(largest_square), first_usable};
