@@ -1,6 +1,6 @@
 """Reads attributes of live modules, and says which setting cannot be read."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 _MISSING = object()
@@ -51,3 +51,19 @@ def common(arguments: Sequence[dict[str, Any]], where: str) -> dict[str, Any]:
     for name in arguments[0]:
         require_equal(name, [each.get(name, _MISSING) for each in arguments], where)
     return dict(arguments[0])
+
+
+def without_counterpart(module: Any, name: str, option: str | None, given: Collection[str]) -> None:
+    """Raise ValueError for what a module does in training and ours does not.
+
+    Args:
+        module: the live one; in eval the setting has no effect.
+        name: of the setting.
+        option: an argument of ours by which the caller may say what is to happen instead.
+        given: the options that the caller has given.
+    """
+    if module.training and option not in given:
+        instead = "" if option is None else f"give the option {option}, or "
+        raise unreadable(
+            name, f"ours does not do in training what it says; {instead}call eval() first"
+        )

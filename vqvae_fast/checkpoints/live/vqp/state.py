@@ -25,7 +25,8 @@ def copy_state(source: nn.Module, target: nn.Module) -> None:
     target.load_state_dict(source.state_dict())
     required = dict(source.named_parameters(remove_duplicate=False))
     for name, parameter in target.named_parameters(remove_duplicate=False):
-        parameter.requires_grad_(required[name].requires_grad)
+        if name in required:  # options of the caller may make a parameter of a buffer
+            parameter.requires_grad_(required[name].requires_grad)
     parts = dict(source.named_modules(remove_duplicate=False))
     target.train(source.training)
     for name, part in target.named_modules(remove_duplicate=False):
