@@ -384,6 +384,18 @@ def test_default_maps_of_codes_are_not_shared_with_the_live_module():
     assert constructor_arguments(shared)["codebook_transform"] is one
 
 
+def test_copies_of_live_modules():
+    theirs = copy.deepcopy(made("ResidualVQ", **GRADIENT, in_place_codebook_optimizer=SGD))
+    compare((theirs, from_live(theirs)), (2, 12, 8), {})
+
+
+class Switching(nn.Module):
+    """Changes what a method of all modules does."""
+
+    def train(self, mode=True):
+        return super().train(False)
+
+
 def test_subclasses():
     class Named(peer.VectorQuantize):
         """Adds to what the class does, and changes nothing of it."""
@@ -398,14 +410,19 @@ def test_subclasses():
         def forward(self, x):
             return super().forward(2 * x)
 
+    class Mixed(peer.VectorQuantize, Switching):
+        pass
+
     class Imposter(nn.Module):
         pass
 
     Imposter.__qualname__ = "VectorQuantize"
     assert peer_class(Named()) == "VectorQuantize"
     assert constructor_arguments(Named())["commitment_weight"] == 0.5
-    with pytest.raises(ValueError, match=r"forward of the live module .* Louder overrides"):
+    with pytest.raises(ValueError, match=r"forward of the live module .* not what a Vector"):
         constructor_arguments(Louder(8, 16))
+    with pytest.raises(ValueError, match="train of the live module"):
+        constructor_arguments(Mixed(8, 16))
     assert peer_class(Imposter()) is None
     with pytest.raises(TypeError, match="module must be one of VectorQuantize, ResidualVQ"):
         constructor_arguments(nn.Linear(2, 2))
@@ -434,6 +451,16 @@ REFUSED = {
     ),
     "sample_fn": ("VectorQuantize", {}, lambda m: setattr(m._codebook, "sample_fn", print)),
     "forward": ("VectorQuantize", {}, lambda m: setattr(m, "forward", print)),
+    "_codebook ": (
+        "ResidualVQ",
+        {},
+        lambda m: setattr(m.layers[0]._codebook, "init_embed_", print),
+    ),
+    "dim": (
+        "SimVQ",
+        {},
+        lambda m: setattr(m, "code_transform", nn.Sequential(nn.Linear(8, 8), nn.Flatten(0))),
+    ),
     "project_in": (
         "VectorQuantize",
         {"codebook_dim": 4},

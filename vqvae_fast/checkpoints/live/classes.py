@@ -41,11 +41,10 @@ def overridden(module: nn.Module, kind: type) -> list[str]:
     Attributes that its class adds, and a constructor, change nothing that the class does.
 
     Returns:
-        Names of methods, sorted.
+        Names of methods, sorted: those that its class or a mixin defines anew, and those that were
+        set on the module itself.
     """
-    names = {"forward"} & vars(module).keys()
-    for derived in type(module).__mro__:
-        if derived is kind:
-            break
-        names |= {name for name in vars(derived) if hasattr(kind, name)} - _HARMLESS
-    return sorted(names)
+    names = {name for name in vars(module) if callable(getattr(kind, name, None))}
+    for other in set(type(module).__mro__) - set(kind.__mro__):
+        names |= {name for name in vars(other) if hasattr(kind, name)}
+    return sorted(names - _HARMLESS)

@@ -73,12 +73,7 @@ def constructor_arguments(module: nn.Module) -> dict[str, Any]:
         )
     name = kind.__qualname__
     for part in module.modules():
-        of_part = _class_of(part)
-        if of_part is not None and (changed := overridden(part, of_part)):
-            raise unreadable(
-                ", ".join(changed), f"{type(part).__name__} overrides what {of_part.__name__} does"
-            )
-    _check_signature(kind, getattr(ours, name))
+        _check_class(part)
     arguments = _READERS[name](module)
     _check_structure(module, getattr(ours, name), arguments)
     return arguments
@@ -88,10 +83,15 @@ def _class_of(module: object) -> type | None:
     return library_class(module, PACKAGE, _READERS)
 
 
-def _check_signature(theirs: type, our_class: type) -> None:
-    """Raise ValueError for an argument of another version of the library."""
-    known = inspect.signature(our_class).parameters
-    for name, parameter in inspect.signature(theirs).parameters.items():
+def _check_class(part: nn.Module) -> None:
+    """Raise ValueError for overridden methods, and for another version's arguments."""
+    kind = _class_of(part)
+    if kind is None:
+        return
+    if changed := overridden(part, kind):
+        raise unreadable(", ".join(changed), f"it is not what a {kind.__name__} of {PACKAGE} does")
+    known = inspect.signature(getattr(ours, kind.__qualname__)).parameters
+    for name, parameter in inspect.signature(kind).parameters.items():
         if name not in known and parameter.kind is not inspect.Parameter.VAR_KEYWORD:
             raise unreadable(name, f"ours has no such argument; ours is {PACKAGE} 1.32's")
 

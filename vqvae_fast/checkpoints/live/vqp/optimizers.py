@@ -1,5 +1,6 @@
 """The optimizer that a VectorQuantize has made for its codes."""
 
+import copy
 import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ def optimizer_factory(
     parameters = list(codebook.parameters())
     if of_first_stage and not _same(groups[0]["params"], parameters):
         raise unreadable(_NAME, "its parameters are no longer those of the codebook")
-    settings = {name: value for name, value in groups[0].items() if name != "params"}
+    settings = copy.deepcopy({n: value for n, value in groups[0].items() if n != "params"})
     kind = type(optimizer)
     taken = inspect.signature(kind.__init__).parameters
     factory = OptimizerFactory(kind, {n: v for n, v in settings.items() if n in taken})

@@ -24,7 +24,7 @@ def library_part(name: str, part: Any, kind: str) -> Any:
             f"it must be a {kind} of {PACKAGE} 1.32, got {where.__module__}.{where.__qualname__}",
         )
     if changed := overridden(part, found):
-        raise unreadable(name, f"{type(part).__name__} overrides {', '.join(changed)} of {kind}")
+        raise unreadable(name, f"its {', '.join(changed)} is not that of a {kind} of {PACKAGE}")
     return part
 
 

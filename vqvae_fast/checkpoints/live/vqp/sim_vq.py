@@ -73,11 +73,15 @@ def _dim(transform: nn.Module, frozen: Tensor) -> int:
     """D, which the module does not keep: what its map makes of one code."""
     if isinstance(transform, nn.Linear):
         return transform.out_features
-    with torch.no_grad():
-        code = copy.deepcopy(transform).eval()(frozen[:1])  # a copy: a call may write statistics
-    if not isinstance(code, Tensor) or code.dim() != 2:
-        raise unreadable("dim", "code_transform must give [K, D] for codes [K, F]")
-    return code.shape[1]
+    try:
+        with torch.no_grad():
+            code = copy.deepcopy(transform).eval()(frozen[:1])  # a call may write statistics
+        (_, dim) = code.shape
+    except Exception as error:  # of any module
+        raise unreadable(
+            "dim", f"code_transform must make [1, D] of one code [1, F]: {error}"
+        ) from error
+    return int(dim)
 
 
 def _is_default(transform: nn.Module) -> bool:
