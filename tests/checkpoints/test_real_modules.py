@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from codecs_of_others import CODECS, B, D, K, T, diffusers
+from codecs_of_others import CODECS, B, D, K, T, diffusers, mimi_hugging_face
 from torch import nn
 
 import vqvae_fast
@@ -29,6 +29,25 @@ def test_same_codes_and_outputs(build, live, monkeypatch):
     assert torch.equal(indices, expected)
     torch.testing.assert_close(quantized, output)
     torch.testing.assert_close(decoded, output)
+
+
+@torch.no_grad()
+def test_where_codes_differ_ours_are_nearer(monkeypatch):
+    """Their distances lose digits where vectors lie far from zero; float64 shows which is right."""
+    theirs = mimi_hugging_face(monkeypatch).module
+    book = theirs.semantic_residual_vector_quantizer.layers[0].codebook
+    book.cluster_usage.fill_(1)
+    book.embed_sum.copy_(torch.randn(K, D) * 0.02 + 5)
+    ours = vqvae_fast.load_quantizer(theirs).rvq_first.vq.layers[0]
+    x = torch.randn(5000, D) * 0.02 + 5
+    right, got = book.encode(x), ours(x)[1]
+    difference = x.double()[:, None] - book.embed.double()
+    distances = difference.square().sum(-1)
+    best = distances.amin(-1)
+    other = right != got
+    assert other.any()
+    assert (distances.gather(1, got[:, None])[:, 0] <= best * (1 + 1e-6)).all()
+    assert (distances.gather(1, right[:, None])[other] > best[other, None] * (1 + 1e-6)).any()
 
 
 @torch.no_grad()

@@ -123,7 +123,10 @@ def _no_optimizer(parameters: Any) -> None:
 def _shapes(module: nn.Module) -> dict[str, tuple[bool, list[int]]]:
     """Whether it is a parameter, and the shape, of every entry of the state dict."""
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
-    return {name: (name in parameters, list(t.shape)) for name, t in module.state_dict().items()}
+    return {
+        name: (name in parameters, list(getattr(value, "shape", ())))  # an extra state has none
+        for name, value in module.state_dict().items()
+    }
 
 
 def _words(entry: tuple[bool, list[int]] | None) -> str:
