@@ -337,6 +337,36 @@ def test_what_was_set_later_counts(path, value):
     compare((theirs, from_live(theirs)), (2, 12, 8), {"mask": mask})
 
 
+def _set_dropout(theirs):
+    theirs.quantize_dropout, theirs.quantize_dropout_cutoff_index = True, 1
+
+
+def _set_beams(theirs):
+    theirs.eval_beam_size = 3
+    theirs.beam_score_weights.copy_(torch.tensor([1.0, 0.2, 3.0]))
+
+
+def _set_stages(theirs):
+    theirs.quant_grad_frac = 0.5
+    for layer in theirs.layers:
+        layer.commitment_weight, layer.rotation_trick = 0.4, False
+        layer._codebook.decay = 0.3
+
+
+@pytest.mark.parametrize("change", [_set_dropout, _set_beams, _set_stages])
+@pytest.mark.parametrize("training", [True, False])
+def test_what_was_set_later_in_a_residual_quantizer_counts(change, training):
+    theirs = made("ResidualVQ")
+    change(theirs)
+    compare((theirs, from_live(theirs)), (2, 12, 8), {}, training)
+
+
+def test_numbers_of_quantize_dropout_without_it_are_left_out_where_they_are_out_of_range():
+    theirs = made("ResidualVQ", quantize_dropout_cutoff_index=5)
+    assert constructor_arguments(theirs)["quantize_dropout"] is False
+    compare((theirs, from_live(theirs)), (2, 12, 8), {})
+
+
 def test_a_loss_that_was_set_too_late_has_no_effect():
     """The peer decides what losses there are, and whether codes expire, when it is made."""
     theirs = made("VectorQuantize", commitment_weight=0.0)
