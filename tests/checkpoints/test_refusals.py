@@ -63,9 +63,9 @@ def test_other_contents(tmp_path):
     with pytest.raises(ValueError, match="must hold a state dict, got list"):
         vqvae_fast.load_quantizer(tmp_path / "list.pt")
     with pytest.raises(
-        TypeError, match="a path, a state dict or a checkpoint, got VectorQuantizer"
+        TypeError, match=r"a path, a state dict, a checkpoint or .* module, got int"
     ):
-        vqvae_fast.load_quantizer(vqvae_fast.VectorQuantizer(8, 4))
+        vqvae_fast.load_quantizer(3)
     with pytest.raises(FileNotFoundError):
         vqvae_fast.load_quantizer(tmp_path / "nowhere.pt")
 

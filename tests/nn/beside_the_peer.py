@@ -52,7 +52,11 @@ def pair(ours, options):
 
 def check(ours, options, shape, call, training=True, steps=3):
     """Both modules from one state, with the same draws."""
-    modules = pair(ours, options)
+    compare(pair(ours, options), shape, call, training, steps)
+
+
+def compare(modules, shape, call, training=True, steps=3):
+    """The peer's module and ours, which are in one state, with the same draws."""
     sides = []
     for module in modules:
         parameters = list(module.parameters())

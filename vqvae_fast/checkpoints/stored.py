@@ -24,6 +24,7 @@ _CLASSES: dict[str, Callable[..., nn.Module]] = {
         quantizers.SplitResidualVQ,
         quantizers.SimVQ,
         quantizers.ResidualSimVQ,
+        quantizers.RandomProjectionQuantizer,
     )
 }
 
@@ -44,8 +45,11 @@ class StoredQuantizer(NamedTuple):
     arguments: dict[str, Any]
     state: dict[str, Tensor]
 
-    def build(self) -> nn.Module:
+    def build(self, like: Tensor | None = None) -> nn.Module:
         """Construct the module and load its weights.
+
+        Args:
+            like: a tensor whose device and dtype the module gets; the CPU and float32 unless given.
 
         Raises:
             ValueError: the weights are not those of such a module.
@@ -57,6 +61,8 @@ class StoredQuantizer(NamedTuple):
         self._check_counts()
         self._check_sizes()
         module = self._construct()
+        if like is not None:
+            module = module.to(like.device, like.dtype)
         _make_room(module, self.state)
         try:
             module.load_state_dict(self.state)

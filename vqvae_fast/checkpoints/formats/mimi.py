@@ -22,7 +22,7 @@ from vqvae_fast.checkpoints.formats.format import Description, Format, anchor
 from vqvae_fast.checkpoints.formats.stages import Stage, sizes, state_of
 from vqvae_fast.checkpoints.weights import Weights
 
-_EPSILON = 1e-5
+EPSILON = 1e-5
 _HUGGING_FACE = ("semantic_residual_vector_quantizer.", "acoustic_residual_vector_quantizer.")
 _MOSHI = ("rvq_first.", "rvq_rest.")
 
@@ -72,7 +72,7 @@ def _stage(layer: Weights) -> Stage:
     initted = book.take_flag(book.first_of("_initialized", "initialized", "inited"))
     book.check_empty()
     layer.check_empty()
-    embed = total / count.clamp(min=_EPSILON)[:, None]
+    embed = total / count.clamp(min=EPSILON)[:, None]
     return Stage(embed, count, total, initted)
 
 
