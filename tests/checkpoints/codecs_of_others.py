@@ -131,10 +131,10 @@ def _dac(module: nn.Module) -> Theirs:
     )
 
 
-def moshi(monkeypatch):
+def moshi(monkeypatch, **options):
     library = inner_module(monkeypatch, "moshi.quantization.vq")
     module = library.SplitResidualVectorQuantizer(
-        n_q=Q, bins=K, dimension=D, input_dimension=C, output_dimension=C
+        n_q=Q, bins=K, dimension=D, input_dimension=C, output_dimension=C, **options
     )
     return _mimi(randomised(module))
 

@@ -342,6 +342,27 @@ def test_settings_of_moshi(monkeypatch):
         vqvae_fast.load_quantizer(theirs, threshold_ema_dead_code=1)
 
 
+def test_dropout_of_moshi_behind_several_semantic_stages(monkeypatch):
+    """Ours would drop stages of the semantic part, too."""
+    theirs = others.moshi(monkeypatch, n_q_semantic=2, q_dropout=True).module
+    ours = vqvae_fast.load_quantizer(theirs)
+    assert not ours.rvq_rest.vq.quantize_dropout
+    with pytest.raises(
+        ValueError, match=r"q_dropout of the live .* give the option quantize_dropout"
+    ):
+        vqvae_fast.load_quantizer(theirs.train(), threshold_ema_dead_code=1)
+
+
+def test_orthogonality_loss_of_audiocraft_is_refused_in_training(monkeypatch):
+    theirs = others.encodec(monkeypatch).module
+    theirs.layers[0].orthogonal_reg_weight = 0.1
+    assert vqvae_fast.load_quantizer(theirs)
+    with pytest.raises(
+        ValueError, match=r"orthogonal_reg_weight of the live .*; call eval\(\) first"
+    ):
+        vqvae_fast.load_quantizer(theirs.train())
+
+
 def test_another_epsilon_of_mimi_is_refused(monkeypatch):
     theirs = others.moshi(monkeypatch).module
     theirs.rvq_rest.vq.layers[0]._codebook.epsilon = 1e-3

@@ -367,6 +367,27 @@ def test_numbers_of_quantize_dropout_without_it_are_left_out_where_they_are_out_
     compare((theirs, from_live(theirs)), (2, 12, 8), {})
 
 
+def test_numbers_that_the_peer_takes_for_0():
+    theirs = made("VectorQuantize", threshold_ema_dead_code=2)
+    theirs._codebook.threshold_ema_dead_code = -1
+    assert constructor_arguments(theirs)["threshold_ema_dead_code"] == 0
+    assert constructor_arguments(made("ResidualVQ", quant_grad_frac=-1))["quant_grad_frac"] == 0
+
+
+@pytest.mark.parametrize("kind", ["ResidualVQ", "GroupedResidualVQ"])
+def test_k_means_that_has_started_some_stages_only(kind):
+    """As quantize dropout leaves it."""
+    theirs = made(kind, kmeans_init=True)
+    stages = [part for part in theirs.modules() if isinstance(part, peer.VectorQuantize)]
+    for stage in stages[:3]:
+        torch.nn.init.normal_(stage._codebook.embed)
+        stage._codebook.initted.fill_(True)
+    stages[1]._codebook.initted.fill_(False)
+    assert constructor_arguments(theirs)["kmeans_init"] is True
+    started = [bool(t) for name, t in from_live(theirs).state_dict().items() if "initted" in name]
+    assert started == [bool(stage._codebook.initted) for stage in stages]
+
+
 def test_a_loss_that_was_set_too_late_has_no_effect():
     """The peer decides what losses there are, and whether codes expire, when it is made."""
     theirs = made("VectorQuantize", commitment_weight=0.0)
@@ -374,6 +395,21 @@ def test_a_loss_that_was_set_too_late_has_no_effect():
     theirs.codebook_diversity_loss_weight = 1.0
     theirs._codebook.threshold_ema_dead_code = 2
     compare((theirs, from_live(theirs)), (2, 12, 8), {})
+
+
+def test_the_optimizer_of_a_shared_codebook():
+    """Those of the other stages have lost their parameters, and do nothing."""
+    theirs = made("ResidualVQ", shared_codebook=True, **GRADIENT, in_place_codebook_optimizer=SGD)
+    factory = constructor_arguments(theirs)["in_place_codebook_optimizer"]
+    assert factory.settings["lr"] == 0.1
+
+
+def test_settings_of_optimizers_are_copies():
+    adam = functools.partial(torch.optim.Adam, lr=torch.tensor(0.1))
+    theirs = made("VectorQuantize", **GRADIENT, in_place_codebook_optimizer=adam)
+    factory = constructor_arguments(theirs)["in_place_codebook_optimizer"]
+    theirs.in_place_codebook_optimizer.param_groups[0]["lr"].fill_(9)
+    assert factory.settings["lr"] == torch.tensor(0.1)
 
 
 def test_learning_rate_of_the_optimizer_is_the_present_one():
@@ -409,6 +445,11 @@ def test_modes_and_frozen_parameters():
 def test_default_maps_of_codes_are_not_shared_with_the_live_module():
     theirs = made("ResidualSimVQ")
     assert "codebook_transform" not in constructor_arguments(theirs)
+    biased = made("SimVQ", codebook_transform=nn.Linear(8, 8))
+    assert constructor_arguments(biased)["codebook_transform"] is biased.code_transform
+    hooked = made("SimVQ")
+    hooked.code_transform.register_forward_hook(lambda module, given, codes: 2 * codes)
+    assert constructor_arguments(hooked)["codebook_transform"] is hooked.code_transform
     one = nn.Linear(8, 8, bias=False)
     shared = peer.ResidualSimVQ(**BASE["ResidualSimVQ"], codebook_transform=one)
     assert constructor_arguments(shared)["codebook_transform"] is one
@@ -496,6 +537,54 @@ REFUSED = {
         {"codebook_dim": 4},
         lambda m: setattr(m, "project_in", nn.Sequential(m.project_in, nn.ReLU())),
     ),
+    "replace_sample_fn": (
+        "VectorQuantize",
+        {},
+        lambda m: setattr(m._codebook, "replace_sample_fn", print),
+    ),
+    "use_cosine_sim ": (
+        "VectorQuantize",
+        {},
+        lambda m: setattr(m._codebook, "transform_input", torch.nn.functional.normalize),
+    ),
+    "codebook_size": ("VectorQuantize", {}, lambda m: setattr(m, "codebook_size", 7)),
+    "codebook_size ": ("ResidualVQ", {}, lambda m: setattr(m, "codebook_sizes", (16, 16, 7))),
+    "codebook_size  ": ("SimVQ", {}, lambda m: setattr(m, "codebook_size", 7)),
+    "separate_codebook_per_head": (
+        "VectorQuantize",
+        {"heads": 2},
+        lambda m: setattr(m, "separate_codebook_per_head", True),
+    ),
+    "project_in ": (
+        "VectorQuantize",
+        {"codebook_dim": 4, "layernorm_after_project_in": True},
+        lambda m: setattr(m.project_in[1], "eps", 0.1),
+    ),
+    "project_in  ": (
+        "ResidualVQ",
+        {"codebook_dim": 4},
+        lambda m: setattr(m, "project_out", nn.Conv1d(4, 8, 1)),
+    ),
+    "threshold_ema_dead_code ": (
+        "VectorQuantize",
+        {"threshold_ema_dead_code": 2, "ema_update": False},
+        lambda m: setattr(m._codebook, "threshold_ema_dead_code", 0),
+    ),
+    "heads": ("ResidualVQ", {}, lambda m: setattr(m.layers[2], "heads", 2)),
+    "groups": ("GroupedResidualVQ", {}, lambda m: setattr(m, "groups", 3)),
+    "mlp_kwargs ": (
+        "ResidualVQ",
+        {"implicit_neural_codebook": True},
+        lambda m: m.mlps[1].layers.append(m.mlps[1].layers[0]),
+    ),
+    "channel_first": ("ResidualSimVQ", {}, lambda m: setattr(m, "channel_first", True)),
+    "num_quantizers ": ("ResidualSimVQ", {}, lambda m: m.layers.append(m.layers[0])),
+    "num_codebooks": (
+        "RandomProjectionQuantizer",
+        {},
+        lambda m: setattr(m, "num_codebooks", 2),
+    ),
+    "dim ": ("RandomProjectionQuantizer", {}, lambda m: setattr(m.vq, "dim", 5)),
     "learnable_codebook": (
         "VectorQuantize",
         {"orthogonal_reg_weight": 1.0},

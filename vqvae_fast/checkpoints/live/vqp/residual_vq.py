@@ -124,10 +124,8 @@ def _gradient_share(module: nn.Module) -> float:
 def _beams(module: nn.Module) -> dict[str, Any]:
     """The sizes of beams; None, which means one beam, must not stand beside a number here."""
     training, evaluation = attribute(module, "beam_size"), attribute(module, "eval_beam_size")
-    weights = attribute(module, "beam_score_weights")
-    if weights.is_meta:
-        raise unreadable("beam_score_quantizer_weights", "the module is on the device meta")
-    arguments = {"beam_score_quantizer_weights": weights.tolist()}
+    weights = attribute(module, "beam_score_weights").tolist()
+    arguments = {"beam_score_quantizer_weights": weights}
     if training is None and evaluation is None:
         return arguments
     return arguments | {"beam_size": training or 1, "eval_beam_size": evaluation or 1}

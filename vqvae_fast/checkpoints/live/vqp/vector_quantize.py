@@ -75,7 +75,6 @@ def _search(codebook: Any) -> dict[str, Any]:
     if (
         not isinstance(bound, functools.partial)
         or not is_function(bound.func, "gumbel_sample")
-        or bound.args
         or bound.keywords.keys() != {"stochastic", "straight_through"}
     ):
         raise unreadable("gumbel_sample", f"it is not the function that the class made: {bound!r}")
