@@ -73,8 +73,9 @@ fuzz: $(VENV)/.built
 test-gpu: $(VENV)/.built
 	VQVAE_FAST_REQUIRE_CUDA=1 $(PYTEST) $(EVERYTHING) tests/gpu tests/ops $(ARGS)
 
-# With the pinned version of Triton, and the searches briefly with the oldest served one, too. make
-# gpu-check ARGS="--scope all" compiles every variant for every target, for half an hour or more.
+# With the pinned version of Triton each type, layout, constant and width for each target at least
+# once, and the searches briefly with the oldest served version, too. make gpu-check
+# ARGS="--scope all" compiles every product of these, for half an hour or more: before a release.
 gpu-check: $(VENV)/.built $(OLDEST_TRITON)
 	$(BIN)/python -m benchmarks.gpu_check $(ARGS)
 	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m benchmarks.gpu_check --no-peer --searches --scope brief $(ARGS)

@@ -1,8 +1,9 @@
 """Deliberate faults, each of which a test must catch: ``python tests/mutations.py [NAME...]``.
 
 Each fault is put alone into a copy of the tree, the compiled extension is built again where it lies
-in the C++ sources, and the named tests run until the first failure. What is printed is a table in
-Markdown; the program fails where a fault survives, no longer applies, or its tests fail without it.
+in the C++ sources, and the named tests run until the first failure, or the named kernels are
+compiled for a GPU that need not be present. What is printed is a table in Markdown; the program
+fails where a fault survives, no longer applies, or its tests fail without it.
 """
 
 import argparse
@@ -24,15 +25,17 @@ class Fault:
     """A line of the sources, found by its text in whichever file it lies, and a wrong one.
 
     tests: arguments of pytest. interpreted: they run in Triton's interpreter. slow: they are
-    marked slow, so that `make test-all` alone has them.
+    marked slow, so that `make test-all` alone has them. compiled_for: instead of tests, a target
+    and kernels of `benchmarks.gpu_check`, which `make test-all` runs for all of them.
     """
 
     name: str
     text: str
     replacement: str
-    tests: str
+    tests: str = ""
     interpreted: bool = False
     slow: bool = False
+    compiled_for: str = ""
 
 
 OPS, NN, TRAINING = "tests/ops/test_", "tests/nn/test_", "tests/training/test_"
@@ -196,6 +199,59 @@ FAULTS = [
         "if not packed.numel():",
         OPS + "triton_packed.py",
         interpreted=True,
+    ),
+    # ---- what the Triton kernels are compiled to, without a GPU ----------------------------------
+    Fault(
+        "GPU code: products without the matrix unit get too few registers",
+        "_PLAIN_REGISTERS = 255",
+        "_PLAIN_REGISTERS = 96",
+        compiled_for="sm_86 scan",
+    ),
+    Fault(
+        "GPU code: sums of odd rows load 4 at a time",
+        "rows = 2  # 4 spill on sm_80",
+        "rows = 4",
+        compiled_for="sm_80 sum_runs",
+    ),
+    Fault(
+        "GPU code: odd rows are packed 64 at a time",
+        "_SUPPORT_ODD = _SUPPORT._replace(prepare_codes=16,",
+        "_SUPPORT_ODD = _SUPPORT._replace(prepare_codes=64,",
+        compiled_for="sm_100 prepare",
+    ),
+    Fault(
+        "GPU code: sums of float64 do not compile",
+        "chunk = tl.program_id(0).to(tl.int64) * CHUNKS + tl.arange(0, CHUNKS)",
+        "chunk = tl.program_id(0).to(tl.int64) * CHUNKS + tl.arange(0, CHUNKS)\n"
+        "    tl.static_assert(sums.dtype.element_ty != tl.float64)",
+        compiled_for="sm_120 sum_runs",
+    ),
+    Fault(
+        "GPU code: sums of feature maps in bfloat16 do not compile",
+        "first = chunk * CHUNK_ROWS\n",
+        "first = chunk * CHUNK_ROWS\n"
+        "    tl.static_assert(ONE_LEVEL or src.dtype.element_ty != tl.bfloat16)\n",
+        compiled_for="sm_90 sum_runs",
+    ),
+    Fault(
+        "GPU code: gradients of odd rows do not compile",
+        "has_code = (index >= 0) & (index < num_codes)\n    code = tl.load(",
+        "has_code = (index >= 0) & (index < num_codes)\n"
+        "    tl.static_assert(ALIGNED > 1 or FEATURE_MAP)\n    code = tl.load(",
+        compiled_for="gfx942 grad_z",
+    ),
+    Fault(
+        "GPU code: residual quantization of float16 does not compile",
+        "rows = quantized + row * dim\n    copy_rows(z + row * dim,",
+        "rows = quantized + row * dim\n"
+        "    tl.static_assert(z.dtype.element_ty != tl.float16)\n    copy_rows(z + row * dim,",
+        compiled_for="sm_120 residual",
+    ),
+    Fault(
+        "GPU code: short rows in one launch do not compile",
+        "first_row = z + head * aligned(z_head, ALIGNED)\n",
+        "first_row = z + head * aligned(z_head, ALIGNED)\n    tl.static_assert(ALIGNED != 8)\n",
+        compiled_for="sm_89 direct",
     ),
     # ---- gradients -------------------------------------------------------------------------------
     Fault(
@@ -412,8 +468,21 @@ def is_compiled(fault: Fault, tree: Path) -> bool:
         return False
 
 
+def check_compiled(tree: Path, target: str, *kernels: str) -> tuple[int, str]:
+    """The status of `benchmarks.gpu_check`, and the last defect or error that it has found."""
+    options = ["-m", "benchmarks.gpu_check", "--no-peer", "--target", target]
+    done = run(tree, *options, *(part for kernel in kernels for part in ("--kernel", kernel)))
+    errors = ("defect: ", "triton.compiler.errors.")
+    found = [line for line in done.stderr.splitlines() if line.startswith(errors)]
+    if done.returncode and not found:
+        raise RuntimeError(f"gpu_check ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    return done.returncode, found[-1] if found else ""
+
+
 def test(tree: Path, fault: Fault) -> tuple[int, str]:
-    """pytest's status, and the test that failed first."""
+    """The status of pytest or of the check of what is compiled, and what failed first."""
+    if fault.compiled_for:
+        return check_compiled(tree, *fault.compiled_for.split())
     variables = {"TRITON_INTERPRET": "1", "VQVAE_FAST_BACKEND": "triton"}
     marker = "" if fault.slow else "not slow"
     options = ["-m", "pytest", "-x", "-q", "-m", marker, "-p", "no:cacheprovider"]

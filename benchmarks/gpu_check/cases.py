@@ -2,15 +2,15 @@
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator
-from enum import IntEnum
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 from unittest import mock
 
 import torch
 from torch import Tensor
+from triton.backends.compiler import GPUTarget
 
-from benchmarks.gpu_check.offline import MAIN_TARGET, Launch, compiled_for
+from benchmarks.gpu_check.offline import Launch, Specialization, compiled_for
 from vqvae_fast.backends.triton import ops as kernels
 from vqvae_fast.backends.triton import search
 from vqvae_fast.backends.triton.configurations import block_dims, residual_dims
@@ -20,45 +20,16 @@ from vqvae_fast.backends.triton.scan import TILES_PER_PART
 ROWS, CODES, STAGES = 500, 1024, 8
 # This many codes exceed the tile numbers of one span.
 SPANS = TILES_PER_PART.value * 128 * 8
-
-
-class Scope(IntEnum):
-    """Which cases are compiled; a wider scope has those of the narrower ones, too.
-
-    BRIEF: each kernel, and the configurations in which some version of Triton has spilled, failed
-        or needed a remedy. It is what a second version is tried with.
-    CONFIGURATIONS: each configuration of the scan and of residual VQ once, and of all kernels the
-        loads that need the most registers.
-    VARIANTS: types, widths, masks and strides, too.
-    ALL: the products of types, widths and layouts of the sums, and what serves comparison alone.
-    """
-
-    BRIEF = 1
-    CONFIGURATIONS = 2
-    VARIANTS = 3
-    ALL = 4
+SHORT_TYPES = (torch.bfloat16, torch.float16)
 
 
 class Case(NamedTuple):
-    """A call whose launches are compiled.
-
-    Attributes:
-        dim: D.
-        scope: the narrowest one that has it.
-        elsewhere: likewise for other targets than the main one, if that differs.
-    """
+    """A call whose launches are compiled; dim is D."""
 
     name: str
     dim: int
     dtype: torch.dtype
     call: Callable[[], object]
-    scope: Scope = Scope.ALL
-    elsewhere: Scope | None = None
-
-    def is_in(self, scope: Scope, target: str) -> bool:
-        """Return whether a scope has this case for a target."""
-        own = self.scope if target == MAIN_TARGET or self.elsewhere is None else self.elsewhere
-        return own <= scope
 
 
 def every_case() -> Iterator[Case]:
@@ -87,48 +58,34 @@ def cases(packed: torch.dtype = torch.float16) -> Iterator[Case]:
             dtypes += [torch.bfloat16, torch.float16]
         for dtype in dtypes:
             z, codebook = torch.zeros(ROWS, dim, dtype=dtype), torch.zeros(CODES, dim, dtype=dtype)
-            call = _search(z, codebook, packed)
-            yield Case(name, dim, dtype, call, *_scopes_of_search(dim, dtype, is_plain))
+            yield Case(name, dim, dtype, _search(z, codebook, packed))
     z, codebook = torch.zeros(ROWS, 64), torch.zeros(1, 64).expand(SPANS, 64)
-    scope = Scope.ALL if is_plain else Scope.CONFIGURATIONS
-    yield Case(f"{name}, large K", 64, torch.float32, _search(z, codebook, packed), scope)
+    yield Case(f"{name}, large K", 64, torch.float32, _search(z, codebook, packed))
     z, codebook = torch.zeros(ROWS, 64).double(), torch.zeros(CODES, 64).double()
-    yield Case(name, 64, torch.float64, _search(z, codebook, packed), scope)
-
-
-def _scopes_of_search(dim: int, dtype: torch.dtype, is_plain: bool) -> tuple[Scope, ...]:
-    """D = 16 and 256 have the most scores and the most elements of a thread."""
-    if is_plain:
-        return (Scope.ALL,)
-    if dtype != torch.float32:
-        return (Scope.BRIEF, Scope.VARIANTS) if dim == 64 else (Scope.VARIANTS,)
-    return (Scope.BRIEF,) if dim in (16, 64, 256) else (Scope.CONFIGURATIONS,)
+    yield Case(name, 64, torch.float64, _search(z, codebook, packed))
 
 
 def shape_cases() -> Iterator[Case]:
     """Yield rows off the blocks' sizes, feature maps, books: their loads have masks and strides."""
     odd = (
-        # Versions differ in whether they compile D = 1, but not by target.
-        (1, torch.float32, Scope.BRIEF, Scope.VARIANTS),
-        (17, torch.float32, Scope.VARIANTS),
-        (100, torch.bfloat16, Scope.VARIANTS),
-        (200, torch.float32, Scope.VARIANTS),
-        (1000, torch.float32, Scope.VARIANTS),
+        (1, torch.float32),
+        (17, torch.float32),
+        (100, torch.bfloat16),
+        (200, torch.float32),
+        (1000, torch.float32),
     )
-    for dim, dtype, *scopes in odd:
+    for dim, dtype in odd:
         z, codebook = torch.zeros(ROWS, dim, dtype=dtype), torch.zeros(CODES, dim, dtype=dtype)
-        yield Case("search, odd D", dim, dtype, _search(z, codebook, torch.float16), *scopes)
+        yield Case("search, odd D", dim, dtype, _search(z, codebook, torch.float16))
     for dim in (64, 256, 512):
         z, codebook = _maps(dim), torch.zeros(CODES, dim)
-        # The most elements of a thread, each with an address of its own.
-        scope = Scope.BRIEF if dim == 256 else Scope.VARIANTS
-        yield Case("search, maps", dim, torch.float32, _search(z, codebook, torch.float16), scope)
-    z, codebook = torch.zeros(3, ROWS, 24), torch.zeros(3, CODES, 24)
-    call = _search(z, codebook, torch.float16)
-    yield Case("search, books", 24, torch.float32, call, Scope.VARIANTS)
+        yield Case("search, maps", dim, torch.float32, _search(z, codebook, torch.float16))
+    for dtype in (torch.float32, torch.float16):
+        z, codebook = (torch.zeros(3, n, 24, dtype=dtype) for n in (ROWS, CODES))
+        yield Case("search, books", 24, dtype, _search(z, codebook, torch.float16))
     for dim in (1, 17, 128):
         call = _residual(_maps(dim), torch.zeros(STAGES, CODES, dim))
-        yield Case("residual, maps", dim, torch.float32, call, Scope.VARIANTS)
+        yield Case("residual, maps", dim, torch.float32, call)
 
 
 def _maps(dim: int) -> Tensor:
@@ -144,23 +101,13 @@ def sum_cases() -> Iterator[Case]:
             maps = torch.zeros(3, dim, 7, 11, dtype=dtype).movedim(1, -1)
             odd = torch.zeros(ROWS, dim + 1, dtype=dtype)[:, :dim]
             for layout, z in (("rows", rows), ("odd rows", odd), ("maps", maps)):
-                scope = _scope_of_sums(dim, dtype, layout)
-                yield Case(f"sums, {layout}", dim, dtype, _sums(z, codebook), scope)
+                yield Case(f"sums, {layout}", dim, dtype, _sums(z, codebook))
     src, indices = torch.zeros(ROWS, 64), torch.zeros(ROWS, dtype=torch.int64)
 
     def call() -> object:
         return kernels.segment_sum(src, indices, 100_000)
 
-    yield Case("sums, large K", 64, torch.float32, call, Scope.VARIANTS)
-
-
-def _scope_of_sums(dim: int, dtype: torch.dtype, layout: str) -> Scope:
-    """One width has every type as rows; one type has every layout of three widths."""
-    if dtype != torch.float32:
-        return Scope.VARIANTS if dim == 64 and layout == "rows" else Scope.ALL
-    if dim == 64 and layout == "maps":
-        return Scope.CONFIGURATIONS
-    return Scope.VARIANTS if dim in (4, 64, 256) else Scope.ALL
+    yield Case("sums, large K", 64, torch.float32, call)
 
 
 def _sums(z: Tensor, codebook: Tensor) -> Callable[[], object]:
@@ -176,15 +123,11 @@ def _sums(z: Tensor, codebook: Tensor) -> Callable[[], object]:
 
 def residual_cases() -> Iterator[Case]:
     """Yield residual VQ with all stages in one launch."""
-    for dim in residual_dims():
-        dtypes = [torch.float32] if dim != 64 else [torch.float32, torch.bfloat16, torch.float16]
-        for dtype in dtypes:
-            z, codebooks = torch.zeros(ROWS, dim), torch.zeros(STAGES, CODES, dim)
-            call = _residual(z.to(dtype), codebooks.to(dtype))
-            scope = Scope.VARIANTS
-            if dtype == torch.float32:  # all widths but 32 have spilled for some target and version
-                scope = Scope.CONFIGURATIONS if dim == 32 else Scope.BRIEF
-            yield Case("residual", dim, dtype, call, scope)
+    # A cover of all values (scopes.py) is small where a type and a width occur together.
+    kinds = [(dim, torch.float32) for dim in residual_dims()]
+    for dim, dtype in [*kinds, *((dim, d) for dim in (32, 64) for d in SHORT_TYPES)]:
+        z, codebooks = torch.zeros(ROWS, dim), torch.zeros(STAGES, CODES, dim)
+        yield Case("residual", dim, dtype, _residual(z.to(dtype), codebooks.to(dtype)))
 
 
 def _residual(z: Tensor, codebooks: Tensor) -> Callable[[], object]:
@@ -203,27 +146,19 @@ def _search(
 
 def direct_cases() -> Iterator[Case]:
     """Yield searches in one launch: types, widths, rows off the blocks, maps, shared codes."""
-    for dim in (*direct_dims(), 8, 17, 100):
-        dtypes = [torch.float32] if dim != 64 else [torch.float32, torch.bfloat16, torch.float16]
-        for dtype in dtypes:
-            z, codebook = torch.zeros(ROWS, dim, dtype=dtype), torch.zeros(CODES, dim, dtype=dtype)
-            call = _search(z, codebook, torch.float16, "direct")
-            yield Case("direct", dim, dtype, call, _scope_of_direct(dim, dtype))
+    # A cover of all values (scopes.py) is small where a type and a width occur together.
+    kinds = [(dim, torch.float32) for dim in (*direct_dims(), 8, 17, 100)]
+    for dim, dtype in [*kinds, *((dim, d) for dim in (8, 17, 64) for d in SHORT_TYPES)]:
+        z, codebook = torch.zeros(ROWS, dim, dtype=dtype), torch.zeros(CODES, dim, dtype=dtype)
+        call = _search(z, codebook, torch.float16, "direct")
+        yield Case("direct", dim, dtype, call)
     call = _search(_maps(64), torch.zeros(CODES, 64), torch.float16, "direct")
-    yield Case("direct, maps", 64, torch.float32, call, Scope.CONFIGURATIONS)
+    yield Case("direct, maps", 64, torch.float32, call)
     for dim in (64, 128):
         call = _search(
             torch.zeros(2, dim), torch.zeros(1, dim).expand(SPANS, dim), torch.float16, "direct"
         )
-        scope = Scope.CONFIGURATIONS if dim == 128 else Scope.VARIANTS
-        yield Case("direct, shared", dim, torch.float32, call, scope)
-
-
-def _scope_of_direct(dim: int, dtype: torch.dtype) -> Scope:
-    """D = 64 has spilled on sm_120; of odd D, 100 has the most addresses of a thread."""
-    if dtype != torch.float32 or dim not in (64, 100):
-        return Scope.VARIANTS
-    return Scope.BRIEF if dim == 64 else Scope.CONFIGURATIONS
+        yield Case("direct, shared", dim, torch.float32, call)
 
 
 def peer_cases() -> Iterator[Case]:
@@ -245,8 +180,10 @@ def peer_cases() -> Iterator[Case]:
         yield Case("flash-kmeans", dim, torch.bfloat16, call)
 
 
-def compile_case(case: Case, target: object) -> list[Launch]:
-    """Return the kernels that the case launches, compiled for a target."""
-    with compiled_for(target) as launches:  # type: ignore[arg-type]
+def compile_case(
+    case: Case, target: GPUTarget, wanted: Collection[Specialization] | None = None
+) -> list[Launch]:
+    """Return the kernels that the case launches, compiled for a target; None wants all of them."""
+    with compiled_for(target, wanted) as launches:
         case.call()
     return launches

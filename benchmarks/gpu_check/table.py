@@ -1,12 +1,13 @@
 """The table of the compiled kernels, and the conditions that they must meet."""
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import triton
 
 from benchmarks.gpu_check import amdgcn, cubin, finishing, matrix_inputs, ptx, sass
 from benchmarks.gpu_check.cases import Case, compile_case
-from benchmarks.gpu_check.offline import MAIN_TARGET, TARGETS, Launch
+from benchmarks.gpu_check.offline import MAIN_TARGET, TARGETS, Launch, Specialization
 from vqvae_fast.backends.triton.version import at_least
 
 # This row (target, case, kernel, D, input) sets the bar for the scan's arithmetic instructions per
@@ -59,15 +60,18 @@ class Row(NamedTuple):
     arithmetic: float | None
 
 
-def rows(cases: list[Case], target_name: str) -> list[Row]:
+def rows(
+    cases: list[Case], target_name: str, wanted: Collection[Specialization] | None = None
+) -> list[Row]:
     """Return a row for every kernel that the cases launch: each once, `settle` once for each D.
 
-    One kernel of `settle` serves several D, and its instructions depend on D.
+    One kernel of `settle` serves several D, and its instructions depend on D. Only the wanted
+    kernels are compiled, or all if that is None.
     """
     target, _ = TARGETS[target_name]
     kinds: dict[tuple[int, int | None], tuple[Case, Launch]] = {}
     for case in cases:
-        for launch in compile_case(case, target):
+        for launch in compile_case(case, target, wanted):
             kind = (id(launch.compiled), case.dim if launch.name == "settle" else None)
             kinds.setdefault(kind, (case, launch))
     kernels = list(kinds.values())

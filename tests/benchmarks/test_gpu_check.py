@@ -1,9 +1,9 @@
 """The static check of the GPU kernels finds what it looks for."""
 
+import functools
 import re
 import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -12,11 +12,11 @@ pytest.importorskip("triton")
 import torch
 import triton
 import triton.language as tl
-from triton.runtime.jit import JITFunction
 
 from benchmarks.gpu_check import cubin, finishing, sass
-from benchmarks.gpu_check.cases import Scope, cases, compile_case, every_case
-from benchmarks.gpu_check.offline import MAIN_TARGET, TARGETS, compiled_for
+from benchmarks.gpu_check.cases import cases, every_case
+from benchmarks.gpu_check.offline import MAIN_TARGET, TARGETS, compiled_for, specialized_for
+from benchmarks.gpu_check.scopes import is_brief, specializations
 from benchmarks.gpu_check.table import Row, defects, markdown, missing, rows
 
 # As cuobjdump prints a kernel: a loop with a product inside one without.
@@ -183,57 +183,123 @@ def test_a_bar_that_no_row_sets_is_missed():
     assert "no row shows what settle spends at D = 256" in sentence
 
 
-# Constants that tell the configurations of a kernel apart.
-SIZES = ("BLOCK_ROWS", "BLOCK_CODES", "BLOCK_DIM", "GROUP", "NUM_STAGES")
 OF_SUMS = {"sum_runs", "bounds", "label", "grad_z"}
+# Constants that tell the configurations of a kernel apart.
+SIZES = ("BLOCK_ROWS", "BLOCK_CODES", "BLOCK_DIM", "GROUP", "NUM_STAGES", "num_warps")
+CONFIGURED = {
+    "scan": SIZES,
+    "rescan": SIZES,
+    "residual": SIZES,
+    "sum_runs": ("BLOCK_DIM", "ALIGNED"),
+}
 
 
 @pytest.fixture
-def configurations(monkeypatch):
-    """A function: the kernels of a scope's cases for a target, with sizes. Nothing is compiled."""
+def has_targets():
     if triton.knobs.runtime.interpret:
         pytest.skip("the interpreter has no targets")
 
-    def launched(self, *arguments, grid, warmup, num_warps=4, **constants):
-        return SimpleNamespace(metadata=SimpleNamespace(num_warps=num_warps))
 
-    monkeypatch.setattr(JITFunction, "run", launched)
+@functools.cache
+def callers_of(target):
+    """All specializations for a target, each with the cases that launch it. None is compiled."""
+    callers = {}
+    for case in every_case():
+        with specialized_for(TARGETS[target][0]) as launches:
+            case.call()
+        for one in launches:
+            callers.setdefault(one, []).append(case)
+    return callers
 
-    def found(target, scope):
-        chosen = [c for c in every_case() if c.is_in(scope, target) and "plain" not in c.name]
-        launches = [one for case in chosen for one in compile_case(case, TARGETS[target][0])]
-        return {(x.name, *(x.constants.get(size) for size in SIZES)) for x in launches}
 
+@functools.cache
+def chosen(target, scope):
+    return specializations(list(every_case()), target, scope)
+
+
+def values_of(callers, compiled):
+    """What each kernel and each call meets among the compiled: (kernel or call, axis, value)."""
+    found = set()
+    for one in compiled:
+        found |= {(one.kernel, *value) for value in one.values}
+        for case in callers[one]:
+            found |= {(one.kernel, "call", case.name), (one.kernel, "input", case.dtype)}
+            found |= {(case.name, "input", case.dtype), ("any call", "D", case.dim)}
     return found
 
 
-def names(found):
-    return {name for name, *_ in found}
+def names(compiled):
+    return {one.kernel for one in compiled}
+
+
+def configurations(callers, compiled):
+    """The kernels with what is chosen together, where they use the matrix unit or sum."""
+    return {
+        (one.kernel, *(dict(one.values)[size] for size in CONFIGURED[one.kernel]))
+        for one in compiled
+        if one.kernel in CONFIGURED and any("plain" not in case.name for case in callers[one])
+    }
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_usual_scope_lacks_no_value_of_any_target(has_targets, target):
+    callers = callers_of(target)
+    every = values_of(callers, callers)
+    usual = chosen(target, "usual")
+    assert every - values_of(callers, usual) == set()
+    assert len(usual) < len(callers) * 2 / 3  # most products are left to the scope "all"
+    axes = {(axis, str(value)) for _, axis, value in every}
+    assert axes >= {("call", name) for name in ("plain", "sums, maps", "residual", "direct, maps")}
+    assert axes >= {("input", f"torch.{t}") for t in ("float32", "bfloat16", "float16", "float64")}
+    assert axes >= {("D", str(dim)) for dim in (1, 8, 16, 17, 64, 100, 200, 256, 512, 1000)}
+    assert axes >= {("ALIGNED", "1"), ("ALIGNED", "8"), ("num_warps", "8"), ("QUANTIZE", "True")}
+
+
+def test_every_kernel_meets_all_its_widths(has_targets):
+    """For the main target; so it does over the targets."""
+    callers = callers_of(MAIN_TARGET)
+
+    def widths(compiled):
+        return {(one.kernel, case.dim) for one in compiled for case in callers[one]}
+
+    every = widths(callers)
+    assert every >= {("scan", 200), ("direct", 17), ("sum_runs", 4)}
+    assert every - widths(chosen(MAIN_TARGET, "usual")) == set()
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
-def test_a_narrow_scope_lacks_no_kernel(configurations, target):
-    every = configurations(target, Scope.ALL)
+def test_wider_scopes_have_what_the_narrower_ones_have(has_targets, target):
+    brief, usual, every = (chosen(target, scope) for scope in ("brief", "usual", "all"))
+    assert brief < usual < every == set(callers_of(target))
     assert names(every) >= OF_SUMS
-    assert names(configurations(target, Scope.BRIEF)) == names(every) - OF_SUMS
-    assert names(configurations(target, Scope.CONFIGURATIONS)) == names(every)
+    assert names(brief) == names(every) - OF_SUMS
 
 
-@pytest.mark.parametrize("target", ["sm_86", "sm_90", "sm_100"])
-def test_every_target_gets_every_configuration(configurations, target):
-    """But for `direct`, of which it gets those that need the most registers."""
-    kernels = {"scan", "rescan", "residual"}
-    every = {one for one in configurations(target, Scope.ALL) if one[0] in kernels}
-    found = {one for one in configurations(target, Scope.CONFIGURATIONS) if one[0] in kernels}
-    assert len(every) >= 3 * 4
-    assert found == every
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_gets_every_configuration(has_targets, target):
+    callers = callers_of(target)
+    every = configurations(callers, callers)
+    assert len(every) >= 10 + 8
+    assert every - configurations(callers, chosen(target, "usual")) == set()
 
 
-def test_the_bars_are_set_in_every_scope():
-    of_main = [case for case in every_case() if case.is_in(Scope.BRIEF, MAIN_TARGET)]
-    brief = {(case.name, case.dim, case.dtype) for case in of_main}
-    assert brief >= {("search", dim, torch.float32) for dim in finishing.MOST_OF_GROUP}
-    assert ("search", 64, torch.bfloat16) in brief
+def test_targets_differ_in_their_products_of_values(has_targets):
+    """What one target leaves to the scope "all", another may show: these have the same kernels."""
+    alike = ("sm_86", "sm_89")
+    every, other = ({(one.kernel, one.key) for one in callers_of(target)} for target in alike)
+    assert every == other
+    usual, other = ({(one.kernel, one.key) for one in chosen(t, "usual")} for t in alike)
+    assert usual - other
+
+
+def test_the_calls_of_the_brief_scope_exist():
+    """They are named in tables; the bars are set among them."""
+    of_main = {(c.name, c.dim, c.dtype) for c in every_case() if is_brief(c, MAIN_TARGET)}
+    elsewhere = {(c.name, c.dim, c.dtype) for c in every_case() if is_brief(c, "sm_80")}
+    assert len(elsewhere) == 3 + 1 + 3 + 1
+    assert len(of_main - elsewhere) == 2
+    assert elsewhere >= {("search", dim, torch.float32) for dim in finishing.MOST_OF_GROUP}
+    assert ("search", 64, torch.bfloat16) in of_main
 
 
 @triton.jit
@@ -293,7 +359,7 @@ def test_the_kernels_of_one_search_have_no_defect():
     """One case of the many that `make gpu-check` compiles: that of the bar for the scan."""
     if triton.knobs.runtime.interpret:
         pytest.skip("the interpreter compiles nothing")
-    chosen = [case for case in cases() if (case.dim, case.dtype) == (64, torch.bfloat16)]
-    found = list(rows(chosen, "sm_90"))
+    bar = [case for case in cases() if (case.dim, case.dtype) == (64, torch.bfloat16)]
+    found = list(rows(bar, "sm_90"))
     assert {"scan", "settle", "exact"} <= {row.kernel for row in found}
     assert not [f"{row.kernel}: {defect}" for row in found for defect in defects(row)]
