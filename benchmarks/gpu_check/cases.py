@@ -83,6 +83,10 @@ def shape_cases() -> Iterator[Case]:
     for dtype in (torch.float32, torch.float16):
         z, codebook = (torch.zeros(3, n, 24, dtype=dtype) for n in (ROWS, CODES))
         yield Case("search, books", 24, dtype, _search(z, codebook, torch.float16))
+    for dtype in (torch.float32, torch.float64):
+        z, codebook = torch.zeros(ROWS, 64, dtype=dtype), torch.zeros(CODES, 64, dtype=dtype)
+        call = _search(z, codebook, torch.float16, gathers=False)
+        yield Case("search, no gather", 64, dtype, call)
     for dim in (1, 17, 128):
         call = _residual(_maps(dim), torch.zeros(STAGES, CODES, dim))
         yield Case("residual, maps", dim, torch.float32, call)
@@ -135,11 +139,13 @@ def _residual(z: Tensor, codebooks: Tensor) -> Callable[[], object]:
 
 
 def _search(
-    z: Tensor, codebook: Tensor, packed: torch.dtype, form: Form = "filter"
+    z: Tensor, codebook: Tensor, packed: torch.dtype, form: Form = "filter", gathers: bool = True
 ) -> Callable[[], object]:
+    run = kernels.quantize if gathers else kernels.nearest_code
+
     def call() -> None:
         with mock.patch.object(search, "forced_form", form):
-            kernels.quantize(z, codebook, packed_dtype=packed)
+            run(z, codebook, packed_dtype=packed)
 
     return call
 
@@ -152,6 +158,9 @@ def direct_cases() -> Iterator[Case]:
         z, codebook = torch.zeros(ROWS, dim, dtype=dtype), torch.zeros(CODES, dim, dtype=dtype)
         call = _search(z, codebook, torch.float16, "direct")
         yield Case("direct", dim, dtype, call)
+    z, codebook = torch.zeros(ROWS, 64), torch.zeros(CODES, 64)
+    call = _search(z, codebook, torch.float16, "direct", gathers=False)
+    yield Case("direct, no gather", 64, torch.float32, call)
     call = _search(_maps(64), torch.zeros(CODES, 64), torch.float16, "direct")
     yield Case("direct, maps", 64, torch.float32, call)
     for dim in (64, 128):
