@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "build_stamp.h"
+#include "cpu/composed_stages.h"
 #include "cpu/dispatch.h"
 #include "cpu/search.h"
 #include "cpu/sums/moving_average.h"
@@ -210,6 +211,35 @@ std::tuple<Tensor, Tensor> residual_nearest_code(const Tensor& z, const Tensor& 
   return residual_nearest_packed_code(z, codebooks, Tensor());
 }
 
+// The stages of residual quantization after their projections were composed: seen [..., Q * D].
+std::tuple<Tensor, Tensor> composed_residual_code_op(const Tensor& seen, const Tensor& codebooks,
+                                                     const Tensor& compared, const Tensor& packed,
+                                                     const Tensor& corrections, bool cosine) {
+  check_composed(seen, codebooks, compared, corrections);
+  check_packed(compared, packed);
+  const Tensor rows = seen.contiguous(), taken = corrections.contiguous();
+  ComposedStages stages{codebooks.size(0), codebooks.size(2), {}, {}, {}, nullptr, cosine};
+  stages.corrections = taken.const_data_ptr<float>();
+  Codes<float> codes = as_codes<float>(codebooks[0]), directions = as_codes<float>(compared[0]);
+  PackedBytes bytes = as_bytes(packed[0]);
+  for (int64_t q = 0; q < stages.count; ++q) {
+    stages.codes.push_back(codes);
+    stages.compared.push_back(directions);
+    stages.packed.push_back(bytes);
+    codes.data += codebooks.stride(0);
+    directions.data += compared.stride(0);
+    bytes.data = static_cast<const char*>(bytes.data) + packed.stride(0);
+  }
+  std::vector<int64_t> shape_of_indices = seen.sizes().vec();
+  shape_of_indices.back() = stages.count;
+  Tensor indices = at::empty(shape_of_indices, seen.options().dtype(at::kLong));
+  Tensor chosen = at::empty(seen.sizes(), seen.options());
+  composed_residual_code(stages, rows.const_data_ptr<float>(), rows.numel() / stages.width(),
+                         indices.mutable_data_ptr<int64_t>(), chosen.mutable_data_ptr<float>(),
+                         torch_pool());
+  return {indices, chosen};
+}
+
 std::tuple<Tensor, Tensor> segment_sum_op(const Tensor& src, const Tensor& indices,
                                           int64_t num_segments) {
   check_segment_sum(src, indices, num_segments);
@@ -316,6 +346,36 @@ Tensor residual_backward_op(const Tensor& grad_quantized, const Tensor& grad_los
                                                                       z, books, indices, rotates);
 }
 
+// Describes tensors so that two descriptions differ if one of the tensors was replaced or written
+// to in between: where it lies, its version, dtype, device, shape and strides. Also says whether
+// any requires a gradient and whether any has one. Returns nothing for tensors of a special kind.
+// Python has the same in nn/codebook/changes.py, where it takes ten times as long.
+std::optional<std::tuple<pybind11::bytes, bool, bool>> description(
+    const std::vector<Tensor>& tensors) {
+  constexpr c10::DispatchKeySet kSpecial =
+      c10::python_ks | c10::DispatchKeySet({c10::DispatchKey::FuncTorchBatched,
+                                            c10::DispatchKey::FuncTorchGradWrapper,
+                                            c10::DispatchKey::Functionalize});
+  std::vector<int64_t> facts;
+  bool requires_grad = false, has_gradient = false;
+  for (const Tensor& t : tensors) {
+    if (t.layout() != at::kStrided || t.is_meta() || t.is_inference() ||
+        t.key_set().has_any(kSpecial)) {
+      return std::nullopt;
+    }
+    requires_grad |= t.requires_grad();
+    has_gradient |= t.is_leaf() && t.grad().defined();
+    facts.insert(facts.end(), {reinterpret_cast<int64_t>(t.const_data_ptr()), t._version(),
+                               int64_t(t.scalar_type()), int64_t(t.device().type()),
+                               t.device().index(), t.dim()});
+    facts.insert(facts.end(), t.sizes().begin(), t.sizes().end());
+    facts.insert(facts.end(), t.strides().begin(), t.strides().end());
+  }
+  return std::tuple(
+      pybind11::bytes(reinterpret_cast<const char*>(facts.data()), facts.size() * sizeof(int64_t)),
+      requires_grad, has_gradient);
+}
+
 // Python calls this after loading the module, and so decides whether these kernels serve
 // (vqvae_fast/backends/dispatch.py).
 void register_kernels() {
@@ -328,6 +388,7 @@ void register_kernels() {
     cpu.impl("nearest_packed_code", nearest_packed_code);
     cpu.impl("quantize_packed", quantize_packed);
     cpu.impl("residual_nearest_packed_code", residual_nearest_packed_code);
+    cpu.impl("composed_residual_code", composed_residual_code_op);
     cpu.impl("segment_sum", segment_sum_op);
     cpu.impl("moving_average_", moving_average_op);
     cpu.impl("residual_backward", residual_backward_op);
@@ -358,6 +419,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("rows_settled_by_filter", vqvae_fast::settled_by_filter, pybind11::arg("z"),
         pybind11::arg("codebook"), pybind11::arg("packed") = pybind11::none(),
         "How many rows of this search the integer filter settles; None where it does not serve.");
+  m.def("description", vqvae_fast::description, pybind11::arg("tensors"),
+        "(bytes that differ after a change, whether one requires a gradient, whether one has one), "
+        "or None for special tensors.");
   m.def(
       "build_info",
       [] {

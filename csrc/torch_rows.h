@@ -96,6 +96,21 @@ inline void check_search(const Tensor& z, const Tensor& codebook) {
                     z.sizes(), " and ", codebook.sizes());
 }
 
+inline void check_composed(const Tensor& seen, const Tensor& codebooks, const Tensor& compared,
+                           const Tensor& corrections) {
+  for (const Tensor& t : {seen, codebooks, compared, corrections}) {
+    TORCH_CHECK_TYPE(t.scalar_type() == at::kFloat, "all must be float32, got ", t.scalar_type());
+  }
+  const bool books = codebooks.dim() == 3 && codebooks.numel() > 0;
+  const int64_t width = books ? codebooks.size(0) * codebooks.size(2) : 0;
+  TORCH_CHECK_VALUE(
+      books && compared.sizes() == codebooks.sizes() && seen.dim() >= 1 && seen.size(-1) == width &&
+          corrections.sizes() == at::IntArrayRef({codebooks.size(0), codebooks.size(2), width}),
+      "seen must be [..., Q * D], codebooks and compared [Q, K, D] and corrections [Q, D, Q * D], "
+      "got ",
+      seen.sizes(), ", ", codebooks.sizes(), ", ", compared.sizes(), " and ", corrections.sizes());
+}
+
 inline void check_segment_sum(const Tensor& src, const Tensor& indices, int64_t num_segments) {
   TORCH_CHECK_TYPE(indices.scalar_type() == at::kLong, "indices must be int64, got ",
                    indices.scalar_type());

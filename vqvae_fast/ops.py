@@ -49,6 +49,12 @@ _define(
     "residual_nearest_packed_code(Tensor z, Tensor codebooks, Tensor packed) "
     "-> (Tensor indices, Tensor quantized)"
 )
+# The stages of residual quantization whose projections were composed. `compared` [Q, K, D] is what
+# the searches compare in the place of the codes, and `packed` its packed form.
+_define(
+    "composed_residual_code(Tensor seen, Tensor codebooks, Tensor compared, Tensor packed, "
+    "Tensor corrections, bool cosine) -> (Tensor indices, Tensor chosen)"
+)
 _define(
     "segment_sum(Tensor src, Tensor indices, SymInt num_segments) -> (Tensor sums, Tensor counts)"
 )
@@ -130,6 +136,19 @@ def _(z: Tensor, codebook: Tensor, packed: Tensor) -> tuple[Tensor, Tensor, Tens
 @_fake("residual_nearest_packed_code")
 def _(z: Tensor, codebooks: Tensor, packed: Tensor) -> tuple[Tensor, Tensor]:
     return torch.ops.vqvae_fast.residual_nearest_code(z, codebooks)  # type: ignore[no-any-return]
+
+
+@_fake("composed_residual_code")
+def _(
+    seen: Tensor,
+    codebooks: Tensor,
+    compared: Tensor,
+    packed: Tensor,
+    corrections: Tensor,
+    cosine: bool,
+) -> tuple[Tensor, Tensor]:
+    indices = seen.new_empty((*seen.shape[:-1], codebooks.shape[0]), dtype=torch.int64)
+    return indices, seen.new_empty(seen.shape)
 
 
 @_fake("segment_sum")

@@ -150,6 +150,9 @@ calls = {
     "quantize_packed": lambda: ops.quantize_packed(z, z, nothing[0]),
     "residual_nearest_packed_code":
         lambda: ops.residual_nearest_packed_code(z, z[None], nothing),
+    "composed_residual_code": lambda: ops.composed_residual_code(
+        z, z[None], z[None], nothing, z[None], True
+    ),
     "take_codes": lambda: take_codes(z, places),
     "copy_of_codes": lambda: copy_of_codes(z),
     "moving_average_": lambda: ops.moving_average_(z, z[0], z, z, places, 0.5, 1e-5),
@@ -216,7 +219,7 @@ def test_every_op_runs_as_it_was_asked_for_or_raises(python, variables, expected
     done = python(EVERY_OP, **variables)
     assert warnings_of(done) == []
     *lines, last = done.stdout.splitlines()
-    assert len(lines) == 13
+    assert len(lines) == 14
     assert all(expected in line for line in lines), done.stdout
     assert last == "by argument [0, 1, 2]"
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from vqvae_fast.dtypes import distance_dtype
 from vqvae_fast.formulas import (
     average_in_,
+    directions,
     flat_indices,
     rotated_gradient,
     smoothed_size,
@@ -127,6 +128,66 @@ def residual_nearest_code(
         quantized += codes
         chosen.append(indices)
     return torch.stack(chosen, dim=-1), quantized
+
+
+def _nearest_packed_code(z: Tensor, codebook: Tensor, packed: Tensor) -> tuple[Tensor, Tensor]:
+    """The search of the codebook itself: nothing is packed here."""
+    return nearest_code(z, codebook)
+
+
+@torch.no_grad()
+def composed_residual_code(
+    seen: Tensor,
+    codebooks: Tensor,
+    compared: Tensor,
+    packed: Tensor,
+    corrections: Tensor,
+    cosine: bool,
+    *,
+    nearest_packed_code: Callable[
+        [Tensor, Tensor, Tensor], tuple[Tensor, Tensor]
+    ] = _nearest_packed_code,
+) -> tuple[Tensor, Tensor]:
+    """Residual quantization whose stages see the vectors through matrices that were composed.
+
+    Args:
+        seen: [..., Q * D], what each stage would see if the stages before it had taken nothing.
+        codebooks: [Q, K, D], what the stages give.
+        compared: [Q, K, D], what the searches compare in the place of the codes.
+        packed: uint8 [Q, B], its packed form.
+        corrections: [Q, D, Q * D], what each element of a stage's code takes from what the stages
+            behind it see; the columns of the others have no effect.
+        cosine: the searches compare directions.
+        nearest_packed_code: searches one stage.
+
+    Returns:
+        indices [..., Q], int64, and the chosen codes [..., Q * D].
+
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+    stages, _, dim = codebooks.shape if codebooks.dim() == 3 else (0, 0, 0)
+    width = stages * dim
+    if (
+        codebooks.numel() == 0
+        or compared.shape != codebooks.shape
+        or seen.shape[-1:] != (width,)
+        or corrections.shape != (stages, dim, width)
+    ):
+        shapes = (list(part.shape) for part in (seen, codebooks, compared, corrections))
+        raise ValueError(
+            "seen must be [..., Q * D], codebooks and compared [Q, K, D] and corrections "
+            "[Q, D, Q * D], got {}, {}, {} and {}".format(*shapes)
+        )
+    left, indices, chosen = seen, [], []
+    for stage, book in enumerate(compared):
+        rows, left = left[..., :dim], left[..., dim:]
+        found, _ = nearest_packed_code(directions(rows) if cosine else rows, book, packed[stage])
+        codes = codebooks[stage][found]
+        left = left - codes @ corrections[stage, :, (stage + 1) * dim :]
+        indices.append(found)
+        chosen.append(codes)
+    return torch.stack(indices, dim=-1), torch.cat(chosen, dim=-1)
 
 
 @torch.no_grad()
