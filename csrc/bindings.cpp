@@ -211,33 +211,45 @@ std::tuple<Tensor, Tensor> residual_nearest_code(const Tensor& z, const Tensor& 
   return residual_nearest_packed_code(z, codebooks, Tensor());
 }
 
-// The stages of residual quantization after their projections were composed: seen [..., Q * D].
-std::tuple<Tensor, Tensor> composed_residual_code_op(const Tensor& seen, const Tensor& codebooks,
+// The map whose matrix and start have more columns than that, so that all may be read in vectors.
+Affine<float> as_map(const Tensor& matrix, const Tensor& start, int64_t columns) {
+  return {matrix.const_data_ptr<float>(), start.const_data_ptr<float>(), matrix.size(0), columns,
+          matrix.size(1)};
+}
+
+// Residual quantization whose projections were composed: vectors [..., C].
+std::tuple<Tensor, Tensor> composed_residual_code_op(const Tensor& vectors, const Tensor& entry,
+                                                     const Tensor& entry_bias,
+                                                     const Tensor& codebooks,
                                                      const Tensor& compared, const Tensor& packed,
-                                                     const Tensor& corrections, bool cosine) {
-  check_composed(seen, codebooks, compared, corrections);
+                                                     const Tensor& corrections, const Tensor& exit,
+                                                     const Tensor& exit_bias, bool cosine) {
+  check_composed(vectors, entry, entry_bias, codebooks, compared, corrections, exit, exit_bias);
   check_packed(compared, packed);
-  const Tensor rows = seen.contiguous(), taken = corrections.contiguous();
-  ComposedStages stages{codebooks.size(0), codebooks.size(2), {}, {}, {}, nullptr, cosine};
-  stages.corrections = taken.const_data_ptr<float>();
-  Codes<float> codes = as_codes<float>(codebooks[0]), directions = as_codes<float>(compared[0]);
+  const int64_t number = codebooks.size(0), dim = codebooks.size(2), channels = vectors.size(-1);
+  ComposedStages stages{
+      number, dim, as_map(entry, entry_bias, number * dim), {},
+      {},     {},  corrections.const_data_ptr<float>(),     as_map(exit, exit_bias, channels),
+      cosine};
+  Codes<float> codes = as_codes<float>(codebooks[0]), others = as_codes<float>(compared[0]);
   PackedBytes bytes = as_bytes(packed[0]);
-  for (int64_t q = 0; q < stages.count; ++q) {
+  for (int64_t q = 0; q < number; ++q) {
     stages.codes.push_back(codes);
-    stages.compared.push_back(directions);
+    stages.compared.push_back(others);
     stages.packed.push_back(bytes);
     codes.data += codebooks.stride(0);
-    directions.data += compared.stride(0);
+    others.data += compared.stride(0);
     bytes.data = static_cast<const char*>(bytes.data) + packed.stride(0);
   }
-  std::vector<int64_t> shape_of_indices = seen.sizes().vec();
-  shape_of_indices.back() = stages.count;
-  Tensor indices = at::empty(shape_of_indices, seen.options().dtype(at::kLong));
-  Tensor chosen = at::empty(seen.sizes(), seen.options());
-  composed_residual_code(stages, rows.const_data_ptr<float>(), rows.numel() / stages.width(),
-                         indices.mutable_data_ptr<int64_t>(), chosen.mutable_data_ptr<float>(),
+  std::vector<int64_t> shape_of_indices = vectors.sizes().vec();
+  shape_of_indices.back() = number;
+  Tensor indices = at::empty(shape_of_indices, vectors.options().dtype(at::kLong));
+  Tensor quantized = at::empty(vectors.sizes(), vectors.options());
+  Tensor copy;
+  composed_residual_code(stages, as_rows<const float>(vectors, &copy),
+                         indices.mutable_data_ptr<int64_t>(), quantized.mutable_data_ptr<float>(),
                          torch_pool());
-  return {indices, chosen};
+  return {indices, quantized};
 }
 
 std::tuple<Tensor, Tensor> segment_sum_op(const Tensor& src, const Tensor& indices,

@@ -82,6 +82,16 @@ struct ResidualStages {
   bool rotates;                 // rotate the gradient; otherwise it passes straight through
 };
 
+// An Affine map leads from `dim` elements x to `columns` elements: x * matrix + start. Both may be
+// read up to the next multiple of kMapColumns columns.
+constexpr int64_t kMapColumns = 16;
+template <class T>
+struct Affine {
+  const T* matrix;  // [dim][stride]
+  const T* start;   // [columns]
+  int64_t dim, columns, stride;
+};
+
 // An Engine holds the functions of one instruction set for one input type.
 template <class In>
 struct Engine {
@@ -108,6 +118,10 @@ struct Engine {
   // listed behind them are prefetched, because the caller needs them next.
   void (*sum_rows)(const Rows<const In>& src, const int64_t* rows, int64_t count, int64_t ahead,
                    double* sum);
+  // Writes map(row) of rows [first, last) to out ([rows][columns]); float32 and float64 only.
+  int64_t (*multiply_scratch_bytes)(int64_t dim);
+  void (*multiply)(const Rows<const In>& rows, int64_t first, int64_t last, const Affine<In>& map,
+                   void* scratch, In* out);
   // Runs the backward pass of residual quantization for one row; float32 and float64 only.
   void (*residual_gradient)(const ResidualStages<In>& stages, const In* grad, const In* row,
                             const int64_t* indices, In* residual, double* sum);

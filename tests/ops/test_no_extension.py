@@ -140,6 +140,7 @@ ops = torch.ops.vqvae_fast
 z, one = torch.eye(3), torch.tensor(1.0)
 nothing = torch.empty(1, 0, dtype=torch.uint8)
 places = torch.arange(3)
+wide = torch.zeros(3, 16)
 calls = {
     "nearest_code": lambda: vqvae_fast.nearest_code(z, z),
     "quantize": lambda: vqvae_fast.quantize(z, z),
@@ -151,7 +152,7 @@ calls = {
     "residual_nearest_packed_code":
         lambda: ops.residual_nearest_packed_code(z, z[None], nothing),
     "composed_residual_code": lambda: ops.composed_residual_code(
-        z, z[None], z[None], nothing, z[None], True
+        z, wide, wide[0], z[None], z[None], nothing, z[None], wide, wide[0], True
     ),
     "take_codes": lambda: take_codes(z, places),
     "copy_of_codes": lambda: copy_of_codes(z),

@@ -21,18 +21,12 @@ from vqvae_fast.packed import PackedCodebook, pack
 class ComposedStages(NamedTuple):
     """Q stages that look for codes of D dimensions, for vectors of C channels.
 
-    Attributes:
-        entry: [C, Q * D], leads to what the stages see; entry_bias: [Q * D].
-        codes: [Q, K, D], what the stages give; NaN behind the last code of a smaller book.
-        books: packed, what the searches compare in the place of the codes.
-        corrections: [Q, D, Q * D], what a stage's code takes from what the stages behind it see.
-        exit: [C, Q * D], leads from the codes back to the vectors' sum; exit_bias: [C].
-        cosine: whether the searches compare directions.
+    The attributes are arguments of the op ``composed_residual_code``, which describes them.
     """
 
     entry: Tensor
     entry_bias: Tensor
-    codes: Tensor
+    codebooks: Tensor
     books: PackedCodebook
     corrections: Tensor
     exit: Tensor
@@ -43,24 +37,24 @@ class ComposedStages(NamedTuple):
     def nbytes(self) -> int:
         """The memory of all."""
         parts = (self.entry, self.entry_bias, self.corrections, self.exit, self.exit_bias)
-        codes = 0 if self.codes is self.books.codebook else self.codes.nbytes
+        codes = 0 if self.codebooks is self.books.codebook else self.codebooks.nbytes
         return sum(part.nbytes for part in parts) + codes + self.books.nbytes
 
     def quantize(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors [B, N, C] -> the sum of what the stages give [B, N, C], indices [B, N, Q]."""
-        # A transposed matrix of channels is multiplied as it lies; the product is as quick.
-        rows = vectors[0] if len(vectors) == 1 else vectors.flatten(0, 1)
-        seen = torch.addmm(self.entry_bias, rows, self.entry)
-        indices, chosen = torch.ops.vqvae_fast.composed_residual_code(
-            seen,
-            self.codes,
+        """Vectors [B, N, C] -> indices [B, N, Q], and the sum of what the stages give [B, N, C]."""
+        found: tuple[Tensor, Tensor] = torch.ops.vqvae_fast.composed_residual_code(
+            vectors,
+            self.entry,
+            self.entry_bias,
+            self.codebooks,
             self.books.codebook,
             self.books.packed,
             self.corrections,
+            self.exit,
+            self.exit_bias,
             self.cosine,
         )
-        total = nn_functional.linear(chosen, self.exit, self.exit_bias)
-        return total.view(vectors.shape), indices.view(*vectors.shape[:2], -1)
+        return found
 
 
 def composed_stages(
@@ -106,15 +100,20 @@ def compose(stages: Sequence[ProjectedStage]) -> ComposedStages:
     cosine = search.metric == "cosine"
     packed = pack(search.compared(codes))
     return ComposedStages(
-        entry=entry.float().contiguous(),
-        entry_bias=entry_bias.flatten().float(),
-        codes=codes if cosine else packed.codebook,
+        entry=_columns_filled(entry.float()),
+        entry_bias=_columns_filled(entry_bias.flatten().float()),
+        codebooks=codes if cosine else packed.codebook,
         books=packed,
         corrections=corrections.float(),
-        exit=out.transpose(0, 1).flatten(1).float(),
-        exit_bias=out_bias.sum(0).float(),
+        exit=_columns_filled(out.transpose(1, 2).reshape(number * dim, channels).float()),
+        exit_bias=_columns_filled(out_bias.sum(0).float()),
         cosine=cosine,
     )
+
+
+def _columns_filled(matrix: Tensor) -> Tensor:
+    """The columns up to a multiple of 16, so that kernels may read all in vectors."""
+    return nn_functional.pad(matrix, (0, -matrix.shape[-1] % 16)).contiguous()
 
 
 def _bias(weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -266,7 +266,7 @@ class Projected:
             return None
         composed = None if kept is None else composed_stages(plain, kept)
         if composed is not None:
-            total, found = composed.quantize(call.start)
+            found, total = composed.quantize(call.start)
             return StagesOutcome(total, found, total.new_zeros(len(plain)), [])
         residual = call.start.clone(memory_format=torch.contiguous_format)
         total = torch.zeros_like(residual)
