@@ -112,7 +112,7 @@ inline void check_composed(const Tensor& vectors, const Tensor& entry, const Ten
   const int64_t channels = books ? vectors.size(-1) : 0;
   const auto are_columns = [](const Tensor& map, const Tensor& bias, int64_t rows,
                               int64_t columns) {
-    const int64_t whole = (columns + 15) / 16 * 16;
+    const int64_t whole = (columns + kMapColumns - 1) / kMapColumns * kMapColumns;
     return map.sizes() == at::IntArrayRef({rows, whole}) &&
            bias.sizes() == at::IntArrayRef({whole});
   };

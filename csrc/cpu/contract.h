@@ -82,16 +82,6 @@ struct ResidualStages {
   bool rotates;                 // rotate the gradient; otherwise it passes straight through
 };
 
-// An Affine map leads from `dim` elements x to `columns` elements: x * matrix + start. Both may be
-// read up to the next multiple of kMapColumns columns.
-constexpr int64_t kMapColumns = 16;
-template <class T>
-struct Affine {
-  const T* matrix;  // [dim][stride]
-  const T* start;   // [columns]
-  int64_t dim, columns, stride;
-};
-
 // An Engine holds the functions of one instruction set for one input type.
 template <class In>
 struct Engine {

@@ -249,7 +249,8 @@ def test_opcheck() -> None:
 
 SHAPES = (
     "vectors must be [..., C], codebooks and compared [Q, K, D], corrections [Q, D, Q * D], and "
-    "with columns up to a multiple of 16 entry [C, Q * D] and exit [Q * D, C] and their biases, got "
+    "with columns up to a multiple of 16 entry [C, Q * D] and exit [Q * D, C] and their biases, "
+    "got "
 )
 
 

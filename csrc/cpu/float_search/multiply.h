@@ -37,10 +37,12 @@ VQVAE_FAST_ALONE void multiply_tile(typename Simd::T* out, const typename Simd::
   }
 }
 
+// A tile that is not whole, or whose rows are not evenly apart, is copied; zeros fill it.
 template <class Simd>
 void multiply(const Rows<const typename Simd::T>& rows, int64_t first_row, int64_t last_row,
               const Affine<typename Simd::T>& map, void* scratch, typename Simd::T* out) {
   using T = typename Simd::T;
+  static_assert(kMapColumns % Simd::kWidth == 0, "the last vector of columns is readable");
   alignas(kAlignment) T products[Simd::kTileRows * Simd::kTileCodes];
   T* const copies = static_cast<T*>(scratch);
   const int64_t stride = stride_of_copies<Simd>(map.dim);
