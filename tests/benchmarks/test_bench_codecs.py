@@ -1,10 +1,12 @@
 """The benchmark of codecs' quantizers: a smoke run of all, and who is right where codes differ."""
 
+import copy
 import json
 
 import pytest
 import torch
 
+import vqvae_fast
 from benchmarks import codecs, cpu_time
 from vqvae_fast import ResidualVQ
 from vqvae_fast.bench.peers.base import needs
@@ -36,6 +38,28 @@ def test_smoke_run_of_every_codec(tmp_path, capsys):
     assert record["threads"] == 1
     assert "transformers" in record["versions"]
     assert all(codec.name in table for codec in codecs.CODECS)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("frames", [1, 13, 257])
+def test_composed_projections_of_dac_find_its_codes(frames):
+    codec, sizes = codecs.CODECS[2], codecs.Sizes(64, 9, 300, 8)
+    theirs = codec.build(sizes)
+    for stage in theirs.quantizers:  # the benchmark's are zero
+        stage.in_proj.bias.normal_()
+        stage.out_proj.bias.normal_()
+    state = {f"quantizer.{name}": tensor for name, tensor in theirs.state_dict().items()}
+    ours = vqvae_fast.load_quantizer(state).eval()
+    composed = vqvae_fast.freeze(copy.deepcopy(ours), compose_projections=True)
+    x = torch.randn(2, sizes.channels, frames)
+    quantized, mine, _ = composed(x.transpose(1, 2))
+    assert composed.packed_nbytes > ours.codebooks.nbytes
+    judged = codecs.agreement(ours, x.transpose(1, 2), mine, codec.encode(theirs, x))
+    assert judged.worst <= codecs._ROUNDING
+    same = (mine == codec.encode(theirs, x)).all(dim=-1)
+    assert same.float().mean() > 0.9
+    wanted = theirs(x)[0].transpose(1, 2)
+    torch.testing.assert_close(quantized[same], wanted[same], rtol=1e-4, atol=1e-4)
 
 
 def test_the_stages_have_something_to_do():
