@@ -49,7 +49,8 @@ class Freezable(nn.Module):
 
         Args:
             verify: compare all codes in every call, and raise RuntimeError if they were changed in
-                a way that torch does not count. This is slow; it is meant for finding such writes.
+                a way that torch does not count. This is slow and keeps a copy of all codes; it is
+                meant for finding such writes.
             compose_projections: where each stage of a ResidualVQ projects the vectors and its codes
                 (``project_per_stage``, as in DAC), keep the products of these projections instead,
                 so that a call needs one product before all stages and one behind them. It is
@@ -60,7 +61,9 @@ class Freezable(nn.Module):
                 (the stages behind such a code differ with it). Neither of the two is nearer to
                 exact arithmetic. The products follow changes as the packed books do, those of the
                 projections' weights and biases, too; with ``verify`` those are compared as well.
-                Quantizers without such stages ignore this argument.
+                They serve calls of float32 vectors without gradients (``torch.no_grad()``), a mask
+                or autocast; other calls are as without this argument, and so are quantizers
+                without such stages.
 
         Returns:
             This module.
