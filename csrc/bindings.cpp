@@ -228,10 +228,13 @@ std::tuple<Tensor, Tensor> composed_residual_code_op(const Tensor& vectors, cons
   check_composed(vectors, entry, entry_bias, codebooks, compared, corrections, exit, exit_bias);
   check_packed(compared, packed);
   const int64_t number = codebooks.size(0), dim = codebooks.size(2), channels = vectors.size(-1);
-  ComposedStages stages{
-      number, dim, as_map(entry, entry_bias, number * dim), {},
-      {},     {},  corrections.const_data_ptr<float>(),     as_map(exit, exit_bias, channels),
-      cosine};
+  ComposedStages stages{};
+  stages.count = number;
+  stages.dim = dim;
+  stages.entry = as_map(entry, entry_bias, number * dim);
+  stages.corrections = corrections.const_data_ptr<float>();
+  stages.exit = as_map(exit, exit_bias, channels);
+  stages.cosine = cosine;
   Codes<float> codes = as_codes<float>(codebooks[0]), others = as_codes<float>(compared[0]);
   PackedBytes bytes = as_bytes(packed[0]);
   for (int64_t q = 0; q < number; ++q) {

@@ -1,4 +1,4 @@
-"""The packed form of a module's codes, which is kept as long as the codes do not change."""
+"""What is made of a module's tensors, such as packed codes, and kept until the tensors change."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
@@ -161,7 +161,7 @@ class KeepsPack(nn.Module):
         self._kept_pack = KeptPack(verify)
 
     def keep_composed(self, verify: bool) -> None:
-        """Keep what makes one product of many from now on, if the module has such products."""
+        """Keep the projections of the module's stages composed, if its stages have projections."""
 
     def keep_no_pack(self) -> None:
         """Keep nothing any longer."""
