@@ -50,6 +50,7 @@ class Codec(NamedTuple):
         encode: quantizer, x [B, C, T] -> indices [B, T, Q].
         decode: quantizer, indices -> the quantized x; None if ``encode`` has computed it, too.
         channels_last: whether ours takes [B, T, C].
+        projects: whether each stage has projections of its own, which may be composed.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Codec(NamedTuple):
     encode: Callable[[Any, Tensor], Tensor]
     decode: Callable[[Any, Tensor], Tensor] | None
     channels_last: bool
+    projects: bool = False
 
 
 def _modeling(name: str) -> Any:
@@ -144,6 +146,7 @@ CODECS = (
         lambda module, x: module(x)[1].transpose(1, 2),
         None,
         channels_last=True,
+        projects=True,
     ),
 )
 QUICK_SIZES = {
@@ -152,6 +155,8 @@ QUICK_SIZES = {
     "DAC": Sizes(12, 3, 64, 4),
 }
 TIMED = {
+    "ours, composed": "load_quantizer and freeze(compose_projections=True), where each stage has "
+    "projections: one call gives codes and quantized vectors",
     "ours, frozen": "load_quantizer and freeze(): one call gives codes and quantized vectors",
     "ours": "load_quantizer: one call gives codes and quantized vectors",
     "transformers, codes": "their encode; for DAC their forward pass, which has both, and two "
@@ -245,14 +250,23 @@ def compare(
     mine = frozen(given)[1]
     if not torch.equal(plain(given)[1], mine):
         raise WrongCodeError(f"{codec.name}, {frames} frames: freeze() has changed the codes")
-    judged = agreement(plain, given, mine, codec.encode(theirs, x))
-    if judged.worst > _ROUNDING:
-        raise WrongCodeError(f"{codec.name}, {frames} frames: a code of ours is farther: {judged}")
     calls: dict[str, Callable[[], Any]] = {
         "ours, frozen": lambda: frozen(given),
         "ours": lambda: plain(given),
         "transformers, codes": lambda: codec.encode(theirs, x),
     }
+    codes = {"frozen": mine}
+    if codec.projects:
+        composed = vqvae_fast.freeze(copy.deepcopy(plain), compose_projections=True)
+        codes["composed"] = composed(given)[1]
+        calls = {"ours, composed": lambda: composed(given)} | calls
+    judged = {}
+    for name, chosen in codes.items():
+        judged[name] = agreement(plain, given, chosen, codec.encode(theirs, x))
+        if judged[name].worst > _ROUNDING:
+            raise WrongCodeError(
+                f"{codec.name}, {frames} frames, {name}: a code of ours is farther: {judged[name]}"
+            )
     if codec.decode is not None:
         decode = codec.decode
         calls["transformers, both"] = lambda: decode(theirs, codec.encode(theirs, x))
@@ -261,7 +275,7 @@ def compare(
         "sizes": sizes._asdict(),
         "frames": frames,
         "packed_bytes": frozen.packed_nbytes,
-        "agreement": judged._asdict(),
+        "agreement": {name: one._asdict() for name, one in judged.items()},
         "contenders": timed(calls, 1, rounds, min_seconds),
     }
 
@@ -275,18 +289,22 @@ def markdown(record: dict[str, Any]) -> str:
         cells = [cell(lines[name]) if name in lines else "-" for name in TIMED]
         shape = f"{sizes.stages}, {sizes.k}, {sizes.d}"
         times.append((entry["codec"], shape, str(entry["frames"]), *cells))
-        judged = Agreement(**entry["agreement"])
-        counts = (judged.vectors, judged.differ, judged.ours_nearer, judged.theirs_nearer)
-        codes.append((entry["codec"], *map(str, counts)))
+        for name, of_ours in entry["agreement"].items():
+            judged = Agreement(**of_ours)
+            counts = (judged.vectors, judged.differ, judged.ours_nearer, judged.theirs_nearer)
+            codes.append((entry["codec"], name, *map(str, counts)))
     return "".join(
         [
             tables.heading(record),
             "Float32, random weights, a batch of one. ",
             ABOUT_THE_TABLES.format(rounds=record["rounds"]),
             tables.table(("codec", "stages, K, D", "frames", *TIMED), times),
-            "\nThe codes of ours (frozen or not) and of theirs. Where those of a frame differ, "
-            "float64 says whose code is nearer in the first stage that differs:\n\n",
-            tables.table(("codec", "frames", "differ", "ours nearer", "theirs nearer"), codes),
+            "\nThe codes of ours (frozen or not, they are the same) and of theirs. Where those of "
+            "a frame differ, float64 says whose code is nearer in the first stage that differs:"
+            "\n\n",
+            tables.table(
+                ("codec", "ours", "frames", "differ", "ours nearer", "theirs nearer"), codes
+            ),
             "\nTimed:\n" + "".join(f"- {name}: {text}\n" for name, text in TIMED.items()),
         ]
     )

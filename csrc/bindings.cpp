@@ -10,11 +10,13 @@
 #include <vector>
 
 #include "build_stamp.h"
+#include "cpu/composed_stages.h"
 #include "cpu/dispatch.h"
 #include "cpu/search.h"
 #include "cpu/sums/moving_average.h"
 #include "cpu/sums/residual_backward.h"
 #include "cpu/sums/segment_sum.h"
+#include "torch_changes.h"
 #include "torch_rows.h"
 
 namespace vqvae_fast {
@@ -210,6 +212,50 @@ std::tuple<Tensor, Tensor> residual_nearest_code(const Tensor& z, const Tensor& 
   return residual_nearest_packed_code(z, codebooks, Tensor());
 }
 
+// The map whose matrix and start have more columns than that, so that all may be read in vectors.
+Affine<float> as_map(const Tensor& matrix, const Tensor& start, int64_t columns) {
+  return {matrix.const_data_ptr<float>(), start.const_data_ptr<float>(), matrix.size(0), columns,
+          matrix.size(1)};
+}
+
+// Residual quantization whose projections were composed: vectors [..., C].
+std::tuple<Tensor, Tensor> composed_residual_code_op(const Tensor& vectors, const Tensor& entry,
+                                                     const Tensor& entry_bias,
+                                                     const Tensor& codebooks,
+                                                     const Tensor& compared, const Tensor& packed,
+                                                     const Tensor& corrections, const Tensor& exit,
+                                                     const Tensor& exit_bias, bool cosine) {
+  check_composed(vectors, entry, entry_bias, codebooks, compared, corrections, exit, exit_bias);
+  check_packed(compared, packed);
+  const int64_t number = codebooks.size(0), dim = codebooks.size(2), channels = vectors.size(-1);
+  ComposedStages stages{};
+  stages.count = number;
+  stages.dim = dim;
+  stages.entry = as_map(entry, entry_bias, number * dim);
+  stages.corrections = corrections.const_data_ptr<float>();
+  stages.exit = as_map(exit, exit_bias, channels);
+  stages.cosine = cosine;
+  Codes<float> codes = as_codes<float>(codebooks[0]), others = as_codes<float>(compared[0]);
+  PackedBytes bytes = as_bytes(packed[0]);
+  for (int64_t q = 0; q < number; ++q) {
+    stages.codes.push_back(codes);
+    stages.compared.push_back(others);
+    stages.packed.push_back(bytes);
+    codes.data += codebooks.stride(0);
+    others.data += compared.stride(0);
+    bytes.data = static_cast<const char*>(bytes.data) + packed.stride(0);
+  }
+  std::vector<int64_t> shape_of_indices = vectors.sizes().vec();
+  shape_of_indices.back() = number;
+  Tensor indices = at::empty(shape_of_indices, vectors.options().dtype(at::kLong));
+  Tensor quantized = at::empty(vectors.sizes(), vectors.options());
+  Tensor copy;
+  composed_residual_code(stages, as_rows<const float>(vectors, &copy),
+                         indices.mutable_data_ptr<int64_t>(), quantized.mutable_data_ptr<float>(),
+                         torch_pool());
+  return {indices, quantized};
+}
+
 std::tuple<Tensor, Tensor> segment_sum_op(const Tensor& src, const Tensor& indices,
                                           int64_t num_segments) {
   check_segment_sum(src, indices, num_segments);
@@ -328,6 +374,7 @@ void register_kernels() {
     cpu.impl("nearest_packed_code", nearest_packed_code);
     cpu.impl("quantize_packed", quantize_packed);
     cpu.impl("residual_nearest_packed_code", residual_nearest_packed_code);
+    cpu.impl("composed_residual_code", composed_residual_code_op);
     cpu.impl("segment_sum", segment_sum_op);
     cpu.impl("moving_average_", moving_average_op);
     cpu.impl("residual_backward", residual_backward_op);
@@ -358,6 +405,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("rows_settled_by_filter", vqvae_fast::settled_by_filter, pybind11::arg("z"),
         pybind11::arg("codebook"), pybind11::arg("packed") = pybind11::none(),
         "How many rows of this search the integer filter settles; None where it does not serve.");
+  m.def("description", vqvae_fast::description, pybind11::arg("tensors"),
+        "(bytes that differ after a change, whether one requires a gradient, whether one has one), "
+        "or None for special tensors.");
   m.def(
       "build_info",
       [] {

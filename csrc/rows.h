@@ -67,4 +67,14 @@ struct Codes {
   VQVAE_FAST_INLINE const In* row(int64_t k) const { return data + k * row_stride; }
 };
 
+// An affine map leads from `dim` elements x to `columns` elements: x * matrix + start. Both must be
+// readable up to the next multiple of kMapColumns columns.
+constexpr int64_t kMapColumns = 16;
+template <class T>
+struct Affine {
+  const T* matrix;  // [dim][stride]
+  const T* start;   // [columns]
+  int64_t dim, columns, stride;
+};
+
 }  // namespace vqvae_fast

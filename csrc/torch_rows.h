@@ -96,6 +96,39 @@ inline void check_search(const Tensor& z, const Tensor& codebook) {
                     z.sizes(), " and ", codebook.sizes());
 }
 
+inline void check_composed(const Tensor& vectors, const Tensor& entry, const Tensor& entry_bias,
+                           const Tensor& codebooks, const Tensor& compared,
+                           const Tensor& corrections, const Tensor& exit, const Tensor& exit_bias) {
+  for (const Tensor& t :
+       {vectors, entry, entry_bias, codebooks, compared, corrections, exit, exit_bias}) {
+    TORCH_CHECK_TYPE(t.scalar_type() == at::kFloat, "all must be float32, got ", t.scalar_type());
+  }
+  for (const Tensor& t : {entry, entry_bias, corrections, exit, exit_bias}) {
+    TORCH_CHECK_VALUE(t.is_contiguous(), "all but the vectors and codes must be contiguous, got ",
+                      t.sizes(), " with strides ", t.strides());
+  }
+  const bool books = codebooks.dim() == 3 && codebooks.numel() > 0 && vectors.dim() >= 1;
+  const int64_t width = books ? codebooks.size(0) * codebooks.size(2) : 0;
+  const int64_t channels = books ? vectors.size(-1) : 0;
+  const auto are_columns = [](const Tensor& map, const Tensor& bias, int64_t rows,
+                              int64_t columns) {
+    const int64_t whole = (columns + kMapColumns - 1) / kMapColumns * kMapColumns;
+    return map.sizes() == at::IntArrayRef({rows, whole}) &&
+           bias.sizes() == at::IntArrayRef({whole});
+  };
+  TORCH_CHECK_VALUE(
+      books && channels > 0 && compared.sizes() == codebooks.sizes() &&
+          corrections.sizes() == at::IntArrayRef({codebooks.size(0), codebooks.size(2), width}) &&
+          are_columns(entry, entry_bias, channels, width) &&
+          are_columns(exit, exit_bias, width, channels),
+      "vectors must be [..., C], codebooks and compared [Q, K, D], corrections [Q, D, Q * D], and "
+      "with columns up to a multiple of 16 entry [C, Q * D] and exit [Q * D, C] and their biases, "
+      "got ",
+      vectors.sizes(), ", ", codebooks.sizes(), ", ", compared.sizes(), ", ", corrections.sizes(),
+      ", ", entry.sizes(), ", ", exit.sizes(), ", ", entry_bias.sizes(), " and ",
+      exit_bias.sizes());
+}
+
 inline void check_segment_sum(const Tensor& src, const Tensor& indices, int64_t num_segments) {
   TORCH_CHECK_TYPE(indices.scalar_type() == at::kLong, "indices must be int64, got ",
                    indices.scalar_type());

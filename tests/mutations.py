@@ -150,6 +150,24 @@ FAULTS = [
         "const auto of_row = Doubles::broadcast(passed.of_row - of_error);",
         OPS + "residual_backward.py",
     ),
+    Fault(
+        "composed stages: a code takes nothing from the next stage",
+        "from = (stage + 1) * dim;",
+        "from = (stage + 2) * dim;",
+        OPS + "composed.py",
+    ),
+    Fault(
+        "composed stages: uneven rows are multiplied as if they were even",
+        "rows.row(row + count - 1) != tile + (count - 1) * row_stride) {",
+        "rows.dim < 0) {",
+        OPS + "composed.py -k strides",
+    ),
+    Fault(
+        "kept forms: the extension does not see writes",
+        "t._version(),",
+        "0,",
+        NN + "changes.py",
+    ),
     # ---- the Triton kernels ----------------------------------------------------------------------
     Fault(
         "Triton's bound: no error of the additions",
@@ -332,6 +350,25 @@ FAULTS = [
         "rows = rows[rows.isfinite().all(dim=1)]",
         "",
         NN + "kmeans.py",
+    ),
+    # ---- frozen quantizers -----------------------------------------------------------------------
+    Fault(
+        "composed stages: the biases behind earlier stages are left out",
+        "taken_before = out_bias.cumsum(0) - out_bias",
+        "taken_before = out_bias * 0",
+        NN + "composed_projections.py",
+    ),
+    Fault(
+        "composed stages: composed in float32",
+        "out.transpose(1, 2) @ entry, 0)",
+        "(out.float().transpose(1, 2) @ entry.float()).double(), 0)",
+        NN + "composed_projections.py -k rounded_once",
+    ),
+    Fault(
+        "composed stages: changes of a bias are not seen",
+        "return self[:5]",
+        "return (self[0], *self[2:5])",
+        NN + "composed_projections.py -k change",
     ),
     # ---- loaders and training --------------------------------------------------------------------
     Fault(

@@ -10,8 +10,8 @@ import vqvae_fast
 ROOT = Path(vqvae_fast.__file__).parent
 # From the bottom up: a module may import from its own part and from the rows before it.
 ROWS = [
-    ("_version", "regular_files", "stride_order", "dtypes", "formulas", "atomic", "extras"),
-    ("tracing",),
+    ("_version", "regular_files", "stride_order", "dtypes", "atomic", "extras"),
+    ("tracing", "formulas"),
     ("settings", "errors"),
     ("_native",),
     ("backends",),

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from vqvae_fast.dtypes import distance_dtype
+
 
 def flat_indices(indices: Tensor, codebook: Tensor) -> Tensor:
     """indices of separate books [H, ...] as rows of the books laid end to end [H * K].
@@ -72,3 +74,15 @@ def _divisor(length: Tensor) -> Tensor:
     does not find it in the second backward pass that it traces.
     """
     return length.clamp(min=1e-6)
+
+
+def directions(x: Tensor) -> Tensor:
+    """Return x / |x|, [..., D], between which a search by the cosine measures distances.
+
+    It is computed in float64 and returned in float32 (float64 for float64 input). A zero vector has
+    no direction and becomes NaN.
+    """
+    wide = x.double()
+    wide = wide / wide.abs().amax(dim=-1, keepdim=True)  # no square over- or underflows
+    unit: Tensor = wide / torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    return unit.to(distance_dtype(x.dtype))

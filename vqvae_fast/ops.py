@@ -49,6 +49,14 @@ _define(
     "residual_nearest_packed_code(Tensor z, Tensor codebooks, Tensor packed) "
     "-> (Tensor indices, Tensor quantized)"
 )
+# Residual quantization whose stages' projections were composed: `entry` leads from the vectors to
+# what the stages see, `exit` from their codes to the sum. `compared` [Q, K, D] is what the searches
+# compare in the place of the codes, and `packed` its packed form.
+_define(
+    "composed_residual_code(Tensor vectors, Tensor entry, Tensor entry_bias, Tensor codebooks, "
+    "Tensor compared, Tensor packed, Tensor corrections, Tensor exit, Tensor exit_bias, "
+    "bool cosine) -> (Tensor indices, Tensor quantized)"
+)
 _define(
     "segment_sum(Tensor src, Tensor indices, SymInt num_segments) -> (Tensor sums, Tensor counts)"
 )
@@ -130,6 +138,23 @@ def _(z: Tensor, codebook: Tensor, packed: Tensor) -> tuple[Tensor, Tensor, Tens
 @_fake("residual_nearest_packed_code")
 def _(z: Tensor, codebooks: Tensor, packed: Tensor) -> tuple[Tensor, Tensor]:
     return torch.ops.vqvae_fast.residual_nearest_code(z, codebooks)  # type: ignore[no-any-return]
+
+
+@_fake("composed_residual_code")
+def _(
+    vectors: Tensor,
+    entry: Tensor,
+    entry_bias: Tensor,
+    codebooks: Tensor,
+    compared: Tensor,
+    packed: Tensor,
+    corrections: Tensor,
+    exit: Tensor,
+    exit_bias: Tensor,
+    cosine: bool,
+) -> tuple[Tensor, Tensor]:
+    indices = vectors.new_empty((*vectors.shape[:-1], codebooks.shape[0]), dtype=torch.int64)
+    return indices, vectors.new_empty(vectors.shape)
 
 
 @_fake("segment_sum")

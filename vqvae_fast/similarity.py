@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from vqvae_fast.dtypes import distance_dtype
-from vqvae_fast.formulas import flat_indices
+from vqvae_fast.formulas import directions, flat_indices
 
 METRICS = ("euclidean", "cosine", "dot")
 
@@ -26,18 +26,6 @@ def as_euclidean(z: Tensor, codebook: Tensor, metric: str) -> tuple[Tensor, Tens
     dtype = distance_dtype(z.dtype)
     codes, radius = _in_a_unit_ball(codebook)
     return _near_a_sphere(z, radius).to(dtype), _on_a_sphere(codes, radius, dtype).to(dtype)
-
-
-def directions(x: Tensor) -> Tensor:
-    """Return x / |x|, [..., D], which as_euclidean makes of vectors and codes for the cosine.
-
-    It is computed in float64 and returned in float32 (float64 for float64 input). A zero vector has
-    no direction and becomes NaN.
-    """
-    wide = x.double()
-    wide = wide / wide.abs().amax(dim=-1, keepdim=True)  # no square over- or underflows
-    unit: Tensor = wide / torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-    return unit.to(distance_dtype(x.dtype))
 
 
 def dissimilarity(

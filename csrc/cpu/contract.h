@@ -108,6 +108,10 @@ struct Engine {
   // listed behind them are prefetched, because the caller needs them next.
   void (*sum_rows)(const Rows<const In>& src, const int64_t* rows, int64_t count, int64_t ahead,
                    double* sum);
+  // Writes map(row) of rows [first, last) to out ([rows][columns]); float32 and float64 only.
+  int64_t (*multiply_scratch_bytes)(int64_t dim);
+  void (*multiply)(const Rows<const In>& rows, int64_t first, int64_t last, const Affine<In>& map,
+                   void* scratch, In* out);
   // Runs the backward pass of residual quantization for one row; float32 and float64 only.
   void (*residual_gradient)(const ResidualStages<In>& stages, const In* grad, const In* row,
                             const int64_t* indices, In* residual, double* sum);

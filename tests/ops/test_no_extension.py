@@ -140,6 +140,7 @@ ops = torch.ops.vqvae_fast
 z, one = torch.eye(3), torch.tensor(1.0)
 nothing = torch.empty(1, 0, dtype=torch.uint8)
 places = torch.arange(3)
+wide = torch.zeros(3, 16)
 calls = {
     "nearest_code": lambda: vqvae_fast.nearest_code(z, z),
     "quantize": lambda: vqvae_fast.quantize(z, z),
@@ -150,6 +151,9 @@ calls = {
     "quantize_packed": lambda: ops.quantize_packed(z, z, nothing[0]),
     "residual_nearest_packed_code":
         lambda: ops.residual_nearest_packed_code(z, z[None], nothing),
+    "composed_residual_code": lambda: ops.composed_residual_code(
+        z, wide, wide[0], z[None], z[None], nothing, z[None], wide, wide[0], True
+    ),
     "take_codes": lambda: take_codes(z, places),
     "copy_of_codes": lambda: copy_of_codes(z),
     "moving_average_": lambda: ops.moving_average_(z, z[0], z, z, places, 0.5, 1e-5),
@@ -216,7 +220,7 @@ def test_every_op_runs_as_it_was_asked_for_or_raises(python, variables, expected
     done = python(EVERY_OP, **variables)
     assert warnings_of(done) == []
     *lines, last = done.stdout.splitlines()
-    assert len(lines) == 13
+    assert len(lines) == 14
     assert all(expected in line for line in lines), done.stdout
     assert last == "by argument [0, 1, 2]"
 

@@ -89,6 +89,13 @@ def _residual_nearest_packed_code(
     return torch.ops.vqvae_fast.residual_nearest_code(z, codebooks)  # type: ignore[no-any-return]
 
 
+def _composed_residual_code(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """A loop over the stages, with the search of the device's backend."""
+    return reference.composed_residual_code(
+        *arguments, nearest_packed_code=torch.ops.vqvae_fast.nearest_packed_code.default
+    )
+
+
 # How each op runs where the backend has no kernel of its own for it.
 _DEFAULT: dict[str, Callable[..., Any]] = {
     "nearest_code": reference.nearest_code,
@@ -99,6 +106,7 @@ _DEFAULT: dict[str, Callable[..., Any]] = {
     "nearest_packed_code": _nearest_packed_code,
     "quantize_packed": _quantize_packed,
     "residual_nearest_packed_code": _residual_nearest_packed_code,
+    "composed_residual_code": _composed_residual_code,
     "quantize_backward": _quantize_backward,
     "residual_backward": reference.residual_backward,
     "moving_average_": _moving_average_,

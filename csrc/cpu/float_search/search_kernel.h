@@ -13,6 +13,7 @@
 #include "../sums/sum_rows.h"
 #include "block.h"
 #include "few_rows.h"
+#include "multiply.h"
 #include "pack.h"
 #include "resolve.h"
 #include "tile.h"
@@ -132,6 +133,15 @@ constexpr auto gradient_of() {
 }
 
 template <class Simd, class In>
+constexpr auto multiply_of() {
+  if constexpr (std::is_floating_point_v<In>) {
+    return multiply<Simd>;
+  } else {
+    return nullptr;
+  }
+}
+
+template <class Simd, class In>
 constexpr Engine<In> make_engine() {
   return {Simd::kTileCodes,
           Simd::kTileRows,
@@ -142,6 +152,8 @@ constexpr Engine<In> make_engine() {
           FewRows<Simd, In>::scratch_bytes,
           search_few_rows<Simd, In>,
           sum_rows<Simd, In>,
+          multiply_scratch_bytes<Simd>,
+          multiply_of<Simd, In>(),
           gradient_of<Simd, In>()};
 }
 

@@ -10,6 +10,7 @@ namespace vqvae_fast {
 namespace {
 
 // Scores holds the scores of one tile: kTileRows rows against the first kVecs vectors of a panel.
+// Another matrix may take the place of the panel: then they are products.
 template <class Simd, int kVecs>
 struct Scores {
   typename Simd::Vec at[Simd::kTileRows][kVecs];
@@ -18,7 +19,8 @@ struct Scores {
 template <class Simd, int kVecs>
 inline void score_tile(Scores<Simd, kVecs>& scores, const typename Simd::T* rows,
                        int64_t row_stride, const typename Simd::T* panel,
-                       const typename Simd::T* half_norm, int64_t dim) {
+                       const typename Simd::T* half_norm, int64_t dim, int64_t element_stride = 1,
+                       int64_t panel_stride = Simd::kTileCodes) {
   using Vec = typename Simd::Vec;
   VQVAE_FAST_UNROLL
   for (int j = 0; j < kVecs; ++j) {
@@ -39,8 +41,8 @@ inline void score_tile(Scores<Simd, kVecs>& scores, const typename Simd::T* rows
         scores.at[i][j] = Simd::multiply_add(z, codes[j], scores.at[i][j]);
       }
     }
-    panel += Simd::kTileCodes;
-    ++rows;
+    panel += panel_stride;
+    rows += element_stride;
   }
 }
 

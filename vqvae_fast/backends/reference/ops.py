@@ -12,6 +12,7 @@ from torch import Tensor
 from vqvae_fast.dtypes import distance_dtype
 from vqvae_fast.formulas import (
     average_in_,
+    directions,
     flat_indices,
     rotated_gradient,
     smoothed_size,
@@ -127,6 +128,85 @@ def residual_nearest_code(
         quantized += codes
         chosen.append(indices)
     return torch.stack(chosen, dim=-1), quantized
+
+
+def _nearest_packed_code(z: Tensor, codebook: Tensor, packed: Tensor) -> tuple[Tensor, Tensor]:
+    """The search of the codebook itself: nothing is packed here."""
+    return nearest_code(z, codebook)
+
+
+@torch.no_grad()
+def composed_residual_code(
+    vectors: Tensor,
+    entry: Tensor,
+    entry_bias: Tensor,
+    codebooks: Tensor,
+    compared: Tensor,
+    packed: Tensor,
+    corrections: Tensor,
+    exit: Tensor,
+    exit_bias: Tensor,
+    cosine: bool,
+    *,
+    nearest_packed_code: Callable[
+        [Tensor, Tensor, Tensor], tuple[Tensor, Tensor]
+    ] = _nearest_packed_code,
+) -> tuple[Tensor, Tensor]:
+    """Residual quantization whose stages see the vectors through maps that were composed.
+
+    The columns of the two maps are rounded up to a multiple of 16; the last have no effect.
+
+    Args:
+        vectors: [..., C].
+        entry: [C, Q * D], leads to what each stage would see if the stages before it had taken
+            nothing.
+        entry_bias: [Q * D].
+        codebooks: [Q, K, D].
+        compared: [Q, K, D], what the searches compare in the place of the codes.
+        packed: uint8 [Q, B], its packed form.
+        corrections: [Q, D, Q * D], what each element of a stage's code takes from what the stages
+            behind it see; the columns of the others have no effect.
+        exit: [Q * D, C], leads from the codes to the sum of what the stages give.
+        exit_bias: [C].
+        cosine: the searches compare directions.
+        nearest_packed_code: searches one stage.
+
+    Returns:
+        indices [..., Q], int64, and the sum [..., C].
+
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+    stages, _, dim = codebooks.shape if codebooks.dim() == 3 else (0, 0, 0)
+    width, channels = stages * dim, vectors.shape[-1] if vectors.dim() else 0
+    columns, columns_back = (-(-size // 16) * 16 for size in (width, channels))
+    if (
+        codebooks.numel() == 0
+        or channels == 0
+        or compared.shape != codebooks.shape
+        or corrections.shape != (stages, dim, width)
+        or (entry.shape, entry_bias.shape) != ((channels, columns), (columns,))
+        or (exit.shape, exit_bias.shape) != ((width, columns_back), (columns_back,))
+    ):
+        given = (vectors, codebooks, compared, corrections, entry, exit, entry_bias, exit_bias)
+        raise ValueError(
+            "vectors must be [..., C], codebooks and compared [Q, K, D], corrections "
+            "[Q, D, Q * D], and with columns up to a multiple of 16 entry [C, Q * D] and exit "
+            "[Q * D, C] and their biases, got {}, {}, {}, {}, {}, {}, {} and {}".format(
+                *(list(part.shape) for part in given)
+            )
+        )
+    left = (vectors @ entry + entry_bias)[..., :width]
+    indices, chosen = [], []
+    for stage, book in enumerate(compared):
+        rows, left = left[..., :dim], left[..., dim:]
+        found, _ = nearest_packed_code(directions(rows) if cosine else rows, book, packed[stage])
+        codes = codebooks[stage][found]
+        left = left - codes @ corrections[stage, :, (stage + 1) * dim :]
+        indices.append(found)
+        chosen.append(codes)
+    quantized = torch.cat(chosen, dim=-1) @ exit[:, :channels] + exit_bias[:channels]
+    return torch.stack(indices, dim=-1), quantized
 
 
 @torch.no_grad()

@@ -1,48 +1,64 @@
-"""The packed form of a module's codes, which is kept as long as the codes do not change."""
+"""What is made of a module's tensors, such as packed codes, and kept until the tensors change."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import is_functorch_wrapped_tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from vqvae_fast.distributed import is_distributed
+from vqvae_fast.nn.codebook.changes import describe
 from vqvae_fast.packed import PackedCodebook, pack
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+class HasBytes(Protocol):
+    """What was made of tensors, and takes memory."""
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that it holds."""
+
+
+Form = TypeVar("Form", bound=HasBytes)
+
+
 class _Kept(NamedTuple):
-    """Packed books, and what they were made from when they were packed.
+    """A form, and what it was made from when it was made.
 
     Attributes:
-        packed: the books.
+        form: the form.
         seen: of each source, where it lay and how often it had been written to.
-        made_by: the functions and modules that made the books of the sources.
+        made_by: the functions and modules that made the form of the sources.
         storages: while they are held, no other tensor can lie where the sources lay.
+        as_read: copies of what it was made from, to verify it.
     """
 
-    packed: PackedCodebook
-    seen: list[tuple[Any, ...]]
+    form: Any
+    seen: object
     made_by: Sequence[object]
     storages: list[Any]
+    as_read: list[Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.form.nbytes) + sum(part.nbytes for part in self.as_read)
 
 
-class KeptPack:
-    """Packs the books of a module at the first search, and again after a change.
+class KeptForm(Generic[Form]):
+    """Keeps what is made of the tensors of a module, and makes it again after a change.
 
-    Every search compares where the tensors lie that the books are made from, and how often they
-    were written to. So the books are packed anew if a tensor was replaced, loaded, moved, cast or
-    changed in place. A write that torch does not count (through ``.data`` or NumPy) cannot be seen:
-    ``verify`` compares all elements, too.
+    Every call compares where the tensors lie, and how often they were written to. So the form is
+    made anew if a tensor was replaced, loaded, moved, cast or changed in place. A write that torch
+    does not count (through ``.data`` or NumPy) cannot be seen: ``verify`` compares all elements,
+    too.
 
     Args:
-        verify: raise RuntimeError in a search if the books differ from the packed ones although
-            torch counted no change. This makes all books, so it is for looking for such writes.
+        verify: raise RuntimeError if what the form is made from has changed although torch counted
+            no change. This reads all of it, so it is for looking for such writes.
     """
 
     def __init__(self, verify: bool = False):
@@ -50,74 +66,89 @@ class KeptPack:
         # One attribute, because threads may search at once: each reads it in one step.
         self._kept: _Kept | None = None
 
+    def made(
+        self,
+        sources: Sequence[Tensor],
+        make: Callable[[], Form],
+        read: Callable[[], Sequence[Tensor]],
+        made_by: Sequence[object] = (),
+    ) -> Form | None:
+        """Return the form.
+
+        Args:
+            sources: the tensors that it is made from.
+            make: makes it.
+            read: gives what ``make`` reads, the sources or what is computed from them.
+            made_by: the functions and modules by which it is made; others, compared by identity,
+                make another form.
+
+        Returns:
+            None where a change could not be seen: while the call is traced, for tensors of
+            inference mode, and beside other processes, whose collectives write to buffers without
+            being counted. None also for tensors that hold no numbers, for calls that compute a
+            gradient of the sources, and while they have gradients: then an optimizer may write
+            to them, and torch does not count what fused optimizers write. Nothing is made while a
+            CUDA graph is captured, because what it records does not run.
+        """
+        if _is_traced() or is_distributed():
+            return None
+        described = describe(sources)
+        if described is None:
+            return None
+        if described.has_gradient or (described.requires_grad and torch.is_grad_enabled()):
+            self.drop()
+            return None
+        kept = self._kept
+        if kept is None or described.seen != kept.seen or made_by != kept.made_by:
+            self.drop()
+            if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+                return None
+            # What is made must not be of inference mode because the first call happens to be.
+            with torch.inference_mode(False), torch.no_grad():
+                form = make()
+                as_read = [part.clone() for part in read()] if self.verify else []
+            storages = [source.untyped_storage() for source in sources]
+            kept = self._kept = _Kept(form, described.seen, made_by, storages, as_read)
+        elif self.verify and not _are_same(kept.as_read, read):
+            raise RuntimeError(
+                "the codes of a frozen quantizer were changed in a way that torch does not count, "
+                "as through .data, NumPy or a fused optimizer: call freeze() again after it"
+            )
+        found: Form = kept.form
+        return found
+
+    @property
+    def nbytes(self) -> int:
+        """The memory of the form, with the copies to verify it; 0 if there is none now."""
+        kept = self._kept
+        return 0 if kept is None else kept.nbytes
+
+    def drop(self) -> None:
+        """Give the memory back; the next call makes the form again."""
+        self._kept = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles have no form; they make their own."""
+        return type(self), (self.verify,)
+
+
+class KeptPack(KeptForm[PackedCodebook]):
+    """Packs the books of a module at the first search, and again after a change."""
+
     def of(
         self,
         sources: Sequence[Tensor],
         books: Callable[[], Tensor],
         made_by: Sequence[object] = (),
     ) -> PackedCodebook | None:
-        """Return the books packed.
+        """Return the books packed; the other arguments are those of :meth:`KeptForm.made`.
 
         Args:
             sources: the tensors that the books are made from.
             books: makes the books, [K, D] or [H, K, D].
-            made_by: the functions and modules by which it makes them; others, compared by identity,
-                make other books.
-
-        Returns:
-            None where a change could not be seen: while the call is traced, for tensors of
-            inference mode, and beside other processes, whose collectives write to buffers without
-            being counted. None also for tensors that hold no numbers, for calls that compute a
-            gradient of the books, and while the sources have gradients: then an optimizer may write
-            to them, and torch does not count what fused optimizers write. Nothing is packed while a
-            CUDA graph is captured, because what it records does not run.
+            made_by: the functions and modules by which it makes them.
         """
-        if _is_traced() or is_distributed() or not all(map(_can_be_kept, sources)):
-            return None
-        is_learning = torch.is_grad_enabled() and any(source.requires_grad for source in sources)
-        if is_learning or any(source.is_leaf and source.grad is not None for source in sources):
-            self.drop()
-            return None
-        seen = [
-            (part.data_ptr(), part._version, part.dtype, part.device, part.shape, part.stride())
-            for part in sources
-        ]
-        kept = self._kept
-        if kept is None or seen != kept.seen or made_by != kept.made_by:
-            self.drop()
-            if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-                return None
-            with torch.no_grad():
-                packed = pack(books())
-            storages = [source.untyped_storage() for source in sources]
-            kept = self._kept = _Kept(packed, seen, made_by, storages)
-        elif self.verify and not self._is_up_to_date(kept, books):
-            raise RuntimeError(
-                "the codes of a frozen quantizer were changed in a way that torch does not count, "
-                "as through .data, NumPy or a fused optimizer: call freeze() again after it"
-            )
-        return kept.packed
-
-    @property
-    def nbytes(self) -> int:
-        """The memory of the packed form, with its copy of the codes; 0 if there is none now."""
-        kept = self._kept
-        return 0 if kept is None else kept.packed.nbytes
-
-    def drop(self) -> None:
-        """Give the memory back; the next search packs again."""
-        self._kept = None
-
-    @staticmethod
-    def _is_up_to_date(kept: _Kept, books: Callable[[], Tensor]) -> bool:
-        """Whether the books have the packed elements, a NaN counting as equal to a NaN."""
-        with torch.no_grad():
-            same = torch.isclose(books(), kept.packed.codebook, rtol=0, atol=0, equal_nan=True)
-        return bool(same.all())
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Copies and pickles have no packed form; they make their own."""
-        return KeptPack, (self.verify,)
+        return self.made(sources, lambda: pack(books()), lambda: (books(),), made_by)
 
 
 class KeepsPack(nn.Module):
@@ -126,23 +157,34 @@ class KeepsPack(nn.Module):
     _kept_pack: KeptPack | None = None
 
     def keep_packed(self, verify: bool) -> None:
-        """Keep the codes packed from now on; ``verify`` as for :class:`KeptPack`."""
+        """Keep the codes packed from now on; ``verify`` as for :class:`KeptForm`."""
         self._kept_pack = KeptPack(verify)
 
+    def keep_composed(self, verify: bool) -> None:
+        """Keep the projections of the module's stages composed, if its stages have projections."""
+
     def keep_no_pack(self) -> None:
-        """Keep the codes packed no longer."""
+        """Keep nothing any longer."""
         self._kept_pack = None
 
+    def kept_forms(self) -> list[KeptForm[Any]]:
+        """What the module keeps."""
+        return [] if self._kept_pack is None else [self._kept_pack]
+
+    def drop_kept_forms(self) -> None:
+        """Give their memory back; the next call in eval makes them again."""
+        for kept in self.kept_forms():
+            kept.drop()
+
     def train(self, mode: bool = True) -> "Self":
-        """As :meth:`torch.nn.Module.train`; the packed form is dropped for training."""
-        if mode and self._kept_pack is not None:
-            self._kept_pack.drop()
+        """As :meth:`torch.nn.Module.train`; what is kept is dropped for training."""
+        if mode:
+            self.drop_kept_forms()
         return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Self":
-        """As :meth:`torch.nn.Module._apply`, which ``.to()`` calls; the packed form is dropped."""
-        if self._kept_pack is not None:
-            self._kept_pack.drop()
+        """As :meth:`torch.nn.Module._apply`, which ``.to()`` calls; what is kept is dropped."""
+        self.drop_kept_forms()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
@@ -166,7 +208,10 @@ def _is_traced() -> bool:
     return _get_current_dispatch_mode() is not None
 
 
-def _can_be_kept(source: Tensor) -> bool:
-    """Whether a tensor holds numbers whose changes torch counts."""
-    holds_numbers = not (source.is_meta or isinstance(source, FakeTensor))
-    return holds_numbers and not source.is_inference() and not is_functorch_wrapped_tensor(source)
+def _are_same(as_read: list[Tensor], read: Callable[[], Sequence[Tensor]]) -> bool:
+    """Whether what is read has the elements that it had, a NaN counting as equal to a NaN."""
+    with torch.no_grad():
+        return all(
+            bool(torch.isclose(new, old, rtol=0, atol=0, equal_nan=True).all())
+            for new, old in zip(read(), as_read, strict=True)
+        )

@@ -4,6 +4,7 @@ A residual quantizer may run such stages all at once. Each function gives None f
 more, and for one whose calls something watches.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -99,50 +100,83 @@ class ProjectedStage(NamedTuple):
     """What a stage does in eval that projects vectors, finds a code and projects it back.
 
     Attributes:
-        into: the weight and the bias that lead to the codes.
-        out: those that lead back.
+        weight_in: [D, C], leads to the codes; bias_in: [D].
+        weight_out: [C, D], leads back; bias_out: [C].
+        codes: [1, K, D].
         search: the search.
-        book: the codes.
+        book: the codes' module.
     """
 
-    into: tuple[Tensor, Tensor | None]
-    out: tuple[Tensor, Tensor | None]
+    weight_in: Tensor
+    bias_in: Tensor | None
+    weight_out: Tensor
+    bias_out: Tensor | None
+    codes: Tensor
     search: Best
     book: Codebook
 
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """What the stage is made of."""
+        return self[:5]
+
     def quantize(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors [B, N, D] -> what :meth:`VectorQuantize.forward` gives: [B, N, D], [B, N]."""
-        rows = nn_functional.linear(vectors, *self.into)[None]
+        """Vectors [B, N, C] -> what :meth:`VectorQuantize.forward` gives: [B, N, C], [B, N]."""
+        rows = nn_functional.linear(vectors, self.weight_in, self.bias_in)[None]
         packed = self.book.packed(self.search.compared)
         if packed is None:
             chosen = self.search.choose(rows, self.book.codes(), _ONE_CODE)
         else:
             chosen = self.search.choose_packed(rows, self.book.codes, packed)
-        return nn_functional.linear(chosen.quantized[0], *self.out), chosen.indices[0]
+        quantized = nn_functional.linear(chosen.quantized[0], self.weight_out, self.bias_out)
+        return quantized, chosen.indices[0]
 
 
 _ONE_CODE = Wanted(None, 0.0, None)
 
 
-def projected_stage(stage: VectorQuantize, vectors: Tensor) -> ProjectedStage | None:
-    """What a stage does in eval to vectors [B, N, D]; None if it is more, or has a gradient."""
-    if (
-        torch.is_grad_enabled()
-        or stage.training
-        or not stage.has_projections
-        or stage.use_cosine_sim
-        or stage.heads > 1
-        or is_watched(stage)
-    ):
+def projected_stages(
+    stages: Sequence[VectorQuantize], vectors: Tensor
+) -> list[ProjectedStage] | None:
+    """What stages do in eval to vectors [B, N, C]; None if one does more, or has a gradient."""
+    if torch.is_grad_enabled() or vectors.dtype != torch.float32 or _has_any_global_hook():
         return None
-    book, into, out = stage._codebook, stage.project_in, stage.project_out
-    if not _stores_codes(book) or is_watched(into, nn.Linear) or is_watched(out, nn.Linear):
-        return None
-    assert isinstance(into, nn.Linear)
-    assert isinstance(out, nn.Linear)
-    weights = (into.weight, into.bias), (out.weight, out.bias)
-    narrow = any(part.dtype != torch.float32 for part in (vectors, book.embed, weights[0][0]))
-    return None if narrow else ProjectedStage(*weights, stage._routes.best, book)
+    projected = []
+    for stage in stages:
+        parts = stage._modules  # as in plain_codes, because a part is found by its name slowly
+        book, into, out = parts["_codebook"], parts["project_in"], parts["project_out"]
+        if (
+            stage.training
+            or not stage.has_projections
+            or stage.use_cosine_sim
+            or stage.heads > 1
+            or _has_own_calls(stage, VectorQuantize)
+            or _has_own_calls(into, nn.Linear)
+            or _has_own_calls(out, nn.Linear)
+        ):
+            return None
+        book = cast("Codebook", book)
+        if not _stores_codes(book):
+            return None
+        weight_in, bias_in = _weight_and_bias(cast("nn.Linear", into))
+        weight_out, bias_out = _weight_and_bias(cast("nn.Linear", out))
+        learned = book._parameters.get("embed")
+        codes = book.embed if learned is None else learned
+        if codes.dtype != torch.float32 or weight_in.dtype != torch.float32:
+            return None
+        best = stage._routes.best
+        projected.append(
+            ProjectedStage(weight_in, bias_in, weight_out, bias_out, codes, best, book)
+        )
+    return projected
+
+
+def _weight_and_bias(linear: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    parameters = linear._parameters
+    weight = parameters.get("weight")
+    if weight is None:  # an attribute, as in the replicas of DataParallel
+        return linear.weight, linear.bias
+    return weight, parameters["bias"]
 
 
 def _stores_codes(book: Codebook) -> bool:
@@ -152,11 +186,19 @@ def _stores_codes(book: Codebook) -> bool:
 
 def is_watched(module: nn.Module, kind: type[nn.Module] = VectorQuantize) -> bool:
     """Whether hooks, a subclass of its kind or a compiler must see the calls of a module."""
-    return (
-        type(module) is not kind
-        or bool(module._forward_hooks or module._forward_pre_hooks)
-        or bool(module._backward_hooks or module._backward_pre_hooks)
-        or "forward" in vars(module)
-        or getattr(module, "_compiled_call_impl", None) is not None
-        or _has_any_global_hook()
+    return _has_own_calls(module, kind) or _has_any_global_hook()
+
+
+def _has_own_calls(module: nn.Module | None, kind: type[nn.Module]) -> bool:
+    """As :func:`is_watched`, but for hooks of all modules."""
+    if type(module) is not kind:
+        return True
+    own = module.__dict__
+    return bool(
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
+        or module._compiled_call_impl is not None
     )

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from vqvae_fast.agreement import require_same
 from vqvae_fast.autograd.gather import take_codes
 from vqvae_fast.distributed import is_distributed
-from vqvae_fast.nn.codebook.kept_pack import KeepsPack
+from vqvae_fast.nn.codebook.kept_pack import KeepsPack, KeptForm
+from vqvae_fast.nn.drop_in.composed_stages import ComposedStages
 from vqvae_fast.nn.drop_in.implicit_codebook import ImplicitCodebook
 from vqvae_fast.nn.drop_in.plain_stage import finds_nearest_in_eval
 from vqvae_fast.nn.drop_in.residual_vq_options import check, sizes_of_stages
@@ -77,6 +78,8 @@ class ResidualVQ(Freezable, KeepsPack, DropsStages, FixedAttributes):
     Raises:
         ValueError: a number is out of range, or arguments contradict each other.
     """
+
+    _composition: KeptForm[ComposedStages] | None = None
 
     FIXED = frozenset(
         (
@@ -197,6 +200,21 @@ class ResidualVQ(Freezable, KeepsPack, DropsStages, FixedAttributes):
         if self.uniform_codebook_size and all(map(finds_nearest_in_eval, self._stages(), books)):
             return [self]
         return list(dict.fromkeys(books))
+
+    def keep_composed(self, verify: bool) -> None:
+        """As :meth:`KeepsPack.keep_composed`, for stages with projections of their own."""
+        if self._stage(0).has_projections:
+            self._composition = KeptForm(verify)
+
+    def keep_no_pack(self) -> None:
+        """As :meth:`KeepsPack.keep_no_pack`."""
+        super().keep_no_pack()
+        self._composition = None
+
+    def kept_forms(self) -> list[KeptForm[Any]]:
+        """As :meth:`KeepsPack.kept_forms`."""
+        kept = super().kept_forms()
+        return kept if self._composition is None else [*kept, self._composition]
 
     def _make_routes(self) -> list[StagesRoute]:
         """The routes that a quantizer of this kind has, in the order in which they are tried."""
@@ -331,6 +349,7 @@ class ResidualVQ(Freezable, KeepsPack, DropsStages, FixedAttributes):
             self.quant_grad_frac,
             self.beam_score_weights,
             self._kept_pack,
+            self._composition,
         )
         for route in self._routes:
             outcome = route.run(stages, call)

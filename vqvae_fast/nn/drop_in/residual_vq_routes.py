@@ -14,14 +14,14 @@ from torch import Tensor
 from vqvae_fast import functional
 from vqvae_fast.autograd.estimators import directional_reparam
 from vqvae_fast.autograd.residual_nearest_with_loss import residual_nearest_with_loss
-from vqvae_fast.nn.codebook.kept_pack import KeptPack
+from vqvae_fast.nn.codebook.kept_pack import KeptForm, KeptPack
 from vqvae_fast.nn.codebook.undoing import Runs, undone_unless
+from vqvae_fast.nn.drop_in.composed_stages import ComposedStages, composed_stages
 from vqvae_fast.nn.drop_in.plain_stage import (
     PlainStage,
-    ProjectedStage,
     plain_codes,
     plain_stage,
-    projected_stage,
+    projected_stages,
 )
 from vqvae_fast.nn.drop_in.vector_quantize import VectorQuantize
 from vqvae_fast.nn.steps.autocast import is_autocast, without_autocast
@@ -40,6 +40,7 @@ class Stages(NamedTuple):
         quant_grad_frac: share of a stage's gradient that reaches the stages before it.
         beam_weights: of the stages' errors in the score of a way to quantize a vector.
         kept_pack: keeps the packed books of a frozen quantizer.
+        composition: keeps the stages of a frozen quantizer whose projections are composed.
     """
 
     layers: Sequence[VectorQuantize]
@@ -48,6 +49,7 @@ class Stages(NamedTuple):
     quant_grad_frac: float
     beam_weights: Sequence[float]
     kept_pack: KeptPack | None = None
+    composition: KeptForm[ComposedStages] | None = None
 
     def runs(self, number: int, last: int | Tensor) -> Runs:
         """Whether a stage runs where ``last`` is the last."""
@@ -248,7 +250,7 @@ class Projected:
     """Eval of stages that project vectors, find codes and project them back, without their calls.
 
     The stages get the vectors side by side, because products with a transposed matrix of channels
-    take several times as long.
+    take several times as long. Stages that are composed need none of these products.
     """
 
     def run(self, stages: Stages, call: StagesCall) -> StagesOutcome | None:
@@ -256,12 +258,16 @@ class Projected:
         device = call.start.device.type
         if call.training or call.mask is not None or is_autocast(device):
             return None
-        plain: list[ProjectedStage] = []
-        for stage in stages.layers:
-            as_plain = projected_stage(stage, call.start)
-            if as_plain is None:
-                return None
-            plain.append(as_plain)
+        plain = projected_stages(stages.layers, call.start)
+        kept = stages.composition
+        if plain is None:
+            if kept is not None:  # as AtOnce does
+                kept.drop()
+            return None
+        composed = None if kept is None else composed_stages(plain, kept)
+        if composed is not None:
+            found, total = composed.quantize(call.start)
+            return StagesOutcome(total, found, total.new_zeros(len(plain)), [])
         residual = call.start.clone(memory_format=torch.contiguous_format)
         total = torch.zeros_like(residual)
         chosen = []

@@ -9,9 +9,9 @@ from torch.nn import functional as nn_functional
 
 from vqvae_fast import functional
 from vqvae_fast.autograd.gather import take_codes
+from vqvae_fast.formulas import directions
 from vqvae_fast.nn.steps import logits
 from vqvae_fast.packed import PackedCodebook
-from vqvae_fast.similarity import directions
 
 CodebookTransform = Callable[[Tensor], Tensor]
 

@@ -22,7 +22,7 @@ class Freezable(nn.Module):
         """
         return _keepers_of_parts(self)
 
-    def freeze(self, *, verify: bool = False) -> "Self":
+    def freeze(self, *, verify: bool = False, compose_projections: bool = False) -> "Self":
         """Keep the codebooks packed in eval, because their owner says that they do not change.
 
         The first call in eval packs the books (:func:`vqvae_fast.pack`) and later calls do not,
@@ -49,7 +49,21 @@ class Freezable(nn.Module):
 
         Args:
             verify: compare all codes in every call, and raise RuntimeError if they were changed in
-                a way that torch does not count. This is slow; it is meant for finding such writes.
+                a way that torch does not count. This is slow and keeps a copy of all codes; it is
+                meant for finding such writes.
+            compose_projections: where each stage of a ResidualVQ projects the vectors and its codes
+                (``project_per_stage``, as in DAC), keep the products of these projections instead,
+                so that a call needs one product before all stages and one behind them. It is
+                several times as fast, and it is the exception to "the same bits": the vectors that
+                are compared with the codes, and the sum of what the stages give, are rounded
+                otherwise. Every code is the nearest to the vector as it was rounded here, so it
+                differs from that of the module as it was only where rounding decides between codes
+                (the stages behind such a code differ with it). Neither of the two is nearer to
+                exact arithmetic. The products follow changes as the packed books do, those of the
+                projections' weights and biases, too; with ``verify`` those are compared as well.
+                They serve calls of float32 vectors without gradients (``torch.no_grad()``), a mask
+                or autocast; other calls are as without this argument, and so are quantizers
+                without such stages.
 
         Returns:
             This module.
@@ -63,6 +77,9 @@ class Freezable(nn.Module):
         self.unfreeze()
         for keeper in keepers:
             keeper.keep_packed(verify)
+        if compose_projections:
+            for keeper in _all_keepers(self):
+                keeper.keep_composed(verify)
         return self
 
     def unfreeze(self) -> "Self":
@@ -73,19 +90,19 @@ class Freezable(nn.Module):
 
     @property
     def packed_nbytes(self) -> int:
-        """The memory that the packed codebooks hold now; 0 before the first call in eval."""
-        return sum(
-            0 if keeper._kept_pack is None else keeper._kept_pack.nbytes
-            for keeper in _all_keepers(self)
-        )
+        """The memory that is kept packed or composed now; 0 before the first call in eval."""
+        return sum(kept.nbytes for keeper in _all_keepers(self) for kept in keeper.kept_forms())
 
 
-def freeze(module: nn.Module, *, verify: bool = False) -> nn.Module:
+def freeze(
+    module: nn.Module, *, verify: bool = False, compose_projections: bool = False
+) -> nn.Module:
     """Call :meth:`Freezable.freeze` of every quantizer in a module.
 
     Args:
         module: a quantizer or a model.
         verify: as there.
+        compose_projections: as there. Codes may then differ where rounding decides between them.
 
     Returns:
         The same module.
@@ -106,7 +123,7 @@ def freeze(module: nn.Module, *, verify: bool = False) -> nn.Module:
     for quantizer in quantizers:
         quantizer.pack_keepers()  # raises before anything is frozen
     for quantizer in quantizers:
-        quantizer.freeze(verify=verify)
+        quantizer.freeze(verify=verify, compose_projections=compose_projections)
     return module
 
 

@@ -1,0 +1,54 @@
+"""What tells whether tensors have changed since they were last looked at."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from vqvae_fast import _native
+
+
+class Description(NamedTuple):
+    """What is known of tensors without reading their elements.
+
+    Attributes:
+        seen: where each lies, and how often it was written to; it differs after a change.
+        requires_grad: whether any requires a gradient.
+        has_gradient: whether any has one.
+    """
+
+    seen: object
+    requires_grad: bool
+    has_gradient: bool
+
+
+def describe(tensors: Sequence[Tensor]) -> Description | None:
+    """Describe tensors; None if one holds no numbers, or none whose changes torch counts."""
+    if _native.extension is not None:
+        quick = _native.extension.description(tensors)
+        if quick is not None:
+            return Description(*quick)
+    return describe_in_python(tensors)
+
+
+def describe_in_python(tensors: Sequence[Tensor]) -> Description | None:
+    """As :func:`describe`, of which the compiled extension has a quicker form."""
+    if not all(map(_can_be_described, tensors)):
+        return None
+    seen = [
+        (part.data_ptr(), part._version, part.dtype, part.device, part.shape, part.stride())
+        for part in tensors
+    ]
+    return Description(
+        seen,
+        any(part.requires_grad for part in tensors),
+        any(part.is_leaf and part.grad is not None for part in tensors),
+    )
+
+
+def _can_be_described(source: Tensor) -> bool:
+    """Whether a tensor holds numbers whose changes torch counts."""
+    holds_numbers = not (source.is_meta or isinstance(source, FakeTensor))
+    return holds_numbers and not source.is_inference() and not is_functorch_wrapped_tensor(source)
