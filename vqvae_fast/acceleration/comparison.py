@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vqvae_fast import functional
-from vqvae_fast.acceleration.accelerate import recipe_for
+from vqvae_fast.acceleration.choice import recipe_for
 from vqvae_fast.acceleration.recipe import Recipe, Search
 from vqvae_fast.acceleration.replaced import originals_of, replace_in_module, restore_module
 
@@ -105,7 +105,8 @@ def _observed(module: nn.Module, recipe: Recipe, searches: list[Search]) -> Iter
 
         def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             result = original(self, *args, **kwargs)
-            searches.append(search_of(self, result, *args, **kwargs))
+            search = search_of(self, result, *args, **kwargs)
+            searches.extend([] if search is None else [search])
             return result
 
         methods[name] = method

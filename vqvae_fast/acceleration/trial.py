@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,29 +19,52 @@ def reason_against(recipe: Recipe, module: nn.Module) -> str | None:
     """Return why a module cannot be what the recipe takes it for; None if it can.
 
     A module that is known by its class is not tried. Nothing of the module changes, and torch's
-    generator goes on as if nothing had been drawn.
+    generators go on as if nothing had been drawn.
     """
     if recipe.example is None:
         return None
     for training in (False, True):
         mode = "training" if training else "eval"
-        with torch.random.fork_rng(devices=[]):
-            arguments = recipe.example(module)
-            original, replaced = copy.deepcopy(module), copy.deepcopy(module)
+        try:
+            with _seeded(module):
+                arguments = recipe.example(module)
+            original, replaced = _copy(module), _copy(module)
             replace_in_module(replaced, methods_of(recipe, type(module)))
-            try:
+            with _seeded(module):
                 expected = _outcome(original.train(training), arguments)
+            with _seeded(module):
                 found = _outcome(replaced.train(training), arguments)
-            except Exception as problem:  # whatever an unknown class raises
-                return f"a trial in {mode} failed: {type(problem).__name__}: {problem}"
-        if not _are_close(found, expected):
+            same = _are_close(found, expected)
+        except Exception as problem:  # whatever an unknown class raises
+            return f"a trial in {mode} failed: {type(problem).__name__}: {problem}"
+        if not same:
             return f"its class has a known shape, but in {mode} it computes something else"
     return None
 
 
+@contextmanager
+def _seeded(module: nn.Module) -> Iterator[None]:
+    """Seeds the generators of the CPU and of a module's GPUs for a while, and no others."""
+    tensors = (*module.parameters(), *module.buffers())
+    gpus = sorted({tensor.device.index for tensor in tensors if tensor.is_cuda})
+    with torch.random.fork_rng(devices=gpus):
+        # torch.manual_seed would seed all GPUs.
+        torch.default_generator.manual_seed(0)
+        for index in gpus:
+            torch.cuda.default_generators[index].manual_seed(0)
+        yield
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    """A copy; also of a module with a buffer in a graph, as LlamaGen's has on a GPU."""
+    memo: dict[int, Any] = {
+        id(buffer): buffer.detach().clone() for buffer in module.buffers() if buffer.requires_grad
+    }
+    return copy.deepcopy(module, memo)
+
+
 def _outcome(module: nn.Module, arguments: tuple[Any, ...]) -> list[Any]:
     """What forward gives, the gradients in training, and the state after it."""
-    torch.manual_seed(0)
     arguments = tuple(
         argument.detach().clone().requires_grad_(module.training and argument.is_floating_point())
         if isinstance(argument, Tensor)
@@ -56,7 +80,8 @@ def _outcome(module: nn.Module, arguments: tuple[Any, ...]) -> list[Any]:
         torch.autograd.backward(learning, weights)
     inputs = [argument.grad for argument in arguments if isinstance(argument, Tensor)]
     weights_of_module = [parameter.grad for parameter in module.parameters()]
-    return [*given, *inputs, *weights_of_module, *module.state_dict().values()]
+    learns = [isinstance(part, Tensor) and part.requires_grad for part in given]
+    return [*given, *learns, *inputs, *weights_of_module, *module.state_dict().values()]
 
 
 def _leaves(result: Any) -> Iterator[Any]:
