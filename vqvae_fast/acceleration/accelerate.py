@@ -208,7 +208,7 @@ def _classes_of_name(name: str) -> list[type[nn.Module]]:
     for full in below:
         module, _, cls = full.rpartition(".")
         # Older versions of a library lack some of its classes.
-        if importlib.util.find_spec(module) is not None:
+        if _is_installed(module):
             found = getattr(importlib.import_module(module), cls, None)
             classes += [] if found is None else [found]
     if not classes:
@@ -217,6 +217,16 @@ def _classes_of_name(name: str) -> list[type[nn.Module]]:
             + (f"; recipes know {', '.join(below)}, which are not installed" if below else "")
         )
     return classes
+
+
+def _is_installed(module: str) -> bool:
+    """Whether there is a module of this name; its packages are imported."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError as problem:
+        if module.startswith(f"{problem.name}."):
+            return False
+        raise  # the package is there, but something that it needs is not
 
 
 def _count(number: int, noun: str) -> str:

@@ -1,5 +1,7 @@
 """Chooses the recipe that serves a module, or says why none does."""
 
+from collections.abc import Iterator
+
 from torch import nn
 
 from vqvae_fast.acceleration.known import KNOWN
@@ -16,9 +18,12 @@ def chosen_for(module: nn.Module) -> tuple[Recipe | None, str | None]:
         ``(recipe, None)``, ``(None, reason)``, or ``(None, None)`` for a module that nothing is
         known of.
     """
+    done = _that_has_accelerated(module)
+    if done is not None:
+        return done, None
     reasons = []
     for recipe in _that_know(module):
-        reason = _reason_to_leave(recipe, module)
+        reason = recipe.reason_to_leave(module) or reason_against(recipe, module)
         if reason is None:
             return recipe, None
         if recipe.example is None:  # a class that is known by its name has one recipe
@@ -32,19 +37,17 @@ def recipe_for(module: nn.Module) -> Recipe | None:
 
     A module that is known by its shape only has one if it passes the trial.
     """
-    for recipe in _that_know(module):
-        if is_accelerated(recipe, type(module)) or reason_against(recipe, module) is None:
-            return recipe
-    return None
+    done = _that_has_accelerated(module)
+    if done is not None:
+        return done
+    return next(
+        (recipe for recipe in _that_know(module) if reason_against(recipe, module) is None), None
+    )
 
 
-def _that_know(module: nn.Module) -> list[Recipe]:
-    """The recipes that know a module; if one has accelerated it, that one alone."""
-    known = [recipe for recipe in KNOWN if recipe.class_of(module) is not None]
-    return [recipe for recipe in known if is_accelerated(recipe, type(module))] or known
+def _that_know(module: nn.Module) -> Iterator[Recipe]:
+    return (recipe for recipe in KNOWN if recipe.class_of(module) is not None)
 
 
-def _reason_to_leave(recipe: Recipe, module: nn.Module) -> str | None:
-    if is_accelerated(recipe, type(module)):
-        return None
-    return recipe.reason_to_leave(module) or reason_against(recipe, module)
+def _that_has_accelerated(module: nn.Module) -> Recipe | None:
+    return next((recipe for recipe in KNOWN if is_accelerated(recipe, type(module))), None)

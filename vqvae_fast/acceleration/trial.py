@@ -56,9 +56,13 @@ def _seeded(module: nn.Module) -> Iterator[None]:
 
 
 def _copy(module: nn.Module) -> nn.Module:
-    """A copy; also of a module with a buffer in a graph, as LlamaGen's has on a GPU."""
+    """A copy; also of a module with tensors in a graph, as those of weight_norm are."""
+    parts = [part for each in module.modules() for part in (vars(each), each._buffers)]
     memo: dict[int, Any] = {
-        id(buffer): buffer.detach().clone() for buffer in module.buffers() if buffer.requires_grad
+        id(value): value.detach().clone()
+        for part in parts
+        for value in part.values()
+        if isinstance(value, Tensor) and value.requires_grad
     }
     return copy.deepcopy(module, memo)
 
@@ -111,5 +115,5 @@ def _is_close(found: Any, expected: Any) -> bool:
         return False
     if not expected.is_floating_point():
         return torch.equal(found, expected)
-    largest = float(expected.abs().max()) if expected.numel() else 0.0
+    largest = float(expected.detach().abs().max()) if expected.numel() else 0.0
     return torch.allclose(found, expected, rtol=0, atol=_ALLOWED * largest, equal_nan=True)

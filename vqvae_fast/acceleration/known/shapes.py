@@ -9,7 +9,8 @@ def has_table(module: nn.Module, *attributes: str) -> bool:
 
     Not those of this package, which have such attributes, too.
     """
-    table = getattr(module, "embedding", None)
+    # Not getattr: in other classes embedding is a property, which may compute and keep something.
+    table = module._modules.get("embedding")
     return (
         isinstance(table, nn.Embedding)
         and all(hasattr(module, name) for name in ("n_e", "e_dim", "beta", *attributes))

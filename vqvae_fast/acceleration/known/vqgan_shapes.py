@@ -34,13 +34,13 @@ def _is_first(module: nn.Module) -> bool:
 
 def _is_second(module: nn.Module) -> bool:
     later = ("legacy", "remap", "sane_index_shape")
-    return has_table(module, *later) and not hasattr(module, "embedding_proj")
+    return has_table(module, *later) and "embedding_proj" not in module._modules
 
 
 def _is_simvq(module: nn.Module) -> bool:
     return (
         has_table(module, "legacy", "remap", "sane_index_shape")
-        and isinstance(getattr(module, "embedding_proj", None), nn.Linear)
+        and isinstance(module._modules.get("embedding_proj"), nn.Linear)
         and hasattr(inspect.unwrap(type(module).forward), "__globals__")
     )
 
