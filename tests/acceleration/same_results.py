@@ -61,7 +61,7 @@ def outcome(module: nn.Module, *arguments: Any, method: str = "forward") -> list
     results = list(leaves(call(*arguments)))
     learning = [part for part in results if isinstance(part, Tensor) and part.requires_grad]
     if learning:
-        torch.autograd.backward(learning, [torch.rand_like(part) for part in learning])
+        torch.autograd.backward(learning, [torch.rand(part.shape).to(part) for part in learning])
     gradients = [part.grad for part in arguments if isinstance(part, Tensor)]
     gradients += [parameter.grad for parameter in module.parameters()]
     learns = [part.requires_grad for part in results if isinstance(part, Tensor)]
@@ -78,9 +78,16 @@ def assert_same(found: list[Any], expected: list[Any], tolerance: float = 2e-5) 
             continue
         assert ours.dtype == theirs.dtype
         assert ours.shape == theirs.shape
+        assert ours.is_sparse or _strides(ours) == _strides(theirs)
         largest = float(theirs.detach().nan_to_num().abs().max()) if theirs.numel() else 0.0
         allowed = tolerance * largest if theirs.is_floating_point() else 0
         torch.testing.assert_close(ours, theirs, rtol=0, atol=allowed, equal_nan=True)
+
+
+def _strides(tensor: Tensor) -> list[int]:
+    """Those that say where elements lie."""
+    sizes = zip(tensor.stride(), tensor.shape, strict=True)
+    return [stride for stride, size in sizes if size > 1 and tensor.numel()]
 
 
 def assert_nearest(codes: Tensor, z: Tensor, codebook: Tensor) -> None:

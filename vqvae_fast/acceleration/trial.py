@@ -80,7 +80,8 @@ def _outcome(module: nn.Module, arguments: tuple[Any, ...]) -> list[Any]:
     learning = [part for part in given if isinstance(part, Tensor) and part.requires_grad]
     if learning:
         # Weights of their own, so that no two parts of the result can stand for each other.
-        weights = [torch.rand_like(part) for part in learning]
+        # Strides, which may differ, would change the order of the numbers of rand_like.
+        weights = [torch.rand(part.shape).to(part) for part in learning]
         torch.autograd.backward(learning, weights)
     inputs = [argument.grad for argument in arguments if isinstance(argument, Tensor)]
     weights_of_module = [parameter.grad for parameter in module.parameters()]

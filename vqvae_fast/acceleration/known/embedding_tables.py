@@ -56,7 +56,7 @@ def directions_of(table: nn.Embedding) -> Codes:
     def make() -> Tensor:
         return nn_functional.normalize(weight, p=2, dim=-1)
 
-    return Codes((weight,), make, lambda indices: make()[indices])
+    return Codes((weight,), make, lambda indices: nn_functional.normalize(weight[indices], dim=-1))
 
 
 def straight_through(

@@ -15,7 +15,6 @@ from vqvae_fast.acceleration.known.embedding_tables import (
     rows_of,
     search_on_images,
     sizes_of_table,
-    straight_through,
 )
 from vqvae_fast.acceleration.known.shapes import has_table, images_near
 from vqvae_fast.acceleration.recipe import Recipe, Search
@@ -36,16 +35,20 @@ def _forward(original: Callable[..., Any], module: Any, z: Tensor) -> Any:
         return original(module, z)
     z, codes = _compared(module, z)
     if not module.training:
-        found = straight_through(module, z, codes, commitment_weight=0.0, codebook_weight=0.0)
-        quantized = found.quantized.permute(0, 3, 1, 2)
-        return quantized, (None, None, None, 0), (None, None, found.indices.reshape(-1))
+        indices = nearest_made(module, z, codes.sources, codes.make)
+        quantized = z + (codes.look_up(indices) - z).detach()
+        return (
+            quantized.permute(0, 3, 1, 2),
+            (None, None, None, 0),
+            (None, None, indices.reshape(-1)),
+        )
     codebook = codes.make()
     indices = nearest_made(module, z, [codebook], lambda: codebook)
     # The losses are returned one by one, each with its gradient.
     quantized, commitment, learning = losses(z, nn_functional.embedding(indices, codebook))
     indices = indices.reshape(-1)
     usage = _note_usage(module, indices) if module.show_usage else 0
-    entropy = 0.0 * (z.sum() + codebook.sum())
+    entropy = 0.0 * (z.mean() + codebook.mean())
     return (
         quantized.permute(0, 3, 1, 2),
         (learning, module.beta * commitment, entropy, usage),
@@ -55,7 +58,7 @@ def _forward(original: Callable[..., Any], module: Any, z: Tensor) -> Any:
 
 def _compared(module: Any, z: Tensor) -> tuple[Tensor, Codes]:
     """The vectors [B, height, width, D], and the codes that they are compared with."""
-    z = z.permute(0, 2, 3, 1)
+    z = z.permute(0, 2, 3, 1).contiguous()  # the result has its strides
     if module.l2_norm:
         return nn_functional.normalize(z, p=2, dim=-1), directions_of(module.embedding)
     weight = module.embedding.weight
