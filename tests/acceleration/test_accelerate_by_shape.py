@@ -193,6 +193,15 @@ def test_the_trial_draws_no_random_numbers_and_changes_nothing(module):
     assert all(parameter.grad is None for parameter in module.parameters())
 
 
+def test_the_trial_does_not_depend_on_where_it_is_called(module):
+    module.bfloat16()  # in which the original misses codes
+    for context in (torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), torch.no_grad()):
+        with context:
+            done = accelerate(module, quiet=True)
+        assert (len(done.accelerated), done.left) == (1, [])
+        done.undo()
+
+
 def test_a_second_call_finds_it_accelerated(module, z):
     ours = accelerated(module)
     cls = type(ours)

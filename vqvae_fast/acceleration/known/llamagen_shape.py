@@ -24,14 +24,14 @@ def _is_llamagen(module: nn.Module) -> bool:
     return has_table(module, "entropy_loss_ratio", "l2_norm", "show_usage")
 
 
-def _has_no_entropy_loss(module: Any) -> bool:
-    """Whether the entropy's loss, which needs all distances, has no weight."""
-    return not module.entropy_loss_ratio
+def _has_entropy_loss(module: Any) -> bool:
+    """Whether the loss that needs all distances has a weight."""
+    return bool(module.entropy_loss_ratio)
 
 
 def _forward(original: Callable[..., Any], module: Any, z: Tensor) -> Any:
     """[B, D, height, width] -> quantized, losses and usage, (None, None, indices)."""
-    if module.training and not _has_no_entropy_loss(module):
+    if module.training and _has_entropy_loss(module):
         return original(module, z)
     z, codes = _compared(module, z)
     if not module.training:
@@ -80,9 +80,11 @@ def _searched(module: Any, result: Any, z: Tensor) -> Search:
 
 
 def _sizes(module: Any) -> str:
-    if _has_no_entropy_loss(module):
-        return sizes_of_table(module)
-    return f"{sizes_of_table(module)}, in eval; in training its entropy loss needs all distances"
+    if _has_entropy_loss(module):
+        return (
+            f"{sizes_of_table(module)}, in eval; in training its entropy loss needs all distances"
+        )
+    return sizes_of_table(module)
 
 
 RECIPES = (
