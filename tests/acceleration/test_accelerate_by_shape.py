@@ -202,6 +202,13 @@ def test_the_trial_does_not_depend_on_where_it_is_called(module):
         done.undo()
 
 
+def test_the_trial_judges_no_rounding(module):
+    codes = module.embed if isinstance(module, Quantize) else module.embedding.weight
+    with torch.no_grad():
+        codes.normal_(mean=2000.0)  # where the original misses codes
+    assert accelerate(module, quiet=True).left == []
+
+
 def test_a_second_call_finds_it_accelerated(module, z):
     ours = accelerated(module)
     cls = type(ours)
@@ -241,6 +248,13 @@ class Swapped(WithOneHot):
         return codebook, commitment
 
 
+class Frozen(Second):
+    """The codes get no gradient."""
+
+    def losses(self, z, chosen):
+        return super().losses(z, chosen.detach())
+
+
 class WithoutStraightThrough(Second):
     """The gradient of the vectors is lost."""
 
@@ -277,6 +291,7 @@ class SlowAverage(Quantize):
         (Inner(K, D, 0.4), "in eval it computes something else"),
         (Manhattan(K, D, 0.4), "in eval it computes something else"),
         (Swapped(K, D, 0.4), "in training it computes something else"),
+        (Frozen(K, D, 0.4), "in training it computes something else"),
         (WithoutStraightThrough(K, D, 0.4), "in training it computes something else"),
         (Noisy(K, D, 0.4), "in training it computes something else"),
         (Elsewhere(K, D, 0.4), "a trial in eval failed: TypeError: "),

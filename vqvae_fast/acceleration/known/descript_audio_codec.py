@@ -2,6 +2,10 @@
 
 Its stages project, search and project back, so each is searched for itself. What is replaced is the
 search alone: losses, dropout of stages and gradients are computed as before.
+
+A code of zeros has no direction, and stays zero when it is scaled. The package's search may choose
+it, as this one may. transformers' does so hardly ever, because it adds the squared lengths of codes
+where it should subtract them, which matters for no other code.
 """
 
 from collections.abc import Callable
