@@ -1,19 +1,15 @@
 """The codecs' own modules, with random weights.
 
 Nothing is downloaded. A package that is not installed is skipped, and test_audio.py has its layout:
-transformers is in requirements-dev.txt, encodec, descript-audio-codec and moshi in
-requirements-codecs.txt. diffusers is in neither: 61 MB for one nn.Embedding.
+transformers and diffusers are in requirements-dev.txt, encodec, descript-audio-codec and moshi in
+requirements-codecs.txt.
 """
 
-import importlib
-import importlib.util
-import sys
-import types
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
-import pytest
+from other_libraries import inner_module, installed
 from torch import Tensor, nn
 
 B, T, Q, K, D, C = 3, 50, 4, 64, 8, 12
@@ -35,29 +31,6 @@ class Theirs(NamedTuple):
     decode: Callable[[Tensor], Tensor]
     channels: int = C
     channels_last: bool = True
-
-
-def inner_module(monkeypatch: pytest.MonkeyPatch, name: str) -> types.ModuleType:
-    """A module of a package, without what the package's __init__ imports: audio libraries."""
-    *packages, _ = name.split(".")
-    pytest.importorskip("einops", reason=f"{name} needs it")
-    spec = importlib.util.find_spec(packages[0])
-    if spec is None:
-        pytest.skip(f"{packages[0]} is not installed: see requirements-codecs.txt")
-    (folder,) = spec.submodule_search_locations
-    for depth in range(len(packages)):
-        package = types.ModuleType(".".join(packages[: depth + 1]))
-        package.__path__ = ["/".join([folder, *packages[1 : depth + 1]])]
-        monkeypatch.setitem(sys.modules, package.__name__, package)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they script functions, which torch deprecates
-        return importlib.import_module(name)
-
-
-def installed(name: str) -> types.ModuleType:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pytest.importorskip(name, reason=f"{name.split('.')[0]} is not installed")
 
 
 def randomised(module: nn.Module) -> nn.Module:

@@ -1,14 +1,15 @@
 """Finds the quantizers in a model that exists, and gives them exact, fast searches in place."""
 
 import importlib.util
-import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import nn
 
+from vqvae_fast.acceleration.choice import chosen_for
 from vqvae_fast.acceleration.kept import forget
 from vqvae_fast.acceleration.known import KNOWN
+from vqvae_fast.acceleration.no_search import is_like_a_quantizer
 from vqvae_fast.acceleration.recipe import Recipe, name_of
 from vqvae_fast.acceleration.replaced import (
     accelerated_class,
@@ -17,9 +18,6 @@ from vqvae_fast.acceleration.replaced import (
     restore_class,
     restore_module,
 )
-from vqvae_fast.acceleration.trial import reason_against
-
-_LIKE_A_QUANTIZER = re.compile(r"quanti[sz]|codebook|vq", re.IGNORECASE)
 
 
 class Place(NamedTuple):
@@ -89,7 +87,7 @@ class Acceleration:
         outer: list[Place] = []
         inner: list[int] = []
         for place in self.accelerated:
-            if outer and (place.name.startswith(f"{outer[-1].name}.") or not outer[-1].name):
+            if outer and _lies_in(place.name, outer[-1].name):
                 inner[-1] += 1
             else:
                 outer.append(place)
@@ -154,40 +152,35 @@ def register(recipe: Recipe) -> None:
     KNOWN.insert(0, recipe)
 
 
-def recipe_for(module: nn.Module) -> Recipe | None:
-    """Return the first recipe that knows a module."""
-    return next((recipe for recipe in KNOWN if recipe.class_of(module) is not None), None)
-
-
 def _accelerate_modules(model: nn.Module) -> Acceleration:
     done = Acceleration()
     unknown = []
     for name, module in model.named_modules():
         cls = type(module)
-        recipe = recipe_for(module)
-        if recipe is None:
-            if _LIKE_A_QUANTIZER.search(cls.__name__):
-                unknown.append(Place(name, cls.__name__, "there is no recipe for this class"))
-            continue
-        if not is_accelerated(recipe, cls):
-            reason = recipe.reason_to_leave(module) or reason_against(recipe, module)
-            if reason is not None:
-                done.left.append(Place(name, cls.__name__, reason))
-                continue
-            module.__class__ = accelerated_class(recipe, cls)
-        forget(module)
-        done.accelerated.append(Place(name, cls.__name__, recipe.sizes(module)))
-        done._modules.append(module)
+        recipe, reason = chosen_for(module)
+        if recipe is not None:
+            if not is_accelerated(recipe, cls):
+                module.__class__ = accelerated_class(recipe, cls)
+            forget(module)
+            done.accelerated.append(Place(name, cls.__name__, recipe.sizes(module)))
+            done._modules.append(module)
+        elif reason is not None and not any(_lies_in(name, place.name) for place in done.left):
+            done.left.append(Place(name, cls.__name__, reason))
+        elif is_like_a_quantizer(cls):
+            unknown.append(Place(name, cls.__name__, "there is no recipe for this class"))
     # A module around known ones, or inside one, needs no recipe of its own.
     known = [place.name for place in (*done.accelerated, *done.left)]
-    done.left += [place for place in unknown if not any(_nest(place.name, name) for name in known)]
+    done.left += [
+        place
+        for place in unknown
+        if not any(_lies_in(place.name, name) or _lies_in(name, place.name) for name in known)
+    ]
     return done
 
 
-def _nest(one: str, other: str) -> bool:
-    """Whether one of two names of modules stands inside the other."""
-    inner, outer = sorted((one, other), key=len, reverse=True)
-    return not outer or inner.startswith(f"{outer}.")
+def _lies_in(inner: str, outer: str) -> bool:
+    """Whether the first of two names of modules is that of the second, or of a part of it."""
+    return not outer or inner == outer or inner.startswith(f"{outer}.")
 
 
 def _accelerate_classes(classes: list[type[nn.Module]]) -> Acceleration:
@@ -214,7 +207,7 @@ def _classes_of_name(name: str) -> list[type[nn.Module]]:
     for full in below:
         module, _, cls = full.rpartition(".")
         # Older versions of a library lack some of its classes.
-        if importlib.util.find_spec(module) is not None:
+        if _is_installed(module):
             found = getattr(importlib.import_module(module), cls, None)
             classes += [] if found is None else [found]
     if not classes:
@@ -223,6 +216,16 @@ def _classes_of_name(name: str) -> list[type[nn.Module]]:
             + (f"; recipes know {', '.join(below)}, which are not installed" if below else "")
         )
     return classes
+
+
+def _is_installed(module: str) -> bool:
+    """Whether there is a module of this name; its packages are imported."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError as problem:
+        if module.startswith(f"{problem.name}."):
+            return False
+        raise  # the package is there, but something that it needs is not
 
 
 def _count(number: int, noun: str) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vqvae_fast import functional
-from vqvae_fast.acceleration.acceleration import recipe_for
+from vqvae_fast.acceleration.choice import recipe_for
 from vqvae_fast.acceleration.recipe import Recipe, Search
 from vqvae_fast.acceleration.replaced import class_with, originals_of, restore_module
 
@@ -115,7 +115,8 @@ def _observed(module: nn.Module, recipe: Recipe, searches: list[_Counts]) -> Ite
 
         def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             result = original(self, *args, **kwargs)
-            searches.append(_counts(search_of(self, result, *args, **kwargs)))
+            search = search_of(self, result, *args, **kwargs)
+            searches.extend([] if search is None else [_counts(search)])
             return result
 
         methods[name] = method

@@ -41,6 +41,34 @@ def nearest_made(
     return functional.nearest_code(z.to(codebook.dtype), codebook).indices
 
 
+def quantize_made(
+    module: nn.Module,
+    z: Tensor,
+    sources: Sequence[Tensor],
+    make: Callable[[], Tensor],
+    *,
+    commitment_weight: float,
+    codebook_weight: float,
+) -> functional.Quantized:
+    """As :func:`vqvae_fast.quantize`, for a codebook that ``make`` makes of some tensors.
+
+    Args:
+        module: in eval its codebook is kept packed, unless a gradient of it is computed.
+        z: [..., D], in the codebook's dtype.
+        sources: what the codebook is made of, each the same object in each call.
+        make: makes the codebook [K, D].
+        commitment_weight: the weight of mean((z - sg[q])^2).
+        codebook_weight: the weight of mean((sg[z] - q)^2).
+    """
+    codebook: Tensor | PackedCodebook | None = _packed(module, sources, make)
+    return functional.quantize(
+        z,
+        make() if codebook is None else codebook,
+        commitment_weight=commitment_weight,
+        codebook_weight=codebook_weight,
+    )
+
+
 def residual_nearest(
     module: nn.Module, z: Tensor, books: Sequence[Tensor], stages: int
 ) -> tuple[Tensor, Tensor]:

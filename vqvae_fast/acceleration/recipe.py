@@ -48,11 +48,12 @@ class Recipe:
         refusal: says of a module why it must be left alone; None if it need not.
         sizes: says of a module what the report shows, as "K=1024, D=8".
         observed: the method that searches, and what finds its :class:`Search` by the module, the
-            result and the arguments; None if the method leaves all searches to modules with recipes
-            of their own. :func:`vqvae_fast.compare` needs it.
+            result and the arguments, or None where the result does not show the codes that were
+            chosen. None if the method leaves all searches to modules with recipes of their own.
+            :func:`vqvae_fast.compare` needs it.
         example: makes arguments for ``forward`` by which a module is tried: it must give what the
             original gives, in eval and in training, with the gradients. Needed with a function as
-            ``known``.
+            ``known``. Of several recipes for one shape, the first that does so serves the module.
     """
 
     known: str | Callable[[nn.Module], bool]
@@ -60,7 +61,7 @@ class Recipe:
     relies_on: tuple[str, ...] = ()
     refusal: Callable[[Any], str | None] = _no_reason
     sizes: Callable[[Any], str] = _no_sizes
-    observed: tuple[str, Callable[..., Search]] | None = None
+    observed: tuple[str, Callable[..., Search | None]] | None = None
     example: Callable[[Any], tuple[Any, ...]] | None = field(default=None)
 
     def __post_init__(self) -> None:

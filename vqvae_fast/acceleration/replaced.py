@@ -17,8 +17,9 @@ from vqvae_fast.acceleration.recipe import Recipe, Replacement
 
 # An attribute of the class that a module is given: its original class.
 _ORIGINAL = "_class_before_vqvae_fast"
-# An attribute of a replaced method: the original function.
+# Attributes of a replaced method: the original function, and the recipe's replacement.
 _REPLACES = "_replaces"
+_REPLACEMENT = "_replacement"
 _classes: dict[tuple[Recipe, type[nn.Module]], type[nn.Module]] = {}
 
 
@@ -74,7 +75,10 @@ def original_class(module: nn.Module) -> type[nn.Module]:
 
 def is_accelerated(recipe: Recipe, cls: type[nn.Module]) -> bool:
     """Return whether a class, or one that it inherits, has the replaced methods of a recipe."""
-    return all(hasattr(getattr(cls, name), _REPLACES) for name in recipe.methods)
+    return all(
+        getattr(getattr(cls, name, None), _REPLACEMENT, None) is replacement
+        for name, replacement in recipe.methods.items()
+    )
 
 
 def replace_in_class(recipe: Recipe, cls: type[nn.Module]) -> None:
@@ -110,6 +114,7 @@ def _method(original: Callable[..., Any], replacement: Replacement) -> Callable[
         return replacement(original, self, *args, **kwargs)
 
     setattr(method, _REPLACES, original)
+    setattr(method, _REPLACEMENT, replacement)
     return method
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from vqvae_fast.acceleration.kept import nearest
-from vqvae_fast.acceleration.known.stages_in_transformers import encode_stages
+from vqvae_fast.acceleration.known.residual_stages import encode_stages
 from vqvae_fast.acceleration.recipe import Recipe, Search
 
 
@@ -28,7 +28,8 @@ def _encode(
     """EncodecResidualVectorQuantizer.encode: [B, D, T] -> [Q, B, T]."""
     number = quantizer.get_num_quantizers_for_bandwidth(bandwidth)
     stages = quantizer.layers
-    codes = encode_stages(quantizer, embeddings, stages, number, "EncodecVectorQuantization")
+    books = [stage.codebook.embed for stage in stages]
+    codes = encode_stages(quantizer, embeddings, stages, books, number, "EncodecVectorQuantization")
     return original(quantizer, embeddings, bandwidth) if codes is None else codes
 
 
@@ -41,7 +42,8 @@ def _encode_of_xcodec(
     """XcodecResidualVectorQuantization.encode: [B, D, T] -> [Q, B, T]."""
     number = quantizer.get_num_quantizers_for_bandwidth(bandwidth)
     stages = quantizer.quantizers
-    codes = encode_stages(quantizer, embeddings, stages, number, "XcodecVectorQuantization")
+    books = [stage.codebook.embed for stage in stages]
+    codes = encode_stages(quantizer, embeddings, stages, books, number, "XcodecVectorQuantization")
     return original(quantizer, embeddings, bandwidth) if codes is None else codes
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from vqvae_fast.acceleration.kept import nearest_made
-from vqvae_fast.acceleration.known.stages_in_transformers import encode_stages
+from vqvae_fast.acceleration.known.residual_stages import encode_stages
 from vqvae_fast.acceleration.recipe import Recipe, Search
 
 _PLACE = "transformers.models.mimi.modeling_mimi."
@@ -32,7 +32,9 @@ def _encode(
     project = quantizer.input_proj
     vectors = embeddings if project is None else project(embeddings)
     number = quantizer.num_quantizers if num_quantizers is None else num_quantizers
-    codes = encode_stages(quantizer, vectors, quantizer.layers, number, "MimiVectorQuantization")
+    stages = quantizer.layers
+    books = [stage.codebook.embed for stage in stages]
+    codes = encode_stages(quantizer, vectors, stages, books, number, "MimiVectorQuantization")
     return original(quantizer, embeddings, num_quantizers) if codes is None else codes
 
 

@@ -1,4 +1,4 @@
-"""What the residual quantizers of transformers' codecs have in common: stages that only search."""
+"""What the residual quantizers of audio codecs have in common: stages that only search."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,14 +10,20 @@ from vqvae_fast.acceleration.kept import residual_nearest
 
 
 def encode_stages(
-    module: nn.Module, embeddings: Tensor, stages: Sequence[Any], number: int, kind: str
+    module: nn.Module,
+    embeddings: Tensor,
+    stages: Sequence[Any],
+    books: Sequence[Tensor],
+    number: int,
+    kind: str,
 ) -> Tensor | None:
     """Return the codes of all stages at once.
 
     Args:
         module: the residual quantizer, for which the books are kept packed.
         embeddings: [B, D, T].
-        stages: its stages, each with a ``codebook`` that has the codes ``embed``.
+        stages: its stages.
+        books: their codes [K, D], each the same object in each call.
         number: how many of them are used, as for a slice.
         kind: the class of a stage.
 
@@ -28,7 +34,6 @@ def encode_stages(
     plain = all(type(stage).__name__ == kind and "encode" not in vars(stage) for stage in stages)
     if used == 0 or not plain or embeddings.dim() != 3:
         return None
-    books = [stage.codebook.embed for stage in stages]
     if any(part.dtype != torch.float32 for part in (embeddings, *books)):
         return None
     if len({book.shape for book in books}) > 1 or any(b.device != embeddings.device for b in books):
