@@ -11,6 +11,7 @@ from vqvae_fast import functional
 from vqvae_fast.acceleration.accelerate import recipe_for
 from vqvae_fast.acceleration.recipe import Recipe, Search
 from vqvae_fast.acceleration.replaced import originals_of, replace_in_module, restore_module
+from vqvae_fast.formulas import flat_indices
 
 
 class Judged(NamedTuple):
@@ -105,7 +106,9 @@ def _observed(module: nn.Module, recipe: Recipe, searches: list[Search]) -> Iter
 
         def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             result = original(self, *args, **kwargs)
-            searches.append(search_of(self, result, *args, **kwargs))
+            search = search_of(self, result, *args, **kwargs)
+            if search is not None:
+                searches.append(search)
             return result
 
         methods[name] = method
@@ -141,13 +144,14 @@ def _counts(search: Search) -> tuple[int, int, int, int, float]:
     dtype = torch.promote_types(z.dtype, codebook.dtype)
     ours = functional.nearest_code(z.to(dtype), codebook.to(dtype)).indices
     differ = ours != theirs
-    rows = z[differ].double()
+    rows, books = z[differ].double(), codebook.flatten(0, -2)
     mine, other = (
-        (rows - codebook[found[differ]].double()).square().sum(dim=-1) for found in (ours, theirs)
+        (rows - books[flat_indices(found, codebook)[differ]].double()).square().sum(dim=-1)
+        for found in (ours, theirs)
     )
     excess = (other - mine) / mine.clamp(min=torch.finfo(torch.float64).tiny)
     return (
-        len(z),
+        theirs.numel(),
         int(differ.sum()),
         int((mine < other).sum()),
         int((other < mine).sum()),
