@@ -11,6 +11,7 @@ from vqvae_fast import functional
 from vqvae_fast.acceleration.choice import recipe_for
 from vqvae_fast.acceleration.recipe import Recipe, Search
 from vqvae_fast.acceleration.replaced import class_with, originals_of, restore_module
+from vqvae_fast.formulas import flat_indices
 
 
 class _Counts(NamedTuple):
@@ -155,13 +156,14 @@ def _counts(search: Search) -> _Counts:
     dtype = torch.promote_types(z.dtype, codebook.dtype)
     ours = functional.nearest_code(z.to(dtype), codebook.to(dtype)).indices
     differ = ours != theirs
-    rows = z[differ].double()
+    rows, books = z[differ].double(), codebook.flatten(0, -2)
     mine, other = (
-        (rows - codebook[found[differ]].double()).square().sum(dim=-1) for found in (ours, theirs)
+        (rows - books[flat_indices(found, codebook)[differ]].double()).square().sum(dim=-1)
+        for found in (ours, theirs)
     )
     excess = (other - mine) / mine.clamp(min=torch.finfo(torch.float64).tiny)
     return _Counts(
-        vectors=len(z),
+        vectors=theirs.numel(),
         differ=int(differ.sum()),
         ours_nearer=int((mine < other).sum()),
         theirs_nearer=int((other < mine).sum()),

@@ -12,6 +12,7 @@ from vqvae_fast.packed import PackedCodebook
 
 # Beside the modules, so that neither their attributes nor their pickles know of it.
 _packs: WeakKeyDictionary[nn.Module, KeptPack] = WeakKeyDictionary()
+_times_forgotten: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
 def nearest(module: nn.Module, z: Tensor, codebook: Tensor) -> Tensor:
@@ -34,7 +35,7 @@ def nearest_made(
 ) -> Tensor:
     """As :func:`nearest`, for a codebook [K, D] that ``make`` makes of the tensors ``sources``."""
     z = z.detach()
-    codebook: Tensor | PackedCodebook | None = _packed(module, sources, make)
+    codebook: Tensor | PackedCodebook | None = packed_books(module, sources, make)
     if codebook is None or torch.promote_types(z.dtype, codebook.dtype) != codebook.dtype:
         codebook = make().detach()
         codebook = codebook.to(torch.promote_types(z.dtype, codebook.dtype))
@@ -60,7 +61,7 @@ def quantize_made(
         commitment_weight: the weight of mean((z - sg[q])^2).
         codebook_weight: the weight of mean((sg[z] - q)^2).
     """
-    codebook: Tensor | PackedCodebook | None = _packed(module, sources, make)
+    codebook: Tensor | PackedCodebook | None = packed_books(module, sources, make)
     return functional.quantize(
         z,
         make() if codebook is None else codebook,
@@ -83,25 +84,47 @@ def residual_nearest(
     Returns:
         indices int64 [..., stages], quantized [..., D].
     """
-    packed = _packed(module, books, lambda: torch.stack(list(books)))
+    packed = packed_books(module, books, lambda: torch.stack(list(books)))
     if packed is None:
         return functional.residual_nearest_code(z.detach(), torch.stack(list(books[:stages])))
     return functional.residual_nearest_code(z.detach(), packed, num_quantizers=stages)
 
 
 def forget(module: nn.Module) -> None:
-    """Give the memory of a module's packed books back."""
+    """Give the memory of a module's packed books back; the next search packs anew.
+
+    A recipe calls it after a method that writes codes in a way that torch does not count.
+    """
     _packs.pop(module, None)
+    _times_forgotten[module] = times_forgotten(module) + 1
 
 
-def _packed(
-    module: nn.Module, sources: Sequence[Tensor], make: Callable[[], Tensor]
+def times_forgotten(module: nn.Module) -> int:
+    """Return how often :func:`forget` was called: books of several modules are then packed anew."""
+    return _times_forgotten.get(module, 0)
+
+
+def packed_books(
+    module: nn.Module,
+    sources: Sequence[Tensor],
+    make: Callable[[], Tensor],
+    made_by: Sequence[object] = (),
 ) -> PackedCodebook | None:
-    """The books packed; None in training, and where a change of them could not be seen."""
+    """Return the books that ``make`` makes of the tensors ``sources``, packed for a module.
+
+    Args:
+        module: the books are kept for it.
+        sources: as for :meth:`KeptPack.of`.
+        make: makes the books, [K, D] or [H, K, D].
+        made_by: what else they depend on, as for :meth:`KeptPack.of`.
+
+    Returns:
+        None in training, and where a change of them could not be seen.
+    """
     if torch.compiler.is_compiling():
         return None
     if module.training:
         # A training step may write to the codes in a way that torch does not count.
         forget(module)
         return None
-    return _packs.setdefault(module, KeptPack()).of(sources, make)
+    return _packs.setdefault(module, KeptPack()).of(sources, make, made_by)

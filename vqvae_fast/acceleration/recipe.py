@@ -14,9 +14,9 @@ class Search(NamedTuple):
     """A search for nearest codes that a method of a quantizer has made.
 
     Attributes:
-        z: [N, D], what was compared with the codes.
-        codebook: [K, D], what it was compared with.
-        indices: [N], the codes that the method chose.
+        z: [N, D], what was compared with the codes; [H, N, D] with separate books.
+        codebook: [K, D], what it was compared with; [H, K, D].
+        indices: [N], the codes that the method chose; [H, N].
     """
 
     z: Tensor
@@ -48,9 +48,9 @@ class Recipe:
         refusal: says of a module why it must be left alone; None if it need not.
         sizes: says of a module what the report shows, as "K=1024, D=8".
         observed: the method that searches, and what finds its :class:`Search` by the module, the
-            result and the arguments, or None where the result does not show the codes that were
-            chosen. None if the method leaves all searches to modules with recipes of their own.
-            :func:`vqvae_fast.compare` needs it.
+            result and the arguments, or None for a call that searches no stored codes or does not
+            show which it chose. :func:`vqvae_fast.compare` needs it. None if the method leaves all
+            searches to modules with recipes of their own.
         example: makes arguments for ``forward`` by which a module is tried: it must give what the
             original gives, in eval and in training, with the gradients. Needed with a function as
             ``known``. Of several recipes for one shape, the first that does so serves the module.

@@ -108,6 +108,11 @@ def originals_of(recipe: Recipe, cls: type[nn.Module]) -> dict[str, Callable[...
     return {name: getattr(method, _REPLACES, method) for name, method in methods.items()}
 
 
+def is_replaced(module: nn.Module, name: str) -> bool:
+    """Return whether a method of a module is the replacement of a recipe."""
+    return hasattr(getattr(type(module), name), _REPLACES)
+
+
 def _method(original: Callable[..., Any], replacement: Replacement) -> Callable[..., Any]:
     @functools.wraps(original)
     def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -12,6 +12,7 @@ from vqvae_fast.acceleration.known import (
     llamagen_shape,
     mimi_in_transformers,
     moshi_package,
+    vector_quantize_pytorch,
     vq_model_in_diffusers,
     vq_vae_2_shape,
     vqgan_shapes,
@@ -30,4 +31,5 @@ KNOWN: list[Recipe] = [
     *vqgan_shapes.RECIPES,
     *llamagen_shape.RECIPES,
     *vq_vae_2_shape.RECIPES,
+    *vector_quantize_pytorch.RECIPES,
 ]
