@@ -299,8 +299,8 @@ FAULTS = [
     # ---- averages, expiry, k-means ---------------------------------------------------------------
     Fault(
         "usage: the batch has the weight of the past",
-        "share: Tensor | float = 1.0 - decay",
-        "share: Tensor | float = decay",
+        "share: Tensor | float = 1.0 - decay\n        if weight is not None",
+        "share: Tensor | float = decay\n        if weight is not None",
         NN + "ema.py",
     ),
     Fault(
