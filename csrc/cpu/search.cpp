@@ -120,10 +120,12 @@ void search_rows(const Engine<In>& engine, const PackedBook<In>& book, const Row
   }
 }
 
-// So many rows are few if the codebook would be packed in floats. Integers are packed faster, long
-// codes for their length more slowly: then kFewOfIntegers rows are few, and one more for so many
-// dimensions. docs/performance.md has the times.
-constexpr int64_t kFewOfFloats = 20, kFewOfIntegers = 10, kDimsForOneMore = 8;
+// How many rows are few depends on what packing would cost. In floats short codes are packed
+// quickly: kFewOfShortFloats rows are few, and one more for each dimension, but no more than
+// kFewOfFloats. Integers are packed faster: kFewOfIntegers rows are few, and one more for
+// kDimsForOneMore dimensions. docs/performance.md has the times.
+constexpr int64_t kFewOfShortFloats = 5, kFewOfFloats = 20;
+constexpr int64_t kFewOfIntegers = 10, kDimsForOneMore = 8;
 // Against a small codebook more rows are few: those of so many pairs of a row and a code.
 constexpr int64_t kFewPairs = 1 << 13, kMostFewRows = 256;
 // If the codebook is packed in floats already, a search takes as long for one row as for a whole
@@ -148,8 +150,8 @@ bool few_rows_serve(const InstructionSet& set, const Rows<const In>& z, const Co
   if (codes.element_stride != 1 || too_long<Compute<In>>(codes.dim)) return false;
   if (forms.floats) return z.count <= codes.dim / kDimOfPackedRow;
   const bool in_integers = filter_serves(set, z, list_all(codes), pool);
-  const int64_t few =
-      in_integers ? std::min(kFewOfIntegers + codes.dim / kDimsForOneMore, kFewRows) : kFewOfFloats;
+  const int64_t few = in_integers ? std::min(kFewOfIntegers + codes.dim / kDimsForOneMore, kFewRows)
+                                  : std::min(kFewOfShortFloats + codes.dim, kFewOfFloats);
   return z.count <= std::max(few, std::min(kFewPairs / codes.count, kMostFewRows));
 }
 
