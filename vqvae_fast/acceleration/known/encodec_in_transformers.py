@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vqvae_fast.acceleration.kept import nearest
 from vqvae_fast.acceleration.known.residual_stages import encode_stages
-from vqvae_fast.acceleration.recipe import Recipe, Search
+from vqvae_fast.acceleration.recipe import Recipe, Replacement, Search
 
 
 def _quantize(original: Callable[..., Any], codebook: Any, hidden_states: Tensor) -> Tensor:
@@ -19,32 +19,27 @@ def _searched(codebook: Any, indices: Tensor, hidden_states: Tensor) -> Search:
     return Search(hidden_states, codebook.embed, indices)
 
 
-def _encode(
-    original: Callable[..., Any],
-    quantizer: Any,
-    embeddings: Tensor,
-    bandwidth: float | None = None,
-) -> Tensor:
-    """EncodecResidualVectorQuantizer.encode: [B, D, T] -> [Q, B, T]."""
-    number = quantizer.get_num_quantizers_for_bandwidth(bandwidth)
-    stages = quantizer.layers
-    books = [stage.codebook.embed for stage in stages]
-    codes = encode_stages(quantizer, embeddings, stages, books, number, "EncodecVectorQuantization")
-    return original(quantizer, embeddings, bandwidth) if codes is None else codes
+def _encode(stages: str, kind: str) -> Replacement:
+    """Replace ``encode`` of a residual quantizer: [B, D, T] -> [Q, B, T].
 
+    Args:
+        stages: the attribute that has its stages.
+        kind: the class of a stage.
+    """
 
-def _encode_of_xcodec(
-    original: Callable[..., Any],
-    quantizer: Any,
-    embeddings: Tensor,
-    bandwidth: float | None = None,
-) -> Tensor:
-    """XcodecResidualVectorQuantization.encode: [B, D, T] -> [Q, B, T]."""
-    number = quantizer.get_num_quantizers_for_bandwidth(bandwidth)
-    stages = quantizer.quantizers
-    books = [stage.codebook.embed for stage in stages]
-    codes = encode_stages(quantizer, embeddings, stages, books, number, "XcodecVectorQuantization")
-    return original(quantizer, embeddings, bandwidth) if codes is None else codes
+    def encode(
+        original: Callable[..., Any],
+        quantizer: Any,
+        embeddings: Tensor,
+        bandwidth: float | None = None,
+    ) -> Tensor:
+        number = quantizer.get_num_quantizers_for_bandwidth(bandwidth)
+        of_quantizer = getattr(quantizer, stages)
+        books = [stage.codebook.embed for stage in of_quantizer]
+        codes = encode_stages(quantizer, embeddings, of_quantizer, books, number, kind)
+        return original(quantizer, embeddings, bandwidth) if codes is None else codes
+
+    return encode
 
 
 def _sizes(codebook: Any) -> str:
@@ -67,12 +62,12 @@ RECIPES = (
     _codebook("higgs_audio_v2_tokenizer.modeling_higgs_audio_v2_tokenizer.HiggsAudioV2Tokenizer"),
     Recipe(
         "transformers.models.encodec.modeling_encodec.EncodecResidualVectorQuantizer",
-        {"encode": _encode},
+        {"encode": _encode("layers", "EncodecVectorQuantization")},
         sizes=lambda quantizer: _sizes(quantizer.layers[0].codebook),
     ),
     Recipe(
         "transformers.models.xcodec.modeling_xcodec.XcodecResidualVectorQuantization",
-        {"encode": _encode_of_xcodec},
+        {"encode": _encode("quantizers", "XcodecVectorQuantization")},
         sizes=lambda quantizer: _sizes(quantizer.quantizers[0].codebook),
     ),
 )
