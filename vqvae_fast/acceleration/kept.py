@@ -71,7 +71,11 @@ def quantize_made(
 
 
 def residual_nearest(
-    module: nn.Module, z: Tensor, books: Sequence[Tensor], stages: int
+    module: nn.Module,
+    z: Tensor,
+    books: Sequence[Tensor],
+    stages: int,
+    codebooks: Sequence[nn.Module] = (),
 ) -> tuple[Tensor, Tensor]:
     """Return the codes of residual VQ and their sum, without a gradient.
 
@@ -80,11 +84,16 @@ def residual_nearest(
         z: [..., D], float32.
         books: the codebooks [K, D] of all stages; each the same object in each call.
         stages: how many of them are used.
+        codebooks: the modules that have the books, if they are accelerated themselves. Where one of
+            them trains, it writes to its book, and the books are packed anew.
 
     Returns:
         indices int64 [..., stages], quantized [..., D].
     """
-    packed = packed_books(module, books, lambda: torch.stack(list(books)))
+    # A compiler cannot trace the count, and packs nothing.
+    traced = torch.compiler.is_compiling()
+    forgotten = () if traced else [times_forgotten(codebook) for codebook in codebooks]
+    packed = packed_books(module, books, lambda: torch.stack(list(books)), forgotten)
     if packed is None:
         return functional.residual_nearest_code(z.detach(), torch.stack(list(books[:stages])))
     return functional.residual_nearest_code(z.detach(), packed, num_quantizers=stages)

@@ -110,7 +110,7 @@ def originals_of(recipe: Recipe, cls: type[nn.Module]) -> dict[str, Callable[...
 
 def is_replaced(module: nn.Module, name: str) -> bool:
     """Return whether a method of a module is the replacement of a recipe."""
-    return hasattr(getattr(type(module), name), _REPLACES)
+    return hasattr(getattr(type(module), name, None), _REPLACES)
 
 
 def _method(original: Callable[..., Any], replacement: Replacement) -> Callable[..., Any]:

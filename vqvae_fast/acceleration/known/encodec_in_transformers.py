@@ -35,8 +35,9 @@ def _encode(stages: str, kind: str) -> Replacement:
     ) -> Tensor:
         number = quantizer.get_num_quantizers_for_bandwidth(bandwidth)
         of_quantizer = getattr(quantizer, stages)
-        books = [stage.codebook.embed for stage in of_quantizer]
-        codes = encode_stages(quantizer, embeddings, of_quantizer, books, number, kind)
+        codebooks = [stage.codebook for stage in of_quantizer]
+        books = [codebook.embed for codebook in codebooks]
+        codes = encode_stages(quantizer, embeddings, of_quantizer, codebooks, books, number, kind)
         return original(quantizer, embeddings, bandwidth) if codes is None else codes
 
     return encode

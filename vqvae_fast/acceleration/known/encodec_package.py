@@ -65,8 +65,10 @@ def _encode(
     stages = quantizer.layers
     codes = None
     if all(isinstance(stage.project_in, nn.Identity) for stage in stages):
-        books = [stage._codebook.embed for stage in stages]
-        codes = encode_stages(quantizer, x, stages, books, n_q or len(stages), "VectorQuantization")
+        codebooks = [stage._codebook for stage in stages]
+        books = [codebook.embed for codebook in codebooks]
+        number = n_q or len(stages)
+        codes = encode_stages(quantizer, x, stages, codebooks, books, number, "VectorQuantization")
     return original(quantizer, x, n_q) if codes is None else codes
 
 

@@ -33,8 +33,10 @@ def _encode(
     vectors = embeddings if project is None else project(embeddings)
     number = quantizer.num_quantizers if num_quantizers is None else num_quantizers
     stages = quantizer.layers
-    books = [stage.codebook.embed for stage in stages]
-    codes = encode_stages(quantizer, vectors, stages, books, number, "MimiVectorQuantization")
+    codebooks = [stage.codebook for stage in stages]
+    books = [codebook.embed for codebook in codebooks]
+    kind = "MimiVectorQuantization"
+    codes = encode_stages(quantizer, vectors, stages, codebooks, books, number, kind)
     return original(quantizer, embeddings, num_quantizers) if codes is None else codes
 
 

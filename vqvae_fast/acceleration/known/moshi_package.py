@@ -25,8 +25,10 @@ def _encode(
     stages = quantizer.layers[: n_q or len(quantizer.layers)]
     codes = None
     if all(isinstance(stage.project_in, nn.Identity) for stage in stages):
-        books = [stage._codebook.embedding for stage in stages]
-        codes = encode_stages(quantizer, x, stages, books, len(stages), "VectorQuantization")
+        codebooks = [stage._codebook for stage in stages]
+        books = [codebook.embedding for codebook in codebooks]
+        number = len(stages)
+        codes = encode_stages(quantizer, x, stages, codebooks, books, number, "VectorQuantization")
     return original(quantizer, x, n_q) if codes is None else codes
 
 
