@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as nn_functional
+from torch.nn.modules.module import _has_any_global_hook
 
 from vqvae_fast.acceleration.kept import nearest_made, quantize_made
 from vqvae_fast.acceleration.recipe import Search
@@ -144,11 +145,11 @@ def _only_looks_up(table: nn.Module) -> bool:
 
 
 def has_no_hooks(module: nn.Module) -> bool:
-    """Whether nobody sees that a module's forward is passed by."""
+    """Whether no hook, of the module or of all modules, misses a forward that is passed by."""
     hooks = (
         module._forward_hooks,
         module._forward_pre_hooks,
         module._backward_hooks,
         module._backward_pre_hooks,
     )
-    return "forward" not in vars(module) and not any(hooks)
+    return "forward" not in vars(module) and not any(hooks) and not _has_any_global_hook()
