@@ -72,6 +72,7 @@ void search_rows(const Engine<In>& engine, const PackedBook<In>& book, const Row
   const auto begin_of = [&](int64_t part) { return part_begin(z.count, by.row_parts, part); };
   const auto finish = [&](const std::vector<Nearest>& parts, int64_t first, int64_t last) {
     merge(parts, last - first, out.indices + first, out.distances + first);
+    keep_in_bounds(out.indices, first, last, book.codes.count);
     gather(book.codes, out.indices, out.quantized, first, last);
     for (int64_t n = first; n < last; ++n) out.indices[n] = book.codes.place(out.indices[n]);
   };

@@ -14,6 +14,8 @@ pytestmark = pytest.mark.usefixtures("restore")
 needs_kernels = pytest.mark.skipif(not INSTRUCTION_SETS, reason="the C++ extension is not there")
 # Off the small tiles of one, two, four and eight rows, and more than a tile, a block and a chunk.
 COUNTS = (1, 2, 3, 5, 8, 9, 13, 14, 15, 29, 61, 230)
+# The bytes before it say what a packed book is, and are checked.
+HEADER = 160
 
 
 def check_everywhere(z: Tensor, codebook: Tensor) -> None:
@@ -207,3 +209,20 @@ def test_residual_stages(shape: tuple, num_quantizers: int | None, dtype: torch.
     assert all(same_bits(*pair) for pair in zip(found, wanted, strict=True))
     plain = vqvae_fast.residual_nearest_code(z, codebooks, num_quantizers=num_quantizers)
     assert all(same_bits(*pair) for pair in zip(plain, wanted, strict=True))
+
+
+@needs_kernels
+@pytest.mark.parametrize(("rows", "codes", "dim"), [(20, 50, 4), (40, 600, 32)])
+def test_damaged_bytes_give_an_index_of_a_code(rows: int, codes: int, dim: int) -> None:
+    """Nothing is read out of bounds, whatever the bytes behind a right header are."""
+    codebook, z = torch.randn(codes, dim), torch.randn(rows, dim)
+    for isa in INSTRUCTION_SETS:
+        compiled(isa)
+        right = vqvae_fast.pack(codebook).packed
+        for _ in range(400):
+            damaged = right.clone()
+            damaged[HEADER:] = torch.randint(0, 256, (len(right) - HEADER,), dtype=torch.uint8)
+            quantized, indices, _ = torch.ops.vqvae_fast.quantize_packed(z, codebook, damaged)
+            assert indices.min() >= 0
+            assert indices.max() < codes
+            assert torch.equal(quantized, codebook[indices])

@@ -9,6 +9,15 @@
 
 namespace vqvae_fast {
 
+// Replaces what is no index of `count` codes by 0. Only the damaged bytes of a packed codebook
+// leave a row without a code. Its answer is then as wrong as others, but nothing is read out of
+// bounds.
+inline void keep_in_bounds(int64_t* indices, int64_t first, int64_t last, int64_t count) {
+  for (int64_t n = first; n < last; ++n) {
+    if (uint64_t(indices[n]) >= uint64_t(count)) indices[n] = 0;
+  }
+}
+
 // Copies the code of each row [first, last) to its row of `out`. codes: Codes or ListedCodes.
 template <class In, class Book>
 void gather(const Book& codes, const int64_t* indices, const Rows<In>& out, int64_t first,

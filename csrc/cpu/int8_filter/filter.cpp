@@ -185,6 +185,7 @@ void filter_packed_rows(const Int8Filter<In>& filter, const Int8Book<In>& book,
   // Sets the answers of rows whose nearest codes are known.
   const auto finish = [&](int64_t first, int64_t last, const std::vector<int64_t>& left) {
     for (const int64_t row : left) indices[row] = kAnyCode;
+    keep_in_bounds(indices, first, last, book.codes.count);
     gather(book.codes, indices, quantized, first, last);
     for (int64_t row = first; row < last; ++row) indices[row] = book.codes.place(indices[row]);
   };
