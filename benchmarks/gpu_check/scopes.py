@@ -15,10 +15,10 @@ from benchmarks.gpu_check.cases import Case
 from benchmarks.gpu_check.offline import MAIN_TARGET, TARGETS, Specialization, specialized_for
 
 SCOPES = ("brief", "usual", "all")
-# Calls, by name and D, of rows in float32. Some version of Triton has spilled in them, failed or
-# needed a remedy: D = 16 and 256 have the most scores and the most elements of a thread, elements
-# of feature maps have an address each, and residual VQ and the single launch have few registers
-# left at these D.
+# These calls (name and D, in float32) are the ones in which some version of Triton has spilled or
+# failed, or needed a remedy. D = 16 gives a thread the most scores and D = 256 the most elements. A
+# feature map needs an address for each element. Residual VQ and the single launch use nearly all
+# registers at these D.
 _BRIEF = {
     "search": (16, 64, 256),
     "search, maps": (256,),
@@ -62,8 +62,8 @@ def specializations(cases: Sequence[Case], target: str, scope: str) -> set[Speci
         return set(values)
     if scope == "brief":
         return brief
-    # Of choices that are equally good the first is taken. Each target begins elsewhere, so that
-    # together the targets have a few more products of values.
+    # The cover takes the first of several equally good choices. Each target starts at another one,
+    # so the targets together compile a few more products of values.
     first = list(TARGETS).index(target) * len(values) // len(TARGETS)
     in_turn = [*list(values.items())[first:], *list(values.items())[:first]]
     return brief | _cover(dict(in_turn), brief)

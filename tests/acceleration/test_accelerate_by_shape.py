@@ -18,6 +18,7 @@ from classes_by_shape import (
 )
 from same_results import (
     accelerated,
+    assert_eval_is_as_before,
     assert_nearest,
     assert_same,
     assert_undone,
@@ -83,11 +84,8 @@ def _codebook(module) -> Tensor:
 
 @pytest.mark.parametrize("gradients", [False, True])
 def test_eval_is_as_before(module, z, gradients):
-    module.eval()
-    ours = accelerated(module)
     with torch.set_grad_enabled(gradients):
-        for _ in range(2):  # the second search finds the codes packed
-            assert_same(outcome(ours, z), outcome(module, z))
+        assert_eval_is_as_before(module, z)
 
 
 def test_training_steps_are_as_before(module, z):

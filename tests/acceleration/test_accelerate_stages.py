@@ -4,12 +4,12 @@ import importlib.util
 import math
 import sys
 import types
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from other_libraries import installed
 from torch import Tensor, nn
 
 from vqvae_fast import accelerate, compare, functional
@@ -32,11 +32,7 @@ class Codec(NamedTuple):
 
 
 def _library(name: str) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pytest.importorskip(
-            f"transformers.models.{name}.modeling_{name}", reason="transformers is not installed"
-        )
+    return installed(f"transformers.models.{name}.modeling_{name}")
 
 
 def _mimi() -> nn.Module:

@@ -233,7 +233,7 @@ def test_averages_of_taming_and_of_rosinality():
 
 
 def gradients(module, x, call, channels_last):
-    """Of an output's weighted sum, to the input."""
+    """Return the gradient that a weighted sum of the output gives to the input."""
     x = x.clone().requires_grad_()
     out = call(module, x)
     out = out.transpose(1, 2) if channels_last else out

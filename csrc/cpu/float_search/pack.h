@@ -55,8 +55,8 @@ void pack_panel(const PackedBook<In>& book, int64_t panel, Compute<In>* out,
   for (int64_t j = 0; j < count; ++j) sums[j] = Doubles::zero();
   for (int64_t d = 0; d < codes.dim; d += kElements) {
     const int64_t elements = smaller(kElements, codes.dim - d);
-    // All codes are written before one is read, because a wide load right behind the narrow stores
-    // of the same bytes would wait for each of them.
+    // The loop below writes all codes before the next one reads any. A processor cannot serve a
+    // wide load from several narrow stores, so a load right behind them waits for the cache.
     T e[width][kElements] = {};
     for (int64_t j = 0; j < count; ++j) {
       const In* code = codes.row(panel * width + j) + d * stride;
