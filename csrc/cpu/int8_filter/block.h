@@ -75,6 +75,7 @@ struct Int8Block {
   int32_t* bound;      // [rows]: the score below which a code cannot be the nearest
   Mask* reaching;      // [rows][groups of a pass]: the lanes that reach the bound
   Int8Candidate* listed;
+  int32_t* by_group;  // [listed]: their numbers, those of one group together
   double* measured;  // [listed][codes of a lane]: their distances
   int64_t bytes;     // of all this
 
@@ -102,6 +103,7 @@ struct Int8Block {
     const int64_t most = rows * (most_listed(dim, groups) + 1);
     // The one extra place is written before it is known whether it counts.
     listed = arena.take<Int8Candidate>(most + 1);
+    by_group = arena.take<int32_t>(most + 1);
     measured = arena.take<double>(most * kLaneCodes);
     bytes = arena.bytes();
   }

@@ -65,9 +65,24 @@ inline int64_t code_of(int64_t first, int j, int64_t last_code) {
 // prefetches those of so many candidates ahead.
 constexpr int64_t kCandidatesAhead = 2;
 
+// Writes the numbers of the listed candidates to block.by_group, those of one group together and
+// otherwise in their order.
+template <class Kernel>
+VQVAE_FAST_ALONE void sort_by_group(const Int8Block<Kernel>& block, int64_t num_listed) {
+  constexpr int64_t kLanes = Int8Block<Kernel>::kLanes;
+  int32_t ends[kInt8PassGroups + 1] = {};
+  for (int64_t i = 0; i < num_listed; ++i) ++ends[block.listed[i].place / kLanes + 1];
+  for (int64_t g = 0; g < kInt8PassGroups; ++g) ends[g + 1] += ends[g];
+  for (int64_t i = 0; i < num_listed; ++i) {
+    block.by_group[ends[block.listed[i].place / kLanes]++] = int32_t(i);
+  }
+}
+
 // Chooses, of the codes of each listed lane, those whose own score reaches the bound; of a row's
 // top lane the best. A pass keeps only the best score of a lane, so the row and the group are
-// scored again. That takes less time than to measure codes that come from memory.
+// scored again. That takes less time than to measure codes that come from memory. The candidates
+// of one group follow each other, because the group is then in the L1 for all but the first, and
+// two lanes of one row need its scores once.
 template <class Kernel, class In>
 VQVAE_FAST_ALONE void choose_codes(const Int8Block<Kernel>& block, const Int8Book<In>& book,
                                    int64_t first_group, int64_t num_listed, bool are_tops) {
@@ -75,12 +90,18 @@ VQVAE_FAST_ALONE void choose_codes(const Int8Block<Kernel>& block, const Int8Boo
   const Int8Words words = book.words();
   const ListedCodes<In> codes = book.codes;
   int32_t scores[Kernel::kGroupCodes];
+  int64_t scored_row = -1, scored_group = -1;
+  sort_by_group(block, num_listed);
   for (int64_t i = 0; i < num_listed; ++i) {
-    Int8Candidate& listed = block.listed[i];
+    Int8Candidate& listed = block.listed[block.by_group[i]];
     const int64_t r = listed.row, group = first_group + listed.place / kLanes;
-    Kernel::score_row(block.tiles + r / kTile * kTile * words.all, r % kTile,
-                      block.ratio[r / kTile], book.groups + group * book.group_words(),
-                      book.half_norm + group * Kernel::kGroupCodes, words, scores);
+    if (r != scored_row || group != scored_group) {
+      Kernel::score_row(block.tiles + r / kTile * kTile * words.all, r % kTile,
+                        block.ratio[r / kTile], book.groups + group * book.group_words(),
+                        book.half_norm + group * Kernel::kGroupCodes, words, scores);
+      scored_row = r;
+      scored_group = group;
+    }
     const int32_t bound = are_tops ? block.top[r] : block.bound[r];
     int32_t next = kUnusable;
     listed.chosen = 0;
