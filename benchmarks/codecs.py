@@ -50,7 +50,7 @@ class Codec(NamedTuple):
         encode: quantizer, x [B, C, T] -> indices [B, T, Q].
         decode: quantizer, indices -> the quantized x; None if ``encode`` has computed it, too.
         channels_last: whether ours takes [B, T, C].
-        projects: whether each stage has projections of its own, which may be composed.
+        projects: whether it has projections that may be composed.
     """
 
     name: str
@@ -130,6 +130,7 @@ CODECS = (
         lambda module, x: module.encode(x).permute(1, 2, 0),
         lambda module, indices: module.decode(indices.transpose(1, 2)),
         channels_last=False,
+        projects=True,
     ),
     Codec(
         "EnCodec",
@@ -155,7 +156,7 @@ QUICK_SIZES = {
     "DAC": Sizes(12, 3, 64, 4),
 }
 TIMED = {
-    "ours, composed": "load_quantizer and freeze(compose_projections=True), where each stage has "
+    "ours, composed": "load_quantizer and freeze(compose_projections=True), where there are "
     "projections: one call gives codes and quantized vectors",
     "ours, frozen": "load_quantizer and freeze(): one call gives codes and quantized vectors",
     "ours": "load_quantizer: one call gives codes and quantized vectors",

@@ -12,6 +12,7 @@
 #include "build_stamp.h"
 #include "cpu/composed_stages.h"
 #include "cpu/dispatch.h"
+#include "cpu/project.h"
 #include "cpu/search.h"
 #include "cpu/sums/moving_average.h"
 #include "cpu/sums/residual_backward.h"
@@ -256,6 +257,18 @@ std::tuple<Tensor, Tensor> composed_residual_code_op(const Tensor& vectors, cons
   return {indices, quantized};
 }
 
+// Vectors [..., C] through a map: matrix [C, columns up to a multiple of 16] and its bias.
+Tensor project_op(const Tensor& vectors, const Tensor& matrix, const Tensor& bias,
+                  int64_t columns) {
+  check_project(vectors, matrix, bias, columns);
+  std::vector<int64_t> shape = vectors.sizes().vec();
+  shape.back() = columns;
+  Tensor products = at::empty(shape, vectors.options()), copy;
+  project(as_map(matrix, bias, columns), as_rows<const float>(vectors, &copy),
+          products.mutable_data_ptr<float>(), torch_pool());
+  return products;
+}
+
 std::tuple<Tensor, Tensor> segment_sum_op(const Tensor& src, const Tensor& indices,
                                           int64_t num_segments) {
   check_segment_sum(src, indices, num_segments);
@@ -375,6 +388,7 @@ void register_kernels() {
     cpu.impl("quantize_packed", quantize_packed);
     cpu.impl("residual_nearest_packed_code", residual_nearest_packed_code);
     cpu.impl("composed_residual_code", composed_residual_code_op);
+    cpu.impl("project", project_op);
     cpu.impl("segment_sum", segment_sum_op);
     cpu.impl("moving_average_", moving_average_op);
     cpu.impl("residual_backward", residual_backward_op);

@@ -129,6 +129,22 @@ inline void check_composed(const Tensor& vectors, const Tensor& entry, const Ten
       exit_bias.sizes());
 }
 
+inline void check_project(const Tensor& vectors, const Tensor& matrix, const Tensor& bias,
+                          int64_t columns) {
+  for (const Tensor& t : {vectors, matrix, bias}) {
+    TORCH_CHECK_TYPE(t.scalar_type() == at::kFloat, "all must be float32, got ", t.scalar_type());
+  }
+  const int64_t whole = (columns + kMapColumns - 1) / kMapColumns * kMapColumns;
+  TORCH_CHECK_VALUE(vectors.dim() >= 1 && vectors.size(-1) >= 1 && columns >= 1 &&
+                        matrix.sizes() == at::IntArrayRef({vectors.size(-1), whole}) &&
+                        bias.sizes() == at::IntArrayRef({whole}) && matrix.is_contiguous() &&
+                        bias.is_contiguous(),
+                    "vectors must be [..., C], matrix [C, columns up to a multiple of 16] and bias "
+                    "of as many, both contiguous, for columns=",
+                    columns, ", got ", vectors.sizes(), ", ", matrix.sizes(), " and ",
+                    bias.sizes());
+}
+
 inline void check_segment_sum(const Tensor& src, const Tensor& indices, int64_t num_segments) {
   TORCH_CHECK_TYPE(indices.scalar_type() == at::kLong, "indices must be int64, got ",
                    indices.scalar_type());

@@ -158,9 +158,15 @@ FAULTS = [
     ),
     Fault(
         "composed stages: uneven rows are multiplied as if they were even",
-        "rows.row(row + count - 1) != tile + (count - 1) * row_stride) {",
-        "rows.dim < 0) {",
+        "is_even = rows.row(row + count - 1) == first + (count - 1) * rows.row_stride;",
+        "is_even = true;",
         OPS + "composed.py -k strides",
+    ),
+    Fault(
+        "projections: a part of the rows begins where the part before it does",
+        "engine.multiply(rows, begin, end, map, scratch.get(), out + begin * map.columns);",
+        "engine.multiply(rows, 0, end - begin, map, scratch.get(), out + begin * map.columns);",
+        OPS + "project.py -k threads",
     ),
     Fault(
         "kept forms: the extension does not see writes",
@@ -369,6 +375,18 @@ FAULTS = [
         "return self[:5]",
         "return (self[0], *self[2:5])",
         NN + "composed_projections.py -k change",
+    ),
+    Fault(
+        "joined projections: a bias behind the quantizers is left out",
+        "exit_bias=columns_filled(exit_bias.float()),",
+        "exit_bias=columns_filled(exit_bias.float() * 0),",
+        NN + "split_residual_vq.py",
+    ),
+    Fault(
+        "joined projections: changes of those behind the quantizers are not seen",
+        "for projection in (*into, *out) for part",
+        "for projection in into for part",
+        NN + "split_residual_vq.py",
     ),
     # ---- loaders and training --------------------------------------------------------------------
     Fault(

@@ -57,6 +57,9 @@ _define(
     "Tensor compared, Tensor packed, Tensor corrections, Tensor exit, Tensor exit_bias, "
     "bool cosine) -> (Tensor indices, Tensor quantized)"
 )
+# The vectors through a linear map, `columns` elements each: matrix [C, columns up to a multiple of
+# 16], bias [as many].
+_define("project(Tensor vectors, Tensor matrix, Tensor bias, SymInt columns) -> Tensor")
 _define(
     "segment_sum(Tensor src, Tensor indices, SymInt num_segments) -> (Tensor sums, Tensor counts)"
 )
@@ -155,6 +158,11 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     indices = vectors.new_empty((*vectors.shape[:-1], codebooks.shape[0]), dtype=torch.int64)
     return indices, vectors.new_empty(vectors.shape)
+
+
+@_fake("project")
+def _(vectors: Tensor, matrix: Tensor, bias: Tensor, columns: int) -> Tensor:
+    return vectors.new_empty((*vectors.shape[:-1], columns))
 
 
 @_fake("segment_sum")

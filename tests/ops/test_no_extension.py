@@ -154,6 +154,7 @@ calls = {
     "composed_residual_code": lambda: ops.composed_residual_code(
         z, wide, wide[0], z[None], z[None], nothing, z[None], wide, wide[0], True
     ),
+    "project": lambda: ops.project(z, wide, wide[0], 3),
     "take_codes": lambda: take_codes(z, places),
     "copy_of_codes": lambda: copy_of_codes(z),
     "moving_average_": lambda: ops.moving_average_(z, z[0], z, z, places, 0.5, 1e-5),
@@ -220,7 +221,7 @@ def test_every_op_runs_as_it_was_asked_for_or_raises(python, variables, expected
     done = python(EVERY_OP, **variables)
     assert warnings_of(done) == []
     *lines, last = done.stdout.splitlines()
-    assert len(lines) == 14
+    assert len(lines) == 15
     assert all(expected in line for line in lines), done.stdout
     assert last == "by argument [0, 1, 2]"
 

@@ -42,6 +42,7 @@ class Kernels:
     quantize_packed: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None
     residual_nearest_packed_code: Callable[..., tuple[Tensor, Tensor]] | None = None
     composed_residual_code: Callable[..., tuple[Tensor, Tensor]] | None = None
+    project: Callable[..., Tensor] | None = None
     quantize_backward: Callable[..., tuple[Tensor, Tensor]] | None = None
     residual_backward: Callable[..., Tensor] | None = None
     moving_average_: Callable[..., None] | None = None

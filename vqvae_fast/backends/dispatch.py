@@ -107,6 +107,7 @@ _DEFAULT: dict[str, Callable[..., Any]] = {
     "quantize_packed": _quantize_packed,
     "residual_nearest_packed_code": _residual_nearest_packed_code,
     "composed_residual_code": _composed_residual_code,
+    "project": reference.project,
     "quantize_backward": _quantize_backward,
     "residual_backward": reference.residual_backward,
     "moving_average_": _moving_average_,

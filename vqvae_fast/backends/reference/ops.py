@@ -210,6 +210,36 @@ def composed_residual_code(
 
 
 @torch.no_grad()
+def project(vectors: Tensor, matrix: Tensor, bias: Tensor, columns: int) -> Tensor:
+    """Vectors through a linear map.
+
+    Args:
+        vectors: [..., C].
+        matrix: [C, columns up to a multiple of 16]; the last have no effect.
+        bias: [as many].
+        columns: how many elements the results have.
+
+    Returns:
+        [..., columns].
+
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+    whole = -(-columns // 16) * 16
+    if (
+        vectors.dim() == 0
+        or min(vectors.shape[-1], columns) < 1
+        or (matrix.shape, bias.shape) != ((vectors.shape[-1], whole), (whole,))
+    ):
+        raise ValueError(
+            "vectors must be [..., C], matrix [C, columns up to a multiple of 16] and bias of as "
+            f"many, both contiguous, for columns={columns}, got {list(vectors.shape)}, "
+            f"{list(matrix.shape)} and {list(bias.shape)}"
+        )
+    return vectors @ matrix[:, :columns] + bias[:columns]
+
+
+@torch.no_grad()
 def segment_sum(src: Tensor, indices: Tensor, num_segments: int) -> tuple[Tensor, Tensor]:
     """Sum of the rows of each segment, in row order, accumulated in float64.
 

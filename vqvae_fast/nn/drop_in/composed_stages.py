@@ -100,18 +100,18 @@ def compose(stages: Sequence[ProjectedStage]) -> ComposedStages:
     cosine = search.metric == "cosine"
     packed = pack(search.compared(codes))
     return ComposedStages(
-        entry=_columns_filled(entry.float()),
-        entry_bias=_columns_filled(entry_bias.flatten().float()),
+        entry=columns_filled(entry.float()),
+        entry_bias=columns_filled(entry_bias.flatten().float()),
         codebooks=codes if cosine else packed.codebook,
         books=packed,
         corrections=corrections.float(),
-        exit=_columns_filled(out.transpose(1, 2).reshape(number * dim, channels).float()),
-        exit_bias=_columns_filled(out_bias.sum(0).float()),
+        exit=columns_filled(out.transpose(1, 2).reshape(number * dim, channels).float()),
+        exit_bias=columns_filled(out_bias.sum(0).float()),
         cosine=cosine,
     )
 
 
-def _columns_filled(matrix: Tensor) -> Tensor:
+def columns_filled(matrix: Tensor) -> Tensor:
     """The columns up to a multiple of 16, so that kernels may read all in vectors."""
     return nn_functional.pad(matrix, (0, -matrix.shape[-1] % 16)).contiguous()
 

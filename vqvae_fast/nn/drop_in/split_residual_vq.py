@@ -6,13 +6,16 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from vqvae_fast.nn.codebook.kept_pack import KeepsPack, KeptForm
+from vqvae_fast.nn.drop_in.joined_projections import JoinedProjections, join
 from vqvae_fast.nn.drop_in.plain_stage import is_watched
 from vqvae_fast.nn.drop_in.residual_vq import ResidualVQ
+from vqvae_fast.nn.steps.autocast import is_autocast
 from vqvae_fast.nn.steps.checks import refuse
 from vqvae_fast.nn.steps.freezable import Freezable
 
 
-class SplitResidualVQ(Freezable):
+class SplitResidualVQ(Freezable, KeepsPack):
     """A semantic and an acoustic ResidualVQ of the same input; their outputs are added.
 
     The quantizer of Mimi (Defossez et al., arXiv 2410.00037, section 3.3): the first codes can
@@ -31,6 +34,8 @@ class SplitResidualVQ(Freezable):
     Raises:
         ValueError: the numbers do not fit together.
     """
+
+    _kept_projections: KeptForm[JoinedProjections] | None = None
 
     def __init__(
         self,
@@ -78,10 +83,19 @@ class SplitResidualVQ(Freezable):
             ``(quantized, indices, loss)``: [B, C, T]; int64 [B, T, Q], the semantic stages first;
             the stages' losses, [Q] in train mode.
         """
-        first, first_indices, first_loss = self.rvq_first(x)
-        rest, rest_indices, rest_loss = self.rvq_rest(x)
+        projections = self._joined_projections(x)
+        if projections is None:
+            first, first_indices, first_loss = self.rvq_first(x)
+            rest, rest_indices, rest_loss = self.rvq_rest(x)
+            quantized = first + rest
+        else:
+            rows = projections.enter(x.transpose(1, 2)).chunk(2, dim=-1)
+            first, first_indices, first_loss = self.rvq_first.vq(rows[0])
+            rest, rest_indices, rest_loss = self.rvq_rest.vq(rows[1])
+            both = projections.leave(torch.cat([first, rest], dim=-1))
+            quantized = both.transpose(1, 2).contiguous()
         return (
-            first + rest,
+            quantized,
             torch.cat([first_indices, rest_indices], dim=-1),
             torch.cat([first_loss, rest_loss], dim=-1),
         )
@@ -104,6 +118,39 @@ class SplitResidualVQ(Freezable):
         first, rest = indices.tensor_split([self.num_semantic_quantizers], dim=-1)
         output: Tensor = self.rvq_first.decode(first) + self.rvq_rest.decode(rest)
         return output
+
+    def keep_composed(self, verify: bool) -> None:
+        """As :meth:`KeepsPack.keep_composed`: the projections of both quantizers become one."""
+        self._kept_projections = KeptForm(verify)
+
+    def keep_no_pack(self) -> None:
+        """As :meth:`KeepsPack.keep_no_pack`."""
+        super().keep_no_pack()
+        self._kept_projections = None
+
+    def kept_forms(self) -> list[KeptForm[Any]]:
+        """As :meth:`KeepsPack.kept_forms`."""
+        return [] if self._kept_projections is None else [self._kept_projections]
+
+    def _joined_projections(self, x: Tensor) -> JoinedProjections | None:
+        """The projections of both quantizers as one; None where they are not to be joined."""
+        kept = self._kept_projections
+        if kept is None or self.training or torch.is_grad_enabled() or x.dtype != torch.float32:
+            return None
+        if x.dim() != 3 or is_autocast(x.device.type):
+            return None
+        into, out = [], []
+        for half in (self.rvq_first, self.rvq_rest):
+            if half.training or is_watched(half, _ProjectedRVQ):
+                return None
+            entry = _as_product(half.input_proj, x.shape[1])
+            exit = None if entry is None else _as_product(half.output_proj, entry.out_channels)
+            if entry is None or exit is None:
+                return None
+            into.append(entry)
+            out.append(exit)
+        sources = [part for projection in (*into, *out) for part in projection.parameters()]
+        return kept.made(sources, lambda: join(into, out), lambda: sources)
 
 
 class _ProjectedRVQ(Freezable):
@@ -130,20 +177,19 @@ class _ProjectedRVQ(Freezable):
 
 def _convolved(rows: Tensor, projection: nn.Module) -> Tensor:
     """The projections of rows [B, T, C]: on a CPU a product is up to twice as fast as Conv1d."""
-    if not _is_product(projection, rows.shape[-1]):
+    product = _as_product(projection, rows.shape[-1])
+    if product is None:
         convolved: Tensor = projection(rows.transpose(1, 2))
         return convolved.transpose(1, 2)
-    assert isinstance(projection, nn.Conv1d)
-    return F.linear(rows, projection.weight[..., 0], projection.bias)
+    return F.linear(rows, product.weight[..., 0], product.bias)
 
 
-def _is_product(projection: nn.Module, channels: int) -> bool:
-    """Whether a module does no more than multiply rows of so many channels by its weight."""
+def _as_product(projection: nn.Module, channels: int) -> nn.Conv1d | None:
+    """The module, if it does no more than multiply rows of so many channels by its weight."""
     if is_watched(projection, nn.Conv1d):
-        return False
+        return None
     assert isinstance(projection, nn.Conv1d)
     is_pointwise = projection.kernel_size == projection.stride == (1,)
     unpadded = projection.padding in ((0,), "valid", "same")
-    return (
-        is_pointwise and unpadded and projection.groups == 1 and projection.in_channels == channels
-    )
+    fits = projection.groups == 1 and projection.in_channels == channels
+    return projection if is_pointwise and unpadded and fits else None

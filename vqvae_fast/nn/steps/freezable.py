@@ -53,8 +53,9 @@ class Freezable(nn.Module):
                 meant for finding such writes.
             compose_projections: where each stage of a ResidualVQ projects the vectors and its codes
                 (``project_per_stage``, as in DAC), keep the products of these projections instead,
-                so that a call needs one product before all stages and one behind them. It is
-                several times as fast, and it is the exception to "the same bits": the vectors that
+                so that a call needs one product before all stages and one behind them, and is
+                several times as fast. The projections of the two halves of a SplitResidualVQ are
+                joined, too. This is the exception to "the same bits": the vectors that
                 are compared with the codes, and the sum of what the stages give, are rounded
                 otherwise. Every code is the nearest to the vector as it was rounded here, so it
                 differs from that of the module as it was only where rounding decides between codes
@@ -63,7 +64,7 @@ class Freezable(nn.Module):
                 projections' weights and biases, too; with ``verify`` those are compared as well.
                 They serve calls of float32 vectors without gradients (``torch.no_grad()``), a mask
                 or autocast; other calls are as without this argument, and so are quantizers
-                without such stages.
+                without such projections.
 
         Returns:
             This module.
