@@ -54,13 +54,13 @@ def test_products(rows: int, channels: int, columns: int) -> None:
 @pytest.mark.parametrize("threads", [1, 3])
 def test_layouts_and_threads_give_the_same_bits(threads: int) -> None:
     given = operands(40, 67)
-    vectors = torch.randn(3, 29, 40)
+    vectors = torch.randn(3, 290, 40)  # enough work for two threads
     wanted = run(vectors, *given)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         channels_first = vectors.transpose(1, 2).contiguous().transpose(1, 2)
-        apart = torch.randn(3, 29, 2, 80)[:, :, 0, ::2].copy_(vectors)
+        apart = torch.randn(3, 290, 2, 80)[:, :, 0, ::2].copy_(vectors)
         swapped = vectors.transpose(0, 1).contiguous().transpose(0, 1)
         for same in (vectors, channels_first, apart, swapped):
             assert same_bits(run(same, *given), wanted)
