@@ -103,21 +103,25 @@ VQVAE_FAST_ALONE void choose_codes(const Int8Block<Kernel>& block, const Int8Boo
       scored_group = group;
     }
     const int32_t bound = are_tops ? block.top[r] : block.bound[r];
+    // Which code it is cannot be predicted, so no branch depends on it before the codes are read.
     int32_t next = kUnusable;
-    listed.chosen = 0;
+    uint32_t chosen = 0;
+    VQVAE_FAST_UNROLL
     for (int j = 0; j < Int8Block<Kernel>::kLaneCodes; ++j) {
       const int32_t score = scores[listed.place % kLanes + j * kLanes];
-      if (score < bound) {
-        next = score > next ? score : next;
-        continue;
-      }
-      listed.chosen |= 1u << j;
-      if (codes.element_stride == 1) {
-        const int64_t first = listed.first_code<Kernel>(first_group);
-        prefetch_row(codes.row(code_of<Kernel>(first, j, codes.count - 1)), codes.dim);
-      }
+      const bool reaches = score >= bound;
+      chosen |= uint32_t(reaches) << j;
+      const int32_t left = reaches ? kUnusable : score;
+      next = left > next ? left : next;
     }
+    listed.chosen = chosen;
     if (are_tops) block.next[r] = next;
+    if (codes.element_stride != 1) continue;
+    const int64_t first = listed.first_code<Kernel>(first_group);
+    for (; chosen != 0; chosen &= chosen - 1) {
+      const int64_t code = code_of<Kernel>(first, lowest_bit(chosen), codes.count - 1);
+      prefetch_row(codes.row(code), codes.dim);
+    }
   }
 }
 
