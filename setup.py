@@ -60,10 +60,13 @@ MACROS = [("VQVAE_FAST_ISAS", ",".join(ISA_FLAGS))]
 
 def build_macros() -> list[tuple[str, str]]:
     """What csrc/build_stamp.h puts into an extension."""
+    import torch
+
     numbers = runpy.run_path(VERSION)
     return [
         ("VQVAE_FAST_VERSION", numbers["__version__"]),
         ("VQVAE_FAST_CONTRACT", str(numbers["EXTENSION_CONTRACT"])),
+        ("VQVAE_FAST_TORCH", torch.__version__),
     ]
 
 
@@ -104,20 +107,15 @@ def warn_of_lack(name: str, reason: object) -> None:
     )
 
 
-def debug_information() -> bool:
-    """Whether the environment asks for it, as in CFLAGS=-g; Python's own flags do not count."""
-    flags = " ".join(os.environ.get(name, "") for name in ("CFLAGS", "CXXFLAGS")).split()
-    return any(flag.startswith("-g") and flag != "-g0" for flag in flags)
-
-
-def stripping_flags() -> tuple[list[str], list[str]]:
-    """For the compiler and for the linker: they leave debug information and symbols out.
+def debug_flags() -> tuple[list[str], list[str]]:
+    """For the compiler and for the linker: those in CFLAGS or CXXFLAGS, such as -g, or no symbols.
 
     Python's own flags have -g, which makes the library twenty times as large.
     """
-    if debug_information():
-        return [], []
-    return ["-g0"], [] if sys.platform == "darwin" else ["-Wl,-s"]
+    words = " ".join(os.environ.get(name, "") for name in ("CFLAGS", "CXXFLAGS")).split()
+    wanted = [word for word in words if word.startswith("-g")]
+    strip = [] if wanted or sys.platform == "darwin" else ["-Wl,-s"]
+    return wanted or ["-g0"], strip
 
 
 def why_no_cuda() -> str | None:
@@ -156,14 +154,14 @@ def cuda_extension():
 
     if torch.cuda.device_count() == 0:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default_cuda_archs())
-    strip_compiler, strip_linker = stripping_flags()
+    debug, strip = debug_flags()
     return CUDAExtension(
         CUDA,
         ["csrc/cuda_bindings.cpp", *sorted(glob("csrc/cuda/*.cu"))],
         define_macros=build_macros(),
         # No --use_fast_math: the bound on the error of the scores wants IEEE arithmetic.
-        extra_compile_args={"cxx": COMMON_FLAGS + strip_compiler, "nvcc": ["-O3"]},
-        extra_link_args=strip_linker,
+        extra_compile_args={"cxx": COMMON_FLAGS + debug, "nvcc": ["-O3"]},
+        extra_link_args=strip,
         depends=[VERSION, *glob("csrc/*.h"), *glob("csrc/cuda/*")],
     )
 
@@ -176,7 +174,7 @@ def extension_arguments() -> dict:
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
     required = switched_on("VQVAE_FAST_REQUIRE_EXT")
-    strip_compiler, strip_linker = stripping_flags()
+    debug, strip = debug_flags()
 
     class BuildKernels(BuildExtension):
         """Compiles each instruction set with its own flags, then the rest as torch does."""
@@ -197,10 +195,15 @@ def extension_arguments() -> dict:
                     if required or (cuda and switched_on("FORCE_CUDA")):
                         raise
                     warn_of_lack(extension.name, error)
-                    # An earlier build's library must not go into this wheel.
-                    Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
+                    self._remove_earlier_builds(extension.name)
             wanted[:] = built
             self.extensions = wanted
+
+        def _remove_earlier_builds(self, name: str) -> None:
+            """No library that an earlier build has left may go into this wheel."""
+            library = Path(self.get_ext_fullpath(name))
+            for earlier in library.parent.glob(f"{library.name.partition('.')[0]}.*"):
+                earlier.unlink()
 
         def _compile_kernels(self, extension) -> None:
             def compile_one(isa: str) -> list[str]:
@@ -208,7 +211,7 @@ def extension_arguments() -> dict:
                     [kernel_source(isa)],
                     output_dir=self.build_temp,
                     macros=MACROS,
-                    extra_postargs=COMMON_FLAGS + strip_compiler + ISA_FLAGS[isa],
+                    extra_postargs=COMMON_FLAGS + debug + ISA_FLAGS[isa],
                     depends=glob("csrc/**/*.h", recursive=True),
                 )
 
@@ -223,8 +226,8 @@ def extension_arguments() -> dict:
         CPU,
         ["csrc/bindings.cpp", *sorted(sources)],
         define_macros=[*MACROS, *build_macros()],
-        extra_compile_args=COMMON_FLAGS + strip_compiler,
-        extra_link_args=strip_linker,
+        extra_compile_args=COMMON_FLAGS + debug,
+        extra_link_args=strip,
         depends=[VERSION, *glob("csrc/*.h"), *glob("csrc/cpu/**/*.*", recursive=True)],
     )
     extensions = [cpu_extension, *([cuda_extension()] if wants_cuda() else [])]
