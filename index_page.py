@@ -8,8 +8,10 @@ import runpy
 from pathlib import Path
 
 ROOT = Path(__file__).parent
-# A link or a picture whose target is a file: neither a section of the page (#...) nor a URL.
-RELATIVE = re.compile(r"(?P<picture>!?)\[(?P<text>[^\]]*)\]\((?!#|\w+:)(?P<path>[^)]+)\)")
+# Code, which stays; or a link or picture of a file, not of a section of the page (#...) or a URL.
+CODE_OR_LINK = re.compile(
+    r"```.*?```|`[^`]*`|(?P<picture>!?)\[(?P<text>[^\]]*)\]\((?!#|\w+:)(?P<path>[^)]+)\)", re.DOTALL
+)
 
 
 def repository() -> str | None:
@@ -37,9 +39,11 @@ def with_links_to(readme: str, repository: str | None, version: str) -> str:
 
     def replacement(link: re.Match[str]) -> str:
         text, path = link["text"], link["path"]
+        if path is None:
+            return link[0]
         if repository is not None:
             kind = "raw" if link["picture"] else "blob"
             return f"{link['picture']}[{text}]({repository}/{kind}/v{version}/{path})"
         return f"*Picture {path}: {text}*" if link["picture"] else text
 
-    return RELATIVE.sub(replacement, readme)
+    return CODE_OR_LINK.sub(replacement, readme)

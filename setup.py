@@ -238,9 +238,9 @@ class Wheel(bdist_wheel):
     """A wheel that is named after what was built: without an extension it is pure Python."""
 
     def run_command(self, command: str) -> None:
+        """Decide after the build, where setuptools has decided by what there was to build."""
         super().run_command(command)
         if command == "build":
-            # setuptools decides earlier, by what there is to build.
             self.root_is_pure = not self.distribution.has_ext_modules()
             if (reason := why_no_extension()) is not None:
                 warn_of_lack(CPU, reason)

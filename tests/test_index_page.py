@@ -11,7 +11,11 @@ See [the proof](docs/proof.md#bound), [below](#below), [CI][ci] and [torch](http
 ![Many
 codes](docs/codes.png)
 
-    indices[0](z)
+`indices[0](z)` or [`code`](csrc/README.md)
+
+```python
+indices[0](z)
+```
 """
 
 
@@ -26,7 +30,7 @@ def test_without_a_repository_there_are_words():
     assert PAGE["with_links_to"](README, None, "1.2.3") == (
         "See the proof, [below](#below), [CI][ci] and [torch](https://pytorch.org).\n\n"
         "*Picture docs/codes.png: Many\ncodes*\n\n"
-        "    indices[0](z)\n"
+        "`indices[0](z)` or `code`\n\n```python\nindices[0](z)\n```\n"
     )
 
 

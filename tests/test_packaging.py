@@ -93,7 +93,7 @@ def make(*arguments):
 def test_a_wheel_with_a_compiler_has_the_kernels(source, tmp_path):
     process, wheel = build_wheel(source, VQVAE_FAST_REQUIRE_EXT="1")
     assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-2000:]
-    assert f"compiling against torch {torch.__version__} (" in process.stdout
+    assert f"compiling against torch {torch.__version__} (" in process.stdout + process.stderr
     assert "none-any" not in wheel.name
     assert "Root-Is-Purelib: false" in text_of(wheel, "WHEEL")
     files = {file.filename: file.file_size for file in zipfile.ZipFile(wheel).infolist()}
