@@ -129,7 +129,7 @@ def test_commands_that_neither_train_nor_read_images_need_no_extra(base, tmp_pat
     assert info.out.startswith(f"vqvae_fast {vqvae_fast.__version__}\n")
     assert torch.equal(vqvae_fast.load_quantizer(tmp_path / "out.pt").codebook, codes)
     assert "search: 128 vectors" in bench.out
-    assert "FAISS search: faiss-cpu is not installed (pip install .[bench])" in bench.out
+    assert "FAISS search: faiss-cpu is not installed (pip install vqvae_fast[bench])" in bench.out
     assert "Train a VQ-VAE on images." in help_.out
     for name, result in zip(("train", "decode"), others, strict=True):
         assert result.status == 1
