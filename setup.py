@@ -1,9 +1,11 @@
 """Builds the C++ extension and, where torch has CUDA and nvcc is there, the CUDA extension.
 
 Switches: VQVAE_FAST_NO_EXT=1 builds neither; VQVAE_FAST_REQUIRE_EXT=1 fails where one cannot be
-built (the default warns and installs what there is). FORCE_CUDA=1 asks for the CUDA extension, with
-or without a GPU, and fails without it; FORCE_CUDA=0 leaves it out. MAX_JOBS and
-TORCH_CUDA_ARCH_LIST are honoured. Everything else is in pyproject.toml.
+built (the default warns and installs what there is, from a wheel with the name of a pure Python
+one). FORCE_CUDA=1 asks for the CUDA extension, with or without a GPU, and fails without it;
+FORCE_CUDA=0 leaves it out. CFLAGS=-g brings debug information back. MAX_JOBS and
+TORCH_CUDA_ARCH_LIST are honoured. Everything else is in pyproject.toml, but the text for a package
+index is from index_page.py.
 """
 
 import os
@@ -16,6 +18,7 @@ from glob import glob
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.bdist_wheel import bdist_wheel
 
 # Contraction is off because every instruction set must round alike; the kernels name their FMAs.
 # No kernel reads errno or traps on floating-point errors, and without them loops vectorise.
@@ -23,6 +26,7 @@ COMMON_FLAGS = ["-std=c++20", "-O3", "-ffp-contract=off", "-fno-math-errno", "-f
 if sys.platform != "darwin":  # Apple's compiler has no OpenMP: one thread there
     COMMON_FLAGS.append("-fopenmp")
 VERSION = "vqvae_fast/_version.py"
+CPU, CUDA = "vqvae_fast._C", "vqvae_fast._cuda"
 
 
 def kernel_source(isa: str) -> str:
@@ -56,10 +60,13 @@ MACROS = [("VQVAE_FAST_ISAS", ",".join(ISA_FLAGS))]
 
 def build_macros() -> list[tuple[str, str]]:
     """What csrc/build_stamp.h puts into an extension."""
+    import torch
+
     numbers = runpy.run_path(VERSION)
     return [
         ("VQVAE_FAST_VERSION", numbers["__version__"]),
         ("VQVAE_FAST_CONTRACT", str(numbers["EXTENSION_CONTRACT"])),
+        ("VQVAE_FAST_TORCH", torch.__version__),
     ]
 
 
@@ -69,6 +76,46 @@ def switched_on(name: str) -> bool:
     if value not in ("0", "1"):
         raise SystemExit(f"{name} must be 0 or 1, got {value!r}")
     return value == "1"
+
+
+def why_no_extension() -> str | None:
+    """Why no extension can be built here, or None.
+
+    Raises:
+        SystemExit: an extension is required.
+    """
+    reason = None
+    if switched_on("VQVAE_FAST_NO_EXT"):
+        reason = "VQVAE_FAST_NO_EXT=1 is set"
+    else:
+        try:
+            import torch.utils.cpp_extension  # noqa: F401
+        except ImportError as error:
+            reason = f"torch cannot be imported: {error}"
+    if reason is not None and switched_on("VQVAE_FAST_REQUIRE_EXT"):
+        raise SystemExit(f"VQVAE_FAST_REQUIRE_EXT=1 is set, but {reason}")
+    return reason
+
+
+def warn_of_lack(name: str, reason: object) -> None:
+    """Say in the build's output which extension is missing, why, and what follows."""
+    kind, rest = ("CUDA", "slower on GPUs") if name == CUDA else ("C++", "slower")
+    print(
+        f"warning: the {kind} extension was not built ({reason}).\n"
+        f"warning: vqvae_fast installs without it: exact, but {rest}.",
+        file=sys.stderr,
+    )
+
+
+def debug_flags() -> tuple[list[str], list[str]]:
+    """For the compiler and for the linker: those in CFLAGS or CXXFLAGS, such as -g, or no symbols.
+
+    Python's own flags have -g, which makes the library twenty times as large.
+    """
+    words = " ".join(os.environ.get(name, "") for name in ("CFLAGS", "CXXFLAGS")).split()
+    wanted = [word for word in words if word.startswith("-g")]
+    strip = [] if wanted or sys.platform == "darwin" else ["-Wl,-s"]
+    return wanted or ["-g0"], strip
 
 
 def why_no_cuda() -> str | None:
@@ -107,33 +154,38 @@ def cuda_extension():
 
     if torch.cuda.device_count() == 0:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default_cuda_archs())
+    debug, strip = debug_flags()
     return CUDAExtension(
-        "vqvae_fast._cuda",
+        CUDA,
         ["csrc/cuda_bindings.cpp", *sorted(glob("csrc/cuda/*.cu"))],
         define_macros=build_macros(),
         # No --use_fast_math: the bound on the error of the scores wants IEEE arithmetic.
-        extra_compile_args={"cxx": COMMON_FLAGS, "nvcc": ["-O3"]},
+        extra_compile_args={"cxx": COMMON_FLAGS + debug, "nvcc": ["-O3"]},
+        extra_link_args=strip,
         depends=[VERSION, *glob("csrc/*.h"), *glob("csrc/cuda/*")],
     )
 
 
 def extension_arguments() -> dict:
-    """ext_modules and cmdclass for setup(), or nothing where no extension is to be built."""
-    if switched_on("VQVAE_FAST_NO_EXT"):
+    """ext_modules and build_ext for setup(); neither if no extension can be built here."""
+    if why_no_extension() is not None:
         return {}
+    import torch
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
     required = switched_on("VQVAE_FAST_REQUIRE_EXT")
+    debug, strip = debug_flags()
 
     class BuildKernels(BuildExtension):
         """Compiles each instruction set with its own flags, then the rest as torch does."""
 
         def build_extensions(self) -> None:
+            print(f"compiling against torch {torch.__version__} ({torch.__path__[0]})")
             # One by one: an extension that cannot be built must not take the other with it.
             wanted, built = self.extensions, []
             for extension in wanted:
                 self.extensions = [extension]
-                cuda = extension.name == "vqvae_fast._cuda"
+                cuda = extension.name == CUDA
                 try:
                     if not cuda:
                         self._compile_kernels(extension)
@@ -142,14 +194,16 @@ def extension_arguments() -> dict:
                 except Exception as error:  # whatever a missing or failing compiler raises
                     if required or (cuda and switched_on("FORCE_CUDA")):
                         raise
-                    name, rest = ("CUDA", "slower on GPUs") if cuda else ("C++", "slower")
-                    print(
-                        f"warning: the {name} extension was not built ({error}).\n"
-                        f"warning: vqvae_fast installs without it: exact, but {rest}.",
-                        file=sys.stderr,
-                    )
+                    warn_of_lack(extension.name, error)
+                    self._remove_earlier_builds(extension.name)
             wanted[:] = built
             self.extensions = wanted
+
+        def _remove_earlier_builds(self, name: str) -> None:
+            """No library that an earlier build has left may go into this wheel."""
+            library = Path(self.get_ext_fullpath(name))
+            for earlier in library.parent.glob(f"{library.name.partition('.')[0]}.*"):
+                earlier.unlink()
 
         def _compile_kernels(self, extension) -> None:
             def compile_one(isa: str) -> list[str]:
@@ -157,7 +211,7 @@ def extension_arguments() -> dict:
                     [kernel_source(isa)],
                     output_dir=self.build_temp,
                     macros=MACROS,
-                    extra_postargs=COMMON_FLAGS + ISA_FLAGS[isa],
+                    extra_postargs=COMMON_FLAGS + debug + ISA_FLAGS[isa],
                     depends=glob("csrc/**/*.h", recursive=True),
                 )
 
@@ -169,14 +223,35 @@ def extension_arguments() -> dict:
     kernels = set(glob("csrc/cpu/isa/*.cpp"))
     sources = set(glob("csrc/cpu/**/*.cpp", recursive=True)) - kernels
     cpu_extension = CppExtension(
-        "vqvae_fast._C",
+        CPU,
         ["csrc/bindings.cpp", *sorted(sources)],
         define_macros=[*MACROS, *build_macros()],
-        extra_compile_args=COMMON_FLAGS,
+        extra_compile_args=COMMON_FLAGS + debug,
+        extra_link_args=strip,
         depends=[VERSION, *glob("csrc/*.h"), *glob("csrc/cpu/**/*.*", recursive=True)],
     )
     extensions = [cpu_extension, *([cuda_extension()] if wants_cuda() else [])]
     return {"ext_modules": extensions, "cmdclass": {"build_ext": BuildKernels}}
 
 
-setup(**extension_arguments())
+class Wheel(bdist_wheel):
+    """A wheel that is named after what was built: without an extension it is pure Python."""
+
+    def run_command(self, command: str) -> None:
+        """Decide after the build, where setuptools has decided by what there was to build."""
+        super().run_command(command)
+        if command == "build":
+            self.root_is_pure = not self.distribution.has_ext_modules()
+            if (reason := why_no_extension()) is not None:
+                warn_of_lack(CPU, reason)
+
+
+def setup_arguments() -> dict:
+    """What setup() gets beside pyproject.toml."""
+    arguments = extension_arguments()
+    arguments.setdefault("cmdclass", {})["bdist_wheel"] = Wheel
+    page = runpy.run_path("index_page.py")["index_page"]()
+    return {**arguments, "long_description": page, "long_description_content_type": "text/markdown"}
+
+
+setup(**setup_arguments())

@@ -530,7 +530,8 @@ def run(tree: Path, *command: str, **variables: str) -> subprocess.CompletedProc
 
 
 def build(tree: Path) -> None:
-    done = run(tree, "setup.py", "build_ext", "--inplace", VQVAE_FAST_REQUIRE_EXT="1")
+    wanted = {"VQVAE_FAST_REQUIRE_EXT": "1", "CFLAGS": "-g1"}  # with symbols, as make builds it
+    done = run(tree, "setup.py", "build_ext", "--inplace", **wanted)
     if done.returncode:
         raise RuntimeError(f"the extension does not build:\n{done.stderr[-2000:]}")
 

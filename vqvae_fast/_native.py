@@ -23,8 +23,16 @@ from vqvae_fast import settings
 from vqvae_fast._version import EXTENSION_CONTRACT, __version__
 
 _SLOWER = "searches run in plain PyTorch, exact but slower"
-# csrc/build_stamp.h puts these bytes and the numbers into every extension, and a zero behind them.
+_AGAIN = (
+    "Install vqvae_fast again with `pip install --no-build-isolation --force-reinstall --no-deps`, "
+    "which compiles it for this torch"
+)
+# csrc/build_stamp.h puts these bytes, the numbers and the version of torch into every extension,
+# and a zero behind them.
 _STAMP = b"vqvae_fast build: "
+_TORCH = ", torch "
+# It uses torch's C++ interface, so it may end a process with another torch instead of failing.
+_BOUND_TO_TORCH = ("vqvae_fast._cuda",)
 _EXPECTED = f"version {__version__}, contract {EXTENSION_CONTRACT}"
 
 
@@ -39,13 +47,10 @@ def _load_cpu() -> tuple[ModuleType | None, str]:
         module = None
     else:
         module, reason = _load("_C", "C++")
-        advice = f"{reason}. Install vqvae_fast again"
+        advice = f"{reason}. {_AGAIN}"
         if reason == _absent("C++"):
             reason = f"{reason} (no compiler at install time?)"
-            advice = (
-                f"{reason}. Install a C++20 compiler and run "
-                "`pip install --no-build-isolation vqvae_fast` again"
-            )
+            advice = f"{reason}. Install a C++20 compiler. {_AGAIN}"
     raises = asked.problem or asked.backend == "cpu" or asked.cpu_isa is not None
     if module is None and not raises:
         _warn(f"{advice}: {_SLOWER}.")
@@ -59,7 +64,7 @@ def _load_cuda() -> tuple[ModuleType | None, str]:
         return None, "this torch was built without CUDA"
     module, reason = _load("_cuda", "CUDA")
     if module is None and reason != _absent("CUDA") and settings.current.backend != "cuda":
-        _warn(f"{reason}. Install vqvae_fast again.")
+        _warn(f"{reason}. {_AGAIN}.")
     return module, reason
 
 
@@ -74,26 +79,32 @@ def _load(name: str, kind: str) -> tuple[ModuleType | None, str]:
     spec = PathFinder.find_spec(full_name, [str(Path(__file__).parent)])
     if spec is None or spec.loader is None:
         return None, _absent(kind)
+    there, built_with = f"the {kind} extension is there but", "?"
     try:
-        built_for = _built_for(spec)
+        built_for, _, built_with = _stamp(spec).partition(_TORCH)
         if built_for != _EXPECTED:
-            return None, (
-                f"the {kind} extension is there but was built for {built_for} of vqvae_fast, "
-                f"this is {_EXPECTED}"
-            )
+            return None, f"{there} was built for {built_for} of vqvae_fast, this is {_EXPECTED}"
+        if full_name in _BOUND_TO_TORCH and _release(built_with) != _release(torch.__version__):
+            return None, f"{there} was {_torches(built_with)}"
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     except (ImportError, OSError) as error:
-        return None, (
-            f"the {kind} extension is there but does not load (was it built for another torch?): "
-            f"{error}"
-        )
+        return None, f"{there} does not load (it was {_torches(built_with)}): {error}"
     sys.modules[full_name] = module
     return module, ""
 
 
-def _built_for(spec: ModuleSpec) -> str:
-    """The numbers that a compiled module was built with, as its file says.
+def _torches(built_with: str) -> str:
+    return f"compiled for torch {built_with or '?'}, this is torch {torch.__version__}"
+
+
+def _release(version: str) -> list[str]:
+    """The first two numbers of a version of torch: with these its C++ interface changes."""
+    return version.split(".")[:2]
+
+
+def _stamp(spec: ModuleSpec) -> str:
+    """What a compiled module was built for, as its file says: numbers and the version of torch.
 
     This searches the file instead of asking the loaded module, because loading cannot be undone and
     a library of another version could end the process.

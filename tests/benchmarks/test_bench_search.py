@@ -60,7 +60,7 @@ def test_absent_peer_is_skipped_with_its_reason(monkeypatch):
     monkeypatch.setattr(search, "SEARCH_PEERS", (OURS, absent))
     record = search.run([gaussian(SHAPE)], 1, 1, 0.0, with_memory=False)
     assert record["skipped"] == {
-        "absent": "no-such-package is not installed (pip install .[bench])"
+        "absent": "no-such-package is not installed (pip install vqvae_fast[bench])"
     }
     assert set(record["results"][0]["contenders"]) == {"ours"}
     table = search.markdown(environment.describe("search", 1) | record)

@@ -48,7 +48,7 @@ def compiled(tmp_path_factory):
         *("nvcc", "-std=c++20", "-Xcompiler", "-fsyntax-only,-Wall,-Werror", "-c"),
         *(flag for path in includes for flag in ("-isystem", path)),
         *("-DTORCH_EXTENSION_NAME=_cuda", "-DTORCH_API_INCLUDE_EXTENSION_H"),
-        *("-DVQVAE_FAST_VERSION=0", "-DVQVAE_FAST_CONTRACT=0"),
+        *("-DVQVAE_FAST_VERSION=0", "-DVQVAE_FAST_CONTRACT=0", "-DVQVAE_FAST_TORCH=0"),
         *(ROOT / "csrc/cuda_bindings.cpp", "-o", folder / "binding.o"),
     ]
     compilers = {

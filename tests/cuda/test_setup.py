@@ -16,7 +16,9 @@ ROOT = Path(__file__).parents[2]
 
 def setup(**environment):
     """Run setup.py as far as its decisions."""
-    clean = {k: v for k, v in os.environ.items() if k not in ("FORCE_CUDA", "VQVAE_FAST_NO_EXT")}
+    clean = {
+        k: v for k, v in os.environ.items() if k != "FORCE_CUDA" and not k.startswith("VQVAE_FAST_")
+    }
     return subprocess.run(
         [sys.executable, "setup.py", "--version"],
         cwd=ROOT,

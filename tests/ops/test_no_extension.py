@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 from fresh_python import FreshPython
 from kernels import INSTRUCTION_SETS
 
@@ -74,8 +75,12 @@ def test_not_built(python, tmp_path):
     assert "extension: False" in done.stdout
 
 
-def stamp(contract=EXTENSION_CONTRACT):
-    return f"vqvae_fast build: version {vqvae_fast.__version__}, contract {contract}\0".encode()
+def numbers(contract=EXTENSION_CONTRACT):
+    return f"vqvae_fast build: version {vqvae_fast.__version__}, contract {contract}".encode()
+
+
+def stamp(contract=EXTENSION_CONTRACT, torch="2.9.1"):
+    return numbers(contract) + f", torch {torch}\0".encode()
 
 
 def test_broken(python, tmp_path):
@@ -83,8 +88,10 @@ def test_broken(python, tmp_path):
     (package / f"_C{EXTENSION_SUFFIXES[0]}").write_bytes(b"this is not a library" + stamp())
     done = python(USE, package)
     (warning,) = warnings_of(done)
-    assert "the C++ extension is there but does not load (" in warning
-    assert "_C" in warning.partition("another torch?): ")[2]  # the loader's own reason
+    torches = f"it was compiled for torch 2.9.1, this is torch {torch.__version__}"
+    assert f"the C++ extension is there but does not load ({torches}): " in warning
+    assert "_C" in warning.partition("): ")[2]  # the loader's own reason
+    assert "Install vqvae_fast again with `pip install --no-build-isolation" in warning
     assert "extension: False" in done.stdout
 
 
@@ -112,14 +119,27 @@ def test_another_version_is_not_even_loaded(python, tmp_path, name, content):
     assert re.search(sentence, done.stdout)
 
 
+@pytest.mark.parametrize("built_with", ["2.9.1", "1.13.0", torch.__version__])
+def test_a_cuda_extension_for_another_torch_is_not_even_loaded(python, tmp_path, built_with):
+    package = copy_without_module(tmp_path)
+    content = b"print('it was loaded')  # " + stamp(torch=built_with).replace(b"\0", b"\n")
+    (package / "_cuda.py").write_bytes(content)
+    done = python(USE + LOAD_CUDA, package, VQVAE_FAST_BACKEND="cuda")
+    assert done.returncode == 0, done.stderr
+    same = built_with == torch.__version__
+    assert ("it was loaded" in done.stdout) == same
+    sentence = f"was compiled for torch {built_with}, this is torch {torch.__version__}\n"
+    assert (sentence in done.stdout) == (not same)
+
+
 @pytest.mark.slow
 @needs_extension
 def test_a_library_of_another_version_leaves_the_calls_to_the_reference(python, tmp_path):
     package = copy_without_module(tmp_path)
     (library,) = PACKAGE.glob("_C.*")
     content = library.read_bytes()
-    assert stamp() in content
-    (package / library.name).write_bytes(content.replace(stamp(), stamp(0)))
+    assert numbers() in content
+    (package / library.name).write_bytes(content.replace(numbers(), numbers(0)))
     done = python(USE, package)
     (warning,) = warnings_of(done)
     assert "contract 0 of vqvae_fast, this is version" in warning

@@ -19,7 +19,8 @@ def steps(setting: Setting) -> list[Step]:
     """Return a step for the build, and one that lists the backends after it."""
     # FORCE_CUDA stays unset, because with it a failure of the CUDA extension also ends the build of
     # the C++ one. setup.py builds the CUDA extension anyway if nvcc and torch's CUDA are installed.
-    variables = {"VQVAE_FAST_NO_EXT": "1"} if setting.rehearse else {}
+    nothing = {"VQVAE_FAST_NO_EXT": "1", "VQVAE_FAST_REQUIRE_EXT": "0"}
+    variables = nothing if setting.rehearse else {}
 
     def build(emit: Emit) -> None:
         command = [sys.executable, "setup.py", "build_ext", "--inplace"]

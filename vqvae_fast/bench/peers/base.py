@@ -27,7 +27,7 @@ def needs(module: str, distribution: str, extra: str = "bench") -> Callable[[], 
         try:
             importlib.import_module(module)
         except ModuleNotFoundError:
-            return f"{distribution} is not installed (pip install .[{extra}])"
+            return f"{distribution} is not installed (pip install vqvae_fast[{extra}])"
         except ImportError as error:
             return f"{distribution} is installed but does not import: {error}"
         return None

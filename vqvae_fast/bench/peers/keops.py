@@ -25,7 +25,7 @@ def _unavailable() -> str | None:
     try:
         importlib.import_module("pykeops").set_verbose(False)  # or it prints what it compiles
     except ModuleNotFoundError:
-        return "pykeops is not installed (pip install .[bench])"
+        return "pykeops is not installed (pip install vqvae_fast[bench])"
     except Exception as error:
         return f"pykeops is installed but does not import: {error}"
     try:
