@@ -31,8 +31,6 @@ _AGAIN = (
 # and a zero behind them.
 _STAMP = b"vqvae_fast build: "
 _TORCH = ", torch "
-# It uses torch's C++ interface, so it may end a process with another torch instead of failing.
-_BOUND_TO_TORCH = ("vqvae_fast._cuda",)
 _EXPECTED = f"version {__version__}, contract {EXTENSION_CONTRACT}"
 
 
@@ -84,23 +82,13 @@ def _load(name: str, kind: str) -> tuple[ModuleType | None, str]:
         built_for, _, built_with = _stamp(spec).partition(_TORCH)
         if built_for != _EXPECTED:
             return None, f"{there} was built for {built_for} of vqvae_fast, this is {_EXPECTED}"
-        if full_name in _BOUND_TO_TORCH and _release(built_with) != _release(torch.__version__):
-            return None, f"{there} was {_torches(built_with)}"
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     except (ImportError, OSError) as error:
-        return None, f"{there} does not load (it was {_torches(built_with)}): {error}"
+        torches = f"compiled for torch {built_with or '?'}, this is torch {torch.__version__}"
+        return None, f"{there} does not load (it was {torches}): {error}"
     sys.modules[full_name] = module
     return module, ""
-
-
-def _torches(built_with: str) -> str:
-    return f"compiled for torch {built_with or '?'}, this is torch {torch.__version__}"
-
-
-def _release(version: str) -> list[str]:
-    """The first two numbers of a version of torch: with these its C++ interface changes."""
-    return version.split(".")[:2]
 
 
 def _stamp(spec: ModuleSpec) -> str:

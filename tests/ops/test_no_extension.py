@@ -119,19 +119,6 @@ def test_another_version_is_not_even_loaded(python, tmp_path, name, content):
     assert re.search(sentence, done.stdout)
 
 
-@pytest.mark.parametrize("built_with", ["2.9.1", "1.13.0", torch.__version__])
-def test_a_cuda_extension_for_another_torch_is_not_even_loaded(python, tmp_path, built_with):
-    package = copy_without_module(tmp_path)
-    content = b"print('it was loaded')  # " + stamp(torch=built_with).replace(b"\0", b"\n")
-    (package / "_cuda.py").write_bytes(content)
-    done = python(USE + LOAD_CUDA, package, VQVAE_FAST_BACKEND="cuda")
-    assert done.returncode == 0, done.stderr
-    same = built_with == torch.__version__
-    assert ("it was loaded" in done.stdout) == same
-    sentence = f"was compiled for torch {built_with}, this is torch {torch.__version__}\n"
-    assert (sentence in done.stdout) == (not same)
-
-
 @pytest.mark.slow
 @needs_extension
 def test_a_library_of_another_version_leaves_the_calls_to_the_reference(python, tmp_path):
