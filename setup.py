@@ -20,9 +20,15 @@ from setuptools import setup
 # Contraction is off because every instruction set must round alike; the kernels name their FMAs.
 # No kernel reads errno or traps on floating-point errors, and without them loops vectorise.
 COMMON_FLAGS = ["-std=c++20", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+COMMON_FLAGS += ["-fvisibility=hidden"]  # of an extension, Python sees the module's function alone
 if sys.platform != "darwin":  # Apple's compiler has no OpenMP: one thread there
     COMMON_FLAGS.append("-fopenmp")
 VERSION = "vqvae_fast/_version.py"
+
+# The extensions keep to the stable ABIs of torch and Python: one build serves all versions from
+# these on. torch's build_ext names the same Python in Py_LIMITED_API.
+STABLE_TORCH = [("TORCH_TARGET_VERSION", "0x020a000000000000")]  # 2.10
+STABLE_PYTHON = "cp310"
 
 
 def kernel_source(isa: str) -> str:
@@ -170,13 +176,18 @@ def extension_arguments() -> dict:
     sources = set(glob("csrc/cpu/**/*.cpp", recursive=True)) - kernels
     cpu_extension = CppExtension(
         "vqvae_fast._C",
-        ["csrc/bindings.cpp", *sorted(sources)],
-        define_macros=[*MACROS, *build_macros()],
+        [*sorted(glob("csrc/binding/cpu/*.cpp")), *sorted(sources)],
+        define_macros=[*MACROS, *build_macros(), *STABLE_TORCH],
         extra_compile_args=COMMON_FLAGS,
-        depends=[VERSION, *glob("csrc/*.h"), *glob("csrc/cpu/**/*.*", recursive=True)],
+        depends=[VERSION, *glob("csrc/**/*.h", recursive=True)],
+        py_limited_api=True,
     )
     extensions = [cpu_extension, *([cuda_extension()] if wants_cuda() else [])]
-    return {"ext_modules": extensions, "cmdclass": {"build_ext": BuildKernels}}
+    return {
+        "ext_modules": extensions,
+        "cmdclass": {"build_ext": BuildKernels},
+        "options": {"bdist_wheel": {"py_limited_api": STABLE_PYTHON}},
+    }
 
 
 setup(**extension_arguments())
