@@ -107,7 +107,7 @@ def default_cuda_archs() -> str:
 
 
 def cuda_extension():
-    """The CUDA extension: one file that knows torch, and kernels that need nvcc alone."""
+    """The CUDA extension: files that know torch, and kernels that need nvcc alone."""
     import torch
     from torch.utils.cpp_extension import CUDAExtension
 
@@ -115,11 +115,13 @@ def cuda_extension():
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default_cuda_archs())
     return CUDAExtension(
         "vqvae_fast._cuda",
-        ["csrc/cuda_bindings.cpp", *sorted(glob("csrc/cuda/*.cu"))],
-        define_macros=build_macros(),
+        [*sorted(glob("csrc/binding/cuda/*.cpp")), *sorted(glob("csrc/cuda/*.cu"))],
+        # torch's headers declare their functions for CUDA where USE_CUDA is defined.
+        define_macros=[*build_macros(), *STABLE_TORCH, ("USE_CUDA", None)],
         # No --use_fast_math: the bound on the error of the scores wants IEEE arithmetic.
         extra_compile_args={"cxx": COMMON_FLAGS, "nvcc": ["-O3"]},
-        depends=[VERSION, *glob("csrc/*.h"), *glob("csrc/cuda/*")],
+        depends=[VERSION, *glob("csrc/*.h"), *glob("csrc/binding/*.h"), *glob("csrc/cuda/*")],
+        py_limited_api=True,
     )
 
 

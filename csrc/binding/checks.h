@@ -2,6 +2,7 @@
 // functions have checked more in Python (vqvae_fast/functional.py).
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "tensors.h"
@@ -9,15 +10,22 @@
 namespace vqvae_fast {
 namespace {
 
+// Checks a search of z: [..., D] in a codebook [K, D], or of [H, ..., D] in books [H, K, D].
+inline void check_search(const Tensor& z, ScalarType dtype, Sizes codebook) {
+  check_value(z.scalar_type() == dtype, "codebook must have z's dtype ", z.scalar_type(), ", got ",
+              dtype);
+  const bool has_books = codebook.size() == 3;
+  const Sizes rows = z.sizes();
+  check_value(rows.size() >= (has_books ? 2 : 1) && (has_books || codebook.size() == 2) &&
+                  codebook.back() == rows.back() &&
+                  std::count(codebook.begin(), codebook.end(), 0) == 0 &&
+                  (!has_books || codebook[0] == rows[0]),
+              "z must be [..., D] and codebook [K, D], or [H, ..., D] and [H, K, D], got ", rows,
+              " and ", codebook);
+}
+
 inline void check_search(const Tensor& z, const Tensor& codebook) {
-  check_value(z.scalar_type() == codebook.scalar_type(), "codebook must have z's dtype ",
-              z.scalar_type(), ", got ", codebook.scalar_type());
-  const bool books = codebook.dim() == 3;
-  check_value(z.dim() >= (books ? 2 : 1) && (books || codebook.dim() == 2) &&
-                  codebook.size(-1) == z.size(-1) && codebook.numel() > 0 &&
-                  (!books || codebook.size(0) == z.size(0)),
-              "z must be [..., D] and codebook [K, D], or [H, ..., D] and [H, K, D], got ",
-              z.sizes(), " and ", codebook.sizes());
+  check_search(z, codebook.scalar_type(), codebook.sizes());
 }
 
 inline void check_composed(const Tensor& vectors, const Tensor& entry, const Tensor& entry_bias,
@@ -58,6 +66,21 @@ inline void check_segment_sum(const Tensor& src, const Tensor& indices, int64_t 
   check_value(src.dim() >= 1 && indices.sizes() == row_sizes(src) && num_segments >= 1,
               "src must be [..., D] and indices [...] with num_segments >= 1, got ", src.sizes(),
               ", ", indices.sizes(), " and ", num_segments);
+}
+
+inline void check_quantize_backward(const Tensor& grad_quantized, const Tensor& grad_loss,
+                                    const Tensor& z, const Tensor& indices) {
+  check_value(indices.scalar_type() == ScalarType::Long, "indices must be int64, got ",
+              indices.scalar_type());
+  check_value(grad_quantized.scalar_type() == z.scalar_type(),
+              "grad_quantized must have z's dtype ", z.scalar_type(), ", got ",
+              grad_quantized.scalar_type());
+  check_value(grad_quantized.sizes() == z.sizes() && indices.sizes() == row_sizes(z) &&
+                  grad_loss.dim() == 0,
+              "grad_quantized must be like z ", z.sizes(),
+              ", indices like z without its last "
+              "dimension and grad_loss 0-d, got ",
+              grad_quantized.sizes(), ", ", indices.sizes(), " and ", grad_loss.sizes());
 }
 
 inline void check_residual_backward(const Tensor& grad_quantized, const Tensor& grad_losses,

@@ -42,7 +42,9 @@ inline Tensor make_empty(Sizes sizes, ScalarType dtype, const Tensor& beside) {
 }
 
 inline Tensor make_zeros(Sizes sizes, ScalarType dtype, const Tensor& beside) {
-  return torch::stable::new_zeros(beside, sizes, dtype);
+  Tensor made = make_empty(sizes, dtype, beside);
+  TORCH_ERROR_CODE_CHECK(aoti_torch_zero_(made.get()));
+  return made;
 }
 
 // Returns an uninitialized tensor with the layout of t.
@@ -54,6 +56,11 @@ inline Tensor make_like(const Tensor& t) {
 // Returns t itself if it is contiguous.
 inline Tensor as_contiguous(const Tensor& t) {
   return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
+
+// Returns t itself if it has this dtype.
+inline Tensor to_dtype(const Tensor& t, ScalarType dtype) {
+  return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
 }
 
 inline void copy_into(const Tensor& from, const Tensor& to) {

@@ -2,6 +2,9 @@
 // that were packed beforehand.
 #pragma once
 
+#include <exception>
+#include <mutex>
+
 #include "../../cpu/packed_codebook.h"
 #include "../../cpu/parallel.h"
 #include "../tensors.h"
@@ -9,14 +12,22 @@
 namespace vqvae_fast {
 namespace {
 
-inline ThreadPool torch_pool() {
-  return {torch::stable::get_num_threads(),
-          [](int64_t count, const std::function<void(int64_t)>& body) {
-            torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-              for (int64_t i = begin; i < end; ++i) body(i);
-            });
-          }};
+// Runs the tasks on torch's threads. An exception cannot pass through torch's stable ABI, so the
+// first one waits here.
+inline void run_in_torch(int64_t count, const std::function<void(int64_t)>& body) {
+  std::exception_ptr raised;
+  std::once_flag once;
+  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    try {
+      for (int64_t i = begin; i < end; ++i) body(i);
+    } catch (...) {
+      std::call_once(once, [&] { raised = std::current_exception(); });
+    }
+  });
+  if (raised) std::rethrow_exception(raised);
 }
+
+inline ThreadPool torch_pool() { return {torch::stable::get_num_threads(), run_in_torch}; }
 
 inline void check_packed(const Tensor& codebook, const Tensor& packed) {
   check_value(packed.scalar_type() == ScalarType::Byte && packed.is_contiguous() &&

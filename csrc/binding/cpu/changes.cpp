@@ -7,32 +7,60 @@
 namespace vqvae_fast {
 namespace {
 
+// An Attribute is one of Tensor's, found once: looking it up takes longer than reading it.
+struct Attribute {
+  PyObject* descriptor = nullptr;
+  descrgetfunc get = nullptr;
+
+  // Returns null with a Python error if the tensor's cannot be read.
+  PyObject* of(PyObject* tensor) const {
+    return get(descriptor, tensor, reinterpret_cast<PyObject*>(Py_TYPE(tensor)));
+  }
+
+  // Returns 1, 0, or -1 with a Python error.
+  int flag_of(PyObject* tensor) const {
+    PyObject* value = of(tensor);
+    if (value == nullptr) return -1;
+    const int result = value == Py_True;
+    Py_DECREF(value);
+    return result;
+  }
+};
+
 // What description() needs of torch.
 PyObject *tensor_class, *parameter_class;
-PyObject *version_name, *requires_grad_name, *is_leaf_name, *grad_name;
+Attribute version_of, requires_grad_of, is_leaf_of, grad_of;
 const dlpack::Api* api = nullptr;
 
 // Returns null without a Python error if there is no such attribute.
-PyObject* attribute(PyObject* of, const char* name) {
-  PyObject* found = of == nullptr ? nullptr : PyObject_GetAttrString(of, name);
+PyObject* find(PyObject* owner, const char* name) {
+  PyObject* found = owner == nullptr ? nullptr : PyObject_GetAttrString(owner, name);
   if (found == nullptr) PyErr_Clear();
   return found;
 }
 
-PyObject* attribute_of_module(const char* module_name, const char* name) {
+PyObject* find_in_module(const char* module_name, const char* name) {
   PyObject* module = PyImport_ImportModule(module_name);
-  PyObject* found = attribute(module, name);
+  PyObject* found = find(module, name);
   Py_XDECREF(module);
   return found;
 }
 
-// Gets a flag of a tensor: 1, 0, or -1 with a Python error.
-int flag(PyObject* tensor, PyObject* name) {
-  PyObject* value = PyObject_GetAttr(tensor, name);
-  if (value == nullptr) return -1;
-  const int result = value == Py_True;
-  Py_DECREF(value);
-  return result;
+Attribute find_attribute(const char* name) {
+  PyObject* descriptor = find(tensor_class, name);
+  if (descriptor == nullptr) return {};
+  void* get = PyType_GetSlot(Py_TYPE(descriptor), Py_tp_descr_get);
+  return {descriptor, reinterpret_cast<descrgetfunc>(get)};
+}
+
+const dlpack::Api* find_api() {
+  PyObject* capsule = find(tensor_class, dlpack::kAttribute);
+  if (capsule == nullptr) return nullptr;
+  void* found = PyCapsule_GetPointer(capsule, dlpack::kCapsule);
+  Py_DECREF(capsule);
+  if (found == nullptr) PyErr_Clear();
+  const auto* table = static_cast<const dlpack::Api*>(found);
+  return table != nullptr && table->major_version == dlpack::kMajorVersion ? table : nullptr;
 }
 
 struct Description {
@@ -47,7 +75,7 @@ struct Description {
     if (type != tensor_class && type != parameter_class) return false;
     dlpack::Layout layout;
     if (api->read_layout(tensor, &layout) != 0 || layout.data == nullptr) return false;
-    PyObject* counted = PyObject_GetAttr(tensor, version_name);
+    PyObject* counted = version_of.of(tensor);
     if (counted == nullptr) return false;  // of inference mode
     const long long version = PyLong_AsLongLong(counted);
     Py_DECREF(counted);
@@ -61,13 +89,13 @@ struct Description {
 
  private:
   bool add_gradient(PyObject* tensor) {
-    const int requires_it = flag(tensor, requires_grad_name);
+    const int requires_it = requires_grad_of.flag_of(tensor);
     // torch warns of reading the gradient of a tensor that is no leaf.
-    const int is_leaf = requires_it == 0 ? 1 : flag(tensor, is_leaf_name);
+    const int is_leaf = requires_it == 0 ? 1 : is_leaf_of.flag_of(tensor);
     if (requires_it < 0 || is_leaf < 0) return false;
     requires_grad |= requires_it == 1;
     if (is_leaf == 0 || has_gradient) return true;
-    PyObject* gradient = PyObject_GetAttr(tensor, grad_name);
+    PyObject* gradient = grad_of.of(tensor);
     if (gradient == nullptr) return false;
     has_gradient = gradient != Py_None;
     Py_DECREF(gradient);
@@ -78,18 +106,13 @@ struct Description {
 }  // namespace
 
 void prepare_descriptions() {
-  version_name = PyUnicode_InternFromString("_version");
-  requires_grad_name = PyUnicode_InternFromString("requires_grad");
-  is_leaf_name = PyUnicode_InternFromString("is_leaf");
-  grad_name = PyUnicode_InternFromString("grad");
-  tensor_class = attribute_of_module("torch", "Tensor");
-  parameter_class = attribute_of_module("torch.nn", "Parameter");
-  PyObject* capsule = attribute(tensor_class, dlpack::kAttribute);
-  if (capsule == nullptr) return;
-  api = static_cast<const dlpack::Api*>(PyCapsule_GetPointer(capsule, dlpack::kCapsule));
-  Py_DECREF(capsule);
-  if (api == nullptr) PyErr_Clear();
-  if (api != nullptr && api->major_version != dlpack::kMajorVersion) api = nullptr;
+  tensor_class = find_in_module("torch", "Tensor");
+  parameter_class = find_in_module("torch.nn", "Parameter");
+  version_of = find_attribute("_version");
+  requires_grad_of = find_attribute("requires_grad");
+  is_leaf_of = find_attribute("is_leaf");
+  grad_of = find_attribute("grad");
+  api = find_api();
 }
 
 PyObject* description(PyObject*, PyObject* tensors) {

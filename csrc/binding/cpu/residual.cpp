@@ -1,5 +1,6 @@
 // Residual quantization: each stage quantizes what the stages before it have left.
-#include <algorithm>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
 
 #include "../../cpu/composed_stages.h"
 #include "../../cpu/search.h"
@@ -10,15 +11,25 @@
 namespace vqvae_fast {
 namespace {
 
-// The number type of torch that has the bits of a kernels' element type, and its roundings.
-inline float number_of(float*);
-inline double number_of(double*);
-inline torch::headeronly::BFloat16 number_of(BFloat16*);
-inline torch::headeronly::Half number_of(Half*);
+// NumberOf<T> is the number type of torch that has the bits of a kernels' element type, and its
+// roundings.
+template <class T>
+struct NumberOf {
+  using type = T;
+};
+template <>
+struct NumberOf<BFloat16> {
+  using type = torch::headeronly::BFloat16;
+};
+template <>
+struct NumberOf<Half> {
+  using type = torch::headeronly::Half;
+};
 
 // Subtracts the chosen codes from the residuals and adds them to the totals, [N, D] each.
-template <class Number>
+template <class T>
 void move_to_next_stage(const Tensor& codes, const Tensor& residual, const Tensor& total) {
+  using Number = typename NumberOf<T>::type;
   const auto* code = elements<const Number>(codes);
   auto* rest = elements<Number>(residual);
   auto* sum = elements<Number>(total);
@@ -43,7 +54,7 @@ std::tuple<Tensor, Tensor> residual_nearest(const Tensor& z, const Tensor& codeb
                                             const Tensor* packed) {
   check_value(codebooks.dim() == 3 && codebooks.numel() > 0, "codebooks must be [Q, K, D], got ",
               codebooks.sizes());
-  check_search(z, torch::stable::select(codebooks, 0, 0));
+  check_search(z, codebooks.scalar_type(), codebooks.sizes().slice(1));  // a stage's
   if (packed != nullptr) check_packed(codebooks, *packed);
   const int64_t stages = codebooks.size(0), count = z.numel() / z.size(-1);
   Tensor indices = make_empty(sizes_of_indices(z, stages), ScalarType::Long, z);
@@ -63,7 +74,7 @@ std::tuple<Tensor, Tensor> residual_nearest(const Tensor& z, const Tensor& codeb
     for (int64_t q = 0; q < stages; ++q) {
       search_codebook<In>(rows, as_codes(books.at(q)), packed_book(packed, q), chosen.data(),
                           elements<Compute<In>>(distances), out, pool);
-      move_to_next_stage<decltype(number_of(element))>(codes, residual, total);
+      move_to_next_stage<In>(codes, residual, total);
       int64_t* to = elements<int64_t>(indices) + q;
       for (int64_t n = 0; n < count; ++n) to[n * stages] = chosen[n];
     }

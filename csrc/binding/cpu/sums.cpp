@@ -12,20 +12,20 @@
 namespace vqvae_fast {
 namespace {
 
-Tensor to_dtype(const Tensor& t, ScalarType dtype) {
-  return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
-}
-
 // Returns t: [..., D] with the elements of a row side by side, copied if need be.
 Tensor with_whole_rows(const Tensor& t) {
   return t.size(-1) <= 1 || t.stride(-1) == 1 ? t : as_contiguous(t);
 }
 
 template <class In>
-Tensor residual_backward_of(const Tensor& grad_quantized, const std::vector<double>& error_weights,
+Tensor residual_backward_of(const Tensor& grad_quantized, const Tensor& grad_losses,
                             const Tensor& z, const std::vector<Tensor>& books,
                             const Tensor& indices, bool rotates) {
   const int64_t dim = z.size(-1), stages = books.size();
+  const Tensor losses = as_contiguous(grad_losses);
+  const In* weights = elements<const In>(losses);
+  std::vector<double> error_weights(weights, weights + stages);
+  for (double& weight : error_weights) weight *= 2.0 / double(std::max<int64_t>(z.numel(), 1));
   const Tensor flat = as_contiguous(indices);
   const int64_t* chosen = elements<const int64_t>(flat);
   std::vector<Codes<In>> codes;
@@ -64,7 +64,7 @@ std::tuple<Tensor, Tensor> segment_sum_op(const Tensor& src, const Tensor& indic
   return {std::move(sums), std::move(counts)};
 }
 
-// Python counts these writes as changes of the tensors (vqvae_fast/backends/cpu).
+// vqvae_fast/backends/dispatch.py tells autograd of these writes.
 void moving_average_op(const Tensor& average, const Tensor& cluster_size, const Tensor& codebook,
                        const Tensor& src, const Tensor& indices, double decay, double eps) {
   check_moving_average(average, cluster_size, codebook, src, indices);
@@ -105,15 +105,9 @@ Tensor residual_backward_op(const Tensor& grad_quantized, const Tensor& grad_los
                             const Tensor& indices, bool rotates) {
   check_value(!books.empty(), "there must be a book");
   check_residual_backward(grad_quantized, grad_losses, z, books, indices);
-  const Tensor weights = as_contiguous(to_dtype(grad_losses, ScalarType::Double));
-  const double* weight = elements<const double>(weights);
-  std::vector<double> error_weights(weight, weight + weights.numel());
-  for (double& w : error_weights) w *= 2.0 / double(std::max<int64_t>(z.numel(), 1));
-  return z.scalar_type() == ScalarType::Float
-             ? residual_backward_of<float>(grad_quantized, error_weights, z, books, indices,
-                                           rotates)
-             : residual_backward_of<double>(grad_quantized, error_weights, z, books, indices,
-                                            rotates);
+  const auto run = z.scalar_type() == ScalarType::Float ? residual_backward_of<float>
+                                                        : residual_backward_of<double>;
+  return run(grad_quantized, grad_losses, z, books, indices, rotates);
 }
 
 }  // namespace vqvae_fast

@@ -1,83 +1,78 @@
-// This is the only CUDA file that uses torch. It defines a Python module of functions on CUDA
-// tensors, and Python chooses when to call them. No function waits for the device, and torch
-// allocates all memory on the current stream, so CUDA graphs may capture every function.
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
-#include <torch/extension.h>
+// This file defines torch.ops.vqvae_fast_cuda: the CUDA kernels as ops of their own, because Python
+// chooses when to call them (vqvae_fast/backends). Arguments and results are those of the ops in
+// vqvae_fast/ops.py. No op waits for the device, and torch allocates all memory on the current
+// stream, so CUDA graphs may capture every op.
+#include <cuda_runtime_api.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/macros.h>
 
 #include <algorithm>
 #include <string>
 #include <tuple>
 
-#include "build_stamp.h"
-#include "cuda/search.h"
-#include "cuda/segment_sum.h"
-#include "torch_rows.h"
+#include "../../cuda/search.h"
+#include "../../cuda/segment_sum.h"
+#include "../checks.h"
 
 namespace vqvae_fast {
 namespace {
 
-using c10::cuda::CUDAGuard;
+using torch::stable::accelerator::DeviceGuard;
+
+std::string device_of(const Tensor& t) {
+  if (t.is_cuda()) return "cuda:" + std::to_string(t.get_device_index());
+  return t.is_cpu() ? "cpu" : "another kind of device";
+}
 
 void check_cuda(const Tensor& tensor, const char* name) {
-  TORCH_CHECK_VALUE(tensor.is_cuda(), name, " must be on a CUDA device, got ", tensor.device());
+  check_value(tensor.is_cuda(), name, " must be on a CUDA device, got ", device_of(tensor));
 }
 void check_together(const Tensor& tensor, const char* name, const Tensor& other,
                     const char* other_name) {
-  TORCH_CHECK_VALUE(other.device() == tensor.device(), other_name, " must be on ", name,
-                    "'s device ", tensor.device(), ", got ", other.device());
+  check_value(device_of(other) == device_of(tensor), other_name, " must be on ", name, "'s device ",
+              device_of(tensor), ", got ", device_of(other));
 }
 
-cudaStream_t current_stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
+cudaStream_t current_stream(const Tensor& beside) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(beside.get_device_index(), &stream));
+  return static_cast<cudaStream_t>(stream);
+}
 
 Tensor allocate(int64_t bytes, const Tensor& beside) {
-  return at::empty({bytes}, beside.options().dtype(at::kByte));
+  return make_empty({bytes}, ScalarType::Byte, beside);
 }
 
 int processors() {
   int device = 0, count = 0;
-  C10_CUDA_CHECK(cudaGetDevice(&device));
-  C10_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+  STD_CUDA_CHECK(cudaGetDevice(&device));
+  STD_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
   return count;
 }
 
-// Searches one codebook. quantized may be undefined.
-void search_one(const Tensor& z, const Tensor& codebook, const Tensor& indices,
-                const Tensor& distances, const Tensor& quantized) {
+// Writes what a search finds: indices, distances and, unless `chosen` is null, the chosen codes.
+void search(const Tensor& z, const Tensor& codebook, const Tensor& indices, const Tensor& distances,
+            const Tensor* chosen) {
+  const bool has_books = codebook.dim() == 3;
+  const int64_t books = has_books ? codebook.size(0) : 1;
+  const int64_t count = indices.numel() / books;
+  if (count == 0) return;
+  const Tensor rows = with_rows(z, has_books);
+  const int device_processors = processors();
   with_element_type(z.scalar_type(), "z", [&](auto* element) {
     using In = std::remove_pointer_t<decltype(element)>;
-    Tensor z_copy, quantized_copy;
-    const auto rows = as_rows<const In>(z, &z_copy);
-    if (rows.count == 0) return;
-    const auto codes = as_codes<In>(codebook);
-    Rows<In> out{};
-    if (quantized.defined()) out = as_rows<In>(quantized, &quantized_copy);
-    const int device_processors = processors();
-    const Tensor workspace = allocate(search_workspace(rows, codes, device_processors), z);
-    C10_CUDA_CHECK(search_codebook<In>(
-        rows, codes, indices.mutable_data_ptr<int64_t>(), distances.mutable_data_ptr<Compute<In>>(),
-        out, workspace.mutable_data_ptr(), device_processors, current_stream()));
-    if (quantized.defined() && !quantized_copy.is_same(quantized)) {
-      quantized.copy_(quantized_copy);
+    for (int64_t h = 0; h < books; ++h) {
+      const auto of_book = as_rows(book<const In>(rows, has_books, h));
+      const auto codes = as_codes(book<const In>(codebook, has_books, h));
+      const Tensor workspace = allocate(search_workspace(of_book, codes, device_processors), z);
+      STD_CUDA_CHECK(
+          search_codebook<In>(of_book, codes, elements<int64_t>(indices) + h * count,
+                              elements<Compute<In>>(distances) + h * count,
+                              chosen ? as_rows(book<In>(*chosen, has_books, h)) : Rows<In>{},
+                              elements<void>(workspace), device_processors, current_stream(z)));
     }
   });
-}
-
-std::tuple<Tensor, Tensor> search(const Tensor& z, const Tensor& codebook,
-                                  const Tensor& quantized) {
-  const auto shape = z.sizes().slice(0, z.dim() - 1);
-  Tensor indices = at::empty(shape, z.options().dtype(at::kLong));
-  Tensor distances = at::empty(shape, distance_options(z));
-  if (codebook.dim() == 2) {
-    search_one(z, codebook, indices, distances, quantized);
-  } else {
-    for (int64_t h = 0; h < codebook.size(0); ++h) {
-      search_one(z[h], codebook[h], indices[h], distances[h],
-                 quantized.defined() ? quantized[h] : quantized);
-    }
-  }
-  return {indices, distances};
 }
 
 void check_cuda_search(const Tensor& z, const Tensor& codebook) {
@@ -86,29 +81,32 @@ void check_cuda_search(const Tensor& z, const Tensor& codebook) {
   check_search(z, codebook);
 }
 
-// Applies a pending negation: a tensor that torch marks as negated stores its numbers without the
-// sign.
-Tensor as_stored(const Tensor& tensor) { return tensor.resolve_neg(); }
-
 std::tuple<Tensor, Tensor> nearest_code(const Tensor& z, const Tensor& codebook) {
   check_cuda_search(z, codebook);
-  const CUDAGuard guard(z.device());
-  return search(as_stored(z), as_stored(codebook), Tensor());
+  const DeviceGuard guard(z.get_device_index());
+  Tensor indices = make_empty(row_sizes(z), ScalarType::Long, z);
+  Tensor distances = make_empty(row_sizes(z), distance_dtype(z.scalar_type()), z);
+  search(z, codebook, indices, distances, nullptr);
+  return {std::move(indices), std::move(distances)};
 }
 
 std::tuple<Tensor, Tensor, Tensor> quantize(const Tensor& z, const Tensor& codebook) {
   check_cuda_search(z, codebook);
-  const CUDAGuard guard(z.device());
-  Tensor quantized = at::empty_like(z);
-  auto [indices, distances] = search(as_stored(z), as_stored(codebook), quantized);
-  return {quantized, indices, distances};
+  const DeviceGuard guard(z.get_device_index());
+  Tensor indices = make_empty(row_sizes(z), ScalarType::Long, z);
+  Tensor distances = make_empty(row_sizes(z), distance_dtype(z.scalar_type()), z);
+  Tensor codes = make_like(z);
+  const Tensor chosen = with_rows(codes, codebook.dim() == 3);
+  search(z, codebook, indices, distances, &chosen);
+  if (chosen.get() != codes.get()) copy_into(chosen, codes);
+  return {std::move(codes), std::move(indices), std::move(distances)};
 }
 
 Tensor sum_workspace(int64_t rows, int64_t dim, int64_t num_segments, const Tensor& beside) {
-  TORCH_CHECK_VALUE(num_segments < int64_t{UINT32_MAX}, "num_segments must be below ", UINT32_MAX,
-                    ", got ", num_segments);
+  check_value(num_segments < int64_t{UINT32_MAX}, "num_segments must be below ", UINT32_MAX,
+              ", got ", num_segments);
   int64_t bytes = 0;
-  C10_CUDA_CHECK(segment_sum_workspace(rows, dim, num_segments, &bytes));
+  STD_CUDA_CHECK(segment_sum_workspace(rows, dim, num_segments, &bytes));
   return allocate(bytes, beside);
 }
 
@@ -117,46 +115,20 @@ std::tuple<Tensor, Tensor> segment_sum_op(const Tensor& src, const Tensor& indic
   check_cuda(src, "src");
   check_together(src, "src", indices, "indices");
   check_segment_sum(src, indices, num_segments);
-  const CUDAGuard guard(src.device());
-  Tensor sums = at::empty({num_segments, src.size(-1)}, distance_options(src));
-  Tensor counts = at::empty({num_segments}, distance_options(src));
-  const Tensor flat = indices.contiguous(), stored = as_stored(src);
+  const DeviceGuard guard(src.get_device_index());
+  const ScalarType wide = distance_dtype(src.scalar_type());
+  Tensor sums = make_empty({num_segments, src.size(-1)}, wide, src);
+  Tensor counts = make_empty({num_segments}, wide, src);
+  const Tensor flat = as_contiguous(indices), all_rows = with_rows(src);
   with_element_type(src.scalar_type(), "src", [&](auto* element) {
     using In = std::remove_pointer_t<decltype(element)>;
-    Tensor copy;
-    const auto rows = as_rows<const In>(stored, &copy);
+    const auto rows = as_rows(view_of<const In>(all_rows));
     const Tensor workspace = sum_workspace(rows.count, rows.dim, num_segments, src);
-    C10_CUDA_CHECK(segment_sum<In>(
-        rows, flat.const_data_ptr<int64_t>(), num_segments, sums.mutable_data_ptr<Compute<In>>(),
-        counts.mutable_data_ptr<Compute<In>>(), workspace.mutable_data_ptr(), current_stream()));
+    STD_CUDA_CHECK(segment_sum<In>(rows, elements<const int64_t>(flat), num_segments,
+                                   elements<Compute<In>>(sums), elements<Compute<In>>(counts),
+                                   elements<void>(workspace), current_stream(src)));
   });
-  return {sums, counts};
-}
-
-// Runs the backward pass of one codebook. grad_loss: 0-d, in the type that errors are computed in;
-// elements: the number of elements in all of z.
-void backward_one(const Tensor& grad_quantized, const Tensor& grad_loss, const Tensor& z,
-                  const Tensor& codebook, const Tensor& indices, double commitment_weight,
-                  double codebook_weight, double elements, const Tensor& grad_z,
-                  const Tensor& grad_codebook) {
-  const Tensor flat = indices.contiguous();
-  with_element_type(z.scalar_type(), "z", [&](auto* element) {
-    using In = std::remove_pointer_t<decltype(element)>;
-    Tensor grad_copy, z_copy, result_copy;
-    const QuantizeBackward<In> pass{as_rows<const In>(grad_quantized, &grad_copy),
-                                    grad_loss.const_data_ptr<Compute<In>>(),
-                                    as_rows<const In>(z, &z_copy),
-                                    as_codes<In>(codebook),
-                                    flat.const_data_ptr<int64_t>(),
-                                    commitment_weight,
-                                    codebook_weight,
-                                    elements,
-                                    as_rows<In>(grad_z, &result_copy),
-                                    reinterpret_cast<In*>(grad_codebook.mutable_data_ptr())};
-    const Tensor workspace = sum_workspace(pass.z.count, pass.z.dim, pass.codes.count, z);
-    C10_CUDA_CHECK(quantize_backward<In>(pass, workspace.mutable_data_ptr(), current_stream()));
-    if (!result_copy.is_same(grad_z)) grad_z.copy_(result_copy);
-  });
+  return {std::move(sums), std::move(counts)};
 }
 
 std::tuple<Tensor, Tensor> quantize_backward_op(const Tensor& grad_quantized,
@@ -167,56 +139,53 @@ std::tuple<Tensor, Tensor> quantize_backward_op(const Tensor& grad_quantized,
   check_together(z, "z", grad_quantized, "grad_quantized");
   check_together(z, "z", grad_loss, "grad_loss");
   check_together(z, "z", indices, "indices");
-  TORCH_CHECK_TYPE(indices.scalar_type() == at::kLong, "indices must be int64, got ",
-                   indices.scalar_type());
-  TORCH_CHECK_TYPE(grad_quantized.scalar_type() == z.scalar_type(),
-                   "grad_quantized must have z's dtype ", z.scalar_type(), ", got ",
-                   grad_quantized.scalar_type());
-  TORCH_CHECK_VALUE(grad_quantized.sizes() == z.sizes() &&
-                        indices.sizes() == z.sizes().slice(0, z.dim() - 1) && grad_loss.dim() == 0,
-                    "grad_quantized must be like z ", z.sizes(), ", indices like z without its ",
-                    "last dimension and grad_loss 0-d, got ", grad_quantized.sizes(), ", ",
-                    indices.sizes(), " and ", grad_loss.sizes());
-  const CUDAGuard guard(z.device());
-  Tensor grad_z = at::empty_like(z);
-  Tensor grad_codebook = at::empty(codebook.sizes(), codebook.options());
-  const auto elements = static_cast<double>(std::max<int64_t>(z.numel(), 1));
-  const Tensor grad = as_stored(grad_quantized), rows = as_stored(z), books = as_stored(codebook);
-  const Tensor loss = as_stored(grad_loss).to(distance_options(z).dtype());
-  if (books.dim() == 2) {
-    backward_one(grad, loss, rows, books, indices, commitment_weight, codebook_weight, elements,
-                 grad_z, grad_codebook);
-  } else {
-    for (int64_t h = 0; h < books.size(0); ++h) {
-      backward_one(grad[h], loss, rows[h], books[h], indices[h], commitment_weight, codebook_weight,
-                   elements, grad_z[h], grad_codebook[h]);
+  check_quantize_backward(grad_quantized, grad_loss, z, indices);
+  const DeviceGuard guard(z.get_device_index());
+  const bool has_books = codebook.dim() == 3;
+  const int64_t books = has_books ? codebook.size(0) : 1;
+  Tensor grad_z = make_like(z);
+  Tensor grad_codebook = make_empty(codebook.sizes(), codebook.scalar_type(), codebook);
+  const Tensor grads = with_rows(grad_quantized, has_books), rows = with_rows(z, has_books),
+               results = with_rows(grad_z, has_books), flat = as_contiguous(indices),
+               loss = to_dtype(grad_loss, distance_dtype(z.scalar_type()));
+  with_element_type(z.scalar_type(), "z", [&](auto* element) {
+    using In = std::remove_pointer_t<decltype(element)>;
+    for (int64_t h = 0; h < books; ++h) {
+      const auto codes = as_codes(book<const In>(codebook, has_books, h));
+      const QuantizeBackward<In> pass{as_rows(book<const In>(grads, has_books, h)),
+                                      elements<const Compute<In>>(loss),
+                                      as_rows(book<const In>(rows, has_books, h)),
+                                      codes,
+                                      elements<const int64_t>(flat) + h * (flat.numel() / books),
+                                      commitment_weight,
+                                      codebook_weight,
+                                      static_cast<double>(std::max<int64_t>(z.numel(), 1)),
+                                      as_rows(book<In>(results, has_books, h)),
+                                      elements<In>(grad_codebook) + h * codes.count * codes.dim};
+      const Tensor workspace = sum_workspace(pass.z.count, pass.z.dim, codes.count, z);
+      STD_CUDA_CHECK(quantize_backward<In>(pass, elements<void>(workspace), current_stream(z)));
     }
-  }
-  return {grad_z, grad_codebook};
-}
-
-pybind11::dict build_info() {
-  pybind11::dict info;
-  info["vqvae_fast"] = kBuiltFor;
-  info["torch"] = TORCH_VERSION;
-  info["cuda"] =
-      std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
-  info["archs"] = compiled_for();
-  return info;
+  });
+  if (results.get() != grad_z.get()) copy_into(results, grad_z);
+  return {std::move(grad_z), std::move(grad_codebook)};
 }
 
 }  // namespace
 }  // namespace vqvae_fast
 
-PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
-  using pybind11::arg;
-  m.doc() = "CUDA kernels of vqvae_fast, on CUDA tensors; arguments and results are the ops'.";
-  m.def("nearest_code", vqvae_fast::nearest_code, arg("z"), arg("codebook"));
-  m.def("quantize", vqvae_fast::quantize, arg("z"), arg("codebook"));
-  m.def("segment_sum", vqvae_fast::segment_sum_op, arg("src"), arg("indices"), arg("num_segments"),
-        "An index that is no segment makes all sums and counts NaN: an error would mean waiting.");
-  m.def("quantize_backward", vqvae_fast::quantize_backward_op, arg("grad_quantized"),
-        arg("grad_loss"), arg("z"), arg("codebook"), arg("indices"), arg("commitment_weight"),
-        arg("codebook_weight"));
-  m.def("build_info", vqvae_fast::build_info, "What this module was built with.");
+STABLE_TORCH_LIBRARY(vqvae_fast_cuda, library) {
+  library.def("nearest_code(Tensor z, Tensor codebook) -> (Tensor, Tensor)");
+  library.def("quantize(Tensor z, Tensor codebook) -> (Tensor, Tensor, Tensor)");
+  // An index that is no segment makes all sums and counts NaN: an error would mean waiting.
+  library.def("segment_sum(Tensor src, Tensor indices, int num_segments) -> (Tensor, Tensor)");
+  library.def(
+      "quantize_backward(Tensor grad_quantized, Tensor grad_loss, Tensor z, Tensor codebook, "
+      "Tensor indices, float commitment_weight, float codebook_weight) -> (Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(vqvae_fast_cuda, CUDA, library) {
+  library.impl("nearest_code", TORCH_BOX(&vqvae_fast::nearest_code));
+  library.impl("quantize", TORCH_BOX(&vqvae_fast::quantize));
+  library.impl("segment_sum", TORCH_BOX(&vqvae_fast::segment_sum_op));
+  library.impl("quantize_backward", TORCH_BOX(&vqvae_fast::quantize_backward_op));
 }
