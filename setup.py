@@ -181,6 +181,8 @@ def extension_arguments() -> dict:
         [*sorted(glob("csrc/binding/cpu/*.cpp")), *sorted(sources)],
         define_macros=[*MACROS, *build_macros(), *STABLE_TORCH],
         extra_compile_args=COMMON_FLAGS,
+        # It comes before torch's libraries, which have copies of its functions without versions.
+        libraries=["stdc++"] if sys.platform == "linux" else [],
         depends=[VERSION, *glob("csrc/**/*.h", recursive=True)],
         py_limited_api=True,
     )

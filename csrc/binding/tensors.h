@@ -24,12 +24,9 @@ inline Sizes row_sizes(const Tensor& t) { return t.sizes().slice(0, t.dim() - 1)
 
 // ---- New tensors --------------------------------------------------------------------------------
 
-// Returns an uninitialized contiguous tensor on the device of `beside`. torch::stable::empty()
-// would do the same, but it looks the op up by name, which takes longer than a small search.
-inline Tensor make_empty(Sizes sizes, ScalarType dtype, const Tensor& beside) {
-  std::vector<int64_t> strides(sizes.size(), 1);
-  for (size_t d = sizes.size(); d-- > 1;)
-    strides[d - 1] = strides[d] * std::max(sizes[d], int64_t{1});
+// The tensors are uninitialized, and on the device of `beside`. torch::stable::empty() would do the
+// same, but it looks the op up by name, which takes longer than a small search.
+inline Tensor make_strided(Sizes sizes, Sizes strides, ScalarType dtype, const Tensor& beside) {
   int32_t device_type, device_index;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(beside.get(), &device_type));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(beside.get(), &device_index));
@@ -41,15 +38,26 @@ inline Tensor make_empty(Sizes sizes, ScalarType dtype, const Tensor& beside) {
   return Tensor(made);
 }
 
+// Returns a contiguous tensor.
+inline Tensor make_empty(Sizes sizes, ScalarType dtype, const Tensor& beside) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t d = sizes.size(); d-- > 1;) {
+    strides[d - 1] = strides[d] * std::max(sizes[d], int64_t{1});
+  }
+  return make_strided(sizes, strides, dtype, beside);
+}
+
 inline Tensor make_zeros(Sizes sizes, ScalarType dtype, const Tensor& beside) {
   Tensor made = make_empty(sizes, dtype, beside);
   TORCH_ERROR_CODE_CHECK(aoti_torch_zero_(made.get()));
   return made;
 }
 
-// Returns an uninitialized tensor with the layout of t.
+// Returns a tensor with the layout of t, as torch's empty_like() does.
 inline Tensor make_like(const Tensor& t) {
-  if (t.is_contiguous()) return make_empty(t.sizes(), t.scalar_type(), t);
+  if (t.is_contiguous() && t.numel() > 0) {
+    return make_strided(t.sizes(), t.strides(), t.scalar_type(), t);
+  }
   return torch::stable::empty_like(t);
 }
 
