@@ -85,8 +85,7 @@ def _load(name: str, kind: str) -> tuple[ModuleType | None, str]:
         spec.loader.exec_module(module)
     except (ImportError, OSError) as error:
         return None, (
-            f"the {kind} extension is there but does not load (was it built for another torch?): "
-            f"{error}"
+            f"the {kind} extension is there but does not load (is torch older than 2.10?): {error}"
         )
     sys.modules[full_name] = module
     return module, ""
