@@ -4,11 +4,15 @@
 // beforehand.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/HeaderOnlyArrayRef.h>
 
 #include <sstream>
 #include <stdexcept>
+
+// torch has this function from 2.13 on. In an older one its address is null.
+extern "C" [[gnu::weak]] const char* torch_exception_get_what_without_backtrace();
 
 namespace vqvae_fast {
 
@@ -39,6 +43,13 @@ void check_value(bool holds, const Parts&... parts) {
 template <class... Parts>
 void check_index(bool holds, const Parts&... parts) {
   if (!holds) raise<std::out_of_range>(parts...);
+}
+
+// Raises a RuntimeError if a C function of torch has failed, with torch's reason if it can be had.
+inline void check_torch(AOTITorchError status) {
+  if (status == TORCH_SUCCESS) return;
+  const auto reason = torch_exception_get_what_without_backtrace;
+  raise<std::runtime_error>(reason ? reason() : "a call into torch failed, perhaps for memory");
 }
 
 }  // namespace

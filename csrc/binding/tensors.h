@@ -28,13 +28,12 @@ inline Sizes row_sizes(const Tensor& t) { return t.sizes().slice(0, t.dim() - 1)
 // same, but it looks the op up by name, which takes longer than a small search.
 inline Tensor make_strided(Sizes sizes, Sizes strides, ScalarType dtype, const Tensor& beside) {
   int32_t device_type, device_index;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(beside.get(), &device_type));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(beside.get(), &device_index));
+  check_torch(aoti_torch_get_device_type(beside.get(), &device_type));
+  check_torch(aoti_torch_get_device_index(beside.get(), &device_index));
   const auto shim_dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle made;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(),
-                                                  strides.data(), shim_dtype, device_type,
-                                                  device_index, &made));
+  check_torch(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(),
+                                       shim_dtype, device_type, device_index, &made));
   return Tensor(made);
 }
 
@@ -49,7 +48,7 @@ inline Tensor make_empty(Sizes sizes, ScalarType dtype, const Tensor& beside) {
 
 inline Tensor make_zeros(Sizes sizes, ScalarType dtype, const Tensor& beside) {
   Tensor made = make_empty(sizes, dtype, beside);
-  TORCH_ERROR_CODE_CHECK(aoti_torch_zero_(made.get()));
+  check_torch(aoti_torch_zero_(made.get()));
   return made;
 }
 
@@ -72,7 +71,7 @@ inline Tensor to_dtype(const Tensor& t, ScalarType dtype) {
 }
 
 inline void copy_into(const Tensor& from, const Tensor& to) {
-  TORCH_ERROR_CODE_CHECK(aoti_torch_copy_(to.get(), from.get(), /*non_blocking=*/0));
+  check_torch(aoti_torch_copy_(to.get(), from.get(), /*non_blocking=*/0));
 }
 
 // ---- Element types ------------------------------------------------------------------------------

@@ -38,10 +38,11 @@ def compiled(tmp_path_factory):
         name: [*device, ROOT / f"csrc/cuda/{name}.cu", "-o", folder / f"{name}.fatbin"]
         for name in SOURCES
     }
+    includes = [*include_paths(), sysconfig.get_path("include")]
     binding = [
         # nvcc knows where its own headers are, and hands C++ to the C++ compiler.
         *("nvcc", "-std=c++20", "-Xcompiler", "-fsyntax-only,-Wall,-Werror", "-c"),
-        *(f"-isystem{path}" for path in (*include_paths(), sysconfig.get_path("include"))),
+        *(flag for path in includes for flag in ("-isystem", path)),
         *("-DTORCH_TARGET_VERSION=0x020a000000000000", "-DPy_LIMITED_API=0x030A0000", "-DUSE_CUDA"),
         *("-DVQVAE_FAST_VERSION=0", "-DVQVAE_FAST_CONTRACT=0"),
     ]

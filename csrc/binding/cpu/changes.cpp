@@ -27,7 +27,7 @@ struct Attribute {
   }
 };
 
-// What description() needs of torch.
+// What describe() needs of torch. Without the table of functions, no tensor is described.
 PyObject *tensor_class, *parameter_class;
 Attribute version_of, requires_grad_of, is_leaf_of, grad_of;
 const dlpack::Api* api = nullptr;
@@ -69,12 +69,12 @@ struct Description {
 
   // Adds a tensor. Returns false, perhaps with a Python error, if it is of a special kind.
   bool add(PyObject* tensor) {
-    // Tensors of other classes may hold no numbers, or have their own versions of what is read
-    // here.
+    // Tensors of other classes may hold no numbers, or have attributes of their own.
     auto* type = reinterpret_cast<PyObject*>(Py_TYPE(tensor));
     if (type != tensor_class && type != parameter_class) return false;
     dlpack::Layout layout;
     if (api->read_layout(tensor, &layout) != 0 || layout.data == nullptr) return false;
+    if (layout.dims > 0 && layout.strides == nullptr) return false;
     PyObject* counted = version_of.of(tensor);
     if (counted == nullptr) return false;  // of inference mode
     const long long version = PyLong_AsLongLong(counted);
@@ -105,17 +105,18 @@ struct Description {
 
 }  // namespace
 
-void prepare_descriptions() {
+void prepare_to_describe() {
   tensor_class = find_in_module("torch", "Tensor");
   parameter_class = find_in_module("torch.nn", "Parameter");
   version_of = find_attribute("_version");
   requires_grad_of = find_attribute("requires_grad");
   is_leaf_of = find_attribute("is_leaf");
   grad_of = find_attribute("grad");
-  api = find_api();
+  const bool complete = version_of.get && requires_grad_of.get && is_leaf_of.get && grad_of.get;
+  api = complete ? find_api() : nullptr;
 }
 
-PyObject* description(PyObject*, PyObject* tensors) {
+PyObject* describe(PyObject* tensors) {
   const Py_ssize_t count = PySequence_Size(tensors);
   if (count < 0) return nullptr;
   Description all;

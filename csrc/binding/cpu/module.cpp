@@ -57,6 +57,10 @@ PyObject* set_cpu_isa(PyObject*, PyObject* name) {
   return result;
 }
 
+PyObject* description(PyObject*, PyObject* tensors) {
+  return raising([&] { return describe(tensors); });
+}
+
 PyObject* build_info(PyObject*, PyObject*) {
   return Py_BuildValue("{sssssssl}", "vqvae_fast", kBuiltFor, "torch", TORCH_VERSION, "compiler",
                        __VERSION__, "cxx", long{__cplusplus});
@@ -85,6 +89,6 @@ PyModuleDef kModule = {
 }  // namespace vqvae_fast
 
 PyMODINIT_FUNC PyInit__C() {
-  vqvae_fast::prepare_descriptions();
+  vqvae_fast::prepare_to_describe();
   return PyModule_Create(&vqvae_fast::kModule);
 }

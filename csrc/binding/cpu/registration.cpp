@@ -30,10 +30,9 @@ constexpr Kernel kKernels[] = {
 
 TorchLibraryHandle make_library() {
   TorchLibraryHandle library;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_library_init_impl("vqvae_fast", "CPU", __FILE__, __LINE__, &library));
+  check_torch(aoti_torch_library_init_impl("vqvae_fast", "CPU", __FILE__, __LINE__, &library));
   for (const Kernel& kernel : kKernels) {
-    TORCH_ERROR_CODE_CHECK(torch_library_impl(library, kernel.op, kernel.run, TORCH_ABI_VERSION));
+    check_torch(torch_library_impl(library, kernel.op, kernel.run, TORCH_ABI_VERSION));
   }
   return library;
 }

@@ -36,7 +36,7 @@ void check_together(const Tensor& tensor, const char* name, const Tensor& other,
 
 cudaStream_t current_stream(const Tensor& beside) {
   void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(beside.get_device_index(), &stream));
+  check_torch(aoti_torch_get_current_cuda_stream(beside.get_device_index(), &stream));
   return static_cast<cudaStream_t>(stream);
 }
 
