@@ -123,7 +123,7 @@ clean:
 	rm -rf $(VENV) build vqvae_fast/*.so *.egg-info
 
 # The package is installed in place, so only the compiled part and its build files call for a build.
-SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/cpu/*.* csrc/cpu/*/*.* csrc/cuda/*.*)
+SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/binding/*.* csrc/binding/*/*.* csrc/cpu/*.* csrc/cpu/*/*.* csrc/cuda/*.*)
 
 # Profilers, and the tests that read the inner loops, need the symbols, which a wheel lacks.
 $(VENV)/.built: $(VENV)/.installed $(SOURCES)

@@ -23,10 +23,16 @@ from setuptools.command.bdist_wheel import bdist_wheel
 # Contraction is off because every instruction set must round alike; the kernels name their FMAs.
 # No kernel reads errno or traps on floating-point errors, and without them loops vectorise.
 COMMON_FLAGS = ["-std=c++20", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+COMMON_FLAGS += ["-fvisibility=hidden"]  # of an extension, Python sees the module's function alone
 if sys.platform != "darwin":  # Apple's compiler has no OpenMP: one thread there
     COMMON_FLAGS.append("-fopenmp")
 VERSION = "vqvae_fast/_version.py"
 CPU, CUDA = "vqvae_fast._C", "vqvae_fast._cuda"
+
+# The extensions keep to the stable ABIs of torch and Python: one build serves all versions from
+# these on. torch's build_ext names the same Python in Py_LIMITED_API.
+STABLE_TORCH = [("TORCH_TARGET_VERSION", "0x020a000000000000")]  # 2.10
+STABLE_PYTHON = "cp310"
 
 
 def kernel_source(isa: str) -> str:
@@ -148,7 +154,7 @@ def default_cuda_archs() -> str:
 
 
 def cuda_extension():
-    """The CUDA extension: one file that knows torch, and kernels that need nvcc alone."""
+    """The CUDA extension: files that know torch, and kernels that need nvcc alone."""
     import torch
     from torch.utils.cpp_extension import CUDAExtension
 
@@ -157,12 +163,14 @@ def cuda_extension():
     debug, strip = debug_flags()
     return CUDAExtension(
         CUDA,
-        ["csrc/cuda_bindings.cpp", *sorted(glob("csrc/cuda/*.cu"))],
-        define_macros=build_macros(),
+        [*sorted(glob("csrc/binding/cuda/*.cpp")), *sorted(glob("csrc/cuda/*.cu"))],
+        # torch's headers declare their functions for CUDA where USE_CUDA is defined.
+        define_macros=[*build_macros(), *STABLE_TORCH, ("USE_CUDA", None)],
         # No --use_fast_math: the bound on the error of the scores wants IEEE arithmetic.
         extra_compile_args={"cxx": COMMON_FLAGS + debug, "nvcc": ["-O3"]},
         extra_link_args=strip,
-        depends=[VERSION, *glob("csrc/*.h"), *glob("csrc/cuda/*")],
+        depends=[VERSION, *glob("csrc/*.h"), *glob("csrc/binding/*.h"), *glob("csrc/cuda/*")],
+        py_limited_api=True,
     )
 
 
@@ -224,14 +232,21 @@ def extension_arguments() -> dict:
     sources = set(glob("csrc/cpu/**/*.cpp", recursive=True)) - kernels
     cpu_extension = CppExtension(
         CPU,
-        ["csrc/bindings.cpp", *sorted(sources)],
-        define_macros=[*MACROS, *build_macros()],
+        [*sorted(glob("csrc/binding/cpu/*.cpp")), *sorted(sources)],
+        define_macros=[*MACROS, *build_macros(), *STABLE_TORCH],
         extra_compile_args=COMMON_FLAGS + debug,
         extra_link_args=strip,
-        depends=[VERSION, *glob("csrc/*.h"), *glob("csrc/cpu/**/*.*", recursive=True)],
+        # It comes before torch's libraries, which have copies of its functions without versions.
+        libraries=["stdc++"] if sys.platform == "linux" else [],
+        depends=[VERSION, *glob("csrc/**/*.h", recursive=True)],
+        py_limited_api=True,
     )
     extensions = [cpu_extension, *([cuda_extension()] if wants_cuda() else [])]
-    return {"ext_modules": extensions, "cmdclass": {"build_ext": BuildKernels}}
+    return {
+        "ext_modules": extensions,
+        "cmdclass": {"build_ext": BuildKernels},
+        "options": {"bdist_wheel": {"py_limited_api": STABLE_PYTHON}},
+    }
 
 
 class Wheel(bdist_wheel):

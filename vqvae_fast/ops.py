@@ -33,6 +33,9 @@ _define(
 _define(
     "quantize(Tensor z, Tensor codebook) -> (Tensor quantized, Tensor indices, Tensor distances)"
 )
+# Counts the rows of a search that the integer filter settles; -1 means that it does not serve. Only
+# the C++ kernels have a filter, and only tests call this: results do not show what found them.
+_define("rows_settled_by_filter(Tensor z, Tensor codebook, Tensor packed) -> int")
 _define("residual_nearest_code(Tensor z, Tensor codebooks) -> (Tensor indices, Tensor quantized)")
 # The next ops take a codebook and its packed form, bytes that only the backend reads. No bytes mean
 # that the backend packs at each call.

@@ -96,7 +96,7 @@ def test_the_extension(names, monkeypatch, tmp_path, cuda, last):
     assert os.environ["TORCH_CUDA_ARCH_LIST"] == "8.6"
     assert extension.name == "vqvae_fast._cuda"
     sources = {Path(source).name for source in extension.sources}
-    assert sources == {"cuda_bindings.cpp", "search.cu", "segment_sum.cu", "sort.cu"}
+    assert sources == {"ops.cpp", "module.cpp", "search.cu", "segment_sum.cu", "sort.cu"}
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST")
     names["cuda_extension"]()
     archs = os.environ.pop("TORCH_CUDA_ARCH_LIST").split(";")

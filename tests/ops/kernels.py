@@ -81,6 +81,14 @@ def compiled(name: str) -> Implementation:
     return KERNELS
 
 
+def settled_by_filter(z: Tensor, codebook: Tensor, packed: Tensor | None = None) -> int | None:
+    """How many rows of a search the integer filter settles; None where it does not serve."""
+    if packed is None:
+        packed = torch.empty(0, dtype=torch.uint8)
+    settled = torch.ops.vqvae_fast.rows_settled_by_filter(z, codebook, packed)
+    return None if settled < 0 else settled
+
+
 def in_each(op: str) -> Callable:
     """The op in every instruction set and on CUDA's stand-in, which must return the same bits.
 

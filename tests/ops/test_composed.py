@@ -288,7 +288,7 @@ def test_shapes_that_do_not_fit(wrong: dict, got: str) -> None:
 @needs_kernels
 def test_what_the_kernel_refuses() -> None:
     given = arguments(5, 3, 50, 4, False, 20)
-    with pytest.raises(TypeError, match="all must be float32, got Double"):
+    with pytest.raises(ValueError, match="all must be float32, got Double"):
         run(given.vectors.double(), *given[1:])
     with pytest.raises(ValueError, match="packed must be contiguous bytes"):
         run(*given._replace(packed=given.packed[:2]))

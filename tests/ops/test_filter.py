@@ -5,11 +5,9 @@ import math
 import pytest
 import torch
 from adversarial import CASES, FILTERED, HALF, Size
-from kernels import EVERY_SET, INSTRUCTION_SETS, compiled
+from kernels import EVERY_SET, INSTRUCTION_SETS, compiled, settled_by_filter
 from oracle import check
 from torch import Tensor
-
-from vqvae_fast import _native
 
 pytestmark = [
     pytest.mark.skipif(not INSTRUCTION_SETS, reason="the C++ extension is not there"),
@@ -21,7 +19,7 @@ sizes = pytest.mark.parametrize("size", FILTERED, ids=str)
 def settled(isa: str, z: Tensor, codebook: Tensor) -> int | None:
     """How many rows the instruction set's filter settles; None where it does not serve."""
     compiled(isa)
-    return _native.extension.rows_settled_by_filter(z, codebook)
+    return settled_by_filter(z, codebook)
 
 
 def filters() -> list[str]:

@@ -99,21 +99,21 @@ def test_a_wrong_index_changes_nothing(books):
 
 
 @pytest.mark.parametrize(
-    ("place", "wrong", "error"),
+    ("place", "wrong", "sentence"),
     [
-        (0, torch.zeros(37, 4), ValueError),
-        (1, torch.zeros(36), ValueError),
-        (2, torch.zeros(37), ValueError),
-        (3, torch.zeros(6, 50, 4), ValueError),
-        (4, torch.zeros(6, 49, dtype=torch.int64), ValueError),
-        (4, torch.zeros(6, 50, dtype=torch.int32), TypeError),
+        (0, torch.zeros(37, 4), "average must have the codebook's shape"),
+        (1, torch.zeros(36), "cluster_size too without D, got"),
+        (2, torch.zeros(37), "average must have the codebook's shape"),
+        (3, torch.zeros(6, 50, 4), r"src must be \[\.\.\., D\]"),
+        (4, torch.zeros(6, 49, dtype=torch.int64), r"src must be \[\.\.\., D\] and indices"),
+        (4, torch.zeros(6, 50, dtype=torch.int32), "indices must be int64, got Int"),
     ],
 )
-def test_what_does_not_fit_is_refused(place, wrong, error):
+def test_what_does_not_fit_is_refused(place, wrong, sentence):
     tensors = arguments()
     tensors[place] = wrong
     pytest.importorskip("vqvae_fast._C")  # the readable formula relies on its callers
-    with pytest.raises(error):
+    with pytest.raises(ValueError, match=sentence):
         moving_average_(*tensors, 0.8, 1e-5)
 
 

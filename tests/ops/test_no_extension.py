@@ -173,7 +173,8 @@ calls = {
 defined = {name.partition("::")[2] for name in torch._C._dispatch_get_all_op_names()
            if name.startswith("vqvae_fast::")}
 of_modules = {"start_by_kmeans_", "last_stage"}  # no backend has kernels of these
-assert set(calls) == defined - of_modules - {"nearest_code.on"}, defined
+of_tests = {"rows_settled_by_filter"}  # only the C++ kernels have a filter
+assert set(calls) == defined - of_modules - of_tests - {"nearest_code.on"}, defined
 for name, call in calls.items():
     try:
         call()

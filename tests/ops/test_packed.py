@@ -3,12 +3,11 @@
 import pytest
 import torch
 from adversarial import CASES, DOUBLE, FILTERED, HALF, SMALL, Size
-from kernels import INSTRUCTION_SETS, compiled, same_bits
+from kernels import INSTRUCTION_SETS, compiled, same_bits, settled_by_filter
 from oracle import check
 from torch import Tensor
 
 import vqvae_fast
-from vqvae_fast import _native
 
 pytestmark = pytest.mark.usefixtures("restore")
 needs_kernels = pytest.mark.skipif(not INSTRUCTION_SETS, reason="the C++ extension is not there")
@@ -102,7 +101,7 @@ def test_the_filter_settles_few_rows(count: int) -> None:
     for isa in INSTRUCTION_SETS:
         compiled(isa)
         packed = vqvae_fast.pack(codebook).packed
-        settled = _native.extension.rows_settled_by_filter(z, codebook, packed)
+        settled = settled_by_filter(z, codebook, packed)
         assert settled is None if isa != "avx512vnni" else settled >= 0.9 * count
 
 
@@ -118,7 +117,7 @@ def test_a_codebook_that_integers_do_not_serve_is_packed_in_floats(spoiled: str)
     for isa in INSTRUCTION_SETS:
         compiled(isa)
         packed = vqvae_fast.pack(codebook).packed
-        assert _native.extension.rows_settled_by_filter(z, codebook, packed) is None
+        assert settled_by_filter(z, codebook, packed) is None
 
 
 def trained_like(rows: int, dim: int) -> Tensor:
@@ -134,7 +133,7 @@ def test_wide_directions_serve_few_rows() -> None:
     if "avx512vnni" in INSTRUCTION_SETS:
         compiled("avx512vnni")
         packed = vqvae_fast.pack(codebook).packed
-        assert _native.extension.rows_settled_by_filter(z[:13], codebook, packed) >= 12
+        assert settled_by_filter(z[:13], codebook, packed) >= 12
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -127,7 +127,7 @@ def test_shapes_that_do_not_fit(wrong: dict[str, Tensor], columns: int) -> None:
 @needs_kernels
 def test_what_the_kernel_refuses() -> None:
     matrix, bias, columns = operands(40, 6)
-    with pytest.raises(TypeError, match="all must be float32, got Double"):
+    with pytest.raises(ValueError, match="all must be float32, got Double"):
         run(torch.zeros(5, 40).double(), matrix, bias, columns)
     with pytest.raises(ValueError, match="both contiguous"):
         run(torch.zeros(5, 40), matrix.t().contiguous().t(), bias, columns)

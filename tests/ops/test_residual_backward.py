@@ -73,24 +73,28 @@ def test_an_index_that_is_none_is_refused(index):
 
 
 @pytest.mark.parametrize(
-    ("place", "wrong", "error"),
+    ("place", "wrong", "sentence"),
     [
-        (0, torch.zeros(5, 7, 12), ValueError),
-        (1, torch.zeros(2), ValueError),
-        (2, torch.zeros(5, 7, 13, dtype=torch.bfloat16), TypeError),
-        (3, [torch.zeros(9, 13)] * 2, ValueError),
-        (3, [torch.zeros(9, 12)] * 3, ValueError),
-        (3, [torch.zeros(9, 13, dtype=torch.float64)] * 3, TypeError),
-        (3, [], ValueError),
-        (4, torch.zeros(5, 6, 3, dtype=torch.int64), ValueError),
-        (4, torch.zeros(5, 7, 3), TypeError),
+        (0, torch.zeros(5, 7, 12), "grad_quantized must be like z"),
+        (1, torch.zeros(2), r"grad_losses \[Q\]"),
+        (
+            2,
+            torch.zeros(5, 7, 13, dtype=torch.bfloat16),
+            "z must be float32 or float64, got",
+        ),
+        (3, [torch.zeros(9, 13)] * 2, "for Q books, got .* and 2 books"),
+        (3, [torch.zeros(9, 12)] * 3, r"books must be \[K, D=13\], got \[9, 12\]"),
+        (3, [torch.zeros(9, 13, dtype=torch.float64)] * 3, "all must have z's dtype Float, got D"),
+        (3, [], "there must be a book"),
+        (4, torch.zeros(5, 6, 3, dtype=torch.int64), r"indices \[\.\.\., Q\]"),
+        (4, torch.zeros(5, 7, 3), "indices must be int64, got Float"),
     ],
 )
-def test_what_does_not_fit_is_refused(place, wrong, error):
+def test_what_does_not_fit_is_refused(place, wrong, sentence):
     pytest.importorskip("vqvae_fast._C")  # the readable formula relies on its callers
     given = arguments()
     given[place] = wrong
-    with pytest.raises(error):
+    with pytest.raises(ValueError, match=sentence):
         residual_backward(*given)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from vqvae_fast import settings
 from vqvae_fast.backends import choice
@@ -27,6 +28,7 @@ def register(library: torch.library.Library) -> None:
             library.impl(op, kernel, key)
 
     library.impl("nearest_code.on", _nearest_code_on, "CompositeExplicitAutograd")
+    library.impl("moving_average_", _moving_average_is_counted, "ADInplaceOrView", with_keyset=True)
     if settings.current.problem:
         serve(dict.fromkeys(_DEFAULT, _refuse), "CompositeExplicitAutograd")
         return
@@ -61,6 +63,20 @@ def _quantize_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
 def _moving_average_(*arguments: Any) -> None:
     """The averages in plain PyTorch, with the segment sum of the device's backend."""
     reference.moving_average_(*arguments, segment_sum=torch.ops.vqvae_fast.segment_sum.default)
+
+
+def _moving_average_is_counted(
+    keyset: torch._C.DispatchKeySet,
+    average: Tensor,
+    cluster_size: Tensor,
+    codebook: Tensor,
+    *rest: Any,
+) -> None:
+    """Run the device's kernel, and count its writes so that autograd knows of them."""
+    op = torch.ops.vqvae_fast.moving_average_.default
+    below = keyset & torch._C._after_ADInplaceOrView_keyset
+    op.redispatch(below, average, cluster_size, codebook, *rest)
+    increment_version((average, cluster_size, codebook))
 
 
 def _residual_nearest_code(z: Tensor, codebooks: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,6 @@
 """Builds the extensions in place, against the installed torch and nvcc."""
 
 import sys
-import sysconfig
 
 from benchmarks.gpu_first import tool
 from benchmarks.gpu_first.step import ROOT, Emit, Setting, Step
@@ -43,6 +42,4 @@ def steps(setting: Setting) -> list[Step]:
 
 def _built() -> list[str]:
     """Returns the extensions that this Python can import."""
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    names = (f"{name}{suffix}" for name in ("_C", "_cuda"))
-    return [name for name in names if (_PACKAGE / name).exists()]
+    return [name for name in ("_C.abi3.so", "_cuda.abi3.so") if (_PACKAGE / name).exists()]

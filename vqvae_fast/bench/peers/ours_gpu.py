@@ -26,9 +26,7 @@ def no_extension() -> str | None:
 
 
 def _prepare_cuda(z: Tensor, codebook: Tensor) -> Search:
-    extension = _native.cuda_extension
-    assert extension is not None
-    return lambda: extension.nearest_code(z, codebook)[0]
+    return lambda: torch.ops.vqvae_fast_cuda.nearest_code(z, codebook)[0]
 
 
 PLAIN = SearchPeer(

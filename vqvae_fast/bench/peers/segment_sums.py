@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from vqvae_fast import _native
 from vqvae_fast.bench.peers.base import SumCall, SumPeer
 from vqvae_fast.bench.peers.ours_gpu import no_extension
 
@@ -13,9 +12,7 @@ def _ours(src: Tensor, indices: Tensor, count: int) -> SumCall:
 
 
 def _cuda(src: Tensor, indices: Tensor, count: int) -> SumCall:
-    extension = _native.cuda_extension
-    assert extension is not None
-    return lambda: extension.segment_sum(src, indices, count)
+    return lambda: torch.ops.vqvae_fast_cuda.segment_sum(src, indices, count)
 
 
 def _index_add(src: Tensor, indices: Tensor, count: int) -> SumCall:

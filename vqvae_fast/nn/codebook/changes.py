@@ -26,7 +26,9 @@ class Description(NamedTuple):
 
 def describe(tensors: Sequence[Tensor]) -> Description | None:
     """Describe tensors; None if one holds no numbers, or none whose changes torch counts."""
-    if _native.extension is not None:
+    # The extension learns from an error that a tensor is special, which takes a millisecond. The
+    # tensors of a module are mostly of one kind, so the first one is asked beforehand.
+    if _native.extension is not None and tensors and _can_be_described(tensors[0]):
         quick = _native.extension.description(tensors)
         if quick is not None:
             return Description(*quick)

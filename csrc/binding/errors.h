@@ -1,0 +1,56 @@
+// This file raises the errors of the ops. torch turns std::invalid_argument into Python's
+// ValueError and std::out_of_range into IndexError. The stable ABI has nothing that becomes a
+// TypeError, so wrong dtypes are ValueErrors too; the public functions check types in Python
+// beforehand.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/HeaderOnlyArrayRef.h>
+
+#include <sstream>
+#include <stdexcept>
+
+// torch has this function from 2.13 on. In an older one its address is null.
+extern "C" [[gnu::weak]] const char* torch_exception_get_what_without_backtrace();
+
+namespace vqvae_fast {
+
+using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
+
+namespace {
+
+inline std::ostream& operator<<(std::ostream& out, Sizes sizes) {
+  out << '[';
+  for (size_t d = 0; d < sizes.size(); ++d) out << (d == 0 ? "" : ", ") << sizes[d];
+  return out << ']';
+}
+
+template <class Error, class... Parts>
+[[noreturn, gnu::cold, gnu::noinline]] void raise(const Parts&... parts) {
+  std::ostringstream sentence;
+  (sentence << ... << parts);
+  throw Error(sentence.str());
+}
+
+// Raises a ValueError unless the condition holds; its message is the parts, one after another.
+template <class... Parts>
+void check_value(bool holds, const Parts&... parts) {
+  if (!holds) raise<std::invalid_argument>(parts...);
+}
+
+// Raises an IndexError unless the condition holds.
+template <class... Parts>
+void check_index(bool holds, const Parts&... parts) {
+  if (!holds) raise<std::out_of_range>(parts...);
+}
+
+// Raises a RuntimeError if a C function of torch has failed, with torch's reason if it can be had.
+inline void check_torch(AOTITorchError status) {
+  if (status == TORCH_SUCCESS) return;
+  const auto reason = torch_exception_get_what_without_backtrace;
+  raise<std::runtime_error>(reason ? reason() : "a call into torch failed, perhaps for memory");
+}
+
+}  // namespace
+}  // namespace vqvae_fast
