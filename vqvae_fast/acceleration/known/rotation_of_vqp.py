@@ -29,7 +29,9 @@ def as_short_vectors_get(
         return quantized
     given = take_codes(codes.detach(), indices)
     given = _rotated(z, given) if rotates else given
-    return quantized + torch.where(short[..., None], given - quantized, 0).detach()
+    # Autograd saves nothing for it, so a checkpointed step may have short vectors only when it is
+    # computed again.
+    return quantized + torch.where(short[..., None], given - quantized.detach(), 0)
 
 
 def _rotated(z: Tensor, q: Tensor) -> Tensor:
