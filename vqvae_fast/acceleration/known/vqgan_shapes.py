@@ -6,6 +6,7 @@ taming-transformers' two, which latent diffusion has, too, and SimVQ's.
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from vqvae_fast.acceleration.known.embedding_tables import (
 from vqvae_fast.acceleration.known.shapes import has_table, images_near
 from vqvae_fast.acceleration.known.vqgan_tables import quantize_images, searched_images
 from vqvae_fast.acceleration.recipe import Recipe, Search
+from vqvae_fast.nn.steps.autocast import is_autocast
 
 
 def _is_first(module: nn.Module) -> bool:
@@ -50,15 +52,23 @@ def _with_one_hot(module: Any, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tenso
 
     One-hot vectors are a result of the first quantizer, so they are made here, too.
     """
-    found = on_images(
-        module, z, rows_of(module.embedding), commitment_weight=1.0, codebook_weight=module.beta
-    )
+    codes = _multiplied(module.embedding, z.device.type)
+    found = on_images(module, z, codes, commitment_weight=1.0, codebook_weight=module.beta)
     indices = found.indices.unsqueeze(1)
     one_hot = torch.zeros(len(indices), module.n_e, dtype=z.dtype, device=z.device)
     one_hot.scatter_(1, indices, 1)
     usage = one_hot.mean(dim=0)
     perplexity = torch.exp(-torch.sum(usage * torch.log(usage + 1e-10)))
     return found.quantized, found.loss, perplexity, one_hot, indices
+
+
+def _multiplied(table: nn.Embedding, device: str) -> Codes:
+    """The rows, in the dtype of a product of one-hot vectors and the table."""
+    codes = rows_of(table)
+    if not is_autocast(device):
+        return codes
+    dtype = torch.get_autocast_dtype(device)
+    return replace(codes, look_up=lambda indices: codes.look_up(indices).to(dtype))
 
 
 def _first(original: Callable[..., Any], module: Any, z: Tensor) -> Any:
