@@ -350,6 +350,15 @@ def test_options_of_the_gumbel_interface_are_checked_by_the_original():
             ours(z, 0.5)
 
 
+def test_a_table_that_is_multiplied_is_not_called():
+    z = torch.randn(2, D, 3, 4)
+    module = WithOneHot(K, D, 0.4)
+    ours = accelerated(module)
+    for part in (ours, module):
+        part.embedding.register_forward_hook(lambda module, inputs, output: output * 2)
+    assert_same(outcome(ours, z), outcome(module, z))
+
+
 def test_simvq_sees_every_change_of_its_projection():
     z = torch.randn(2, D, 3, 4)
     module = SimVQ(K, D).eval()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vqvae_fast.acceleration.kept import forget
 from vqvae_fast.acceleration.known import codebook_of_vqp
-from vqvae_fast.acceleration.known.rotation_of_vqp import as_short_vectors_get
+from vqvae_fast.acceleration.known.rotation_of_vqp import as_vectors_without_direction_get
 from vqvae_fast.acceleration.replaced import is_replaced
 from vqvae_fast.autograd.gather import copy_of_codes
 from vqvae_fast.autograd.nearest_with_loss import nearest_with_loss
@@ -42,7 +42,7 @@ def train(
     quantized, indices, commitment = nearest_with_loss(
         rows, codes, rotates=quantizer.rotation_trick, codes_learn=learns
     )
-    quantized = as_short_vectors_get(
+    quantized = as_vectors_without_direction_get(
         rows.detach(), codes, quantized, indices, rotates=quantizer.rotation_trick
     )
     if not frozen:

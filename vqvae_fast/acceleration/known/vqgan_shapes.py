@@ -6,7 +6,6 @@ taming-transformers' two, which latent diffusion has, too, and SimVQ's.
 
 import inspect
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -63,12 +62,14 @@ def _with_one_hot(module: Any, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tenso
 
 
 def _multiplied(table: nn.Embedding, device: str) -> Codes:
-    """The rows, in the dtype of a product of one-hot vectors and the table."""
-    codes = rows_of(table)
-    if not is_autocast(device):
-        return codes
-    dtype = torch.get_autocast_dtype(device)
-    return replace(codes, look_up=lambda indices: codes.look_up(indices).to(dtype))
+    """The rows as products of one-hot vectors and the weight, for which the table is not called."""
+    weight = table.weight
+    dtype = torch.get_autocast_dtype(device) if is_autocast(device) else weight.dtype
+    return Codes(
+        (weight,),
+        lambda: weight,
+        lambda indices: nn_functional.embedding(indices, weight).to(dtype),
+    )
 
 
 def _first(original: Callable[..., Any], module: Any, z: Tensor) -> Any:
