@@ -78,10 +78,12 @@ def is_plain(quantizer: Any, x: Tensor, temperature: float | None) -> bool:
 
 def _have_directions(quantizer: Any, x: Tensor) -> bool:
     """Whether the nearest codes are the most similar ones: no vector is zero, and no code short."""
+    codebook = quantizer._codebook
+    if codebook.ema_update and not codebook.has_dead_code_replacement:
+        # Unused codes become short in some step, and a checkpointed one is computed again after it.
+        return False
     vectors = x.movedim(1, -1) if _is_channel_first(quantizer) and x.dim() > 2 else x
-    return bool(vectors.any(dim=-1).all()) and codebook_of_vqp.have_unit_length(
-        quantizer._codebook.embed
-    )
+    return bool(vectors.any(dim=-1).all()) and codebook_of_vqp.have_unit_length(codebook.embed)
 
 
 def _has_plain_losses(quantizer: Any) -> bool:
