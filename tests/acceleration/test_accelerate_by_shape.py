@@ -156,6 +156,8 @@ def test_sixteen_bits_and_autocast_keep_the_dtypes(module, z, training):
     ours = accelerated(module)
     with torch.autocast("cpu", torch.bfloat16):
         found, expected = outcome(ours, z), outcome(module, z)
+        found += outcome(ours, z.bfloat16())  # what a layer before it gives
+        expected += outcome(module, z.bfloat16())
     ours.bfloat16()
     module.bfloat16()
     found += outcome(ours, z.bfloat16())
@@ -346,6 +348,15 @@ def test_options_of_the_gumbel_interface_are_checked_by_the_original():
         assert_same(outcome(ours, z, 1.0), outcome(module, z, 1.0))
         with pytest.raises(AssertionError):
             ours(z, 0.5)
+
+
+def test_a_table_that_is_multiplied_is_not_called():
+    z = torch.randn(2, D, 3, 4)
+    module = WithOneHot(K, D, 0.4)
+    ours = accelerated(module)
+    for part in (ours, module):
+        part.embedding.register_forward_hook(lambda module, inputs, output: output * 2)
+    assert_same(outcome(ours, z), outcome(module, z))
 
 
 def test_simvq_sees_every_change_of_its_projection():

@@ -197,6 +197,18 @@ def test_vectors_without_length_get_what_the_library_gives_them():
         assert_same_steps(theirs, ours, [x], training=False)
 
 
+@pytest.mark.parametrize("rotation_trick", [True, False])
+@pytest.mark.parametrize("kind", ["VectorQuantize", "SimVQ"])
+@pytest.mark.parametrize("value", [float("nan"), 1e30])
+def test_numbers_out_of_range_are_not_hidden(kind, rotation_trick, value):
+    theirs = make(kind, rotation_trick=rotation_trick)
+    ours = accelerated(theirs)
+    x = torch.randn(_TOKENS)
+    x[1, 2, 3] = value
+    expected, found = (module(x.clone().requires_grad_()) for module in (theirs, ours))
+    assert_same([*found], [*expected])
+
+
 def test_cosine_codes_that_have_shrunk_are_chosen_by_their_product():
     theirs = make("VectorQuantize", use_cosine_sim=True)
     theirs._codebook.embed *= torch.linspace(0, 1, SIZE)[:, None]

@@ -155,17 +155,44 @@ def test_autocast_leaves_types_as_they_are(kind):
             assert got.shape == right.shape
 
 
-def test_a_checkpointed_step_runs_twice_as_the_librarys_does():
-    theirs = make("VectorQuantize")
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("VectorQuantize", {}),
+        # Where codes become residuals, the second run finds vectors without length.
+        ("ResidualVQ", {"threshold_ema_dead_code": 2, "rotation_trick": False}),
+        # The second run finds short codes.
+        ("VectorQuantize", {"use_cosine_sim": True}),
+    ],
+)
+def test_a_checkpointed_step_runs_twice_as_the_librarys_does(kind, options):
+    theirs = make(kind, **options)
+    if "use_cosine_sim" in options:
+        theirs._codebook.embed_avg.mul_(1e-13)
     ours = accelerated(theirs)
     x = torch.randn(_TOKENS)
     sides = []
     for module in (theirs, ours):
         given = x.clone().requires_grad_()
+        torch.manual_seed(4)
         quantized, _, loss = checkpoint(module.train(), given, use_reentrant=False)
-        (quantized.square().sum() + loss).backward()
+        (quantized.square().sum() + loss.sum()).backward()
         sides.append([quantized, loss, given.grad, *module.state_dict().values()])
     assert_same(sides[1], sides[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("VectorQuantize", {"learnable_codebook": True, "ema_update": False}),
+        ("SimVQ", {"rotation_trick": False}),
+    ],
+)
+def test_codes_get_no_gradient_where_the_loss_is_not_used(kind, options):
+    """An optimizer with weight decay would move them."""
+    ours = accelerated(make(kind, **options))
+    ours(torch.randn(_TOKENS, requires_grad=True))[0].sum().backward()
+    assert all(parameter.grad is None for parameter in ours.parameters())
 
 
 def test_threads_share_a_quantizer_in_eval():

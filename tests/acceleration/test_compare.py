@@ -115,6 +115,19 @@ def test_of_equally_near_codes_none_is_nearer():
     assert counts == (100, 100, 0, 0, 0.0)
 
 
+class Doubled(Narrow):
+    """What its search is given is not what it compares with the codes."""
+
+    def find(self, x: Tensor) -> Tensor:
+        return super().find(2 * x)
+
+
+def test_a_search_of_its_own_is_not_judged(model):
+    model.second = Doubled()
+    found = compare(model, torch.randn(3, D), method="encode")
+    assert [entry.name for entry in found] == ["first"]
+
+
 def test_the_table(model):
     lines = str(compare(model, torch.randn(3, D), method="encode")).splitlines()
     assert lines[0].split()[:5] == ["quantizer", "vectors", "differ", "ours", "nearer"]

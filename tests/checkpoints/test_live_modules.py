@@ -5,6 +5,7 @@ import copy
 import codecs_of_others as others
 import pytest
 import torch
+from other_libraries import installed
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -165,6 +166,48 @@ def test_diffusers(legacy):
     torch.testing.assert_close(ours.embedding.weight.grad, theirs.embedding.weight.grad)
 
 
+_TOKENIZERS = ("Chameleon", "Janus", "GlmImage")
+
+
+def _tokenizer(name):
+    folder = {"GlmImage": "glm_image"}.get(name, name.lower())
+    library = installed(f"transformers.models.{folder}.modeling_{folder}")
+    config = getattr(library, f"{name}VQVAEConfig")()
+    config.num_embeddings, config.embed_dim = 24, D
+    theirs = getattr(library, f"{name}VQVAEVectorQuantizer")(config)
+    theirs.beta = 0.7
+    nn.init.normal_(theirs.embedding.weight)
+    return theirs
+
+
+@pytest.mark.parametrize("name", _TOKENIZERS[:2])
+def test_tokenizers_of_transformers_keep_their_loss(name):
+    theirs = _tokenizer(name).double()
+    ours = vqvae_fast.load_quantizer(model(theirs))
+    inputs = [torch.randn(B, D, 6, 5, dtype=torch.float64, requires_grad=True)]
+    inputs.append(inputs[0].detach().clone().requires_grad_())
+    output, expected, indices = theirs(inputs[0])
+    loss, z_q, *_, codes = ours(inputs[1])
+    assert torch.equal(codes.flatten(), indices)
+    torch.testing.assert_close(loss, expected)
+    (expected + output.square().sum()).backward()
+    (loss + z_q.square().sum()).backward()
+    torch.testing.assert_close(inputs[1].grad, inputs[0].grad)
+    torch.testing.assert_close(ours.embedding.weight.grad, theirs.embedding.weight.grad)
+
+
+def test_glm_image_finds_directions():
+    theirs = _tokenizer("GlmImage")
+    with pytest.raises(ValueError, match=r"normalize of the live .*; call eval\(\) first"):
+        vqvae_fast.load_quantizer(model(theirs))
+    ours = vqvae_fast.load_quantizer(model(theirs).eval())
+    x = torch.randn(B, D, 6, 5)
+    quantized, _, indices = theirs(x)
+    _, z_q, *_, codes = ours(x)
+    assert torch.equal(codes.flatten(), indices)
+    torch.testing.assert_close(z_q, quantized)
+
+
 def test_remapped_indices_are_refused():
     theirs = others.diffusers(beta=0.7)
     theirs.remap = "used.npy"
@@ -197,9 +240,12 @@ def test_the_first_quantizer_of_taming_has_one_loss():
 
 def test_attributes_of_llamagen():
     theirs = Embedded(beta=0.5, l2_norm=True, entropy_loss_ratio=0.0)
-    ours = vqvae_fast.load_quantizer(model(theirs))
+    with pytest.raises(ValueError, match=r"l2_norm of the live .*; give the option l2_norm, or"):
+        vqvae_fast.load_quantizer(model(theirs))
+    ours = vqvae_fast.load_quantizer(model(theirs).eval())
     assert (ours.beta, ours.legacy) == (0.5, False)
     torch.testing.assert_close(ours.codebook, F.normalize(theirs.embedding.weight))
+    theirs.train()
     theirs.l2_norm = False
     assert torch.equal(vqvae_fast.load_quantizer(model(theirs)).codebook, theirs.embedding.weight)
     theirs.entropy_loss_ratio = 0.1

@@ -184,9 +184,11 @@ def test_one_output_alone():
     z, codebook = leaves((40, 6), (17, 6))
     got = vqvae_fast.quantize(z, codebook)
     weight = torch.randn_like(z)
-    grads = torch.autograd.grad(got.quantized, (z, codebook), weight, retain_graph=True)
+    grads = torch.autograd.grad(
+        got.quantized, (z, codebook), weight, retain_graph=True, allow_unused=True
+    )
     assert torch.equal(grads[0], weight)
-    assert torch.equal(grads[1], torch.zeros_like(codebook))
+    assert grads[1] is None  # as in z + (q - z).detach(): optimizers leave the codes alone
     (of_loss,) = torch.autograd.grad(got.loss, z)
     torch.testing.assert_close(of_loss, 0.25 * 2 * (z - got.quantized).detach() / z.numel())
 

@@ -35,13 +35,19 @@ def chosen_for(module: nn.Module) -> tuple[Recipe | None, str | None]:
 def recipe_for(module: nn.Module) -> Recipe | None:
     """Return the recipe that knows a module, one that must be left alone, too.
 
-    A module that is known by its shape only has one if it passes the trial.
+    A module with methods of its own has none, because they may search otherwise. A module that is
+    known by its shape only has one if it passes the trial.
     """
     done = _that_has_accelerated(module)
     if done is not None:
         return done
     return next(
-        (recipe for recipe in _that_know(module) if reason_against(recipe, module) is None), None
+        (
+            recipe
+            for recipe in _that_know(module)
+            if not recipe.own_methods(module) and reason_against(recipe, module) is None
+        ),
+        None,
     )
 
 

@@ -80,7 +80,8 @@ def compare(model: nn.Module, inputs: Any, *, method: str = "forward") -> Compar
         method: the method that is called, as "encode".
 
     Returns:
-        A :class:`Comparison`: a list with one entry for each quantizer that has searched.
+        A :class:`Comparison`: a list with one entry for each quantizer that has searched. One with
+        methods of its own, which :func:`accelerate` leaves alone, has none.
 
     Raises:
         ValueError: no quantizer with a recipe has searched.

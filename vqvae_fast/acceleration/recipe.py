@@ -79,16 +79,20 @@ class Recipe:
 
     def reason_to_leave(self, module: nn.Module) -> str | None:
         """Return why a module that this recipe knows must be left alone; None if it need not."""
+        changed = self.own_methods(module)
+        if changed:
+            return f"it has its own {', '.join(changed)}"
+        return self.refusal(module)
+
+    def own_methods(self, module: nn.Module) -> list[str]:
+        """Return which of the known class's methods a subclass or the module has replaced."""
         known = self.class_of(module)
-        changed = [
+        return [
             name
             for name in (*self.methods, *self.relies_on)
             if name in vars(module)
             or getattr(type(module), name, None) is not getattr(known, name, None)
         ]
-        if changed:
-            return f"it has its own {', '.join(changed)}"
-        return self.refusal(module)
 
 
 def name_of(cls: type) -> str:

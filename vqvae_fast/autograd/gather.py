@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqvae_fast.autograd.backward_pass import is_recorded
+from vqvae_fast.autograd.backward_pass import is_recorded, leave_missing_gradients_out
 from vqvae_fast.formulas import flat_indices
 
 
@@ -50,11 +50,12 @@ def copy_of_codes(codebook: Tensor) -> Tensor:
 class _CopyOfCodes(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, codebook: Tensor) -> Tensor:
+        leave_missing_gradients_out(ctx)
         codes: Tensor = torch.ops.vqvae_fast.copy_of_codes(codebook)
         return codes
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor | None) -> Tensor | None:
         return grad
 
 

@@ -78,13 +78,14 @@ class StraightThroughQuantize(torch.autograd.Function):
         grad_loss: Tensor | None,
         grad_error: Tensor | None = None,
     ) -> tuple[Tensor | None, ...]:
-        """Return the gradients to z (straight-through and commitment) and to the codebook."""
-        if ctx.needs_input_grad[1]:
+        """Return the gradients to z (straight-through and commitment) and to the codebook.
+
+        Without a gradient of the loss the codebook has none, so an optimizer leaves it alone.
+        """
+        if ctx.needs_input_grad[1] and grad_loss is not None:
             z, codebook, indices = ctx.saved_tensors
             if grad_quantized is None:
                 grad_quantized = z.new_zeros(()).expand(z.shape)
-            if grad_loss is None:
-                grad_loss = z.new_zeros((), dtype=_wide(z).dtype)
             backward: Callable[..., tuple[Tensor, Tensor]] = torch.ops.vqvae_fast.quantize_backward
             if ctx.sparse:
                 backward = _sparse_backward

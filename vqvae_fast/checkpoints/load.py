@@ -47,7 +47,7 @@ def load_quantizer(
     * all arguments of vector-quantize-pytorch 1.32's six classes, and their state
       (:func:`vqvae_fast.checkpoints.live.constructor_arguments`, ``copy_state``);
     * ``beta``, ``legacy`` and ``l2_norm``, or ``decay`` and ``eps``, of taming, latent diffusion,
-      diffusers, LlamaGen and VQ-VAE-2;
+      diffusers, LlamaGen, VQ-VAE-2, and of Chameleon, Janus and GLM-Image in transformers;
     * ``decay``, ``eps``, ``threshold_ema_dead_code``, ``kmeans_iters`` and ``commitment_weight`` of
       EnCodec and audiocraft; ``decay`` and the stages in use of Moshi; the stages in use of DAC;
       how the stages of EnCodec and DAC pass gradients on; the codecs of transformers but DAC do

@@ -1,4 +1,4 @@
-"""What the rotation trick of vector-quantize-pytorch gives to vectors of almost no length."""
+"""What vector-quantize-pytorch's estimators return for vectors without a length or a direction."""
 
 import torch
 from torch import Tensor, nn
@@ -9,27 +9,31 @@ from vqvae_fast.autograd.gather import take_codes
 _SHORT = 1e-6
 
 
-def as_short_vectors_get(
+def as_vectors_without_direction_get(
     z: Tensor, codes: Tensor, quantized: Tensor, indices: Tensor, *, rotates: bool
 ) -> Tensor:
     """Return quantized vectors with the library's values where a vector has no direction.
 
-    There, as in padding with zeros, its rotation trick does not return the code, but zeros or
-    something between. The gradient stays that of ``quantized``.
+    For short vectors, as in padding with zeros, its rotation trick does not return the code, but
+    zeros or something between. A NaN or an infinity stays one, so that it is not overlooked. The
+    gradient stays that of ``quantized``.
 
     Args:
         z: [..., d], without a gradient.
         codes: [K, d], or [C, K, d] for z [C, ..., d].
         quantized: [..., d].
         indices: [...].
-        rotates: False for codes as they are, which this returns for the indices.
+        rotates: False for the straight-through estimator.
     """
-    short = torch.linalg.vector_norm(z, dim=-1) < _SHORT
-    if not torch.compiler.is_compiling() and not short.any():
+    length = torch.linalg.vector_norm(z, dim=-1)
+    has_direction = (length >= _SHORT) & (length < torch.inf)
+    if not torch.compiler.is_compiling() and has_direction.all():
         return quantized
     given = take_codes(codes.detach(), indices)
-    given = _rotated(z, given) if rotates else given
-    return quantized + torch.where(short[..., None], given - quantized, 0).detach()
+    given = _rotated(z, given) if rotates else z + (given - z)
+    # Autograd saves nothing for it, so a checkpointed step may have such vectors only when it is
+    # computed again.
+    return quantized + torch.where(has_direction[..., None], 0, given - quantized.detach())
 
 
 def _rotated(z: Tensor, q: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vqvae_fast import functional
 from vqvae_fast.acceleration.kept import packed_books
-from vqvae_fast.acceleration.known.rotation_of_vqp import as_short_vectors_get
+from vqvae_fast.acceleration.known.rotation_of_vqp import as_vectors_without_direction_get
 from vqvae_fast.acceleration.recipe import Recipe, Search
 from vqvae_fast.autograd.estimators import rotate_to
 from vqvae_fast.nn.codebook.kept_pack import tensors_of
@@ -34,7 +34,9 @@ def _forward(original: Callable[..., Any], quantizer: Any, x: Tensor) -> Any:
     )
     if quantizer.rotation_trick:
         quantized = rotate_to(tokens, quantized.detach())
-        quantized = as_short_vectors_get(tokens.detach(), codes, quantized, indices, rotates=True)
+    quantized = as_vectors_without_direction_get(
+        tokens.detach(), codes, quantized, indices, rotates=quantizer.rotation_trick
+    )
     return (
         vectors_to_places(quantized, places),
         to_places(indices, places),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vqvae_fast.acceleration.kept import forget
 from vqvae_fast.acceleration.known import codebook_of_vqp
-from vqvae_fast.acceleration.known.rotation_of_vqp import as_short_vectors_get
+from vqvae_fast.acceleration.known.rotation_of_vqp import as_vectors_without_direction_get
 from vqvae_fast.acceleration.replaced import is_replaced
 from vqvae_fast.autograd.gather import copy_of_codes
 from vqvae_fast.autograd.nearest_with_loss import nearest_with_loss
@@ -42,7 +42,7 @@ def train(
     quantized, indices, commitment = nearest_with_loss(
         rows, codes, rotates=quantizer.rotation_trick, codes_learn=learns
     )
-    quantized = as_short_vectors_get(
+    quantized = as_vectors_without_direction_get(
         rows.detach(), codes, quantized, indices, rotates=quantizer.rotation_trick
     )
     if not frozen:
@@ -78,10 +78,12 @@ def is_plain(quantizer: Any, x: Tensor, temperature: float | None) -> bool:
 
 def _have_directions(quantizer: Any, x: Tensor) -> bool:
     """Whether the nearest codes are the most similar ones: no vector is zero, and no code short."""
+    codebook = quantizer._codebook
+    if codebook.ema_update and not codebook.has_dead_code_replacement:
+        # Unused codes become short in some step, and a checkpointed one is computed again after it.
+        return False
     vectors = x.movedim(1, -1) if _is_channel_first(quantizer) and x.dim() > 2 else x
-    return bool(vectors.any(dim=-1).all()) and codebook_of_vqp.have_unit_length(
-        quantizer._codebook.embed
-    )
+    return bool(vectors.any(dim=-1).all()) and codebook_of_vqp.have_unit_length(codebook.embed)
 
 
 def _has_plain_losses(quantizer: Any) -> bool:

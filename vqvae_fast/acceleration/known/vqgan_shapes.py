@@ -23,6 +23,7 @@ from vqvae_fast.acceleration.known.embedding_tables import (
 from vqvae_fast.acceleration.known.shapes import has_table, images_near
 from vqvae_fast.acceleration.known.vqgan_tables import quantize_images, searched_images
 from vqvae_fast.acceleration.recipe import Recipe, Search
+from vqvae_fast.nn.steps.autocast import is_autocast
 
 
 def _is_first(module: nn.Module) -> bool:
@@ -50,15 +51,25 @@ def _with_one_hot(module: Any, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tenso
 
     One-hot vectors are a result of the first quantizer, so they are made here, too.
     """
-    found = on_images(
-        module, z, rows_of(module.embedding), commitment_weight=1.0, codebook_weight=module.beta
-    )
+    codes = _multiplied(module.embedding, z.device.type)
+    found = on_images(module, z, codes, commitment_weight=1.0, codebook_weight=module.beta)
     indices = found.indices.unsqueeze(1)
     one_hot = torch.zeros(len(indices), module.n_e, dtype=z.dtype, device=z.device)
     one_hot.scatter_(1, indices, 1)
     usage = one_hot.mean(dim=0)
     perplexity = torch.exp(-torch.sum(usage * torch.log(usage + 1e-10)))
     return found.quantized, found.loss, perplexity, one_hot, indices
+
+
+def _multiplied(table: nn.Embedding, device: str) -> Codes:
+    """The rows as products of one-hot vectors and the weight, for which the table is not called."""
+    weight = table.weight
+    dtype = torch.get_autocast_dtype(device) if is_autocast(device) else weight.dtype
+    return Codes(
+        (weight,),
+        lambda: weight,
+        lambda indices: nn_functional.embedding(indices, weight).to(dtype),
+    )
 
 
 def _first(original: Callable[..., Any], module: Any, z: Tensor) -> Any:

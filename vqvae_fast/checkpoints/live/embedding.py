@@ -6,8 +6,10 @@ They are known by their attributes, because many projects copy the classes of ta
 * ``beta``, ``l2_norm`` and ``entropy_loss_ratio``: LlamaGen's, whose loss is not the legacy one;
 * ``beta``, and ``decay`` and ``eps`` of its embedding: taming's EMAVectorQuantizer.
 
-taming's VectorQuantizer has no ``legacy`` and always its loss: it is known by its name. A ``remap``
-of indices is refused. ``sane_index_shape`` only says how indices are returned.
+taming's VectorQuantizer has no ``legacy`` and always its loss: it is known by its name. So are the
+quantizers of Chameleon, Janus and GLM-Image in transformers. A ``remap`` of indices is refused.
+``sane_index_shape`` only says how indices are returned. LlamaGen and GLM-Image compare directions:
+ours finds the same codes, but its loss is that of the vectors as they are.
 """
 
 from collections.abc import Collection
@@ -18,6 +20,13 @@ from torch import nn
 from vqvae_fast.checkpoints.live.attributes import unreadable, without_counterpart
 from vqvae_fast.checkpoints.live.classes import library_class
 from vqvae_fast.checkpoints.weights import Weights
+
+# They have taming's loss.
+_LEGACY = (
+    ("taming", "VectorQuantizer"),
+    ("transformers", "ChameleonVQVAEVectorQuantizer"),
+    ("transformers", "JanusVQVAEVectorQuantizer"),
+)
 
 
 def settings(module: nn.Module, weights: Weights, given: Collection[str]) -> dict[str, Any] | None:
@@ -37,11 +46,16 @@ def settings(module: nn.Module, weights: Weights, given: Collection[str]) -> dic
     if _has(module, "l2_norm", "entropy_loss_ratio"):
         if module.entropy_loss_ratio:
             without_counterpart(module, "entropy_loss_ratio", None, given)
+        if module.l2_norm:
+            without_counterpart(module, "l2_norm", "l2_norm", given)
         return {**beta, "legacy": False, "l2_norm": bool(module.l2_norm)}
     if _has(embedding, "decay", "eps"):
         return {**beta, "decay": embedding.decay, "eps": embedding.eps}
-    if library_class(module, "taming", ("VectorQuantizer",)) is not None:
+    if any(library_class(module, package, (name,)) for package, name in _LEGACY):
         return {**beta, "legacy": True}
+    if library_class(module, "transformers", ("GlmImageVQVAEVectorQuantizer",)) is not None:
+        without_counterpart(module, "normalize", None, given)
+        return {**beta, "legacy": True, "l2_norm": True}
     return None
 
 
