@@ -39,6 +39,7 @@ class Model(NamedTuple):
         inputs: whether it is quick -> the keyword arguments with which it is called.
         method: what is called.
         quantizer: where its quantizer stands, and the quantizer's method that is called.
+        compose_projections: whether the projections of its stages are composed.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Model(NamedTuple):
     inputs: Callable[[bool], dict[str, Any]]
     method: str
     quantizer: tuple[str, str]
+    compose_projections: bool = False
 
 
 def _modeling(name: str) -> Any:
@@ -135,13 +137,17 @@ MODELS = (
         "encode",
         ("quantizer", "encode"),
     ),
-    Model(
-        "DAC, 50 frames of audio",
-        "transformers",
-        _dac,
-        _audio(50, 512),
-        "encode",
-        ("quantizer", "forward"),
+    *(
+        Model(
+            f"DAC, 50 frames of audio{', projections composed' if composed else ''}",
+            "transformers",
+            _dac,
+            _audio(50, 512),
+            "encode",
+            ("quantizer", "forward"),
+            composed,
+        )
+        for composed in (False, True)
     ),
     Model(
         "Janus' tokenizer, an image",
@@ -207,7 +213,7 @@ def measured(of: Model, quick: bool, rounds: int, min_seconds: float) -> dict[st
     own = _with_codes(of.build(quick))
     inputs = of.inputs(quick)
     fast = copy.deepcopy(own)
-    report = vqvae_fast.accelerate(fast, quiet=True)
+    report = vqvae_fast.accelerate(fast, compose_projections=of.compose_projections, quiet=True)
     judged = vqvae_fast.compare(own, inputs, method=of.method)
     args, kwargs = _given(own, of, inputs)
     place, method = of.quantizer

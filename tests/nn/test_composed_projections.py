@@ -7,17 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from composed_excess import UNIT, excess
 from torch import Tensor, nn
 
 import vqvae_fast
 from vqvae_fast import ResidualVQ
-from vqvae_fast.formulas import directions
 from vqvae_fast.nn import GroupedResidualVQ
 from vqvae_fast.nn.codebook import changes, kept_pack
 from vqvae_fast.nn.drop_in import composed_stages
 
 C, Q, K, D = 40, 4, 300, 6
-UNIT = 2.0**-24  # half an ulp of 1 in float32
 
 
 @pytest.fixture(autouse=True)
@@ -63,49 +62,6 @@ def composed(module: ResidualVQ, **options: object) -> ResidualVQ:
 def answers(module: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
     with torch.no_grad():
         return module(x)
-
-
-@torch.no_grad()
-def excess(module: ResidualVQ, x: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """By how much codes are farther than the nearest in float64, and what rounding may add.
-
-    The vector of a stage is the sum of the products of C channels, of biases, and of the codes of
-    the stages before it with D of their dimensions each. It has so many roundings in float32, of
-    numbers no larger than the sum of all magnitudes; two more for what is composed beforehand. As
-    for the op, that moves the difference of two distances by twice as much times the distance
-    between the codes, and the search may add 1e-6.
-
-    Returns:
-        [N, Q] each.
-    """
-    rows = x.reshape(-1, C).double()
-    found = indices.reshape(len(rows), len(module.layers))
-    left, size = rows, rows.abs()
-    all_excess, all_allowed = [], []
-    for number, stage in enumerate(module.layers):
-        into, out, book = stage.project_in, stage.project_out, stage.codebook.double()
-        bias = torch.zeros(1).double() if into.bias is None else into.bias.double()
-        z = left @ into.weight.double().t() + bias
-        roundings = C + number * (D + 2) + 4
-        magnitudes = size @ into.weight.double().abs().t() + bias.abs()
-        error = roundings * UNIT * magnitudes.norm(dim=1)
-        compared = book
-        if stage.cosine_search:
-            compared = directions(stage.codebook).double()
-            length = z.norm(dim=1)
-            z, error = z / length[:, None], 2 * error / length + UNIT
-        distance = (z[:, None] - compared).square().sum(-1)
-        nearest, best = distance.min(dim=1)
-        chosen = found[:, number]
-        apart = (compared[chosen] - compared[best]).norm(dim=1)
-        all_excess.append(distance.gather(1, chosen[:, None])[:, 0] - nearest)
-        all_allowed.append(2 * error * apart + 1e-6 * nearest)
-        taken = book[chosen] @ out.weight.double().t()
-        size = size + book[chosen].abs() @ out.weight.double().abs().t()
-        if out.bias is not None:
-            taken, size = taken + out.bias.double(), size + out.bias.double().abs()
-        left = left - taken
-    return torch.stack(all_excess, dim=1), torch.stack(all_allowed, dim=1)
 
 
 def check(module: ResidualVQ, x: Tensor) -> tuple[Tensor, ...]:

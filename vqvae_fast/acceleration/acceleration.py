@@ -1,12 +1,13 @@
 """Finds the quantizers in a model that exists, and gives them exact, fast searches in place."""
 
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import nn
 
-from vqvae_fast.acceleration.choice import chosen_for
+from vqvae_fast.acceleration.choice import chosen_for, recipes
 from vqvae_fast.acceleration.kept import forget
 from vqvae_fast.acceleration.known import KNOWN
 from vqvae_fast.acceleration.no_search import is_like_a_quantizer
@@ -100,7 +101,12 @@ class Acceleration:
         ]
 
 
-def accelerate(model: nn.Module | type[nn.Module] | str, *, quiet: bool = False) -> Acceleration:
+def accelerate(
+    model: nn.Module | type[nn.Module] | str,
+    *,
+    compose_projections: bool = False,
+    quiet: bool = False,
+) -> Acceleration:
     """Give the quantizers of a model that exists exact, fast searches, in place.
 
     Every module that has a recipe (:mod:`vqvae_fast.acceleration.known`; :func:`register` adds
@@ -116,6 +122,14 @@ def accelerate(model: nn.Module | type[nn.Module] | str, *, quiet: bool = False)
             library that makes them inside: all its instances are accelerated, those that exist
             too. Or the name of such a class, of its module or of its library, as
             ``"transformers.models.mimi"``: all classes below it that have a recipe.
+        compose_projections: where each stage of a residual quantizer projects the vectors and its
+            codes (DAC), keep the products of these projections in eval, as
+            ``vqvae_fast.freeze(compose_projections=True)`` does. It is several times as fast, and
+            it is the exception to "nearest in float64": the vectors that are compared with the
+            codes, and the sum of what the stages give, are rounded otherwise than in the model, so
+            a code may differ where rounding decides (the stages behind it differ with it). It
+            serves calls of float32 vectors without gradients or autocast. The report says of which
+            quantizers no projections are composed. It stays so until ``undo()``.
         quiet: do not print the report.
 
     Returns:
@@ -128,11 +142,12 @@ def accelerate(model: nn.Module | type[nn.Module] | str, *, quiet: bool = False)
             model without known quantizers is no error: the report says so.
     """
     if isinstance(model, nn.Module):
-        done = _accelerate_modules(model)
+        done = _accelerate_modules(model, compose_projections)
     elif isinstance(model, str):
-        done = _accelerate_classes(_classes_of_name(model))
+        wanted = list(recipes(compose_projections))
+        done = _accelerate_classes(_classes_of_name(model, wanted), wanted)
     elif isinstance(model, type) and issubclass(model, nn.Module):
-        done = _accelerate_classes([model])
+        done = _accelerate_classes([model], list(recipes(compose_projections)))
     else:
         raise TypeError(
             "model must be a torch.nn.Module, a class of modules or the name of one, "
@@ -152,17 +167,22 @@ def register(recipe: Recipe) -> None:
     KNOWN.insert(0, recipe)
 
 
-def _accelerate_modules(model: nn.Module) -> Acceleration:
+def _accelerate_modules(model: nn.Module, compose_projections: bool) -> Acceleration:
     done = Acceleration()
     unknown = []
+    composing: list[str] = []
     for name, module in model.named_modules():
         cls = type(module)
-        recipe, reason = chosen_for(module)
+        recipe, reason = chosen_for(module, compose_projections)
         if recipe is not None:
             if not is_accelerated(recipe, cls):
                 module.__class__ = accelerated_class(recipe, cls)
             forget(module)
-            done.accelerated.append(Place(name, cls.__name__, recipe.sizes(module)))
+            about = recipe.sizes(module)
+            composing += [name] if recipe.composes_projections else []
+            if compose_projections and not any(_lies_in(name, outer) for outer in composing):
+                about += "; no projections are composed"
+            done.accelerated.append(Place(name, cls.__name__, about))
             done._modules.append(module)
         elif reason is not None and not any(_lies_in(name, place.name) for place in done.left):
             done.left.append(Place(name, cls.__name__, reason))
@@ -183,14 +203,15 @@ def _lies_in(inner: str, outer: str) -> bool:
     return not outer or inner == outer or inner.startswith(f"{outer}.")
 
 
-def _accelerate_classes(classes: list[type[nn.Module]]) -> Acceleration:
+def _accelerate_classes(classes: list[type[nn.Module]], wanted: Sequence[Recipe]) -> Acceleration:
     done = Acceleration()
     for cls in classes:
-        recipe = next((recipe for recipe in KNOWN if recipe.known == name_of(cls)), None)
+        recipe = next((recipe for recipe in wanted if recipe.known == name_of(cls)), None)
         if recipe is None:
             raise ValueError(
                 f"there is no recipe for the class {name_of(cls)}; one that is known by the shape "
-                "of its modules can only be accelerated in a model"
+                "of its modules can only be accelerated in a model, and one whose projections are "
+                "composed only with compose_projections=True"
             )
         if not is_accelerated(recipe, cls):
             replace_in_class(recipe, cls)
@@ -199,9 +220,9 @@ def _accelerate_classes(classes: list[type[nn.Module]]) -> Acceleration:
     return done
 
 
-def _classes_of_name(name: str) -> list[type[nn.Module]]:
-    """The classes with a recipe that have this name, or stand below it."""
-    known = [recipe.known for recipe in KNOWN if isinstance(recipe.known, str)]
+def _classes_of_name(name: str, wanted: Sequence[Recipe]) -> list[type[nn.Module]]:
+    """The classes with a wanted recipe that have this name, or stand below it."""
+    known = [recipe.known for recipe in wanted if isinstance(recipe.known, str)]
     below = [full for full in known if full == name or full.startswith(f"{name}.")]
     classes = []
     for full in below:

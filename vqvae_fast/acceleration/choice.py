@@ -1,6 +1,6 @@
 """Chooses the recipe that serves a module, or says why none does."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import nn
 
@@ -11,7 +11,12 @@ from vqvae_fast.acceleration.replaced import is_accelerated
 from vqvae_fast.acceleration.trial import reason_against
 
 
-def chosen_for(module: nn.Module) -> tuple[Recipe | None, str | None]:
+def recipes(compose_projections: bool) -> Iterator[Recipe]:
+    """Give the recipes that may serve: those that compose projections only if that is wanted."""
+    return (recipe for recipe in KNOWN if compose_projections or not recipe.composes_projections)
+
+
+def chosen_for(module: nn.Module, compose_projections: bool) -> tuple[Recipe | None, str | None]:
     """Return the recipe that serves a module, or the reason why it must be left alone.
 
     Returns:
@@ -22,7 +27,7 @@ def chosen_for(module: nn.Module) -> tuple[Recipe | None, str | None]:
     if done is not None:
         return done, None
     reasons = []
-    for recipe in _that_know(module):
+    for recipe in _that_know(module, recipes(compose_projections)):
         reason = recipe.reason_to_leave(module) or reason_against(recipe, module)
         if reason is None:
             return recipe, None
@@ -44,15 +49,15 @@ def recipe_for(module: nn.Module) -> Recipe | None:
     return next(
         (
             recipe
-            for recipe in _that_know(module)
+            for recipe in _that_know(module, KNOWN)
             if not recipe.own_methods(module) and reason_against(recipe, module) is None
         ),
         None,
     )
 
 
-def _that_know(module: nn.Module) -> Iterator[Recipe]:
-    return (recipe for recipe in KNOWN if recipe.class_of(module) is not None)
+def _that_know(module: nn.Module, among: Iterable[Recipe]) -> Iterator[Recipe]:
+    return (recipe for recipe in among if recipe.class_of(module) is not None)
 
 
 def _that_has_accelerated(module: nn.Module) -> Recipe | None:

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from vqvae_fast import functional
-from vqvae_fast.nn.codebook.kept_pack import KeptPack
+from vqvae_fast.nn.codebook.kept_pack import KeptForm, KeptPack
+from vqvae_fast.nn.drop_in.composed_stages import Composable, ComposedStages, compose
 from vqvae_fast.packed import PackedCodebook
 
 # Beside the modules, so that neither their attributes nor their pickles know of it.
 _packs: WeakKeyDictionary[nn.Module, KeptPack] = WeakKeyDictionary()
+_compositions: WeakKeyDictionary[nn.Module, KeptForm[ComposedStages]] = WeakKeyDictionary()
 _times_forgotten: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
@@ -100,11 +102,12 @@ def residual_nearest(
 
 
 def forget(module: nn.Module) -> None:
-    """Give the memory of a module's packed books back; the next search packs anew.
+    """Give the memory of what is kept for a module back; the next search makes it anew.
 
     A recipe calls it after a method that writes codes in a way that torch does not count.
     """
     _packs.pop(module, None)
+    _compositions.pop(module, None)
     _times_forgotten[module] = times_forgotten(module) + 1
 
 
@@ -130,10 +133,40 @@ def packed_books(
     Returns:
         None in training, and where a change of them could not be seen.
     """
-    if torch.compiler.is_compiling():
+    if not _keeps(module):
         return None
+    return _packs.setdefault(module, KeptPack()).of(sources, make, made_by)
+
+
+def composed(
+    module: nn.Module,
+    sources: Sequence[Tensor],
+    stages: Callable[[], Sequence[Composable]],
+    made_by: Sequence[object] = (),
+) -> ComposedStages | None:
+    """Return the stages of a residual quantizer with their projections composed.
+
+    Args:
+        module: they are kept for it.
+        sources: the tensors that the stages are made of.
+        stages: makes the stages.
+        made_by: what else they depend on, as for :meth:`KeptForm.made`.
+
+    Returns:
+        None as for :func:`packed_books`.
+    """
+    if not _keeps(module):
+        return None
+    kept: KeptForm[ComposedStages] = _compositions.setdefault(module, KeptForm())
+    return kept.made(sources, lambda: compose(stages()), lambda: sources, made_by)
+
+
+def _keeps(module: nn.Module) -> bool:
+    """Whether something may be kept for a module in this call."""
+    if torch.compiler.is_compiling():
+        return False
     if module.training:
         # A training step may write to the codes in a way that torch does not count.
         forget(module)
-        return None
-    return _packs.setdefault(module, KeptPack()).of(sources, make, made_by)
+        return False
+    return True

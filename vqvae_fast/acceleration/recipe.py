@@ -54,6 +54,9 @@ class Recipe:
         example: makes arguments for ``forward`` by which a module is tried: it must give what the
             original gives, in eval and in training, with the gradients. Needed with a function as
             ``known``. Of several recipes for one shape, the first that does so serves the module.
+        composes_projections: whether the replacements compose the projections of a quantizer's
+            stages, which rounds otherwise than the model does. Such a recipe serves only where
+            :func:`vqvae_fast.accelerate` is asked for it.
     """
 
     known: str | Callable[[nn.Module], bool]
@@ -63,6 +66,7 @@ class Recipe:
     sizes: Callable[[Any], str] = _no_sizes
     observed: tuple[str, Callable[..., Search | None]] | None = None
     example: Callable[[Any], tuple[Any, ...]] | None = field(default=None)
+    composes_projections: bool = False
 
     def __post_init__(self) -> None:
         """Raise ValueError if a module would be recognised by its shape and not tried."""

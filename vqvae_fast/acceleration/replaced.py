@@ -11,8 +11,12 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
+from torch._C._functorch import peek_interpreter_stack
+from torch.fx import Proxy
 
+from vqvae_fast.acceleration.kept import forget
 from vqvae_fast.acceleration.recipe import Recipe, Replacement
 
 # An attribute of the class that a module is given: its original class.
@@ -116,11 +120,26 @@ def is_replaced(module: nn.Module, name: str) -> bool:
 def _method(original: Callable[..., Any], replacement: Replacement) -> Callable[..., Any]:
     @functools.wraps(original)
     def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        # A compiler traces replacements, but not the second question.
+        if not torch.compiler.is_compiling() and _is_transformed(*args, *kwargs.values()):
+            if self.training:  # it may write to the codes in a way that torch does not count
+                forget(self)
+            return original(self, *args, **kwargs)
         return replacement(original, self, *args, **kwargs)
 
     setattr(method, _REPLACES, original)
     setattr(method, _REPLACEMENT, replacement)
     return method
+
+
+def _is_transformed(*arguments: Any) -> bool:
+    """Whether torch.func transforms a call or torch.fx records it: fused Functions forbid both.
+
+    The transform may concern parameters instead of arguments.
+    """
+    return peek_interpreter_stack() is not None or any(
+        isinstance(argument, Proxy) for argument in arguments
+    )
 
 
 def _deepcopy(self: nn.Module, memo: dict[int, Any]) -> nn.Module:

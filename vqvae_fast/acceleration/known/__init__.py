@@ -5,6 +5,7 @@ copied from repository to repository are recognised by their shape.
 """
 
 from vqvae_fast.acceleration.known import (
+    composed_dac,
     descript_audio_codec,
     encodec_in_transformers,
     encodec_package,
@@ -24,6 +25,7 @@ KNOWN: list[Recipe] = [
     *mimi_in_transformers.RECIPES,
     *encodec_in_transformers.RECIPES,
     *descript_audio_codec.RECIPES,
+    *composed_dac.RECIPES,
     *image_tokenizers_in_transformers.RECIPES,
     *vq_model_in_diffusers.RECIPES,
     *encodec_package.RECIPES,

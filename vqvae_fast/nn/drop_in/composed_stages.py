@@ -6,8 +6,8 @@ x, minus linear maps of few dimensions of the codes:
 ``W_i x + (w_i - sum_{j<i} W_i v_j) - sum_{j<i} (W_i V_j) c_j``.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,46 @@ from torch.nn import functional as nn_functional
 from vqvae_fast.nn.codebook.kept_pack import KeptForm
 from vqvae_fast.nn.drop_in.plain_stage import ProjectedStage
 from vqvae_fast.packed import PackedCodebook, pack
+
+
+class Compared(Protocol):
+    """How a stage chooses a code."""
+
+    @property
+    def metric(self) -> str:
+        """``"euclidean"``, or ``"cosine"`` to compare directions."""
+
+    @property
+    def compared(self) -> Callable[[Tensor], Tensor]:
+        """What makes of codes those between which the search measures distances."""
+
+
+class Composable(Protocol):
+    """A stage that projects vectors, finds a code of D dimensions and projects it back."""
+
+    @property
+    def weight_in(self) -> Tensor:
+        """[D, C], leads to the codes."""
+
+    @property
+    def bias_in(self) -> Tensor | None:
+        """[D]."""
+
+    @property
+    def weight_out(self) -> Tensor:
+        """[C, D], leads back."""
+
+    @property
+    def bias_out(self) -> Tensor | None:
+        """[C]."""
+
+    @property
+    def codes(self) -> Tensor:
+        """[1, K, D]."""
+
+    @property
+    def search(self) -> Compared:
+        """The search."""
 
 
 class ComposedStages(NamedTuple):
@@ -68,7 +108,7 @@ def composed_stages(
     return kept.made(sources, lambda: compose(stages), lambda: sources, searches)
 
 
-def compose(stages: Sequence[ProjectedStage]) -> ComposedStages:
+def compose(stages: Sequence[Composable]) -> ComposedStages:
     """Compose the maps in float64, and round each result to float32 once.
 
     Raises:
