@@ -60,7 +60,7 @@ def nearest_code(
         codebook: [K, D], or [H, K, D]; same dtype and device as z. Or the result of
             :func:`vqvae_fast.pack`, for the Euclidean metric and without ``backend``.
         metric: "cosine" and "dot" find the largest cosine similarity and the largest inner product
-            instead; the product of the code that is found is within 4e-6 of |z| * max|e| of the
+            instead; the product of the code that is found is within 4e-6 of ``|z| max|e|`` of the
             largest. Both copy z and the codebook, for "dot" with two more columns.
         backend: "triton", "cuda", "cpu" or "reference", instead of the backend chosen for the
             device (``vqvae-fast info`` lists them). It overrides the environment

@@ -36,7 +36,7 @@ class Shape(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Shape":
-        """Read "2048,512,64", "2048x512x64", or a name in :data:`PUBLISHED`.
+        """Read "2048,512,64", "2048x512x64", or a name in ``PUBLISHED``.
 
         Raises:
             ValueError: the text is neither three positive numbers nor such a name.

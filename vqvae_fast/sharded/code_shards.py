@@ -48,7 +48,8 @@ class CodeShards:
     Attributes:
         group: the processes that together have all codes; copies: the processes that have this
             part.
-        first, count: this process has the codes first to first + count - 1.
+        first: the first of this process's codes.
+        count: how many codes it has.
         processes: the number of processes, over both dimensions.
 
     Raises:

@@ -94,7 +94,7 @@ class ShardedVectorQuantizer(Freezable):
 
     @property
     def codebook(self) -> DTensor:
-        """The codes: a DTensor [n_e, e_dim]."""
+        """The codes [n_e, e_dim], a DTensor."""
         weight = self.embedding.weight
         assert isinstance(weight, DTensor)
         return weight

@@ -29,7 +29,8 @@ class ResidualSimVQ(Freezable, DropsStages, FixedAttributes):
         quantize_dropout: in training stop after a random stage, not before
             quantize_dropout_cutoff_index, the number of stages a multiple of
             quantize_dropout_multiple_of.
-        channel_first, rotation_trick: as for :class:`SimVQ`.
+        channel_first: as for :class:`SimVQ`.
+        rotation_trick: as for :class:`SimVQ`.
         arguments: the others of :class:`SimVQ`.
 
     Raises:

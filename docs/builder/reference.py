@@ -1,0 +1,85 @@
+"""Checks the API reference: its docstrings, its references and whether it is complete.
+
+* What griffe finds wrong with a docstring (an argument that the function does not have, say)
+  becomes a warning of Sphinx, which itself checks the markup only.
+* A name in a docstring may be short: one that Sphinx does not find from where it stands is looked
+  for at the end of all documented names. A full name that exists in the package, but is on no
+  page, remains text; a name that does not exist is an error.
+* Each name in ``__all__`` of the package and of the packages in it must be on some page.
+"""
+
+import logging
+from contextlib import suppress
+from typing import Any
+
+import griffe
+from docutils import nodes
+from sphinx.addnodes import pending_xref
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.util.logging import getLogger
+
+_PACKAGE = griffe.load("vqvae_fast")
+_logger = getLogger(__name__)
+
+
+class _Warnings(logging.Handler):
+    """Hands the warnings of griffe on to Sphinx."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hand one on."""
+        _logger.warning("%s", record.getMessage())
+
+
+def _check_docstring(
+    app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]
+) -> None:
+    """Let griffe parse a docstring that is on the site."""
+    if what == "module":
+        return
+    with suppress(griffe.AliasResolutionError):  # a name that a module imports from elsewhere
+        docstring = _PACKAGE[name.removeprefix(f"{_PACKAGE.name}.")].docstring
+        if docstring is not None:
+            griffe.parse(docstring, griffe.Parser.google)
+
+
+def _find_short_name(
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, text: nodes.TextElement
+) -> nodes.Element | None:
+    """Look for a name that ends as the reference says."""
+    if node.get("refdomain") != "py":
+        return None
+    node["refspecific"] = True
+    target = node["reftarget"]
+    known = None
+    with suppress(KeyError, griffe.AliasResolutionError):
+        known = _PACKAGE[target.removeprefix(f"{_PACKAGE.name}.")].canonical_path
+    resolve = env.domains.python_domain.resolve_xref
+    found = resolve(env, node["refdoc"], app.builder, node["reftype"], known or target, node, text)
+    return text if found is None and known else found
+
+
+def missing(documented: set[str]) -> list[str]:
+    """Return the public names that are not among the documented ones."""
+    modules = [_PACKAGE, *(m for m in _PACKAGE.modules.values() if m.is_package)]
+    return [
+        f"{module.path}.{name}"
+        for module in modules
+        for name in module.exports or ()
+        if not name.startswith("_")
+        and not {f"{module.path}.{name}", module[name].canonical_path} & documented
+    ]
+
+
+def _check_completeness(app: Sphinx, env: BuildEnvironment) -> None:
+    for name in missing(set(env.domains.python_domain.objects)):
+        _logger.warning("%s is public, but no page of docs/api describes it", name)
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Listen to Sphinx and to griffe."""
+    logging.getLogger("griffe").addHandler(_Warnings(logging.WARNING))
+    app.connect("autodoc-process-docstring", _check_docstring)
+    app.connect("missing-reference", _find_short_name)
+    app.connect("env-check-consistency", _check_completeness)
+    return {"parallel_read_safe": True}
