@@ -46,12 +46,13 @@ nitpick_ignore_regex = [
 myst_heading_anchors = 4
 myst_enable_extensions = ["attrs_inline", "colon_fence"]
 highlight_language = "text"
+smartquotes_action = "D"  # dashes alone: a quoted word is often code
 
 autodoc_default_options = {
     "members": True,
     # Steps that the package's own modules take for each other.
     "exclude-members": "pack_keepers, kept_forms, keep_packed, keep_no_pack, keep_composed, "
-    "written",
+    "written, communicates, share_codebook, finish_shared_step, extra_repr",
 }
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"

@@ -67,7 +67,7 @@ def nearest_code(
             (:mod:`vqvae_fast.settings`). All give exact answers.
 
     Returns:
-        ``(indices, distances)``, both of shape z.shape[:-1] and without gradient. indices are
+        ``(indices, distances)``, both of shape ``z.shape[:-1]`` and without gradient. indices are
         int64, the lowest of exact ties. distances are sum((z - e)^2), or 1 - cos(z, e), or -z.e;
         float32 (float64 for float64 input). A row with a NaN gets index 0 and distance NaN; a code
         with a NaN or an infinity is never chosen unless all codes have one. For the cosine, zero

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import click
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
@@ -20,12 +19,12 @@ class Command(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Return the help as a block of text."""
         (name,) = self.arguments
-        context = click.Context(app, info_name="vqvae-fast", terminal_width=WIDTH)
+        settings = {"resilient_parsing": True, "terminal_width": WIDTH}
+        context = app.make_context("vqvae-fast", [], **settings)
         command = app.get_command(context, name)
         if command is None:
             raise self.error(f"vqvae-fast has no command {name}")
-        inner = click.Context(command, parent=context, info_name=name, terminal_width=WIDTH)
-        text = command.get_help(inner)
+        text = command.get_help(command.make_context(name, [], parent=context, **settings))
         return [nodes.literal_block(text, text, language="text")]
 
 

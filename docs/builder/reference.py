@@ -5,6 +5,7 @@
 * A name in a docstring may be short: one that Sphinx does not find from where it stands is looked
   for at the end of all documented names. A full name that exists in the package, but is on no
   page, remains text; a name that does not exist is an error.
+* A text that begins like "K." reads as a lettered list.
 * Each name in ``__all__`` of the package and of the packages in it must be on some page.
 """
 
@@ -59,6 +60,14 @@ def _find_short_name(
     return text if found is None and known else found
 
 
+def _check_lists(app: Sphinx, doctree: nodes.document) -> None:
+    """Warn of a sentence that was read as a list: "K." is the head of an eleventh entry."""
+    for found in doctree.findall(nodes.enumerated_list):
+        if found["enumtype"] != "arabic":
+            head = f"{found['enumtype']} {found.get('start', 1)}"
+            _logger.warning("a text reads as a list (%s): %s", head, found.astext(), location=found)
+
+
 def missing(documented: set[str]) -> list[str]:
     """Return the public names that are not among the documented ones."""
     modules = [_PACKAGE, *(m for m in _PACKAGE.modules.values() if m.is_package)]
@@ -81,5 +90,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     logging.getLogger("griffe").addHandler(_Warnings(logging.WARNING))
     app.connect("autodoc-process-docstring", _check_docstring)
     app.connect("missing-reference", _find_short_name)
+    app.connect("doctree-read", _check_lists)
     app.connect("env-check-consistency", _check_completeness)
     return {"parallel_read_safe": True}

@@ -172,7 +172,7 @@ def from_run(run: Path, rows: int = 16384, dtype: torch.dtype = torch.float32) -
 
     Args:
         run: the run folder; its own data is opened again.
-        rows: N.
+        rows: N, the number of vectors.
         dtype: the dtype of both.
 
     Raises:

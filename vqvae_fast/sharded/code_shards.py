@@ -40,7 +40,7 @@ class CodeShards:
     other vectors, as in hybrid sharded data parallel.
 
     Args:
-        num_codes: K.
+        num_codes: K, the number of codes.
         mesh: a mesh of one or two dimensions.
         arguments: other arguments of the quantizer, by name; like K, they must be the same in all
             processes.

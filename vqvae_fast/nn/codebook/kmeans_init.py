@@ -23,8 +23,8 @@ class KMeansInit(StartsOnce):
     continue in between keeps ``samples``, too; from any other it collects anew.
 
     Args:
-        num_codes: K.
-        dim: D.
+        num_codes: K, the number of codes.
+        dim: D, the length of a vector.
         num_samples: vectors to collect.
         iterations: rounds of k-means.
 

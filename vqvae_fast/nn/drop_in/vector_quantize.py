@@ -48,7 +48,7 @@ class VectorQuantize(Freezable, KeptArguments):
 
     Args:
         dim: D, of the vectors.
-        codebook_size: K.
+        codebook_size: K, the number of codes.
         codebook_dim: d, of a code (of each head); linear layers lead there and back if d * heads
             is not D.
         heads: parts of a vector that are quantized by themselves.
