@@ -136,4 +136,5 @@ def test_faults_of_a_page_fail_the_build(tmp_path):
     assert build.returncode != 0
     for fault in FAULTS.values():
         assert fault in build.stderr
-    assert "vqvae_fast.nearest_code is public, but no page of docs/api" in build.stderr
+    for name in ("nearest_code", "nn.perplexity", "training.train"):
+        assert f"vqvae_fast.{name} is public, but no page of docs/api" in build.stderr

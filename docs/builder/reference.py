@@ -52,12 +52,17 @@ def _find_short_name(
         return None
     node["refspecific"] = True
     target = node["reftarget"]
-    known = None
-    with suppress(KeyError, griffe.AliasResolutionError):
-        known = _PACKAGE[target.removeprefix(f"{_PACKAGE.name}.")].canonical_path
+    known = _where_defined(target)
     resolve = env.domains.python_domain.resolve_xref
     found = resolve(env, node["refdoc"], app.builder, node["reftype"], known or target, node, text)
     return text if found is None and known else found
+
+
+def _where_defined(name: str) -> str | None:
+    """Return the full name by the module that defines it; None if the package has no such name."""
+    with suppress(KeyError, griffe.AliasResolutionError):
+        return _PACKAGE[name.removeprefix(f"{_PACKAGE.name}.")].canonical_path
+    return None
 
 
 def _check_lists(app: Sphinx, doctree: nodes.document) -> None:
@@ -68,26 +73,21 @@ def _check_lists(app: Sphinx, doctree: nodes.document) -> None:
             _logger.warning("a text reads as a list (%s): %s", head, found.astext(), location=found)
 
 
-def missing(documented: set[str]) -> list[str]:
-    """Return the public names that are not among the documented ones."""
-    modules = [_PACKAGE, *(m for m in _PACKAGE.modules.values() if m.is_package)]
-    return [
-        f"{module.path}.{name}"
-        for module in modules
-        for name in module.exports or ()
-        if not name.startswith("_")
-        and not {f"{module.path}.{name}", module[name].canonical_path} & documented
-    ]
-
-
 def _check_completeness(app: Sphinx, env: BuildEnvironment) -> None:
-    for name in missing(set(env.domains.python_domain.objects)):
-        _logger.warning("%s is public, but no page of docs/api describes it", name)
+    """Warn of public names that no page describes."""
+    described = {_where_defined(name) for name in env.domains.python_domain.objects}
+    for module in (_PACKAGE, *(m for m in _PACKAGE.modules.values() if m.is_init_module)):
+        for name in module.exports or ():
+            if not name.startswith("_") and module[name].canonical_path not in described:
+                path = f"{module.path}.{name}"
+                _logger.warning("%s is public, but no page of docs/api describes it", path)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Listen to Sphinx and to griffe."""
-    logging.getLogger("griffe").addHandler(_Warnings(logging.WARNING))
+    of_griffe = logging.getLogger("griffe")
+    of_griffe.addHandler(_Warnings(logging.WARNING))
+    of_griffe.propagate = False
     app.connect("autodoc-process-docstring", _check_docstring)
     app.connect("missing-reference", _find_short_name)
     app.connect("doctree-read", _check_lists)
