@@ -90,7 +90,7 @@ $(OLDEST_TRITON): $(VENV)/.installed
 # All pages are read again, because Sphinx warns only of those that it reads.
 docs: $(VENV)/.docs
 	rm -rf site
-	VQVAE_FAST_NO_EXT=1 $(BIN)/sphinx-build --builder html --conf-dir docs --doctree-dir build/docs --fresh-env \
+	$(BIN)/sphinx-build --builder html --conf-dir docs --doctree-dir build/docs --fresh-env \
 	  --fail-on-warning --keep-going --quiet . site
 	@echo "The documentation is in site/index.html."
 
