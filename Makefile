@@ -7,6 +7,7 @@
 # make test-sanitizers   the C++ kernels, attacked at random among the sanitizers, for some minutes
 # make fuzz    random cases against the oracle and against the peer, with a new seed each time;
 #              make fuzz ARGS="--seconds 600 --keep-going" (tests/fuzz/README.md)
+# make docs    the documentation as pages in site/, with every link and reference checked
 # make bench   the whole benchmark of a CPU, with charts; make bench-compare BASE=rev: what became slower
 # make test-gpu, make bench-gpu   on a machine with a CUDA device: tests and figures of its kernels
 # make gpu-first   the same and more in the first half hour on such a machine, with its own Python,
@@ -23,7 +24,7 @@ OLDEST_TRITON := $(VENV)/triton-3.5.0
 CXX_FILES := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'vqvae_fast/*.cpp' 'tests/*.cpp' \
   'tests/*.h' 'tests/*.cuh'
 
-.PHONY: train test test-all test-interpret test-sanitizers fuzz test-gpu gpu-check lint format bench bench-compare bench-gpu gpu-first gpu-first-wheels clean prerequisites
+.PHONY: train test test-all docs test-interpret test-sanitizers fuzz test-gpu gpu-check lint format bench bench-compare bench-gpu gpu-first gpu-first-wheels clean prerequisites
 
 train: $(VENV)/.built
 ifdef ARGS
@@ -54,7 +55,7 @@ test: $(VENV)/.built lint
 	$(INTERPRETER) $(PYTEST) -n 2 tests/ops -m 'interpreted and not slow'
 endif
 
-test-all: $(VENV)/.built lint test-interpret gpu-check
+test-all: $(VENV)/.built lint test-interpret gpu-check docs
 	$(PYTEST) -n 2 --dist worksteal $(EVERYTHING) $(ARGS)
 
 # 16-bit types go through the same opcheck as the others, slowly.
@@ -84,6 +85,14 @@ gpu-check: $(VENV)/.built $(OLDEST_TRITON)
 $(OLDEST_TRITON): $(VENV)/.installed
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $@ triton==3.5.0
 	@touch $@
+
+# A warning fails: a broken link, a missing anchor, an unknown reference, a docstring that is wrong.
+# All pages are read again, because Sphinx warns only of those that it reads.
+docs: $(VENV)/.docs
+	rm -rf site
+	$(BIN)/sphinx-build --builder html --conf-dir docs --doctree-dir build/docs --fresh-env \
+	  --fail-on-warning --keep-going --quiet . site
+	@echo "The documentation is in site/index.html."
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -120,7 +129,7 @@ gpu-first-wheels: $(VENV)/.built
 	$(BIN)/python -m benchmarks.gpu_first.wheels $(ARGS)
 
 clean:
-	rm -rf $(VENV) build vqvae_fast/*.so *.egg-info
+	rm -rf $(VENV) build site vqvae_fast/*.so *.egg-info
 
 # The package is installed in place, so only the compiled part and its build files call for a build.
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/binding/*.* csrc/binding/*/*.* csrc/cpu/*.* csrc/cpu/*/*.* csrc/cuda/*.*)
@@ -134,6 +143,12 @@ $(VENV)/.installed: requirements-dev.txt requirements-codecs.txt | prerequisites
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --requirement requirements-dev.txt
 	$(BIN)/pip install --quiet --no-build-isolation --no-deps --requirement requirements-codecs.txt
+	@touch $@
+
+# The documentation needs no compiler: Sphinx imports the package as it lies here.
+$(VENV)/.docs: requirements-docs.txt requirements-dev.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --requirement requirements-docs.txt
 	@touch $@
 
 prerequisites:

@@ -1,7 +1,8 @@
-"""The README's two drawings: ``python -m benchmarks.pictures`` writes them into docs/images.
+"""The drawings of the documentation: ``python -m benchmarks.pictures`` writes them to docs/images.
 
-``speed_up.png`` shows committed records of the benchmarks, and ``filter.png`` a small search that
-is computed here. Both have a white background of their own, so they can be read on a dark page.
+``speed_up.png`` shows committed records of the benchmarks, ``filter.png`` a small search that is
+computed here, and ``example.png`` the worked example of docs/exactness.md. They have a white
+background of their own, so they can be read on a dark page.
 """
 
 import argparse
@@ -124,6 +125,65 @@ def draw_filter(path: Path, search: Filtered) -> None:
     _save(figure, path)
 
 
+# The vector and the codes of the worked example in docs/exactness.md, which rounds to integers.
+EXAMPLE_Z = np.array([2.7, 2.3])
+EXAMPLE_CODES = np.array([[-0.6, 4.0], [-3.1, 3.8], [1.4, -3.7], [3.6, -2.1]])
+
+
+def draw_example(path: Path, z: NDArray[np.float64], codes: NDArray[np.float64]) -> None:
+    """Draw a vector and a few codes in the plane, and beside them their fast scores."""
+    figure = Figure(figsize=(8, 3.6), dpi=140, layout="constrained", facecolor="white")
+    plane, scores = figure.subplots(1, 2, width_ratios=(1, 1.25))
+    search = filtered(z, codes, unit=1.0)
+    _draw_plane(plane, z, codes, search)
+    _draw_few_scores(scores, search)
+    _save(figure, path)
+
+
+def _draw_plane(
+    axes: Axes, z: NDArray[np.float64], codes: NDArray[np.float64], search: Filtered
+) -> None:
+    colors = _colors(search)
+    for place, color in zip((*codes, z), (*colors, "black"), strict=True):
+        axes.plot(*zip(place, place.round(), strict=True), color=_GREY, marker=".", markersize=4)
+        axes.plot(*place, "o" if color != "black" else "*", color=color, markersize=9)
+    for code, place in enumerate(codes):
+        axes.annotate(f"code {code}", place, (0, 9), ha="center", **_OFFSET)
+    axes.annotate("z", z, (0, 9), ha="center", **_OFFSET)
+    axes.set_aspect("equal")
+    axes.margins(0.18)
+    axes.grid(alpha=0.3)
+    axes.set_xticks(range(-4, 6))
+    axes.set_yticks(range(-4, 6))
+    axes.tick_params(labelsize=8)
+    axes.set_title("z and the codes; grey: rounded to integers", fontsize=10)
+
+
+def _draw_few_scores(axes: Axes, search: Filtered) -> None:
+    for code, color in enumerate(_colors(search)):
+        axes.errorbar(*(code, search.scores[code], search.error), fmt="o", color=color, capsize=4)
+    to_reach = search.bound + search.error
+    axes.axhline(to_reach, color="black", linewidth=1.2)
+    lowest, highest = axes.get_ylim()
+    axes.set_ylim(lowest, highest)
+    axes.axhspan(lowest, to_reach, color=_GREY, alpha=0.15, linewidth=0)
+    best = search.scores.argmax()
+    axes.annotate(f"exact score of code {best}", (1.5, to_reach), (0, 4), ha="center", **_OFFSET)
+    axes.set_xlim(-0.6, len(search.scores) - 0.4)
+    axes.set_xticks(range(len(search.scores)), [f"code {i}" for i in range(len(search.scores))])
+    axes.set_ylabel("score (higher: nearer)")
+    axes.set_title("fast scores; bars: their largest error", fontsize=10)
+
+
+def _colors(search: Filtered) -> list[str]:
+    """Blue for the nearest code, orange for others that are left, grey for those ruled out."""
+    nearest = search.distances.argmin()
+    return [
+        _BLUE if code == nearest else _ORANGE if kept else _GREY
+        for code, kept in enumerate(search.kept)
+    ]
+
+
 def _draw_scores(axes: Axes, search: Filtered) -> None:
     for kept, color in ((False, _GREY), (True, _ORANGE)):
         (places,) = np.nonzero(search.kept == kept)
@@ -179,7 +239,7 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def main(given: list[str] | None = None) -> int:
-    """Draw both pictures and print where they are."""
+    """Draw the pictures and print where they are."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pictures", description=__doc__)
     parser.add_argument("--out", type=Path, default=_IMAGES, help="folder of the pictures")
     folder = parser.parse_args(given).out
@@ -194,7 +254,8 @@ def main(given: list[str] | None = None) -> int:
         folder / "filter.png",
         filtered(random.standard_normal(8), random.standard_normal((48, 8)), unit=0.3),
     )
-    print(folder / "speed_up.png", folder / "filter.png", sep="\n")
+    draw_example(folder / "example.png", EXAMPLE_Z, EXAMPLE_CODES)
+    print(*(folder / f"{name}.png" for name in ("speed_up", "filter", "example")), sep="\n")
     return 0
 
 

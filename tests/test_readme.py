@@ -30,7 +30,7 @@ FOLDERS = ("", "benchmarks", "csrc", "tests", "tests/fuzz")
 PAGES = [
     ROOT / "CONTRIBUTING.md",
     *(ROOT / folder / "README.md" for folder in FOLDERS),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 LINKS = [
     (page, link)
@@ -56,7 +56,7 @@ def test_links_point_to_files_and_headings(page, link):
 def test_commands_exist(page):
     text = page.read_text(encoding="utf-8")
     targets = re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert set(re.findall(r"\bmake ([a-z][a-z-]*)", text)) <= set(targets)
+    assert set(re.findall(r"(?:^|`)make ([a-z][a-z-]*)", text, re.MULTILINE)) <= set(targets)
     for name in re.findall(r"python -m\s+(vqvae_fast|benchmarks)\.([\w.]+)", text):
         module = ROOT.joinpath(name[0], *name[1].split("."))
         assert module.with_suffix(".py").is_file() or (module / "__main__.py").is_file(), name

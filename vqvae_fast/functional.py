@@ -60,14 +60,14 @@ def nearest_code(
         codebook: [K, D], or [H, K, D]; same dtype and device as z. Or the result of
             :func:`vqvae_fast.pack`, for the Euclidean metric and without ``backend``.
         metric: "cosine" and "dot" find the largest cosine similarity and the largest inner product
-            instead; the product of the code that is found is within 4e-6 of |z| * max|e| of the
+            instead; the product of the code that is found is within 4e-6 of ``|z| max|e|`` of the
             largest. Both copy z and the codebook, for "dot" with two more columns.
         backend: "triton", "cuda", "cpu" or "reference", instead of the backend chosen for the
             device (``vqvae-fast info`` lists them). It overrides the environment
             (:mod:`vqvae_fast.settings`). All give exact answers.
 
     Returns:
-        ``(indices, distances)``, both of shape z.shape[:-1] and without gradient. indices are
+        ``(indices, distances)``, both of shape ``z.shape[:-1]`` and without gradient. indices are
         int64, the lowest of exact ties. distances are sum((z - e)^2), or 1 - cos(z, e), or -z.e;
         float32 (float64 for float64 input). A row with a NaN gets index 0 and distance NaN; a code
         with a NaN or an infinity is never chosen unless all codes have one. For the cosine, zero

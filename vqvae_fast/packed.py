@@ -59,7 +59,7 @@ class PackedCodebook:
 
     @property
     def nbytes(self) -> int:
-        """The memory that this object holds: the copy of the codes and the packed form."""
+        """The memory that this object holds for the copy of the codes and the packed form."""
         return self.codebook.nbytes + self.packed.nbytes
 
     def check_unchanged(self) -> None:

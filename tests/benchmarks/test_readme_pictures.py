@@ -1,6 +1,7 @@
-"""The README's drawings show committed records, and a search whose bound holds."""
+"""The drawings of the documentation show committed records, and a search whose bound holds."""
 
 import json
+import re
 import statistics
 
 import numpy as np
@@ -41,9 +42,20 @@ def test_the_drawn_filter_never_rules_the_nearest_code_out(unit):
         assert search.kept[nearest]
 
 
-def test_both_pictures_are_drawn(tmp_path, capsys):
+def test_the_example_is_the_one_that_the_page_computes():
+    page = (pictures._ROOT / "docs" / "exactness.md").read_text(encoding="utf-8")
+    search = pictures.filtered(pictures.EXAMPLE_Z, pictures.EXAMPLE_CODES, unit=1.0)
+    for code, (e, score) in enumerate(zip(pictures.EXAMPLE_CODES, search.scores, strict=True)):
+        row = rf"\| {code} \| \({e[0]}, {e[1]}\) \| .*? \| {score:.3f} \| .* \|"
+        assert re.search(row, page), row
+    assert f"= {search.error:.3f}`" in page
+    assert f"= {search.bound:.3f}`" in page
+    assert search.kept.nonzero()[0].tolist() == [0, 3]
+
+
+def test_all_pictures_are_drawn(tmp_path, capsys):
     assert pictures.main(["--out", str(tmp_path)]) == 0
-    written = [tmp_path / name for name in ("speed_up.png", "filter.png")]
+    written = [tmp_path / name for name in ("speed_up.png", "filter.png", "example.png")]
     assert capsys.readouterr().out.split() == [str(path) for path in written]
     for path in written:
         assert path.read_bytes().startswith(b"\x89PNG")

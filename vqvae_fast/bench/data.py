@@ -36,7 +36,7 @@ class Shape(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Shape":
-        """Read "2048,512,64", "2048x512x64", or a name in :data:`PUBLISHED`.
+        """Read "2048,512,64", "2048x512x64", or a name in ``PUBLISHED``.
 
         Raises:
             ValueError: the text is neither three positive numbers nor such a name.
@@ -172,7 +172,7 @@ def from_run(run: Path, rows: int = 16384, dtype: torch.dtype = torch.float32) -
 
     Args:
         run: the run folder; its own data is opened again.
-        rows: N.
+        rows: N, the number of vectors.
         dtype: the dtype of both.
 
     Raises:

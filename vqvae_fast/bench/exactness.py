@@ -22,8 +22,8 @@ def smallest_distances(z: Tensor, codebook: Tensor) -> Smallest:
     """Compute the true minima: candidates by a float64 product, then sum((z - e)^2) of the best.
 
     This function is independent of the package's own reference. The rounding error of the product
-    is about 1e-16 of |z|^2 + |e|^2. It matters only if nine codes lie within it, because the eight
-    best candidates are measured directly.
+    is about 1e-16 of ``|z|^2 + |e|^2``. It matters only if nine codes lie within it, because the
+    eight best candidates are measured directly.
     """
     codes = codebook.double()
     half_norms = 0.5 * codes.square().sum(dim=1)

@@ -50,9 +50,9 @@ def trained(
     """Return held-out latents and the codebook of the package's VQ-VAE, trained at the first call.
 
     Args:
-        codebook_size: K.
-        dim: D.
-        rows: N.
+        codebook_size: K, the number of codes.
+        dim: D, the length of a vector.
+        rows: N, the number of vectors.
         dtype: the dtype of both; the training is float32 in any case.
         **settings: other settings of :class:`vqvae_fast.training.TrainConfig`. The defaults here
             are 600 steps and seed 0, on the CPU.

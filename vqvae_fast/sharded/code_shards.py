@@ -40,7 +40,7 @@ class CodeShards:
     other vectors, as in hybrid sharded data parallel.
 
     Args:
-        num_codes: K.
+        num_codes: K, the number of codes.
         mesh: a mesh of one or two dimensions.
         arguments: other arguments of the quantizer, by name; like K, they must be the same in all
             processes.
@@ -48,7 +48,8 @@ class CodeShards:
     Attributes:
         group: the processes that together have all codes; copies: the processes that have this
             part.
-        first, count: this process has the codes first to first + count - 1.
+        first: the first of this process's codes.
+        count: how many codes it has.
         processes: the number of processes, over both dimensions.
 
     Raises:

@@ -42,8 +42,8 @@ class ShardedVectorQuantizer(Freezable):
     names them.
 
     Args:
-        n_e: K.
-        e_dim: D.
+        n_e: K, the number of codes.
+        e_dim: D, the length of a vector.
         beta: weight of the commitment term.
         mesh: a mesh of one dimension, over which the codes are divided; or of two dimensions, as
             for hybrid sharded data parallel: copies of the codebook over the first, its parts over
@@ -94,7 +94,7 @@ class ShardedVectorQuantizer(Freezable):
 
     @property
     def codebook(self) -> DTensor:
-        """The codes: a DTensor [n_e, e_dim]."""
+        """The codes [n_e, e_dim], a DTensor."""
         weight = self.embedding.weight
         assert isinstance(weight, DTensor)
         return weight

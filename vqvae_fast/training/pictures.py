@@ -58,7 +58,7 @@ def save_curves(path: Path, rows: Sequence[Row], num_codes: int) -> None:
     Args:
         path: the PNG to write.
         rows: lines of metrics.jsonl.
-        num_codes: K.
+        num_codes: K, the number of codes.
     """
     figure = Figure(figsize=(9, 6), dpi=150, layout="constrained")
     axes = figure.subplots(2, 2, sharex=True)

@@ -247,7 +247,7 @@ def segment_sum(src: Tensor, indices: Tensor, num_segments: int) -> tuple[Tensor
         src: [..., D].
         indices: int64, src.shape[:-1], each below ``num_segments``; rows with a negative
             index belong to no segment.
-        num_segments: K.
+        num_segments: K, the number of segments.
 
     Returns:
         sums [K, D] and counts [K], both float32 (float64 for float64 input).

@@ -103,7 +103,7 @@ def support_configuration(dim: int, aligned: bool) -> SupportConfiguration:
     """The configuration of the kernels around the scan.
 
     Args:
-        dim: D.
+        dim: D, the length of a vector.
         aligned: whether rows and codes lie at multiples of 16 elements.
     """
     if triton.knobs.runtime.interpret:

@@ -78,7 +78,7 @@ def direct_form(
     Args:
         num_rows: of each book.
         num_codes: of each book.
-        dim: D.
+        dim: D, the length of a vector.
         heads: the number of books.
         aligned: whether codes, and whether rows, can be read several elements at a time.
         multiprocessors: those of the device.

@@ -35,8 +35,8 @@ class Codebook(KeepsPack, StartsOnce, WideBuffers):
 
     Args:
         dim: d, of a code.
-        codebook_size: K.
-        num_codebooks: C.
+        codebook_size: K, the number of codes.
+        num_codebooks: C, the number of books.
         kmeans_init: the codes are zeros until the first training batch, which k-means starts them
             from.
         kmeans_iters: its rounds.

@@ -11,7 +11,7 @@ class CodeUsage(WideBuffers):
     """Moving average of how many vectors of a batch choose each code.
 
     Args:
-        num_codes: K.
+        num_codes: K, the number of codes.
         decay: weight of the past, 0 <= decay < 1.
 
     Buffers:

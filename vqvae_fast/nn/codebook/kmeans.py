@@ -102,7 +102,8 @@ def lloyd(
     Args:
         samples: [C, n, D], of each of C books.
         valid: bool [C, n], which samples count.
-        num_codes: K. Where there are fewer samples, each is a code, and the others are copies.
+        num_codes: K, the number of codes. Where there are fewer samples, each is a code, and the
+            others are copies.
         iterations: rounds.
         cosine: samples and codes are of unit length.
         synced: the samples of all processes count, and all get the same codes.

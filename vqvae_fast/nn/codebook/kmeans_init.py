@@ -20,11 +20,11 @@ class KMeansInit(StartsOnce):
     The state dict says whether that has happened. The vectors collected so far are no part of it,
     since their number changes with every batch, and whatever copies a state dict or buffers in
     place (AveragedModel, the average of a teacher) needs constant shapes. A checkpoint that is to
-    continue in between keeps :attr:`samples`, too; from any other it collects anew.
+    continue in between keeps ``samples``, too; from any other it collects anew.
 
     Args:
-        num_codes: K.
-        dim: D.
+        num_codes: K, the number of codes.
+        dim: D, the length of a vector.
         num_samples: vectors to collect.
         iterations: rounds of k-means.
 

@@ -20,7 +20,7 @@ def codebook_metrics(indices: Tensor, num_codes: int) -> CodebookMetrics:
     Args:
         indices: int64, any shape, each in [0, ``num_codes``), or -1 for a vector to leave out. Of
             residual quantizers, one stage's: ``indices[..., stage]``.
-        num_codes: K.
+        num_codes: K, the number of codes.
 
     Returns:
         :func:`usage`, :func:`perplexity`, and the number of codes that were not chosen, int64.
@@ -34,7 +34,7 @@ def code_counts(indices: Tensor, num_codes: int) -> Tensor:
 
     Args:
         indices: int64, any shape, each in [0, ``num_codes``), or -1 for a vector to leave out.
-        num_codes: K.
+        num_codes: K, the number of codes.
 
     Returns:
         [K] int64: exact for any number of vectors, and the same in whatever order they are added.

@@ -19,7 +19,7 @@ class GroupedResidualVQ(Freezable):
     Yang et al., HiFi-Codec, arXiv 2305.02765.
 
     Args:
-        dim: D.
+        dim: D, the length of a vector.
         groups: G, a divisor of D.
         accept_image_fmap: x is [B, D, height, width].
         arguments: those of :class:`ResidualVQ`.

@@ -10,7 +10,7 @@ class ImplicitCodebook(nn.Module):
     Huijben et al., arXiv 2401.14732, section 3.1. By definition it makes N x K codes of D numbers.
 
     Args:
-        dim: D.
+        dim: D, the length of a vector.
         dim_hidden: width of the layers, D unless given.
         depth: number of residual layers.
         l2norm_output: codes have unit length.

@@ -16,7 +16,7 @@ class RandomProjectionQuantizer(Freezable):
 
     Args:
         dim: D, of the vectors.
-        codebook_size: K.
+        codebook_size: K, the number of codes.
         codebook_dim: d, of a projection.
         num_codebooks: C, projections with a book each.
         norm: give every vector mean 0 and variance 1 first.

@@ -22,14 +22,15 @@ class ResidualSimVQ(Freezable, DropsStages, FixedAttributes):
     Zeghidour et al., SoundStream, arXiv 2107.03312, algorithm 1.
 
     Args:
-        dim: D.
-        num_quantizers: Q.
-        codebook_size: K.
+        dim: D, the length of a vector.
+        num_quantizers: Q, the number of stages.
+        codebook_size: K, the number of codes.
         heads: 1.
         quantize_dropout: in training stop after a random stage, not before
             quantize_dropout_cutoff_index, the number of stages a multiple of
             quantize_dropout_multiple_of.
-        channel_first, rotation_trick: as for :class:`SimVQ`.
+        channel_first: as for :class:`SimVQ`.
+        rotation_trick: as for :class:`SimVQ`.
         arguments: the others of :class:`SimVQ`.
 
     Raises:
@@ -74,12 +75,12 @@ class ResidualSimVQ(Freezable, DropsStages, FixedAttributes):
 
     @property
     def codebook_size(self) -> int:
-        """K."""
+        """K, the number of codes."""
         return self.layers[0].codebook_size  # type: ignore[return-value]
 
     @property
     def codebook_dim(self) -> int:
-        """D."""
+        """D, the length of a code."""
         return self.layers[0].codebook_dim  # type: ignore[return-value]
 
     @property

@@ -64,8 +64,8 @@ class ResidualVQ(Freezable, KeepsPack, DropsStages, FixedAttributes):
             quantize_dropout_cutoff_index, the number of stages a multiple of
             quantize_dropout_multiple_of.
         accept_image_fmap: x is [B, D, height, width].
-        implicit_neural_codebook: :class:`ImplicitCodebook` transforms the codes of all stages but
-            the first; mlp_kwargs are its arguments.
+        implicit_neural_codebook: a network transforms the codes of all stages but the first;
+            mlp_kwargs are its arguments.
         beam_size: in training, follow this many ways to quantize a vector; eval_beam_size in eval,
             beam_size unless given.
         beam_score_quantizer_weights: Q weights of the stages' errors in a way's score; 1.
@@ -237,7 +237,7 @@ class ResidualVQ(Freezable, KeepsPack, DropsStages, FixedAttributes):
 
     @property
     def codebooks(self) -> Tensor | tuple[Tensor, ...]:
-        """The codes of all stages as they are stored: [Q, K, d], a tuple if sizes differ."""
+        """The codes of all stages, [Q, K, d] as they are stored, a tuple if sizes differ."""
         books = tuple(stage.codebook.flatten(0, -2) for stage in self._stages())
         return torch.stack(books) if self.uniform_codebook_size else books
 

@@ -30,7 +30,7 @@ class SimVQ(Freezable, KeepsPack, FixedAttributes):
 
     Args:
         dim: D, of the vectors.
-        codebook_size: K.
+        codebook_size: K, the number of codes.
         codebook_transform: module that maps the frozen codes [K, F] to [K, D]; a linear layer
             without bias unless given.
         init_fn: applied to the frozen codes once.
@@ -109,7 +109,7 @@ class SimVQ(Freezable, KeepsPack, FixedAttributes):
 
     @property
     def codebook_dim(self) -> int:
-        """D."""
+        """D, the length of a code."""
         return self.dim
 
     def indices_to_codes(self, indices: Tensor) -> Tensor:

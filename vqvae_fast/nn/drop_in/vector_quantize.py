@@ -48,7 +48,7 @@ class VectorQuantize(Freezable, KeptArguments):
 
     Args:
         dim: D, of the vectors.
-        codebook_size: K.
+        codebook_size: K, the number of codes.
         codebook_dim: d, of a code (of each head); linear layers lead there and back if d * heads
             is not D.
         heads: parts of a vector that are quantized by themselves.
@@ -64,7 +64,8 @@ class VectorQuantize(Freezable, KeptArguments):
         threshold_ema_dead_code: a code that is chosen by fewer vectors per batch than this, in the
             moving average, moves to a random vector of the batch. 0: never.
         channel_last: vectors lie along the last dimension, [B, ..., D]; else [B, D, N].
-        accept_image_fmap, accept_3d_fmap: x is [B, D, height, width], [B, D, depth, height, width].
+        accept_image_fmap: x is [B, D, height, width].
+        accept_3d_fmap: x is [B, D, depth, height, width].
         commitment_weight: of mean((z - sg[q])^2); with ``learnable_codebook`` of mean((z - q)^2).
         commitment_use_cross_entropy_loss: -log softmax(-distances)[code] in its place.
         orthogonal_reg_weight: of the codes' orthogonality loss; over
@@ -80,8 +81,8 @@ class VectorQuantize(Freezable, KeptArguments):
             or D is 1. False: straight-through.
         directional_reparam: DiVeQ, with noise of directional_reparam_variance.
         sync_codebook: all processes learn the same codes; on where there are several.
-        affine_param: codes follow the batch's mean and variance (:class:`AffineCodebook`), with
-            affine_param_batch_decay and affine_param_codebook_decay, over all processes with
+        affine_param: codes follow the batch's mean and variance (arXiv 2305.08842, section 4.1),
+            with affine_param_batch_decay and affine_param_codebook_decay, over all processes with
             sync_affine_param.
         ema_update: codes are moving averages; unless ``learnable_codebook``.
         vq_bridge: a module that transforms the codes before each use.

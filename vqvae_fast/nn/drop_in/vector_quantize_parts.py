@@ -184,7 +184,7 @@ def make_codebook(given: Mapping[str, Any], books: int) -> Codebook:
 
     Args:
         given: the quantizer's arguments by name, all defaults filled in.
-        books: C.
+        books: C, the number of books.
     """
     kind, names = Codebook, _OF_CODEBOOK
     if given["affine_param"]:

@@ -107,7 +107,7 @@ class Layout(NamedTuple):
     """The layout of a quantizer's input.
 
     Attributes:
-        dim: D.
+        dim: D, the length of a vector.
         channel_first: x is [B, D, ...], otherwise [B, ..., D].
         fmap: the required number of dimensions in the place of "..."; None allows any.
         many_heads: indices have one more dimension, for the heads.

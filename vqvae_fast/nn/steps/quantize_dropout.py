@@ -74,7 +74,7 @@ class DropsStages(nn.Module):
     """A residual quantizer whose arguments of quantize dropout may change after it is made.
 
     Args:
-        stages: Q.
+        stages: Q, the number of stages.
         enabled: whether it has quantize dropout.
         cutoff: as for :class:`QuantizeDropout`.
         multiple_of: the same.

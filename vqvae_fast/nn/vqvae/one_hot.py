@@ -23,7 +23,7 @@ class LazyOneHot:
 
     Args:
         indices: [N] int64, each in [0, ``num_codes``).
-        num_codes: K.
+        num_codes: K, the number of codes.
         dtype: dtype of the dense matrix.
     """
 

@@ -116,7 +116,7 @@ class VectorQuantizer(Freezable, KeepsPack):
 
     @property
     def codebook(self) -> Tensor:
-        """The codes, [n_e, e_dim]: ``embedding.weight``."""
+        """The codes [n_e, e_dim], which are ``embedding.weight``."""
         return self.embedding.weight
 
     @torch.no_grad()

@@ -42,7 +42,7 @@ def open_data(
 
     Args:
         data: "photos", a folder, "cifar10:FOLDER", a .npy or .npz file, or a torch Dataset.
-        photographs: names out of :data:`PHOTOGRAPHS`; read by "photos" alone.
+        photographs: names out of ``PHOTOGRAPHS``; read by "photos" alone.
         crop: side of the square crops in pixels. None is 32, or the smaller side of images that
             come in one size below that.
         held_out: share of the data, in (0, 1), that is never trained on.
