@@ -23,7 +23,8 @@ from setuptools.command.bdist_wheel import bdist_wheel
 # Contraction is off because every instruction set must round alike; the kernels name their FMAs.
 # No kernel reads errno or traps on floating-point errors, and without them loops vectorise.
 COMMON_FLAGS = ["-std=c++20", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
-COMMON_FLAGS += ["-fvisibility=hidden"]  # of an extension, Python sees the module's function alone
+# A library shows others only the function by which Python makes its module.
+COMMON_FLAGS.append("-fvisibility=hidden")
 if sys.platform != "darwin":  # Apple's compiler has no OpenMP: one thread there
     COMMON_FLAGS.append("-fopenmp")
 VERSION = "vqvae_fast/_version.py"

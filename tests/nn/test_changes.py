@@ -80,6 +80,28 @@ def test_tensors_whose_changes_cannot_be_seen(form: Callable) -> None:
     assert seen == [None, None]
 
 
+class Watched(Tensor):
+    """A tensor of which every use is recorded."""
+
+    uses: list[object] = []  # noqa: RUF012
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        cls.uses.append(func)
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_subclass_is_described_without_its_own_code(form: Callable) -> None:
+    tensors = [torch.randn(3), torch.randn(3).as_subclass(Watched)]
+    Watched.uses.clear()
+    before = form(tensors)
+    assert before is not None
+    assert not Watched.uses
+    tensors[1] += 1
+    assert form(tensors).seen != before.seen
+
+
 @pytest.mark.skipif(_native.extension is None, reason="the C++ extension is not there")
 def test_the_extension_describes_ordinary_tensors() -> None:
     parameter = nn.Parameter(torch.randn(3, 4))

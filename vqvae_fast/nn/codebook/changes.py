@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import FakeTensor
@@ -37,17 +38,19 @@ def describe(tensors: Sequence[Tensor]) -> Description | None:
 
 def describe_in_python(tensors: Sequence[Tensor]) -> Description | None:
     """As :func:`describe`, of which the compiled extension has a quicker form."""
-    if not all(map(_can_be_described, tensors)):
-        return None
-    seen = [
-        (part.data_ptr(), part._version, part.dtype, part.device, part.shape, part.stride())
-        for part in tensors
-    ]
-    return Description(
-        seen,
-        any(part.requires_grad for part in tensors),
-        any(part.is_leaf and part.grad is not None for part in tensors),
-    )
+    # Otherwise a subclass of Tensor would have each attribute pass its __torch_function__.
+    with torch._C.DisableTorchFunctionSubclass():
+        if not all(map(_can_be_described, tensors)):
+            return None
+        seen = [
+            (part.data_ptr(), part._version, part.dtype, part.device, part.shape, part.stride())
+            for part in tensors
+        ]
+        return Description(
+            seen,
+            any(part.requires_grad for part in tensors),
+            any(part.is_leaf and part.grad is not None for part in tensors),
+        )
 
 
 def _can_be_described(source: Tensor) -> bool:
