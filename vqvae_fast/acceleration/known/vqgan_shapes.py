@@ -23,6 +23,7 @@ from vqvae_fast.acceleration.known.embedding_tables import (
 from vqvae_fast.acceleration.known.shapes import has_table, images_near
 from vqvae_fast.acceleration.known.vqgan_tables import quantize_images, searched_images
 from vqvae_fast.acceleration.recipe import Recipe, Search
+from vqvae_fast.nn.steps.autocast import is_autocast
 
 
 def _is_first(module: nn.Module) -> bool:
@@ -103,7 +104,7 @@ def _projected(module: Any, z: Tensor) -> Codes:
     device = z.device.type
     # Autocast and hooks may give other codes in the next call.
     is_certain = type(project) is nn.Linear and has_no_hooks(project)
-    if module.training or not is_certain or torch.is_autocast_enabled(device):
+    if module.training or not is_certain or is_autocast(device):
         codes: Tensor = project(table)
         return Codes((codes,), lambda: codes, lambda found: nn_functional.embedding(found, codes))
 
