@@ -9,12 +9,41 @@ from torch import Tensor, nn
 from vqvae_fast import functional
 from vqvae_fast.nn.codebook.kept_pack import KeptForm, KeptPack
 from vqvae_fast.nn.drop_in.composed_stages import Composable, ComposedStages, compose
+from vqvae_fast.nn.steps.autocast import is_autocast
 from vqvae_fast.packed import PackedCodebook
 
 # Beside the modules, so that neither their attributes nor their pickles know of it.
 _packs: WeakKeyDictionary[nn.Module, KeptPack] = WeakKeyDictionary()
 _compositions: WeakKeyDictionary[nn.Module, KeptForm[ComposedStages]] = WeakKeyDictionary()
+_CAST_BY_AUTOCAST = {torch.float32, torch.bfloat16, torch.float16}
 _times_forgotten: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+
+
+class Unserved(Exception):  # noqa: N818
+    """A search that is not understood: the model's own method runs in the replacement's place."""
+
+
+def check_served(z: Tensor, codebook: Tensor | PackedCodebook) -> None:
+    """Raise :class:`Unserved` unless vectors [..., D] can be compared with codes [..., K, D].
+
+    Vectors and codes of different dtypes are served under autocast, where models cast them.
+    """
+    dtypes = {z.dtype, codebook.dtype}
+    if z.shape[-1:] != codebook.shape[-1:]:
+        problem = "sizes"
+    elif z.device != codebook.device:
+        problem = "devices"
+    elif len(dtypes) > 1 and not (dtypes <= _CAST_BY_AUTOCAST and is_autocast(z.device.type)):
+        problem = "dtypes"
+    else:
+        return
+    raise Unserved(f"the {problem} of vectors and codes differ, so the model's own method must run")
+
+
+def check_dimensions(z: Tensor, number: int) -> None:
+    """Raise :class:`Unserved` unless a tensor has so many dimensions."""
+    if z.dim() != number:
+        raise Unserved(f"{z.dim()} dimensions, not {number}, so the model's own method must run")
 
 
 def nearest(module: nn.Module, z: Tensor, codebook: Tensor) -> Tensor:
@@ -22,12 +51,17 @@ def nearest(module: nn.Module, z: Tensor, codebook: Tensor) -> Tensor:
 
     Args:
         module: in eval its codebook is kept packed.
-        z: [..., D]. If its dtype is not that of the codebook, both are taken in the wider one.
+        z: [..., D]. Under autocast its dtype may differ from that of the codebook; both are then
+            taken in the wider one.
         codebook: [K, D]. It may be a tensor that the module has, or one that is made of such
             tensors and is the same object in each call. Use :func:`nearest_made` for others.
 
     Returns:
         int64 [...].
+
+    Raises:
+        Unserved: the sizes, dtypes or devices differ. In a replacement leave it alone: the model's
+            original method then runs, and says what is wrong.
     """
     return nearest_made(module, z, [codebook], lambda: codebook)
 
@@ -38,8 +72,11 @@ def nearest_made(
     """As :func:`nearest`, for a codebook [K, D] that ``make`` makes of the tensors ``sources``."""
     z = z.detach()
     codebook: Tensor | PackedCodebook | None = packed_books(module, sources, make)
+    if codebook is not None:
+        check_served(z, codebook)
     if codebook is None or torch.promote_types(z.dtype, codebook.dtype) != codebook.dtype:
         codebook = make().detach()
+        check_served(z, codebook)
         codebook = codebook.to(torch.promote_types(z.dtype, codebook.dtype))
     return functional.nearest_code(z.to(codebook.dtype), codebook).indices
 
@@ -63,10 +100,12 @@ def quantize_made(
         commitment_weight: the weight of mean((z - sg[q])^2).
         codebook_weight: the weight of mean((sg[z] - q)^2).
     """
-    codebook: Tensor | PackedCodebook | None = packed_books(module, sources, make)
+    packed = packed_books(module, sources, make)
+    codebook = make() if packed is None else packed
+    check_served(z, codebook)
     return functional.quantize(
         z,
-        make() if codebook is None else codebook,
+        codebook,
         commitment_weight=commitment_weight,
         codebook_weight=codebook_weight,
     )
@@ -92,6 +131,7 @@ def residual_nearest(
     Returns:
         indices int64 [..., stages], quantized [..., D].
     """
+    check_served(z, books[0])
     # A compiler cannot trace the count, and packs nothing.
     traced = torch.compiler.is_compiling()
     forgotten = () if traced else [times_forgotten(codebook) for codebook in codebooks]

@@ -16,7 +16,7 @@ from torch import nn
 from torch._C._functorch import peek_interpreter_stack
 from torch.fx import Proxy
 
-from vqvae_fast.acceleration.kept import forget
+from vqvae_fast.acceleration.kept import Unserved, forget
 from vqvae_fast.acceleration.recipe import Recipe, Replacement
 
 # An attribute of the class that a module is given: its original class.
@@ -120,12 +120,15 @@ def is_replaced(module: nn.Module, name: str) -> bool:
 def _method(original: Callable[..., Any], replacement: Replacement) -> Callable[..., Any]:
     @functools.wraps(original)
     def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        # A compiler traces replacements, but not the second question.
-        if not torch.compiler.is_compiling() and _is_transformed(*args, *kwargs.values()):
-            if self.training:  # it may write to the codes in a way that torch does not count
-                forget(self)
-            return original(self, *args, **kwargs)
-        return replacement(original, self, *args, **kwargs)
+        traced = torch.compiler.is_compiling()  # a compiler cannot trace the second question
+        if traced or not _is_transformed(*args, *kwargs.values()):
+            try:
+                return replacement(original, self, *args, **kwargs)
+            except Unserved:
+                pass
+        if self.training and not traced:
+            forget(self)  # the original may write to the codes in a way that torch does not count
+        return original(self, *args, **kwargs)
 
     setattr(method, _REPLACES, original)
     setattr(method, _REPLACEMENT, replacement)

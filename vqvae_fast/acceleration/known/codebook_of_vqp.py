@@ -81,7 +81,14 @@ def _forward(
 ) -> Any:
     """Codebook.forward: [B, N, d] or [C, ..., N, d] -> codes, indices, and None for distances."""
     is_read = _without_distances.get() is not codebook
-    if is_read or codebook_transform_fn is not None or draws(codebook, sample_codebook_temp):
+    embed = codebook.embed
+    fits = (x.shape[-1], x.device) == (embed.shape[-1], embed.device)
+    if (
+        not fits
+        or is_read
+        or codebook_transform_fn is not None
+        or draws(codebook, sample_codebook_temp)
+    ):
         if codebook.training:
             forget(codebook)
         return original(

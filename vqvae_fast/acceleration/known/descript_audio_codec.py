@@ -14,12 +14,13 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as nn_functional
 
-from vqvae_fast.acceleration.kept import nearest_made
+from vqvae_fast.acceleration.kept import check_dimensions, nearest_made
 from vqvae_fast.acceleration.recipe import Recipe, Search
 
 
 def _indices(module: Any, latents: Tensor) -> Tensor:
     """[B, D, T] -> [B, T]: the nearest codes, vectors and codes being scaled to unit length."""
+    check_dimensions(latents, 3)
     codes = module.codebook.weight
     z = nn_functional.normalize(latents.transpose(1, 2), dim=-1)
     return nearest_made(module, z, [codes], lambda: nn_functional.normalize(codes))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as nn_functional
 from torch.nn.modules.module import _has_any_global_hook
 
-from vqvae_fast.acceleration.kept import nearest_made, quantize_made
+from vqvae_fast.acceleration.kept import check_dimensions, nearest_made, quantize_made
 from vqvae_fast.acceleration.recipe import Search
 
 
@@ -106,6 +106,7 @@ def on_images(
     codebook_weight: float,
 ) -> Found:
     """As :func:`straight_through`, for z [B, D, height, width] and indices [B * height * width]."""
+    check_dimensions(z, 4)
     found = straight_through(
         module,
         z.permute(0, 2, 3, 1),

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as nn_functional
 
-from vqvae_fast.acceleration.kept import nearest
+from vqvae_fast.acceleration.kept import check_dimensions, nearest
 from vqvae_fast.acceleration.known.embedding_tables import (
     Found,
     directions_of,
@@ -33,6 +33,7 @@ def _quantize(original: Callable[..., Any], module: Any, hidden_state: Tensor) -
 
 def _quantize_directions(original: Callable[..., Any], module: Any, hidden_state: Tensor) -> Any:
     """As _quantize, for vectors and codes of unit length."""
+    check_dimensions(hidden_state, 4)
     found: Found = on_images(
         module,
         nn_functional.normalize(hidden_state, p=2, dim=1),
@@ -45,6 +46,7 @@ def _quantize_directions(original: Callable[..., Any], module: Any, hidden_state
 
 def _find_in_videos(original: Callable[..., Any], module: Any, hidden_state: Tensor) -> Tensor:
     """[B, time, D, height, width] -> indices [B, time, height, width]."""
+    check_dimensions(hidden_state, 5)
     return nearest(module, hidden_state.permute(0, 1, 3, 4, 2), module.embedding.weight)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as nn_functional
 
-from vqvae_fast.acceleration.kept import nearest_made
+from vqvae_fast.acceleration.kept import check_dimensions, nearest_made
 from vqvae_fast.acceleration.known.embedding_tables import (
     Codes,
     directions_of,
@@ -33,6 +33,7 @@ def _forward(original: Callable[..., Any], module: Any, z: Tensor) -> Any:
     """[B, D, height, width] -> quantized, losses and usage, (None, None, indices)."""
     if module.training and _has_entropy_loss(module):
         return original(module, z)
+    check_dimensions(z, 4)
     z, codes = _compared(module, z)
     if not module.training:
         indices = nearest_made(module, z, codes.sources, codes.make)

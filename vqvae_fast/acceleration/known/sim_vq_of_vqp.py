@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vqvae_fast import functional
-from vqvae_fast.acceleration.kept import packed_books
+from vqvae_fast.acceleration.kept import check_served, packed_books
 from vqvae_fast.acceleration.known.rotation_of_vqp import as_vectors_without_direction_get
 from vqvae_fast.acceleration.recipe import Recipe, Search
 from vqvae_fast.autograd.estimators import rotate_to
@@ -26,6 +26,7 @@ def _forward(original: Callable[..., Any], quantizer: Any, x: Tensor) -> Any:
     tokens, places = to_tokens(x, quantizer.channel_first)
     packed = _packed(quantizer)
     codes = quantizer.codebook if packed is None else packed.codebook
+    check_served(tokens, codes)
     quantized, indices, loss, _ = functional.quantize(
         tokens,
         codes if packed is None else packed,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vqvae_fast import functional
-from vqvae_fast.acceleration.kept import packed_books, times_forgotten
+from vqvae_fast.acceleration.kept import check_served, packed_books, times_forgotten
 from vqvae_fast.acceleration.replaced import is_replaced
 from vqvae_fast.nn.drop_in.plain_stage import is_watched
 from vqvae_fast.nn.steps.autocast import is_autocast
@@ -57,6 +57,7 @@ def search(quantizer: Any, vectors: Tensor) -> tuple[Tensor, Tensor]:
     """Return the codes of vectors [..., d] in all stages, [..., Q], and the sum of these codes."""
     codebooks = [stage._codebook for stage in quantizer.layers]
     books = [codebook.embed for codebook in codebooks]
+    check_served(vectors, books[0])
     forgotten = [times_forgotten(codebook) for codebook in codebooks]
     packed = packed_books(quantizer, books, lambda: torch.cat(books), forgotten)
     indices, total = functional.residual_nearest_code(

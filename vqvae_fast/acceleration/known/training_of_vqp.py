@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqvae_fast.acceleration.kept import forget
+from vqvae_fast.acceleration.kept import check_served, forget
 from vqvae_fast.acceleration.known import codebook_of_vqp
 from vqvae_fast.acceleration.known.rotation_of_vqp import as_vectors_without_direction_get
 from vqvae_fast.acceleration.replaced import is_replaced
@@ -35,6 +35,7 @@ def train(
     forget(codebook)
     tokens, places = to_tokens(x, _is_channel_first(quantizer))
     rows = codebook.transform_input(quantizer.project_in(tokens))[None]
+    check_served(rows, codebook.embed)
     codes, learns = codebook.embed.detach(), quantizer.learnable_codebook and not frozen
     if learns:
         # Averages and expiry may write to the codes before the backward pass.

@@ -11,6 +11,7 @@ from vqvae_fast.acceleration.known.shapes import images_near
 from vqvae_fast.acceleration.recipe import Recipe, Search
 from vqvae_fast.distributed import is_distributed
 from vqvae_fast.functional import segment_sum
+from vqvae_fast.nn.steps.autocast import is_autocast
 
 
 def _is_quantize(module: nn.Module) -> bool:
@@ -44,7 +45,7 @@ def _averages_wide(module: Any, input: Tensor) -> bool:
     return (
         input.dtype == module.embed.dtype
         and input.dtype in (torch.float32, torch.float64)
-        and not torch.is_autocast_enabled(device)
+        and not is_autocast(device)
     )
 
 

@@ -114,7 +114,7 @@ def _projected(module: Any, z: Tensor) -> Codes:
     device = z.device.type
     # Autocast and hooks may give other codes in the next call.
     is_certain = type(project) is nn.Linear and has_no_hooks(project)
-    if module.training or not is_certain or torch.is_autocast_enabled(device):
+    if module.training or not is_certain or is_autocast(device):
         codes: Tensor = project(table)
         return Codes((codes,), lambda: codes, lambda found: nn_functional.embedding(found, codes))
 
