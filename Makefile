@@ -8,7 +8,9 @@
 # make fuzz    random cases against the oracle and against the peer, with a new seed each time;
 #              make fuzz ARGS="--seconds 600 --keep-going" (tests/fuzz/README.md)
 # make docs    the documentation as pages in site/, with every link and reference checked
-# make wheel  the wheel for every Python and torch, and the source archive, in dist/
+# make wheel   the wheel for every Python and torch, and the source archive, in dist/;
+#              make test-wheel runs tests from it in a clean environment
+# make release   all that is published, made from a tag and tried (CONTRIBUTING.md, "A release")
 # make bench   the whole benchmark of a CPU, with charts; make bench-compare BASE=rev: what became slower
 # make test-gpu, make bench-gpu   on a machine with a CUDA device: tests and figures of its kernels
 # make gpu-first   the same and more in the first half hour on such a machine, with its own Python,
@@ -25,7 +27,7 @@ OLDEST_TRITON := $(VENV)/triton-3.5.0
 CXX_FILES := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'vqvae_fast/*.cpp' 'tests/*.cpp' \
   'tests/*.h' 'tests/*.cuh'
 
-.PHONY: train test test-all docs wheel test-interpret test-sanitizers fuzz test-gpu gpu-check lint format bench bench-compare bench-gpu gpu-first gpu-first-wheels clean prerequisites
+.PHONY: train test test-all docs wheel test-wheel release test-interpret test-sanitizers fuzz test-gpu gpu-check lint format bench bench-compare bench-gpu gpu-first gpu-first-wheels clean prerequisites
 
 train: $(VENV)/.built
 ifdef ARGS
@@ -56,7 +58,7 @@ test: $(VENV)/.built lint
 	$(INTERPRETER) $(PYTEST) -n 2 tests/ops -m 'interpreted and not slow'
 endif
 
-test-all: $(VENV)/.built lint test-interpret gpu-check docs
+test-all: $(VENV)/.built lint test-interpret gpu-check docs test-wheel
 	$(PYTEST) -n 2 --dist worksteal $(EVERYTHING) $(ARGS)
 
 # 16-bit types go through the same opcheck as the others, slowly.
@@ -98,6 +100,12 @@ docs: $(VENV)/.docs
 # Both are built from a copy, so nothing of earlier builds is in them (tools/wheel.py).
 wheel: $(VENV)/.release
 	$(BIN)/python -m tools.wheel $(ARGS)
+
+test-wheel: wheel
+	VQVAE_FAST_WHEEL=$$(ls -t dist/*.whl | head -n 1) $(PYTEST) $(EVERYTHING) tests/release
+
+release: $(VENV)/.release
+	$(BIN)/python -m tools.release $(ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

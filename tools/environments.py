@@ -75,7 +75,9 @@ class Environment:
             text=True,
         )
         if done.returncode != 0:
-            raise SystemExit(f"{words} failed with status {done.returncode}:\n{done.stdout[-4000:]}")
+            raise SystemExit(
+                f"{words} failed with status {done.returncode}:\n{done.stdout[-4000:]}"
+            )
         return done.stdout
 
     def install(self, *what: object) -> float:

@@ -2,13 +2,13 @@
 
     python -m tools.release [--rehearsal] [--torch REQUIREMENT ...]
 
-`make release` runs it. Its tree must have no changes, and its commit the tag of the version, such as
-v0.1.0; a rehearsal needs neither. Then it
+`make release` runs it. The tree must have no changes, and the commit the tag of the version, such
+as v0.1.0; a rehearsal needs neither. Then it
 
 - builds the source archive, the wheel from that, and the documentation as an archive;
 - lets `twine check --strict` read both packages, and writes SHA256SUMS;
-- tries the wheel with the oldest and the newest torch that there are for this platform, and with the
-  newest on each other Python on the PATH (python3.10 and newer), in clean environments;
+- tries the wheel in clean environments with the oldest and the newest torch that there are for this
+  platform, and with the newest on each other Python on the PATH (python3.10 and newer);
 - tries the source archive where there is no compiler.
 
 A try installs the file, and runs README's first example and `vqvae-fast info`. With the wheel it
