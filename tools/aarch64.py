@@ -22,10 +22,8 @@ PLATFORM = "manylinux_2_28_aarch64"
 # small; those from 2.11 on for Arm need CUDA's libraries, too, which are gigabytes.
 OLDEST_TORCH = "2.10.0"
 DEBIAN, PYTHON = "bookworm", "python3.11"
-# What the tests ask of torch, beside what --torch and requirements-dev.txt say.
-OF_TORCH = ["filelock", "fsspec", "jinja2", "markupsafe", "mpmath", "networkx", "sympy"]
-OF_TESTS = ["hypothesis", "iniconfig", "packaging", "pluggy", "pygments", "sortedcontainers"]
-PINNED = ("numpy", "click", "pytest", "setuptools")
+# What is taken from requirements-dev.txt beside torch.
+PINNED = ("numpy", "click", "setuptools", "pytest", "hypothesis")
 # One test file or more for each kernel. Those that take minutes in an emulator are left out.
 TESTS = ["search_contract", "search_adversarial", "search_duplicates", "segment_sum", "gather"]
 TESTS += ["residual", "residual_backward", "quantize_backward", "moving_average", "project"]
@@ -65,13 +63,10 @@ def packages(torch: str) -> Path:
     if not folder.exists():
         partial = FOLDER / "partial"
         shutil.rmtree(partial, ignore_errors=True)
-        tags = [f"manylinux_2_{minor}_aarch64" for minor in range(17, 29)] + [
-            "manylinux2014_aarch64"
-        ]
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", partial]
-        command += [word for tag in tags for word in ("--platform", f"{tag}_aarch64")]
-        command += ["--only-binary", ":all:", "--no-deps", "--python-version", PYTHON[6:]]
-        run(*command, f"torch=={torch}", "typing_extensions", *OF_TORCH, *OF_TESTS, *pinned(PINNED))
+        # pip would choose what torch requires by this machine's name.
+        command = ["uv", "pip", "install", "--only-binary", ":all:", "--target", partial]
+        command += ["--python-platform", "aarch64-manylinux_2_28", "--python-version", PYTHON[6:]]
+        run(*command, f"torch=={torch}", *pinned(PINNED))
         partial.rename(folder)
     return folder
 
