@@ -9,6 +9,8 @@
 #              make fuzz ARGS="--seconds 600 --keep-going" (tests/fuzz/README.md)
 # make docs    the documentation as pages in site/, with every link and reference checked
 # make wheel  the wheel for every Python and torch, and the source archive, in dist/
+# make wheel-aarch64, make test-aarch64   the wheel for 64-bit Arm, cross-compiled; tests of it under
+#              qemu-user; make test-aarch64 ARGS="--torch 2.13.0" with another torch
 # make bench   the whole benchmark of a CPU, with charts; make bench-compare BASE=rev: what became slower
 # make test-gpu, make bench-gpu   on a machine with a CUDA device: tests and figures of its kernels
 # make gpu-first   the same and more in the first half hour on such a machine, with its own Python,
@@ -25,7 +27,7 @@ OLDEST_TRITON := $(VENV)/triton-3.5.0
 CXX_FILES := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'vqvae_fast/*.cpp' 'tests/*.cpp' \
   'tests/*.h' 'tests/*.cuh'
 
-.PHONY: train test test-all docs wheel test-interpret test-sanitizers fuzz test-gpu gpu-check lint format bench bench-compare bench-gpu gpu-first gpu-first-wheels clean prerequisites
+.PHONY: train test test-all docs wheel wheel-aarch64 test-aarch64 test-interpret test-sanitizers fuzz test-gpu gpu-check lint format bench bench-compare bench-gpu gpu-first gpu-first-wheels clean prerequisites
 
 train: $(VENV)/.built
 ifdef ARGS
@@ -98,6 +100,12 @@ docs: $(VENV)/.docs
 # Both are built from a copy, so nothing of earlier builds is in them (tools/wheel.py).
 wheel: $(VENV)/.release
 	$(BIN)/python -m tools.wheel $(ARGS)
+
+wheel-aarch64: $(VENV)/.release
+	$(BIN)/python -m tools.aarch64 wheel $(ARGS)
+
+test-aarch64: $(VENV)/.release
+	$(BIN)/python -m tools.aarch64 test $(ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
