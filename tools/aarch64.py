@@ -10,7 +10,6 @@ from the package index. Nothing of it is installed on this machine: all lies in 
 import argparse
 import shutil
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
