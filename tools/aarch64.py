@@ -1,7 +1,7 @@
 """Builds the wheel for 64-bit Arm on another machine, and tries it in an emulator.
 
     python -m tools.aarch64 wheel [--out dist]
-    python -m tools.aarch64 test [--torch 2.10.0] [tests ...]
+    python -m tools.aarch64 test [--torch 2.10.0] [--wheel FILE] [tests ...]
 
 Debian's cross compiler makes the wheel, and qemu-user runs Debian's Python for Arm with a torch
 from the package index. Nothing of it is installed on this machine: all lies in build/aarch64.
@@ -145,6 +145,7 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=ROOT / "dist", help="folder of the wheel (dist)"
     )
+    parser.add_argument("--wheel", type=Path, help="test this one instead of a new one")
     parser.add_argument("--torch", default=OLDEST_TORCH, help="version to test with (%(default)s)")
     every = [f"tests/ops/test_{name}.py" for name in TESTS]
     parser.add_argument(
@@ -153,8 +154,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.what == "test":
         need("qemu-aarch64", "qemu-user")  # before the wheel is built
-    made = wheel(options.out)
-    print(made)
+    made = options.wheel or wheel(options.out)
+    print(made, flush=True)
     if options.what == "test":
         test(made, options.torch, options.tests)
 

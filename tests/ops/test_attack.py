@@ -41,7 +41,8 @@ def build(*flags, loose=False, compiler=COMPILER):
         sources[faulty] = [*sources[faulty], "-DVQVAE_FAST_TEST_LOOSE_BOUND"]
     drivers = ["search.cpp", "packed_codebook.cpp", "int8_filter/filter.cpp"]
     drivers += ["codes/distinct.cpp", "dispatch.cpp"]
-    sources |= {ROOT / "csrc" / "cpu" / name: [] for name in drivers} | {DRIVER: []}
+    sources |= {ROOT / "csrc" / "cpu" / name: [] for name in drivers}
+    sources[DRIVER] = ["-ffp-contract=off"]  # the same inputs, whatever the flags
     read = [DRIVER, *sorted((ROOT / "csrc").rglob("*.h")), *sorted((ROOT / "csrc").rglob("*.cpp"))]
     state = b"".join(file.read_bytes() for file in read)
 
@@ -94,7 +95,7 @@ def test_a_loose_bound_is_found():
 @pytest.mark.skipif(CROSS_COMPILER is None, reason="aarch64-linux-gnu-g++ is not there")
 @pytest.mark.skipif(EMULATOR is None, reason="qemu-aarch64 is not there")
 def test_aarch64_returns_the_bits_of_this_machine(monkeypatch):
-    rounds, seed = 200, 3
+    rounds, seed = 60, 3
     here = attack(build("-O3"), rounds, seed)
     monkeypatch.setenv("_PYTHON_HOST_PLATFORM", "linux-aarch64")
 
