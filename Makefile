@@ -9,8 +9,10 @@
 #              make fuzz ARGS="--seconds 600 --keep-going" (tests/fuzz/README.md)
 # make docs    the documentation as pages in site/, with every link and reference checked
 # make wheel   the wheel for every Python and torch, and the source archive, in dist/;
-#              make test-wheel runs tests from it in a clean environment
+#              make test-wheel builds them in build/wheel and tries them in a clean environment
 # make release   all that is published, made from a tag and tried (CONTRIBUTING.md, "A release")
+# make wheel-aarch64, make test-aarch64   the wheel for 64-bit Arm, cross-compiled; tests of it under
+#              qemu-user; make test-aarch64 ARGS="--torch 2.13.0" with another torch
 # make bench   the whole benchmark of a CPU, with charts; make bench-compare BASE=rev: what became slower
 # make test-gpu, make bench-gpu   on a machine with a CUDA device: tests and figures of its kernels
 # make gpu-first   the same and more in the first half hour on such a machine, with its own Python,
@@ -27,7 +29,7 @@ OLDEST_TRITON := $(VENV)/triton-3.5.0
 CXX_FILES := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'vqvae_fast/*.cpp' 'tests/*.cpp' \
   'tests/*.h' 'tests/*.cuh'
 
-.PHONY: train test test-all docs wheel test-wheel release test-interpret test-sanitizers fuzz test-gpu gpu-check lint format bench bench-compare bench-gpu gpu-first gpu-first-wheels clean prerequisites
+.PHONY: train test test-all docs wheel test-wheel release wheel-aarch64 test-aarch64 test-interpret test-sanitizers fuzz test-gpu gpu-check lint format bench bench-compare bench-gpu gpu-first gpu-first-wheels clean prerequisites
 
 train: $(VENV)/.built
 ifdef ARGS
@@ -101,11 +103,19 @@ docs: $(VENV)/.docs
 wheel: $(VENV)/.release
 	$(BIN)/python -m tools.wheel $(ARGS)
 
-test-wheel: wheel
-	VQVAE_FAST_WHEEL=$$(ls -t dist/*.whl | head -n 1) $(PYTEST) $(EVERYTHING) tests/release
+test-wheel: $(VENV)/.release $(VENV)/.built
+	rm -rf build/wheel
+	$(BIN)/python -m tools.wheel --out build/wheel
+	VQVAE_FAST_WHEEL=$$(ls build/wheel/*.whl) $(PYTEST) $(EVERYTHING) tests/release
 
 release: $(VENV)/.release
 	$(BIN)/python -m tools.release $(ARGS)
+
+wheel-aarch64: $(VENV)/.release
+	$(BIN)/python -m tools.aarch64 wheel $(ARGS)
+
+test-aarch64: $(VENV)/.release
+	$(BIN)/python -m tools.aarch64 test $(ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

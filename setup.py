@@ -60,7 +60,8 @@ def instruction_sets(machine: str) -> dict[str, list[str]]:
     return found
 
 
-MACHINE = platform.machine()
+# As setuptools does: the variable names the target of a cross compiler, such as linux-aarch64.
+MACHINE = os.environ.get("_PYTHON_HOST_PLATFORM", platform.machine()).rpartition("-")[2]
 ISA_FLAGS = instruction_sets("x86_64" if MACHINE.lower() == "amd64" else MACHINE)
 MACROS = [("VQVAE_FAST_ISAS", ",".join(ISA_FLAGS))]
 

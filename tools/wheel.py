@@ -21,6 +21,14 @@ ROOT = Path(__file__).parents[1]
 PLATFORM = f"manylinux_2_28_{platform.machine()}"
 # torch brings these libraries.
 OF_TORCH = ("libtorch*", "libc10*")
+# auditwheel takes this machine's platforms only: it is told that this machine is the wheel's.
+AUDITWHEEL = """
+import platform, sys
+machine = sys.argv.pop(1)
+platform.machine = lambda: machine
+from auditwheel.main import main
+sys.exit(main())
+"""
 MAKE_SDIST = "import sys, setuptools.build_meta as b; print(b.build_sdist(sys.argv[1]))"
 
 
@@ -65,17 +73,21 @@ def unpack(sdist: Path, folder: Path) -> Path:
 def auditwheel(wheel: Path, out: Path, tag: str = PLATFORM) -> list[object]:
     """The command that copies a wheel into a folder with this tag, if it may have it."""
     exclude = [word for library in OF_TORCH for word in ("--exclude", library)]
-    command = [sys.executable, "-m", "auditwheel", "repair", "--plat", tag, "--only-plat"]
+    machine = tag.removeprefix("manylinux_").split("_", 2)[2]
+    command = [sys.executable, "-c", AUDITWHEEL, machine, "repair", "--plat", tag, "--only-plat"]
     return [*command, *exclude, "--wheel-dir", out, wheel]
 
 
-def make_wheel(sdist: Path, out: Path, tag: str = PLATFORM) -> Path:
+def make_wheel(
+    sdist: Path, out: Path, tag: str = PLATFORM, cross: dict[str, str] | None = None
+) -> Path:
     """Build the wheel from a source archive into a folder; returns its path.
 
     Args:
         sdist: the source archive.
         out: the folder, in which an earlier wheel for this platform is replaced.
         tag: the platform, as wheels name it.
+        cross: what a cross compiler needs in the environment, if the platform is not this one.
 
     Raises:
         SystemExit: a build or auditwheel failed.
@@ -84,7 +96,7 @@ def make_wheel(sdist: Path, out: Path, tag: str = PLATFORM) -> Path:
         source = unpack(sdist, Path(made, "source"))
         build = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps"]
         # Without the CUDA extension, which serves one version of CUDA: GPUs have Triton.
-        required = {"VQVAE_FAST_REQUIRE_EXT": "1", "FORCE_CUDA": "0"}
+        required = {"VQVAE_FAST_REQUIRE_EXT": "1", "FORCE_CUDA": "0"} | (cross or {})
         run(*build, "--wheel-dir", made, ".", cwd=source, env=build_environment() | required)
         (plain,) = Path(made).glob("*.whl")
         audited = Path(made, "audited")

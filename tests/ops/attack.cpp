@@ -4,7 +4,7 @@
 //   attack ROUNDS SEED
 //
 // Prints what it did, and fails on the first difference. tests/ops/test_attack.py builds it, also
-// with sanitizers.
+// with sanitizers and for another machine, which must print the same digests.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -215,7 +215,28 @@ bool same_bits(T a, T b) {
   return (std::isnan(a) && std::isnan(b)) || to_bits(a) == to_bits(b);
 }
 
+// All NaNs are equal here, too.
+uint64_t word(int64_t value) { return uint64_t(value); }
+uint64_t word(double value) { return std::isnan(value) ? ~uint64_t{0} : to_bits(value); }
+uint64_t word(float value) { return std::isnan(value) ? ~uint64_t{0} : to_bits(value); }
+uint64_t word(BFloat16 value) { return value.bits; }
+uint64_t word(Half value) { return value.bits; }
+
+// A digest is a number that differs where elements differ.
+struct Digest {
+  uint64_t value = 0;
+
+  template <class T>
+  void add(const std::vector<T>& elements) {
+    for (const T& element : elements) {
+      value = (value ^ word(element)) * 0x9e3779b97f4a7c15u;
+      value ^= value >> 32;
+    }
+  }
+};
+
 struct Tally {
+  Digest inputs, answers;  // the answers of the portable kernels
   int64_t cases = 0, rows = 0, filtered = 0, settled = 0, settled_wide = 0;
 };
 
@@ -254,6 +275,11 @@ bool attack(Random& random, Tally& tally) {
   const Case<In> c = make_case<In>(random);
   const int64_t threads = uniform(random, 1, 4);
   const Answer<In> wanted = search(c, "portable", 1, false);
+  tally.inputs.add(c.z);
+  tally.inputs.add(c.codebook);
+  tally.answers.add(wanted.indices);
+  tally.answers.add(wanted.distances);
+  tally.answers.add(wanted.quantized);
   ++tally.cases;
   tally.rows += c.rows.count;
   count_settled(c, threads, tally);
@@ -303,6 +329,8 @@ int main(int argc, char** argv) {
       return 1;
     }
   }
+  std::printf("inputs %llu answers %llu ", (unsigned long long)tally.inputs.value,
+              (unsigned long long)tally.answers.value);
   std::printf("cases %lld rows %lld filtered %lld settled %lld settled_wide %lld\n",
               (long long)tally.cases, (long long)tally.rows, (long long)tally.filtered,
               (long long)tally.settled, (long long)tally.settled_wide);

@@ -1,7 +1,8 @@
 """Every CPU instruction set against the portable one, bit for bit, on thousands of random searches.
 
 The kernels and their driver are compiled here without torch, as they are and with the address and
-the undefined-behaviour sanitizer. VQVAE_FAST_ATTACK_ROUNDS makes it longer (make test-sanitizers).
+the undefined-behaviour sanitizer, and for 64-bit Arm, which an emulator runs.
+VQVAE_FAST_ATTACK_ROUNDS makes it longer (make test-sanitizers).
 """
 
 import os
@@ -14,6 +15,8 @@ import pytest
 from kernels import INSTRUCTION_SETS, ROOT, build_settings, compiled_once
 
 COMPILER = shutil.which("g++")
+CROSS_COMPILER = shutil.which("aarch64-linux-gnu-g++")
+EMULATOR = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not INSTRUCTION_SETS, reason="the C++ extension is not there"),
@@ -23,7 +26,7 @@ DRIVER = Path(__file__).with_name("attack.cpp")
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1"]
 
 
-def build(*flags, loose=False):
+def build(*flags, loose=False, compiler=COMPILER):
     """The program: the kernels, each with the flags of setup.py, and the driver.
 
     loose: the integer filter rules out more than it may.
@@ -38,23 +41,26 @@ def build(*flags, loose=False):
         sources[faulty] = [*sources[faulty], "-DVQVAE_FAST_TEST_LOOSE_BOUND"]
     drivers = ["search.cpp", "packed_codebook.cpp", "int8_filter/filter.cpp"]
     drivers += ["codes/distinct.cpp", "dispatch.cpp"]
-    sources |= {ROOT / "csrc" / "cpu" / name: [] for name in drivers} | {DRIVER: []}
+    sources |= {ROOT / "csrc" / "cpu" / name: [] for name in drivers}
+    sources[DRIVER] = ["-ffp-contract=off"]  # the same inputs, whatever the flags
     read = [DRIVER, *sorted((ROOT / "csrc").rglob("*.h")), *sorted((ROOT / "csrc").rglob("*.cpp"))]
     state = b"".join(file.read_bytes() for file in read)
 
     def compile_one(source):
-        return compiled_once([COMPILER, *common, *flags, *sources[source], "-c", source], state)
+        return compiled_once([compiler, *common, *flags, *sources[source], "-c", source], state)
 
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compile_one, sources))
-    return compiled_once([COMPILER, *flags, *objects], state)
+    return compiled_once([compiler, *flags, *objects], state)
 
 
-def attack(program, rounds, seed):
-    """Runs it; the counts that it printed."""
+def attack(program, rounds, seed, emulator=None):
+    """Runs it; the digests and counts that it printed."""
     rounds = int(os.environ.get("VQVAE_FAST_ATTACK_ROUNDS", rounds))
     # Address space layouts with more random bits than the sanitizers know stop them.
     command = ["setarch", "-R"] if shutil.which("setarch") else []
+    if emulator is not None:
+        command = [emulator]
     process = subprocess.run(
         [*command, program, str(rounds), str(seed)], capture_output=True, text=True
     )
@@ -84,3 +90,22 @@ def test_a_loose_bound_is_found():
     process = subprocess.run([program, "2000", "1"], capture_output=True, text=True)
     assert process.returncode == 1
     assert process.stdout.startswith("avx512vnni")
+
+
+@pytest.mark.skipif(CROSS_COMPILER is None, reason="aarch64-linux-gnu-g++ is not there")
+@pytest.mark.skipif(EMULATOR is None, reason="qemu-aarch64 is not there")
+def test_aarch64_returns_the_bits_of_this_machine(monkeypatch):
+    rounds, seed = 60, 3
+    here = attack(build("-O3"), rounds, seed)
+    monkeypatch.setenv("_PYTHON_HOST_PLATFORM", "linux-aarch64")
+
+    def there(*flags):
+        program = build("-O3", "-static", *flags, compiler=CROSS_COMPILER)
+        return attack(program, rounds, seed, EMULATOR)
+
+    plain, contracted = there(), there("-ffp-contract=fast")
+    # The random numbers come from logarithms of the C library, which the kernels do not use.
+    assert plain["inputs"] == contracted["inputs"] == here["inputs"]
+    assert plain["answers"] == here["answers"]
+    # GCC contracts by default: the comparison must notice what setup.py turns off.
+    assert contracted["answers"] != here["answers"]
