@@ -45,6 +45,8 @@ class Environment:
 
     def lend_packages(self) -> None:
         """Let it import what is installed beside this Python: torch need not be fetched again."""
+        # Python 3.11 and older bring a setuptools that is too old to build the package.
+        self.run("-m", "pip", "uninstall", "--yes", "--quiet", "setuptools")
         lent = self.folder / "lent"
         lent.mkdir()
         for installed in Path(sysconfig.get_path("purelib")).iterdir():

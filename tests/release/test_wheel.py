@@ -14,6 +14,7 @@ from test_stable_abi import declared_names, needed_symbols
 
 import vqvae_fast
 from tools.environments import Environment, run_quick_tests, walk_the_newcomers_path
+from tools.release import try_sdist
 from tools.wheel import PLATFORM, auditwheel, run
 
 pytestmark = [
@@ -25,6 +26,12 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def wheel():
     return Path(os.environ["VQVAE_FAST_WHEEL"]).resolve()
+
+
+@pytest.fixture(scope="module")
+def sdist(wheel):
+    """What the wheel was built from lies beside it."""
+    return wheel.with_name(f"vqvae_fast-{vqvae_fast.__version__}.tar.gz")
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +99,9 @@ def test_the_first_example_and_info_run(environment, seconds):
     walk_the_newcomers_path(environment, compiled=True)
 
 
-def test_the_quick_tests_pass_with_it(environment, seconds, wheel):
-    sdist = wheel.with_name(f"vqvae_fast-{vqvae_fast.__version__}.tar.gz")
+def test_the_quick_tests_pass_with_it(environment, seconds, sdist):
     assert " passed" in run_quick_tests(environment, sdist)
+
+
+def test_the_source_archive_serves_without_a_compiler(sdist):
+    assert "no compiler: installed in" in try_sdist(sdist)
