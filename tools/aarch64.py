@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument(
         "tests", nargs="*", default=every, help="files of tests, or other of pytest's"
     )
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     if options.what == "test":
         need("qemu-aarch64", "qemu-user")  # before the wheel is built
     made = options.wheel or wheel(options.out)
