@@ -89,6 +89,12 @@ def _chameleon(quick: bool) -> nn.Module:
     return library.ChameleonVQVAE(library.ChameleonVQVAEConfig(**(small if quick else {})))  # type: ignore[no-any-return]
 
 
+def _emu3(quick: bool) -> nn.Module:
+    library = _modeling("transformers.models.emu3.modeling_emu3")
+    small = {"base_channels": 32, "num_res_blocks": 1, "codebook_size": 64, "hidden_size": 128}
+    return library.Emu3VQVAE(library.Emu3VQVAEConfig(**(small if quick else {})))  # type: ignore[no-any-return]
+
+
 def _vq_model(quick: bool, codes: int, dim: int, channels: tuple[int, ...]) -> nn.Module:
     library = _modeling("diffusers")
     levels = len(channels)
@@ -115,6 +121,12 @@ def _image(name: str) -> Callable[[bool], dict[str, Any]]:
         return {name: torch.randn(1, 3, pixels, pixels)}
 
     return made
+
+
+def _image_with_size(quick: bool) -> dict[str, Any]:
+    """The image that Emu3 takes for a video, and its size."""
+    image = _image("pixel_values")(quick)
+    return image | {"image_sizes": torch.tensor([image["pixel_values"].shape[2:]])}
 
 
 MODELS = (
@@ -162,6 +174,14 @@ MODELS = (
         "transformers",
         _chameleon,
         _image("pixel_values"),
+        "encode",
+        ("quantize", "forward"),
+    ),
+    Model(
+        "Emu3's tokenizer, an image",
+        "transformers",
+        _emu3,
+        _image_with_size,
         "encode",
         ("quantize", "forward"),
     ),

@@ -239,7 +239,7 @@ def test_make_names_the_part_of_python_that_is_missing(lacking, sentence, tmp_pa
 
 @needs_make
 @pytest.mark.parametrize(
-    ("target", "made"), [("test", [".built"]), ("test-all", [".built", "triton-3.5.0"])]
+    ("target", "made"), [("test", [".built"]), ("test-all", [".built", "triton-3.5.0", ".docs"])]
 )
 def test_a_second_make_installs_and_builds_nothing(target, made):
     if not all((Path(sys.prefix) / name).exists() for name in made):

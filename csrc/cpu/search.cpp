@@ -55,9 +55,11 @@ void choose_first_code(const Rows<const In>& z, const ListedCodes<In>& codes,
 enum class Effort { kLimited, kUnlimited };
 
 // Returns how many measurements beyond the expected few a row may need. They take about as long as
-// half of its scores.
-double patience_for(Effort effort, int64_t num_codes) {
-  return effort == Effort::kLimited ? double(num_codes) / 64 + 8 : HUGE_VAL;
+// half of its scores. Codes of one or two dimensions are measured quickly, and many of them lie
+// within an error of float32 although they are no copies.
+double patience_for(Effort effort, int64_t num_codes, int64_t dim) {
+  const int64_t codes_of_one = std::min<int64_t>(16 * dim, 64);
+  return effort == Effort::kLimited ? double(num_codes) / double(codes_of_one) + 8 : HUGE_VAL;
 }
 
 // Writes the answers of the rows that the first look settles, and appends the others to
@@ -68,7 +70,7 @@ void search_rows(const Engine<In>& engine, const PackedBook<In>& book, const Row
                  std::vector<int64_t>& unsettled) {
   const int64_t scratch_bytes = engine.scratch_bytes(z.dim, book.num_panels);
   const Division by = divide(z.count, engine.tile_rows, book.num_panels, pool.num_threads);
-  const double patience = patience_for(effort, book.codes.count / by.code_parts);
+  const double patience = patience_for(effort, book.codes.count / by.code_parts, z.dim);
   const auto begin_of = [&](int64_t part) { return part_begin(z.count, by.row_parts, part); };
   const auto finish = [&](const std::vector<Nearest>& parts, int64_t first, int64_t last) {
     merge(parts, last - first, out.indices + first, out.distances + first);

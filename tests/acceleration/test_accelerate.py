@@ -302,6 +302,53 @@ def test_a_class_is_accelerated_with_all_its_instances(x):
 
 
 @torch.no_grad()
+def test_modules_and_their_class_are_undone_by_themselves(x):
+    module = Lookup().eval()
+    alone = accelerate(module, quiet=True)
+    everywhere = accelerate(Lookup, quiet=True)
+    everywhere.undo()
+    assert (module(x) >= 0).all()
+    assert (Lookup()(x) == -1).all()
+    alone.undo()
+    assert (module(x) == -1).all()
+
+
+def test_a_class_inherits_again_what_it_inherited(recipe):
+    class Heir(Lookup):
+        pass
+
+    register(Recipe(f"{__name__}.{Heir.__qualname__}", recipe.methods))
+    before = dict(vars(Heir))
+    accelerate(Heir, quiet=True).undo()
+    assert dict(vars(Heir)) == before
+    own = dict(vars(Lookup))
+    accelerate(Lookup, quiet=True).undo()
+    assert dict(vars(Lookup)) == own
+
+
+class CopiesItself(Lookup):
+    """A quantizer with a way of its own to be copied."""
+
+    def __deepcopy__(self, memo):
+        copied = CopiesItself()
+        copied.load_state_dict(self.state_dict())
+        copied.is_a_copy = True
+        return copied
+
+
+@torch.no_grad()
+def test_a_class_copies_itself_in_its_own_way(x):
+    module = CopiesItself().eval()
+    done = accelerate(module, quiet=True)
+    copied = copy.deepcopy(module)
+    assert copied.is_a_copy
+    assert torch.equal(copied(x), nearest_code(x, module.codes).indices)
+    assert torch.equal(copy.deepcopy(copied)(x), copied(x))
+    done.undo()
+    assert (copy.deepcopy(module)(x) == -1).all()
+
+
+@torch.no_grad()
 def test_a_name_accelerates_the_classes_below_it(x):
     done = accelerate(__name__, quiet=True)
     assert [place.name for place in done.accelerated] == [f"{__name__}.Lookup"]

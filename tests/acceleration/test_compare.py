@@ -128,6 +128,18 @@ def test_a_search_of_its_own_is_not_judged(model):
     assert [entry.name for entry in found] == ["first"]
 
 
+def test_vectors_with_nan_or_infinities_have_no_excess():
+    codes, z = torch.randn(K, D), torch.randn(5, D)
+    z[1, 2], z[3, 0] = torch.nan, torch.inf
+    nearest = nearest_code(z, codes).indices
+    others = (nearest + 1) % K
+    counts = comparison._counts(Search(z, codes, others))
+    keep = [0, 2, 4]
+    assert counts == (5, 5, 3, 0, comparison._counts(Search(z[keep], codes, others[keep])).excess)
+    only = comparison._counts(Search(z[1:2], codes, others[1:2]))
+    assert only == (1, 1, 0, 0, 0.0)
+
+
 def test_the_table(model):
     lines = str(compare(model, torch.randn(3, D), method="encode")).splitlines()
     assert lines[0].split()[:5] == ["quantizer", "vectors", "differ", "ours", "nearer"]

@@ -442,3 +442,13 @@ def test_inference_mode(module, x, compositions):
         inside = ours(x)
     assert not compositions[0].entry.is_inference()
     assert torch.equal(inside[1], _check(ours, x)[1])
+
+
+@torch.no_grad()
+def test_it_compiles_in_one_graph_as_it_was(x, compositions):
+    module = _dac_in_transformers(None).eval()
+    ours, plain = _composed(module), _copied(module)
+    accelerate(plain, quiet=True)
+    compiled = torch.compile(ours, fullgraph=True, backend="eager")
+    assert_same(list(leaves(compiled(x))), list(leaves(plain(x))), tolerance=0)
+    assert not compositions

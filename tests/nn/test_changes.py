@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 
 from vqvae_fast import _native
 from vqvae_fast.nn.codebook.changes import Description, describe, describe_in_python
@@ -53,6 +54,17 @@ def test_every_change_is_seen(form: Callable, change: Callable) -> None:
     change(tensors)
     assert form(tensors).seen != before.seen
     assert len(kept) == 2
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_tensors_of_one_storage_are_told_apart(form: Callable) -> None:
+    tensor = torch.zeros(3)
+    tensor += 1
+    before = form([tensor])
+    other = tensor.data  # has the memory, but counts its own writes
+    other += 1
+    assert (other.data_ptr(), other._version) == (tensor.data_ptr(), tensor._version)
+    assert form([other]).seen != before.seen
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -107,3 +119,17 @@ def test_the_extension_describes_ordinary_tensors() -> None:
     parameter = nn.Parameter(torch.randn(3, 4))
     assert _native.extension.description([parameter, parameter.t(), torch.tensor(1)]) is not None
     assert _native.extension.description([torch.randn(3, device="meta")]) is None
+
+
+class AnswersNothing(TorchFunctionMode):
+    """A mode in which no attribute of a tensor has a value."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return None
+
+
+@pytest.mark.skipif(_native.extension is None, reason="the C++ extension is not there")
+def test_the_extension_describes_no_tensor_whose_version_is_no_number() -> None:
+    tensor = torch.randn(3)
+    with AnswersNothing():
+        assert _native.extension.description([tensor]) is None

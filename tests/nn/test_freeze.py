@@ -131,6 +131,19 @@ def test_memory_of_earlier_books_is_not_taken_for_theirs(packs: list) -> None:
         assert len(packs) == number + 1
 
 
+def test_a_tensor_of_the_same_storage_counts_its_own_writes(packs: list) -> None:
+    module, x = quantizer().freeze(), torch.randn(2, 13, D)
+    book = module.layers[1]._codebook
+    book.embed += 1
+    check(module, x)
+    written = book.embed._version
+    book.embed = book.embed.data
+    while book.embed._version < written:
+        book.embed += 1
+    check(module, x)
+    assert len(packs) == 2
+
+
 def test_moving_to_another_dtype_and_back(packs: list) -> None:
     module, x = quantizer().freeze(), torch.randn(1, 13, D)
     wanted = answers(module, x)

@@ -189,6 +189,15 @@ def test_calls_for_which_the_projections_are_not_joined(prepare) -> None:
                 assert torch.equal(mine, wanted)
 
 
+def test_halves_with_codes_of_two_lengths_are_not_joined() -> None:
+    split = with_codes()
+    split.rvq_rest = SplitResidualVQ(**{**JOINED, "codebook_dim": 8}).eval().rvq_rest
+    x = torch.randn(2, 24, 13)
+    with torch.no_grad():
+        for mine, wanted in zip(joined(split)(x), split(x), strict=True):
+            assert torch.equal(mine, wanted)
+
+
 def test_gradients_autocast_and_wrong_channels_are_as_before() -> None:
     split = with_codes()
     x = torch.randn(2, 24, 13, requires_grad=True)

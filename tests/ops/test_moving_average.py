@@ -126,6 +126,21 @@ def test_autograd_knows_that_the_codes_have_changed():
         product.backward()
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_writes_to_a_tensor_of_inference_mode_belong_there(place):
+    tensors = list(arguments())
+    with torch.inference_mode():
+        tensors[place] = tensors[place].clone()
+    before = [tensor.clone() for tensor in tensors]
+    with pytest.raises(RuntimeError, match="cannot write to a tensor that was made in inference"):
+        moving_average_(*tensors, 0.8, 1e-5)
+    for tensor, unchanged in zip(tensors, before, strict=True):
+        assert torch.equal(tensor, unchanged)
+    with torch.inference_mode():
+        moving_average_(*tensors, 0.8, 1e-5)
+    assert not torch.equal(tensors[0], before[0])
+
+
 @pytest.mark.parametrize("books", [(), (2,)])
 def test_opcheck(books):
     result = torch.library.opcheck(moving_average_, (*arguments(books=books), 0.8, 1e-5))

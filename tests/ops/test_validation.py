@@ -133,6 +133,14 @@ def test_the_ops_alone_refuse_what_is_unsafe(op):
 
 
 @OF_KERNELS
+@pytest.mark.parametrize("shape", [(8,), (0, 8), (5, 0), (2, 0, 8), (0, 5, 8), (1, 2, 5, 8)])
+def test_packing_alone_refuses_what_is_no_codebook(shape):
+    message = f"^{re.escape('codebook must be [K, D] or [H, K, D] and have elements, got [')}"
+    with pytest.raises(ValueError, match=message):
+        torch.ops.vqvae_fast.pack_codebook(torch.zeros(shape))
+
+
+@OF_KERNELS
 def test_the_sum_alone_refuses_what_is_unsafe():
     op = torch.ops.vqvae_fast.segment_sum
     zeros = torch.zeros(4, dtype=torch.int64)

@@ -55,7 +55,12 @@ class Acceleration:
     _classes: list[type[nn.Module]] = field(default_factory=list, repr=False)
 
     def undo(self) -> None:
-        """Give all quantizers in the model their own methods back, and free the packed books.
+        """Give the quantizers, or the classes, their own methods back, and free what is kept.
+
+        This undoes what was asked for by the call that has returned this object, whether an earlier
+        call had done it already or not. A module whose class was accelerated keeps the methods of
+        its class until the ``undo()`` of the class; that in turn leaves modules accelerated that
+        were accelerated by themselves before.
 
         Raises:
             RuntimeError: something has given a quantizer another class since. The others are as

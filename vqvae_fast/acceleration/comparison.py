@@ -34,7 +34,8 @@ class Judged(NamedTuple):
         differ: how many of them got another code from it.
         ours_nearer: for how many of these our code is the nearer one in float64.
         theirs_nearer: for how many of these the model's own is.
-        excess: the largest share by which the distance of the model's own code exceeds ours.
+        excess: the largest share by which the distance of the model's own code exceeds ours. A
+            vector that has no distances, because of a NaN, counts in ``differ`` only.
     """
 
     name: str
@@ -163,6 +164,7 @@ def _counts(search: Search) -> _Counts:
         for found in (ours, theirs)
     )
     excess = (other - mine) / mine.clamp(min=torch.finfo(torch.float64).tiny)
+    excess = excess[~excess.isnan()]
     return _Counts(
         vectors=theirs.numel(),
         differ=int(differ.sum()),

@@ -24,6 +24,8 @@ _ORIGINAL = "_class_before_vqvae_fast"
 # Attributes of a replaced method: the original function, and the recipe's replacement.
 _REPLACES = "_replaces"
 _REPLACEMENT = "_replacement"
+# Of a method that was put into a class: what stood in the class's own __dict__, None for nothing.
+_OWN = "_own"
 _classes: dict[tuple[Recipe, type[nn.Module]], type[nn.Module]] = {}
 
 
@@ -88,14 +90,19 @@ def is_accelerated(recipe: Recipe, cls: type[nn.Module]) -> bool:
 def replace_in_class(recipe: Recipe, cls: type[nn.Module]) -> None:
     """Give a class replaced methods, in all its instances. :func:`restore_class` undoes it."""
     for name, method in methods_of(recipe, cls).items():
+        setattr(method, _OWN, vars(cls).get(name))
         setattr(cls, name, method)
 
 
 def restore_class(cls: type[nn.Module]) -> None:
-    """Give a class its original methods back."""
+    """Give a class its original methods back; those that it inherited it inherits again."""
     for name, method in list(vars(cls).items()):
-        if hasattr(method, _REPLACES):
-            setattr(cls, name, getattr(method, _REPLACES))
+        if hasattr(method, _OWN):
+            own = getattr(method, _OWN)
+            if own is None:
+                delattr(cls, name)
+            else:
+                setattr(cls, name, own)
 
 
 def methods_of(recipe: Recipe, cls: type[nn.Module]) -> dict[str, Callable[..., Any]]:
@@ -145,8 +152,17 @@ def _is_transformed(*arguments: Any) -> bool:
     )
 
 
-def _deepcopy(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """A copy with replaced methods, too; ``__reduce_ex__`` would leave them out."""
+def _deepcopy(self: nn.Module, memo: dict[int, Any]) -> Any:
+    """A copy with replaced methods, too; ``__reduce_ex__`` would leave them out.
+
+    It is made by the class's own ``__deepcopy__``, if there is one.
+    """
+    own = getattr(original_class(self), "__deepcopy__", None)
+    if own is not None:
+        copied = own(self, memo)
+        if type(copied) is original_class(self):
+            copied.__class__ = type(self)
+        return copied
     copied = type(self).__new__(type(self))
     memo[id(self)] = copied
     copied.__dict__ = copy.deepcopy(self.__dict__, memo)

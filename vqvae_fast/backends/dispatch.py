@@ -72,11 +72,21 @@ def _moving_average_is_counted(
     codebook: Tensor,
     *rest: Any,
 ) -> None:
-    """Run the device's kernel, and count its writes so that autograd knows of them."""
+    """Run the device's kernel, and count its writes so that autograd knows of them.
+
+    Raises:
+        RuntimeError: writes to a tensor of inference mode cannot be counted outside of that mode.
+    """
+    written = (average, cluster_size, codebook)
+    if not torch.is_inference_mode_enabled() and any(t.is_inference() for t in written):
+        raise RuntimeError(
+            "moving_average_ cannot write to a tensor that was made in inference mode outside of "
+            "that mode: clone the tensor"
+        )
     op = torch.ops.vqvae_fast.moving_average_.default
     below = keyset & torch._C._after_ADInplaceOrView_keyset
     op.redispatch(below, average, cluster_size, codebook, *rest)
-    increment_version((average, cluster_size, codebook))
+    increment_version(written)
 
 
 def _residual_nearest_code(z: Tensor, codebooks: Tensor) -> tuple[Tensor, Tensor]:

@@ -79,9 +79,11 @@ struct Description {
     if (counted == nullptr) return false;  // of inference mode
     const long long version = PyLong_AsLongLong(counted);
     Py_DECREF(counted);
+    if (version < 0) return false;  // a mode of torch has answered, and with no number
     facts.insert(facts.end(),
-                 {reinterpret_cast<int64_t>(layout.data), version, layout.dtype_code,
-                  layout.dtype_bits, layout.device_type, layout.device_index, layout.dims});
+                 {reinterpret_cast<int64_t>(tensor), reinterpret_cast<int64_t>(layout.data),
+                  version, layout.dtype_code, layout.dtype_bits, layout.device_type,
+                  layout.device_index, layout.dims});
     facts.insert(facts.end(), layout.sizes, layout.sizes + layout.dims);
     facts.insert(facts.end(), layout.strides, layout.strides + layout.dims);
     return add_gradient(tensor);

@@ -75,8 +75,8 @@ std::tuple<Tensor, Tensor, Tensor> quantize_packed(const Tensor& z, const Tensor
 // Packs a codebook [K, D] into bytes, or books [H, K, D] into bytes [H, the most of them].
 Tensor pack_codebook(const Tensor& codebook) {
   const bool has_books = codebook.dim() == 3;
-  check_value(has_books || codebook.dim() == 2, "codebook must be [K, D] or [H, K, D], got ",
-              codebook.sizes());
+  check_value((has_books || codebook.dim() == 2) && codebook.numel() > 0,
+              "codebook must be [K, D] or [H, K, D] and have elements, got ", codebook.sizes());
   const int64_t books = has_books ? codebook.size(0) : 1;
   std::vector<std::vector<char>> packed;
   int64_t most = 0;

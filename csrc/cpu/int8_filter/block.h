@@ -76,8 +76,8 @@ struct Int8Block {
   Mask* reaching;      // [rows][groups of a pass]: the lanes that reach the bound
   Int8Candidate* listed;
   int32_t* by_group;  // [listed]: their numbers, those of one group together
-  double* measured;  // [listed][codes of a lane]: their distances
-  int64_t bytes;     // of all this
+  double* measured;   // [listed][codes of a lane]: their distances
+  int64_t bytes;      // of all this
 
   // The memory suffices for a search of `wanted` rows, which may take several blocks.
   template <class In>

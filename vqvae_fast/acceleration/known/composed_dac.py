@@ -91,6 +91,8 @@ def _forward(
 
 def _quantize(module: Any, vectors: Tensor, number: int | None) -> _Quantized | None:
     """Quantize vectors [B, C, T] in ``number`` stages; None where the model itself must do it."""
+    if torch.compiler.is_compiling():
+        return None
     if module.training:
         forget(module)
         return None

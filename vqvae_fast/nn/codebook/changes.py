@@ -15,7 +15,10 @@ class Description(NamedTuple):
     """What is known of tensors without reading their elements.
 
     Attributes:
-        seen: where each lies, and how often it was written to; it differs after a change.
+        seen: which object each is, where it lies, and how often it was written to. It differs
+            after a change, as long as the caller holds the tensors and their storages, whose
+            addresses others could have otherwise. The object counts because two tensors of one
+            storage (``.data``) may have been written to equally often.
         requires_grad: whether any requires a gradient.
         has_gradient: whether any has one.
     """
@@ -43,7 +46,15 @@ def describe_in_python(tensors: Sequence[Tensor]) -> Description | None:
         if not all(map(_can_be_described, tensors)):
             return None
         seen = [
-            (part.data_ptr(), part._version, part.dtype, part.device, part.shape, part.stride())
+            (
+                id(part),
+                part.data_ptr(),
+                part._version,
+                part.dtype,
+                part.device,
+                part.shape,
+                part.stride(),
+            )
             for part in tensors
         ]
         return Description(

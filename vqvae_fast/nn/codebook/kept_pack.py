@@ -31,8 +31,10 @@ class _Kept(NamedTuple):
 
     Attributes:
         form: the form.
-        seen: of each source, where it lay and how often it had been written to.
+        seen: of each source, which object it was, where it lay, and how often it had been written
+            to.
         made_by: the functions and modules that made the form of the sources.
+        sources: while they are held, no other tensor can be taken for one of them.
         storages: while they are held, no other tensor can lie where the sources lay.
         as_read: copies of what it was made from, to verify it.
     """
@@ -40,6 +42,7 @@ class _Kept(NamedTuple):
     form: Any
     seen: object
     made_by: Sequence[object]
+    sources: list[Tensor]
     storages: list[Any]
     as_read: list[Tensor]
 
@@ -108,7 +111,9 @@ class KeptForm(Generic[Form]):
                 form = make()
                 as_read = [part.clone() for part in read()] if self.verify else []
             storages = [source.untyped_storage() for source in sources]
-            kept = self._kept = _Kept(form, described.seen, made_by, storages, as_read)
+            kept = self._kept = _Kept(
+                form, described.seen, made_by, list(sources), storages, as_read
+            )
         elif self.verify and not _are_same(kept.as_read, read):
             raise RuntimeError(
                 "the codes of a frozen quantizer were changed in a way that torch does not count, "

@@ -149,6 +149,8 @@ class SplitResidualVQ(Freezable, KeepsPack):
                 return None
             into.append(entry)
             out.append(exit)
+        if into[0].out_channels != into[1].out_channels:  # a half was replaced
+            return None
         sources = [part for projection in (*into, *out) for part in projection.parameters()]
         return kept.made(sources, lambda: join(into, out), lambda: sources)
 
