@@ -8,7 +8,9 @@
 # make fuzz    random cases against the oracle and against the peer, with a new seed each time;
 #              make fuzz ARGS="--seconds 600 --keep-going" (tests/fuzz/README.md)
 # make docs    the documentation as pages in site/, with every link and reference checked
-# make wheel  the wheel for every Python and torch, and the source archive, in dist/
+# make wheel   the wheel for every Python and torch, and the source archive, in dist/;
+#              make test-wheel builds them in build/wheel and tries them in a clean environment
+# make release   all that is published, made from a tag and tried (CONTRIBUTING.md, "A release")
 # make wheel-aarch64, make test-aarch64   the wheel for 64-bit Arm, cross-compiled; tests of it under
 #              qemu-user; make test-aarch64 ARGS="--torch 2.13.0" with another torch
 # make bench   the whole benchmark of a CPU, with charts; make bench-compare BASE=rev: what became slower
@@ -27,7 +29,7 @@ OLDEST_TRITON := $(VENV)/triton-3.5.0
 CXX_FILES := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'vqvae_fast/*.cpp' 'tests/*.cpp' \
   'tests/*.h' 'tests/*.cuh'
 
-.PHONY: train test test-all docs wheel wheel-aarch64 test-aarch64 test-interpret test-sanitizers fuzz test-gpu gpu-check lint format bench bench-compare bench-gpu gpu-first gpu-first-wheels clean prerequisites
+.PHONY: train test test-all docs wheel test-wheel release wheel-aarch64 test-aarch64 test-interpret test-sanitizers fuzz test-gpu gpu-check lint format bench bench-compare bench-gpu gpu-first gpu-first-wheels clean prerequisites
 
 train: $(VENV)/.built
 ifdef ARGS
@@ -58,7 +60,7 @@ test: $(VENV)/.built lint
 	$(INTERPRETER) $(PYTEST) -n 2 tests/ops -m 'interpreted and not slow'
 endif
 
-test-all: $(VENV)/.built lint test-interpret gpu-check docs
+test-all: $(VENV)/.built lint test-interpret gpu-check docs test-wheel
 	$(PYTEST) -n 2 --dist worksteal $(EVERYTHING) $(ARGS)
 
 # 16-bit types go through the same opcheck as the others, slowly.
@@ -100,6 +102,14 @@ docs: $(VENV)/.docs
 # Both are built from a copy, so nothing of earlier builds is in them (tools/wheel.py).
 wheel: $(VENV)/.release
 	$(BIN)/python -m tools.wheel $(ARGS)
+
+test-wheel: $(VENV)/.release $(VENV)/.built
+	rm -rf build/wheel
+	$(BIN)/python -m tools.wheel --out build/wheel
+	VQVAE_FAST_WHEEL=$$(ls build/wheel/*.whl) $(PYTEST) $(EVERYTHING) tests/release
+
+release: $(VENV)/.release
+	$(BIN)/python -m tools.release $(ARGS)
 
 wheel-aarch64: $(VENV)/.release
 	$(BIN)/python -m tools.aarch64 wheel $(ARGS)

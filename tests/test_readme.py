@@ -55,8 +55,8 @@ def test_links_point_to_files_and_headings(page, link):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_exist(page):
     text = page.read_text(encoding="utf-8")
-    targets = re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert set(re.findall(r"(?:^|`)make ([a-z][a-z-]*)", text, re.MULTILINE)) <= set(targets)
+    targets = re.findall(r"^([a-z][a-z0-9-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(re.findall(r"(?:^|`)make ([a-z][a-z0-9-]*)", text, re.MULTILINE)) <= set(targets)
     for name in re.findall(r"python -m\s+(vqvae_fast|benchmarks)\.([\w.]+)", text):
         module = ROOT.joinpath(name[0], *name[1].split("."))
         assert module.with_suffix(".py").is_file() or (module / "__main__.py").is_file(), name

@@ -70,6 +70,14 @@ def unpack(sdist: Path, folder: Path) -> Path:
     return source
 
 
+def auditwheel(wheel: Path, out: Path, tag: str = PLATFORM) -> list[object]:
+    """The command that copies a wheel into a folder with this tag, if it may have it."""
+    exclude = [word for library in OF_TORCH for word in ("--exclude", library)]
+    machine = tag.removeprefix("manylinux_").split("_", 2)[2]
+    command = [sys.executable, "-c", AUDITWHEEL, machine, "repair", "--plat", tag, "--only-plat"]
+    return [*command, *exclude, "--wheel-dir", out, wheel]
+
+
 def make_wheel(
     sdist: Path, out: Path, tag: str = PLATFORM, cross: dict[str, str] | None = None
 ) -> Path:
@@ -92,10 +100,7 @@ def make_wheel(
         run(*build, "--wheel-dir", made, ".", cwd=source, env=build_environment() | required)
         (plain,) = Path(made).glob("*.whl")
         audited = Path(made, "audited")
-        exclude = [word for library in OF_TORCH for word in ("--exclude", library)]
-        machine = tag.removeprefix("manylinux_").split("_", 2)[2]
-        audit = [sys.executable, "-c", AUDITWHEEL, machine, "repair", "--plat", tag, "--only-plat"]
-        run(*audit, *exclude, "--wheel-dir", audited, plain)
+        run(*auditwheel(plain, audited, tag))
         (wheel,) = audited.iterdir()
         out.mkdir(parents=True, exist_ok=True)
         return Path(shutil.copy(wheel, out))
