@@ -122,7 +122,7 @@ def test(made: Path, torch: str, tests: list[str]) -> None:
         subprocess.CalledProcessError: one of them failed.
     """
     root, tree = python_root(), unpack(made)
-    emulator = [need("qemu-aarch64", "qemu-user"), "-L", root]
+    emulator = [need("qemu-aarch64", "qemu-user"), "-L", str(root)]
     # Without a PATH no test finds a compiler, whose programs would be for this machine.
     for name, value in {
         "PATH": "",
@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument(
         "tests", nargs="*", default=every, help="files of tests, or other of pytest's"
     )
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     if options.what == "test":
         need("qemu-aarch64", "qemu-user")  # before the wheel is built
     made = options.wheel or wheel(options.out)

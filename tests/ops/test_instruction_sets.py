@@ -27,6 +27,17 @@ def tool(name):
     return path
 
 
+@pytest.mark.parametrize(
+    ("target", "has_avx2"),
+    [("linux-aarch64", False), ("linux-x86_64", True), ("macosx-11.0-arm64", False)],
+)
+def test_a_cross_compiler_builds_what_its_target_has(monkeypatch, target, has_avx2):
+    monkeypatch.setenv("_PYTHON_HOST_PLATFORM", target)
+    built = build_settings()["ISA_FLAGS"]
+    assert "portable" in built
+    assert ("avx2" in built) == has_avx2
+
+
 @needs_extension
 def test_what_there_is():
     assert INSTRUCTION_SETS[-1] == "portable"
