@@ -96,7 +96,8 @@ def test_another_may_be_chosen_while_a_search_runs(restore):
 @needs_extension
 def test_build_info():
     info = _native.extension.build_info()
-    assert info["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    # A wheel serves other versions than the one that it was built with.
+    assert tuple(map(int, info["torch"].split("+")[0].split("."))) >= (2, 10, 0)
     assert info["cxx"] >= 202002
 
 
