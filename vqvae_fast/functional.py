@@ -311,14 +311,15 @@ def _packed_pair(z: Tensor, packed: PackedCodebook) -> tuple[Tensor, Tensor, Ten
     """
     _check_tensors(z=z)
     packed.check_unchanged()
-    z, codes = _autocast_to_float32(z, packed.codebook.detach())
+    stored = packed.codebook.detach() if packed.codebook.requires_grad else packed.codebook
+    z, codes = _autocast_to_float32(z, stored)
     if z.dtype != codes.dtype and z.dtype in _FLOAT_DTYPES:
         raise TypeError(
             f"the packed codebook must have z's dtype {z.dtype}, got {codes.dtype}: "
             f"pack the codes in {z.dtype}, or cast z"
         )
     _check_devices("z", z, "the packed codebook", codes)
-    if codes.dtype == packed.dtype:
+    if codes is stored:
         return z, codes, packed.packed
     return z, codes, packed.packed[..., :0].contiguous()
 
