@@ -396,3 +396,9 @@ def test_a_recipe_may_refuse_a_module(recipe):
     )
     (left,) = accelerate(Lookup(), quiet=True).left
     assert left.about == "it is too small for this"
+
+
+def test_a_class_without_a_method_that_is_replaced_is_left(recipe):
+    register(Recipe(recipe.known, {**recipe.methods, "look_up": _find}))
+    (left,) = accelerate(Lookup(), quiet=True).left
+    assert left.about == "it has no look_up"

@@ -83,6 +83,9 @@ class Recipe:
 
     def reason_to_leave(self, module: nn.Module) -> str | None:
         """Return why a module that this recipe knows must be left alone; None if it need not."""
+        missing = [name for name in self.methods if not hasattr(type(module), name)]
+        if missing:
+            return f"it has no {', '.join(missing)}"
         changed = self.own_methods(module)
         if changed:
             return f"it has its own {', '.join(changed)}"
