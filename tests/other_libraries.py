@@ -5,8 +5,10 @@ import importlib.util
 import sys
 import types
 import warnings
+from typing import Any
 
 import pytest
+from torch import nn
 
 
 def inner_module(monkeypatch: pytest.MonkeyPatch, name: str) -> types.ModuleType:
@@ -30,3 +32,24 @@ def installed(name: str) -> types.ModuleType:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return pytest.importorskip(name, reason=f"{name.split('.')[0]} is not installed")
+
+
+def residual_quantizer_of_dac(
+    monkeypatch: pytest.MonkeyPatch, channels: int, stages: int, codes: int, dims: Any
+) -> nn.Module:
+    """descript-audio-codec's; ``dims`` is D, or a list with that of each stage."""
+    library = inner_module(monkeypatch, "dac.nn.quantize")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # its weight normalisation is the old one
+        return library.ResidualVectorQuantize(channels, stages, codes, dims, quantizer_dropout=0.5)
+
+
+def residual_quantizer_of_dac_in_transformers(
+    channels: int, stages: int, codes: int, dim: int
+) -> nn.Module:
+    library = installed("transformers.models.dac.modeling_dac")
+    config = library.DacConfig(
+        n_codebooks=stages, codebook_size=codes, codebook_dim=dim, quantizer_dropout=0.5
+    )
+    config.hidden_size = channels
+    return library.DacResidualVectorQuantizer(config)

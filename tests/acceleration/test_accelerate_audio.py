@@ -1,10 +1,12 @@
 """accelerate() on the codecs of transformers, encodec, descript-audio-codec and moshi."""
 
-import warnings
-
 import pytest
 import torch
-from other_libraries import inner_module, installed
+from other_libraries import (
+    inner_module,
+    residual_quantizer_of_dac,
+    residual_quantizer_of_dac_in_transformers,
+)
 from same_results import (
     accelerated,
     assert_eval_is_as_before,
@@ -32,19 +34,11 @@ def _encodec(monkeypatch, codebook_dim=None, **options) -> nn.Module:
 
 
 def _dac(monkeypatch) -> nn.Module:
-    library = inner_module(monkeypatch, "dac.nn.quantize")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # its weight normalisation is the old one
-        return library.ResidualVectorQuantize(C, Q, K, D, quantizer_dropout=0.5)
+    return residual_quantizer_of_dac(monkeypatch, C, Q, K, D)
 
 
 def _dac_in_transformers(_) -> nn.Module:
-    library = installed("transformers.models.dac.modeling_dac")
-    config = library.DacConfig(
-        n_codebooks=Q, codebook_size=K, codebook_dim=D, quantizer_dropout=0.5
-    )
-    config.hidden_size = C
-    return library.DacResidualVectorQuantizer(config)
+    return residual_quantizer_of_dac_in_transformers(C, Q, K, D)
 
 
 def _moshi(monkeypatch, **options) -> nn.Module:

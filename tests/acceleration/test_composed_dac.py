@@ -2,14 +2,17 @@
 
 import copy
 import pickle
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from composed_excess import excess
-from other_libraries import inner_module, installed
+from other_libraries import (
+    installed,
+    residual_quantizer_of_dac,
+    residual_quantizer_of_dac_in_transformers,
+)
 from same_results import assert_same, leaves, outcome
 from torch import Tensor, nn
 
@@ -21,19 +24,11 @@ C, Q, K, D, B, T = 40, 4, 300, 6, 3, 50
 
 
 def _dac(monkeypatch, dims: Any = D) -> nn.Module:
-    library = inner_module(monkeypatch, "dac.nn.quantize")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # its weight normalisation is the old one
-        return library.ResidualVectorQuantize(C, Q, K, dims, quantizer_dropout=0.5)
+    return residual_quantizer_of_dac(monkeypatch, C, Q, K, dims)
 
 
 def _dac_in_transformers(_) -> nn.Module:
-    library = installed("transformers.models.dac.modeling_dac")
-    config = library.DacConfig(
-        n_codebooks=Q, codebook_size=K, codebook_dim=D, quantizer_dropout=0.5
-    )
-    config.hidden_size = C
-    return library.DacResidualVectorQuantizer(config)
+    return residual_quantizer_of_dac_in_transformers(C, Q, K, D)
 
 
 LIBRARIES = {"dac": _dac, "transformers": _dac_in_transformers}
