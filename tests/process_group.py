@@ -17,6 +17,7 @@ import torch.multiprocessing as mp
 @contextmanager
 def process_group(rank: int, world: int, folder: Path | str) -> Iterator[None]:
     """Makes this process one of those that meet in the folder."""
+    before = os.environ.get("RANK")
     os.environ["RANK"] = str(rank)
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -31,6 +32,10 @@ def process_group(rank: int, world: int, folder: Path | str) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+        if before is None:
+            del os.environ["RANK"]  # a later test may take this process for one of torchrun's
+        else:
+            os.environ["RANK"] = before
         # Wrappers of models are reference cycles that still hold the group. Its threads release
         # tensors late, and a release while the interpreter ends crashes the process.
         gc.collect()
