@@ -13,7 +13,7 @@ search. A recipe for a class of another library takes a few lines::
 
 from vqvae_fast.acceleration.acceleration import Acceleration, accelerate, register
 from vqvae_fast.acceleration.comparison import Comparison, compare
-from vqvae_fast.acceleration.kept import nearest, nearest_made, residual_nearest
+from vqvae_fast.acceleration.kept import Unserved, nearest, nearest_made, residual_nearest
 from vqvae_fast.acceleration.recipe import Recipe, Search
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Comparison",
     "Recipe",
     "Search",
+    "Unserved",
     "accelerate",
     "compare",
     "nearest",
