@@ -28,8 +28,8 @@ inline void check_search(const Tensor& z, const Tensor& codebook) {
   check_search(z, codebook.scalar_type(), codebook.sizes());
 }
 
-// Returns whether matrix and bias make a map from `rows` to `columns` elements (cpu/project.h),
-// whose columns go on up to a multiple of kMapColumns.
+// Returns whether matrix and bias make a map from `rows` to `columns` elements (cpu/project.h). The
+// caller fills both with further columns up to a multiple of kMapColumns.
 inline bool is_map(const Tensor& matrix, const Tensor& bias, int64_t rows, int64_t columns) {
   const int64_t whole = (columns + kMapColumns - 1) / kMapColumns * kMapColumns;
   return matrix.sizes() == Sizes({rows, whole}) && bias.sizes() == Sizes({whole});

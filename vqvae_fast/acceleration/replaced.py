@@ -24,7 +24,8 @@ _ORIGINAL = "_class_before_vqvae_fast"
 # Attributes of a replaced method: the original function, and the recipe's replacement.
 _REPLACES = "_replaces"
 _REPLACEMENT = "_replacement"
-# Of a method that was put into a class: what stood in the class's own __dict__, None for nothing.
+# The attribute of a method that was put into a class. It holds what the class's own __dict__ had
+# under that name before, or None if it had nothing.
 _OWN = "_own"
 _classes: dict[tuple[Recipe, type[nn.Module]], type[nn.Module]] = {}
 

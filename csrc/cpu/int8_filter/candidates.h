@@ -80,9 +80,9 @@ VQVAE_FAST_ALONE void sort_by_group(const Int8Block<Kernel>& block, int64_t num_
 
 // Chooses, of the codes of each listed lane, those whose own score reaches the bound; of a row's
 // top lane the best. A pass keeps only the best score of a lane, so the row and the group are
-// scored again. That takes less time than to measure codes that come from memory. The candidates
-// of one group follow each other, because the group is then in the L1 for all but the first, and
-// two lanes of one row need its scores once.
+// scored again. That takes less time than to measure codes that come from memory. The function
+// takes all candidates of one group before those of the next: it then reads the group from the L1
+// for all rows but the first, and scores a row once for two of its lanes.
 template <class Kernel, class In>
 VQVAE_FAST_ALONE void choose_codes(const Int8Block<Kernel>& block, const Int8Book<In>& book,
                                    int64_t first_group, int64_t num_listed, bool are_tops) {

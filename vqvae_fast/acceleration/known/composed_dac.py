@@ -114,7 +114,7 @@ def _quantize(module: Any, vectors: Tensor, number: int | None) -> _Quantized | 
         return None
     indices, total = form.quantize(vectors.transpose(1, 2))
     latents, errors = _seen(form, vectors, indices)
-    # Of a vector with a NaN or an infinity, the model makes NaN from the first stage on.
+    # The model subtracts a NaN or an infinity from itself, so its later stages give NaN.
     not_finite = (latents * 0).sum(dim=1, keepdim=True)
     latents[:, form.codebooks.shape[-1] :] += not_finite
     total = torch.add(total.transpose(1, 2), not_finite, out=vectors.new_empty(vectors.shape))
