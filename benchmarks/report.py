@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import charts, results
+from vqvae_fast.bench import charts as search_charts
 from vqvae_fast.bench.data import Shape
 
 Record = dict[str, Any]
@@ -34,21 +35,9 @@ class BadRecordError(ValueError):
 
 def _search_speed_up(data: str) -> Callable[[Path, Record], bool]:
     def draw(path: Path, record: Record) -> bool:
-        rows = [
-            (
-                Shape(**entry["shape"]).title,
-                {
-                    name: line["times_slower_than_ours"]
-                    for name, line in entry["contenders"].items()
-                    if name != "ours"
-                },
-            )
-            for entry in record["results"]
-            if entry["data"] == data and len(entry["contenders"]) > 1
-        ]
-        if rows:
-            charts.speed_up(path, rows, f"The search, {data} vectors and codes (N x K x D)")
-        return bool(rows)
+        entries = [entry for entry in record["results"] if entry["data"] == data]
+        title = f"The search, {data} vectors and codes (N x K x D)"
+        return search_charts.search_speed_up(path, entries, title)
 
     return draw
 
@@ -65,7 +54,7 @@ def _layer_speed_up(path: Path, record: Record) -> bool:
         )
         for entry in record["results"]
     ]
-    charts.speed_up(path, rows, "A training step of the layer (N x K x D)")
+    search_charts.speed_up(path, rows, "A training step of the layer (N x K x D)")
     return True
 
 
@@ -77,26 +66,13 @@ def _drop_in_speed_up(path: Path, record: Record) -> bool:
         )
         for entry in record["results"]
     ]
-    charts.speed_up(path, rows, "A training step of the drop-ins (N x K x D)")
+    search_charts.speed_up(path, rows, "A training step of the drop-ins (N x K x D)")
     return True
 
 
 def _roofline(path: Path, record: Record) -> bool:
-    limits = record.get("limits") or {}
-    roofs = {"float32": (limits.get("float32_gflops") or record["peak"]["gflops"]) * 1e9}
-    for key, name in (("int8_gops", "int8"), ("bfloat16_gflops", "bfloat16")):
-        if limits.get(key):
-            roofs[name] = limits[key] * 1e9
-    read = limits.get("read_gb_per_s")
     shown = ("ours", "torch addmm+argmin", "torch.compile", "FAISS search", "scikit-learn")
-    points = charts.search_points(record["results"])
-    charts.roofline(
-        path,
-        {name: points[name] for name in shown if name in points},
-        roofs,
-        read * 1e9 if read else None,
-    )
-    return True
+    return search_charts.search_roofline(path, record, shown)
 
 
 def _scaling(axis: str, kind: str, title: str) -> Callable[[Path, Record], bool]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.contest import Clock, Contender, compete
-from benchmarks.gpu.search import InexactError
+from vqvae_fast.bench.contest import InexactError
 from vqvae_fast.bench.data import Shape, gaussian_stages
 from vqvae_fast.bench.exactness import violating_stages
 from vqvae_fast.bench.peers import GPU_RESIDUAL_PEERS, ResidualPeer

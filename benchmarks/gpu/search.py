@@ -7,16 +7,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.contest import Clock, Contender, compete
+from vqvae_fast.bench.contest import InexactError
 from vqvae_fast.bench.data import Vectors
 from vqvae_fast.bench.exactness import Smallest, smallest_distances, violating_share
 from vqvae_fast.bench.peers import GPU_SEARCH_PEERS, OURS, SearchPeer
 
 # This many rows are compared with a float64 search; for the others only the range is checked.
 _SAMPLE = 1024
-
-
-class InexactError(AssertionError):
-    """An answer of ours breaks the exactness contract, so nothing is timed."""
 
 
 def compare(

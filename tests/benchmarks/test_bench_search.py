@@ -10,6 +10,7 @@ import torch
 
 from benchmarks import search as command
 from vqvae_fast.bench import environment, search
+from vqvae_fast.bench.contest import InexactError
 from vqvae_fast.bench.data import PUBLISHED, RESIDUAL_SHAPES, Shape, from_npz, gaussian
 from vqvae_fast.bench.peers import OURS, SEARCH_PEERS
 from vqvae_fast.bench.peers.base import SearchPeer, needs
@@ -73,7 +74,7 @@ def test_wrong_answer_of_ours_is_never_timed(monkeypatch):
     monkeypatch.setattr(search, "OURS", wrong)
     monkeypatch.setattr(search, "SEARCH_PEERS", (wrong,))
     with pytest.raises(
-        search.InexactError, match=r"of the rows of 'ours' at 96x40x8 \(Gaussian, float32\)"
+        InexactError, match=r"of the rows of 'ours' at 96x40x8 \(Gaussian, float32\)"
     ):
         search.measure(gaussian(SHAPE), None, 1, 0.0)
     assert len(timed) == 1

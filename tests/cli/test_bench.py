@@ -7,6 +7,7 @@ import pytest
 from test_cli import call
 
 from vqvae_fast.bench import layer, residual, search
+from vqvae_fast.bench.contest import InexactError
 from vqvae_fast.bench.data import Shape
 from vqvae_fast.bench.peers import FROZEN_RESIDUAL_PEERS, OURS, torch_addmm
 from vqvae_fast.bench.peers.base import SearchPeer, needs
@@ -19,7 +20,7 @@ SMALL = ["--shape", "128,40,8", "--rounds", "2", "--threads", "1"]
 
 @pytest.fixture(autouse=True)
 def few_peers(monkeypatch):
-    monkeypatch.setattr(search, "SEARCH_PEERS", (OURS, torch_addmm.PEER, ABSENT))
+    monkeypatch.setattr(bench, "SEARCH_PEERS", (OURS, torch_addmm.PEER, ABSENT))
     monkeypatch.setattr(layer, "LAYER_PEERS", layer.LAYER_PEERS[:2])
 
 
@@ -77,7 +78,7 @@ def test_a_wrong_stage_of_ours_is_an_error(monkeypatch):
 
     wrong = dataclasses.replace(ours, prepare=spoiled)
     monkeypatch.setattr(residual, "FROZEN_RESIDUAL_PEERS", (wrong,))
-    with pytest.raises(search.InexactError, match="of 'ours, packed' at 3 stages of 5x40x8"):
+    with pytest.raises(InexactError, match="of 'ours, packed' at 3 stages of 5x40x8"):
         residual.compare(Stages(Shape(5, 40, 8), 3), 1, 0.0)
 
 
@@ -112,7 +113,7 @@ def test_a_file_is_not_replaced_unasked(tmp_path, capsys):
 def test_a_wrong_answer_of_ours_is_an_error(monkeypatch, capsys):
     wrong = SearchPeer("ours", "", lambda z, codebook: lambda: z.new_zeros(len(z)).long())
     monkeypatch.setattr(search, "OURS", wrong)
-    monkeypatch.setattr(search, "SEARCH_PEERS", (wrong,))
+    monkeypatch.setattr(bench, "SEARCH_PEERS", (wrong,))
     assert call("bench", *SMALL) == 1
     assert "nothing more was measured" in capsys.readouterr().err
 

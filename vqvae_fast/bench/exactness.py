@@ -58,7 +58,16 @@ def violating_stages(z: Tensor, codebooks: Tensor, indices: Tensor) -> float:
 
     z: [N, D], codebooks: [Q, K, D], indices: [N, Q]. Each stage is judged by the residual that the
     answer's own earlier stages have left.
+
+    Raises:
+        ValueError: indices are not int64 [N, Q] within the codebooks, so they are no answer.
     """
+    wanted = (len(z), len(codebooks))
+    if indices.dtype != torch.int64 or indices.shape != wanted:
+        raise ValueError(
+            f"indices must be int64 [N={wanted[0]}, Q={wanted[1]}], "
+            f"got {indices.dtype} {list(indices.shape)}"
+        )
     residual, worst = z, 0.0
     for codebook, choice in zip(codebooks, indices.unbind(1), strict=True):
         smallest = smallest_distances(residual, codebook)

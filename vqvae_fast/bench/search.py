@@ -2,11 +2,19 @@
 
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from vqvae_fast.bench import memory, tables
+from vqvae_fast.bench.contest import (
+    Contender,
+    FailedContenderError,
+    check_again,
+    check_ours,
+    is_ours,
+)
 from vqvae_fast.bench.data import Shape, Vectors
 from vqvae_fast.bench.exactness import smallest_distances, violating_share
 from vqvae_fast.bench.interleave import interleaved, ratio, summarise
@@ -18,10 +26,6 @@ from vqvae_fast.bench.threads import all_threads
 _STEADY = 0.8
 # A contender that needs more than 2 s and ten times our time is stopped after its first call.
 _LONGEST_CALL, _SLOWEST_CALL = 2, 10
-
-
-class InexactError(AssertionError):
-    """Our own answer breaks the exactness contract, so nothing is timed."""
 
 
 class Measured(NamedTuple):
@@ -46,40 +50,50 @@ def measure(
 
     Raises:
         InexactError: an answer of ours is not exact. A peer's inexactness is only recorded.
+        FailedContenderError: ours gives no answer. A peer that fails is left out, with the reason.
     """
     z, codebook, source = vectors
     shape, dtype = vectors.shape, str(z.dtype).removeprefix("torch.")
     smallest = smallest_distances(z, codebook)
-    calls, violating, reasons, own = {}, {}, {}, math.inf
+
+    def judge(indices: Tensor) -> float:
+        return violating_share(z, codebook, indices, smallest)
+
+    ready: dict[str, Contender] = {}
+    reasons, own = {}, math.inf
     peers = SEARCH_PEERS if peers is None else peers
     for peer in peers:
         reason = peer.why_not(dtype, shape) or memory.too_large(peer.matrices, shape, z.itemsize)
         if reason:
             reasons[peer.name] = reason
             continue
-        call = peer.prepare(z, codebook)
-        begin = time.perf_counter()
-        found = call()
-        seconds = time.perf_counter() - begin
+        try:
+            contender = Contender(peer.prepare, (z, codebook), judge)
+            seconds = contender.check()
+        except FailedContenderError as error:
+            if is_ours(peer.name):
+                raise
+            reasons[peer.name] = str(error)
+            continue
         own = seconds if peer is peers[0] else own
         if seconds > max(_LONGEST_CALL, _SLOWEST_CALL * own):
             reasons[peer.name] = f"took {seconds:.1f} s, {seconds / own:.0f} times as long as ours"
             continue
-        calls[peer.name] = call
-        violating[peer.name] = violating_share(z, codebook, found, smallest)
-    for name in (name for name in violating if name.startswith("ours") and violating[name]):
-        raise InexactError(
-            f"{violating[name]:.2%} of the rows of {name!r} at {shape.name} ({source}, {dtype}) "
-            "chose a code that is not the nearest"
-        )
+        ready[peer.name] = contender
+    where = f"at {shape.name} ({source}, {dtype})"
+    check_ours(ready, where)
     first_sample = len(meter.flops) if meter else 0
     timings = interleaved(
-        calls, rounds, min_seconds=min_seconds, between=meter.sample if meter else lambda: None
+        {name: contender.call for name, contender in ready.items()},
+        rounds,
+        min_seconds=min_seconds,
+        between=meter.sample if meter else lambda: None,
     )
+    check_again(ready, where, reasons)
     return Measured(
         {name: timing.rounds for name, timing in timings.items()},
         meter.flops[first_sample:] if meter else [],
-        violating,
+        {name: contender.wrong for name, contender in ready.items()},
         reasons,
     )
 
