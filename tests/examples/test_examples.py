@@ -41,11 +41,23 @@ def test_a_tokenizer_is_trained(processes):
     assert 0 < errors[1] < errors[0]
 
 
+def measured(*contenders: str) -> str:
+    named = [part for name in contenders for part in ("--contender", str(EXAMPLES / name))]
+    command = ["-m", "vqvae_fast.cli", "bench", "--no-peers", "--shape", "256,512,16"]
+    return output_of(*command, "--rounds", "1", "--threads", "1", *named)
+
+
 def test_a_search_is_measured_beside_ours():
-    script = str(EXAMPLES / "write_a_search.py")
-    text = output_of(script, "--shape", "256,512,16", "--rounds", "1")
-    assert re.search(r"^ours: [\d.]+ ms, 0\.00% of the codes are not nearest$", text, re.MULTILINE)
-    assert re.search(r"^mine: [\d.]+ ms", text, re.MULTILINE)
+    text = measured("write_a_search.py:prepare")
+    assert re.search(r"^  ours .* ms .* GFLOP/s", text, re.MULTILINE)
+    assert re.search(r"write_a_search.py:prepare .* ms .* GFLOP/s", text)
+
+
+def test_searches_in_cpp_are_measured_beside_ours():
+    text = measured("search_in_cpp.py:plain", "search_in_cpp.py:panels")
+    lines = [line for line in text.splitlines() if "search_in_cpp.py:" in line]
+    assert len(lines) == 2
+    assert all("GFLOP/s" in line and "wrong" not in line for line in lines)
 
 
 def test_every_example_is_tried():

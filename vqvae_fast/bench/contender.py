@@ -70,7 +70,7 @@ def _load(place: str) -> Any:
         raise ValueError(f"{module_name} has no function {name} to measure")
     found = getattr(module, name)
     if not (callable(found) or isinstance(found, SearchPeer | ResidualPeer)):
-        raise ValueError(f"a contender must be a function, {place} is a {type(found).__name__}")
+        raise ValueError(f"a contender must be a function, {place} has type {type(found).__name__}")
     return found
 
 

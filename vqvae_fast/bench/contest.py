@@ -68,7 +68,7 @@ class Contender:
                 given.copy_(copy)  # the others measure on the same tensors
             raise FailedContenderError("wrote to its inputs, which all contenders share")
         if not isinstance(answer, Tensor):
-            raise FailedContenderError(f"must return a tensor, got a {type(answer).__name__}")
+            raise FailedContenderError(f"must return a tensor, got {type(answer).__name__}")
         try:
             self.wrong = max(self.wrong, self._judge(answer))
         except ValueError as error:
