@@ -111,11 +111,14 @@ def roofline(
     axes = figure.subplots()
     reached = [point.intensity for of in points.values() for point in of]
     left, right = min(reached) / 2, max(reached) * 2
-    for name, roof in roofs.items():
+    lower = 0.0
+    for name, roof in sorted(roofs.items(), key=lambda item: item[1]):
         knee = max(left, roof / bandwidth) if bandwidth else left
         axes.plot([knee, right], [roof / 1e9] * 2, color="#000000", linewidth=1.2)
         label = f"{name}: {roof / 1e9:.0f} G/s"
-        axes.annotate(label, (right, roof / 1e9), (4, -3), textcoords="offset points")
+        above = -3 if roof > 1.5 * lower else 3  # two names of close roofs would overlap
+        axes.annotate(label, (right, roof / 1e9), (4, above), textcoords="offset points")
+        lower = roof
     if bandwidth and roofs:
         knee = max(roofs.values()) / bandwidth
         if knee > left:
