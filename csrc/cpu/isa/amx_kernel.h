@@ -279,30 +279,18 @@ struct AmxKernel {
     const AmxDepth depth(words);
     const int64_t tile_words = kTileRows * row_words(words), halves = (num_rows + kSide - 1) / kSide;
     const auto pair = [&](int64_t p) { return group + p * 2 * words.all * kSide; };
-    __m512i top[kSide];
-    const int32_t* wide_rows = tiles;  // of the 16 rows whose scores are read
-    for (int64_t h = 0; h <= halves; ++h) {
-      const bool more = h < halves, before = h > 0;
-      const int32_t* tile = tiles + h / 2 * tile_words;
-      if (more) {
-        if (h % 2 == 0) write_starts(half_norm, ratio[h / 2], starts);
-        load_rows<kSteps>(half_of(tile, words, depth, h % 2));
-        multiply_pair<kSteps, 0>(pair(0), words, depth, starts);
-      }
-      if (before) {
-        raise_tops<kWide, false>(scores, wide_rows, pair(2), words, top);
-        store_pair<1>(scores);
-      }
-      if (more) multiply_pair<kSteps, 1>(pair(1), words, depth, starts + 2 * kSide);
-      if (before) {
-        raise_tops<kWide, false>(scores, wide_rows, pair(3), words, top);
-        VQVAE_FAST_UNROLL
-        for (int i = 0; i < kSide; ++i) {
-          _mm512_storeu_si512(best + ((h - 1) * kSide + i) * kSide, top[i]);
-        }
-      }
-      if (!more) break;
-      wide_rows = tile + h % 2 * kSide;
+    const auto tile_of = [&](int64_t h) { return tiles + h / 2 * tile_words; };
+    const auto multiply_first = [&](int64_t h) {
+      if (h % 2 == 0) write_starts(half_norm, ratio[h / 2], starts);
+      load_rows<kSteps>(half_of(tile_of(h), words, depth, h % 2));
+      multiply_pair<kSteps, 0>(pair(0), words, depth, starts);
+    };
+    multiply_first(0);
+    multiply_pair<kSteps, 1>(pair(1), words, depth, starts + 2 * kSide);
+    for (int64_t h = 0; h < halves; ++h) {
+      const int32_t* wide_rows = tile_of(h) + h % 2 * kSide;
+      const bool more = h + 1 < halves;
+      __m512i top[kSide];
       store_pair<0>(scores);
       multiply_pair<kSteps, 0>(pair(2), words, depth, starts + 4 * kSide);
       raise_tops<kWide, true>(scores, wide_rows, pair(0), words, top);
@@ -310,6 +298,13 @@ struct AmxKernel {
       multiply_pair<kSteps, 1>(pair(3), words, depth, starts + 6 * kSide);
       raise_tops<kWide, false>(scores, wide_rows, pair(1), words, top);
       store_pair<0>(scores);
+      if (more) multiply_first(h + 1);
+      raise_tops<kWide, false>(scores, wide_rows, pair(2), words, top);
+      store_pair<1>(scores);
+      if (more) multiply_pair<kSteps, 1>(pair(1), words, depth, starts + 2 * kSide);
+      raise_tops<kWide, false>(scores, wide_rows, pair(3), words, top);
+      VQVAE_FAST_UNROLL
+      for (int i = 0; i < kSide; ++i) _mm512_storeu_si512(best + (h * kSide + i) * kSide, top[i]);
     }
   }
 
