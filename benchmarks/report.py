@@ -84,7 +84,12 @@ def _drop_in_speed_up(path: Path, record: Record) -> bool:
 def _roofline(path: Path, record: Record) -> bool:
     limits = record.get("limits") or {}
     roofs = {"float32": (limits.get("float32_gflops") or record["peak"]["gflops"]) * 1e9}
-    for key, name in (("int8_gops", "int8"), ("bfloat16_gflops", "bfloat16")):
+    for key, name in (
+        ("int8_gops", "int8"),
+        ("bfloat16_gflops", "bfloat16"),
+        ("amx_int8_gops", "AMX int8"),
+        ("amx_bfloat16_gflops", "AMX bfloat16"),
+    ):
         if limits.get(key):
             roofs[name] = limits[key] * 1e9
     read = limits.get("read_gb_per_s")

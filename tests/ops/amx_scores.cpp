@@ -5,9 +5,8 @@
 #include <random>
 #include <vector>
 
-#include "amx_stand_in.h"
-
 #include "../../csrc/cpu/isa/amx_kernel.h"
+#include "amx_stand_in.h"
 
 namespace vqvae_fast {
 namespace {

@@ -218,7 +218,8 @@ struct AmxKernel {
     }
   }
 
-  // ---- Few steps: the rows stay in the unit, and pairs of tiles of codes take turns --------------
+  // ---- Few steps: the rows stay in the unit, and pairs of tiles of codes take turns
+  // --------------
 
   template <int kSteps, int kStep = 0>
   VQVAE_FAST_INLINE static void load_rows(const int32_t* half) {
@@ -277,7 +278,8 @@ struct AmxKernel {
     static_assert(kGroupPairs == 4, "the steps below");
     alignas(kAlignment) int32_t starts[kGroupCodes], scores[2 * kTileWords];
     const AmxDepth depth(words);
-    const int64_t tile_words = kTileRows * row_words(words), halves = (num_rows + kSide - 1) / kSide;
+    const int64_t tile_words = kTileRows * row_words(words),
+                  halves = (num_rows + kSide - 1) / kSide;
     const auto pair = [&](int64_t p) { return group + p * 2 * words.all * kSide; };
     const auto tile_of = [&](int64_t h) { return tiles + h / 2 * tile_words; };
     const auto multiply_first = [&](int64_t h) {
@@ -308,7 +310,8 @@ struct AmxKernel {
     }
   }
 
-  // ---- Many steps: squares of two tiles of rows and two of codes, which load half as much --------
+  // ---- Many steps: squares of two tiles of rows and two of codes, which load half as much
+  // --------
 
   template <bool kBoth>
   VQVAE_FAST_INLINE static void multiply_square(const int32_t* halves, const int32_t* codes,

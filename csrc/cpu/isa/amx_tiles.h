@@ -2,6 +2,7 @@
 // them. A tile is a register of up to 16 rows of up to 64 bytes; there are eight.
 #pragma once
 
+#include <cpuid.h>
 #include <stdint.h>
 
 #if defined(__linux__)
@@ -55,9 +56,7 @@ struct AmxTiles {
   // whose row w holds four bytes of each column.
   template <int kSum, int kRows, int kCodes>
   VQVAE_FAST_INLINE static void add_products() {
-    __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0"
-                     :
-                     : "i"(kSum), "i"(kRows), "i"(kCodes));
+    __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSum), "i"(kRows), "i"(kCodes));
   }
 };
 
@@ -67,20 +66,15 @@ VQVAE_FAST_PROBE inline bool processor_has_tiles() {
 #ifdef VQVAE_FAST_TEST_PROCESSOR_HAS_TILES
   return true;
 #else
-  const auto cpuid = [](uint32_t leaf, uint32_t (&out)[4]) {
-    __asm__ volatile("cpuid"
-                     : "=a"(out[0]), "=b"(out[1]), "=c"(out[2]), "=d"(out[3])
-                     : "a"(leaf), "c"(0));
-  };
-  uint32_t of[4];
-  cpuid(0, of);
-  if (of[0] < 7) return false;
-  cpuid(1, of);
-  constexpr uint32_t kSystemSavesState = 1u << 27;  // OSXSAVE in ECX: XGETBV may be used
-  if ((of[2] & kSystemSavesState) == 0) return false;
-  cpuid(7, of);
-  constexpr uint32_t kTilesOfBytes = 1u << 24 | 1u << 25;  // AMX-TILE and AMX-INT8 in EDX
-  if ((of[3] & kTilesOfBytes) != kTilesOfBytes) return false;
+  constexpr uint32_t kSystemSavesState = 1u << 27;         // OSXSAVE: XGETBV may be used
+  constexpr uint32_t kTilesOfBytes = 1u << 24 | 1u << 25;  // AMX-TILE and AMX-INT8
+  uint32_t a, b, c, d;
+  __cpuid(0, a, b, c, d);
+  if (a < 7) return false;
+  __cpuid(1, a, b, c, d);
+  if ((c & kSystemSavesState) == 0) return false;
+  __cpuid_count(7, 0, a, b, c, d);
+  if ((d & kTilesOfBytes) != kTilesOfBytes) return false;
   uint32_t low, high;
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   constexpr uint32_t kTileState = 1u << 17 | 1u << 18;  // XTILECFG and XTILEDATA

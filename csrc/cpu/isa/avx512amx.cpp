@@ -17,11 +17,11 @@ constexpr Int8Filters kFilters = make_filters<AmxKernel<AmxTiles>>();
 
 // The system is asked once, by whichever thread comes first, and its answer is kept.
 VQVAE_FAST_PROBE bool machine_has() {
-  static const bool has =
-      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma") &&
-      processor_has_tiles() && system_grants_tiles();
+  static const bool has = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512dq") &&
+                          __builtin_cpu_supports("avx512vl") &&
+                          __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma") &&
+                          processor_has_tiles() && system_grants_tiles();
   return has;
 }
 
