@@ -1,12 +1,13 @@
 // machines: x86_64
 // flags: -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mf16c -mfma
-// flags: -fno-tree-slp-vectorize
+// flags: -fno-tree-slp-vectorize -fno-exceptions
 //
 // The kernels use vectors explicitly. GCC's SLP vectorizer would also pair up scalars, such as the
 // addresses of three codes; they would go through memory, which costs more than it saves.
 //
 // This file is the int8 filter for Intel's matrix unit (AMX) in processors that have AVX-512 VNNI,
-// too. The instructions of tiles are written in assembler, so they need no flags.
+// too. The instructions of tiles are written in assembler, so they need no flags. Without exceptions
+// no destructor needs a table that the linker would share with other files.
 #include "amx_kernel.h"
 #include "amx_tiles.h"
 

@@ -44,11 +44,12 @@ def measure_limits(threads: int, seconds: float = 1.5) -> dict[str, Any]:
         A record for JSON. Each figure is the median over bursts of a few milliseconds that take
         turns, or None: ``float32_gflops``, ``int8_gops`` and ``int16_gops`` (sums of 32 bits),
         ``bfloat16_gflops`` (sums in float32), ``amx_int8_gops`` and ``amx_bfloat16_gflops`` (the
-        same on Intel's matrix unit), in 1e9 operations a second where a multiply-add is two; ``read_gb_per_s`` and ``copy_gb_per_s`` of memory four times the caches and no less
-        than 256 MiB, ``cache_read_gb_per_s`` of a quarter of the second-level cache for each
-        thread, in 1e9 bytes a second; ``clock_ghz``. The record also has ``threads``, ``bursts``
-        (of each figure), ``ranges`` (the smallest and the largest burst), ``isas`` and
-        ``unavailable``: the reasons for figures that are None.
+        same on Intel's matrix unit), in 1e9 operations a second where a multiply-add is two;
+        ``read_gb_per_s`` and ``copy_gb_per_s`` of memory four times the caches and no less than
+        256 MiB, ``cache_read_gb_per_s`` of a quarter of the second-level cache for each thread, in
+        1e9 bytes a second; ``clock_ghz``. The record also has ``threads``, ``bursts`` (of each
+        figure), ``ranges`` (the smallest and the largest burst), ``isas`` and ``unavailable``: the
+        reasons for figures that are None.
 
     Raises:
         ValueError: threads is less than 1.
