@@ -6,8 +6,8 @@
 // addresses of three codes; they would go through memory, which costs more than it saves.
 //
 // This file is the int8 filter for Intel's matrix unit (AMX) in processors that have AVX-512 VNNI,
-// too. The instructions of tiles are written in assembler, so they need no flags. Without exceptions
-// no destructor needs a table that the linker would share with other files.
+// too. The instructions of tiles are written in assembler, so they need no flags. Without
+// exceptions no destructor needs a table that the linker would share with other files.
 #include "amx_kernel.h"
 #include "amx_tiles.h"
 
