@@ -5,6 +5,8 @@ with the matrix unit runs every other test of the search with the instruction se
 """
 
 import errno
+import re
+import shutil
 import subprocess
 import sys
 
@@ -18,7 +20,9 @@ pytestmark = [
 ]
 HERE = DRIVER.parent
 WITH_AND_WITHOUT_SANITIZERS = pytest.mark.parametrize(
-    "flags", [["-O2"], ["-O1", *SANITIZERS]], ids=["as it is", "with sanitizers"]
+    "flags",
+    [["-O2"], pytest.param(["-O1", *SANITIZERS], marks=pytest.mark.slow)],
+    ids=["as it is", "with sanitizers"],
 )
 
 
@@ -42,6 +46,24 @@ def test_scores_are_those_of_plain_sums(flags):
     process = subprocess.run([program], capture_output=True, text=True)
     assert process.returncode == 0, process.stdout + process.stderr
     assert int(process.stdout.split()[1]) > 600
+
+
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="objdump is not there")
+def test_the_assembler_s_instructions_are_the_compiler_s(tmp_path):
+    """The stand-in shows that the kernel is right if each instruction does what its name says.
+    This shows that each is that instruction, with its operands in their places."""
+    made = tmp_path / "encodings.o"
+    flags = ["-std=c++20", "-O1", "-mamx-tile", "-mamx-int8"]
+    subprocess.run([COMPILER, *flags, "-c", HERE / "amx_encodings.cpp", "-o", made], check=True)
+    command = ["objdump", "-d", "-w", made]
+    listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    lines = re.findall(r"^[0-9a-f]+ <(ours|theirs)_(\w+)>:\n((?:.+\n)+)", listing, re.MULTILINE)
+    made_of = {(side, name): re.findall(r":\t([^\t]+)\t(\S+)", body) for side, name, body in lines}
+    names = {name for _, name in made_of}
+    assert names == {"load", "store", "add", "configure", "read", "release"}
+    for name in names:
+        assert made_of["ours", name] == made_of["theirs", name]
+        assert any(re.match("tile|tdp|ldt|stt", word) for _, word in made_of["ours", name])
 
 
 @pytest.mark.slow
