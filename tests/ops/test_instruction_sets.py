@@ -235,6 +235,7 @@ def test_the_matrix_unit_s_scores_stay_in_registers(wide):
             for what in (
                 *("tdpbssd", "tileloadd", "tilestored", "vcvtps2dq", "vpdpwssd"),
                 *(r"vmov\w+ +%zmm\d+,.*\(", r"vmov\w+ +%zmm\d+,%zmm"),
+                r"v\w+ +-?\w*\(%r[sb]p\),.*%zmm",
             )
         }
         # Two of four pairs are multiplied ahead of the loop, too.
@@ -246,6 +247,8 @@ def test_the_matrix_unit_s_scores_stay_in_registers(wide):
         assert count["vpdpwssd"] == (4 * 2 * 16 * 4 if wide else 0)
         assert count[r"vmov\w+ +%zmm\d+,.*\("] == 16 + count["vcvtps2dq"]
         assert count[r"vmov\w+ +%zmm\d+,%zmm"] <= 2 * wide
+        # The compiler does not know what the unit stores: it must read each score once, and anew.
+        assert count[r"v\w+ +-?\w*\(%r[sb]p\),.*%zmm"] == 4 * 2 * 16
     ((_, instructions),) = functions(f"score_squaresILb{int(wide)}E")
     squares = [
         loop for loop in inner_loops(instructions) if sum("tdpbssd" in text for text in loop) == 4
