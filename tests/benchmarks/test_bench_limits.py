@@ -4,12 +4,15 @@ import json
 import platform
 import shlex
 import statistics
+from pathlib import Path
 
 import pytest
 
 from vqvae_fast.bench import peak
 from vqvae_fast.bench.peak import kernels, limits, native
 
+CPUINFO = Path("/proc/cpuinfo")
+CPU_FLAGS = CPUINFO.read_text().split() if CPUINFO.exists() else []
 ON_X86 = platform.machine() in ("x86_64", "AMD64")
 EVERY_KERNEL = [(kind, kernel) for kind, them in kernels.KERNELS.items() for kernel in them]
 # What a core can do in a clock: two multiplications of vectors, and no less than a fifth of one
@@ -84,9 +87,9 @@ def test_every_kernel_keeps_the_processor_busy(compiler, number_format, kernel):
         pytest.skip(f"{kernel.isa}: {error}")
     rate = native.Rate(loop, 1, 0.001)
     clock = statistics.median(native.clock_hz() for _ in range(5))
-    # The portable kernel is vectorised as the compiler sees fit.
-    width = 16 if kernel.isa == "portable" else kernel.vector_bytes
-    in_a_vector = 2 * width / {"float32": 4, "int8": 1, "int16": 2, "bfloat16": 2}[number_format]
+    # The portable kernel is vectorised as the compiler sees fit. Tiles take 16 clocks.
+    width = {"portable": 16, "amx": kernel.vector_bytes / 16}.get(kernel.isa, kernel.vector_bytes)
+    in_a_vector = 2 * width / kernels._ELEMENT_BYTES[number_format]
     vectors_a_clock = max(rate.burst() for _ in range(5)) / clock / in_a_vector
     assert FEWEST < vectors_a_clock < MOST
 
@@ -105,6 +108,21 @@ def test_operations_are_counted_twice_for_each_product(compiler):
     assert per_step == {"float32": 2 * 12 * 8, "int8": 2 * 12 * 32, "int16": 2 * 12 * 16}
 
 
+@pytest.mark.parametrize("number_format", ["amx_int8", "amx_bfloat16"])
+def test_products_of_tiles_are_counted_and_assembled(compiler, number_format):
+    """The compiler and the assembler take them, whether or not the processor can run them."""
+    if not ON_X86:
+        pytest.skip("the kernel is written for x86-64")
+    (kernel,) = kernels.KERNELS[number_format]
+    library = native.build("tiles.cpp", f'INSTRUCTION="{kernel.instructions}"', "SUPPORTED=0")
+    assert not library.loop_is_supported()
+    products = {"amx_int8": 16 * 16 * 64, "amx_bfloat16": 16 * 16 * 32}[number_format]
+    assert kernel.vector_bytes // kernels._ELEMENT_BYTES[number_format] == products
+    if "amx_tile" not in CPU_FLAGS:
+        with pytest.raises(peak.PeakUnavailableError, match="lacks it, or the system denies it"):
+            kernels.load(number_format, kernel)
+
+
 def test_an_unknown_instruction_costs_only_its_own_figure(old_compiler, small_memory):
     old_compiler("vdpbf16ps", "vpdpbusd")
     record = peak.measure_limits(1, seconds=0.01)
@@ -121,7 +139,7 @@ def test_other_processors_have_float32_and_bandwidth(compiler, small_memory, mon
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     record = peak.measure_limits(1, seconds=0.01)
     assert record["isas"]["float32_gflops"] == record["isas"]["copy_gb_per_s"] == "portable"
-    assert set(record["unavailable"]) == {"int8_gops", "int16_gops", "bfloat16_gflops"}
+    assert set(record["unavailable"]) == {*limits.MULTIPLY_ADDS} - {"float32_gflops"}
     assert all("is written for x86-64, not for" in why for why in record["unavailable"].values())
 
 
@@ -149,7 +167,7 @@ def test_all_is_unavailable_without_a_compiler(monkeypatch):
     assert set(record["unavailable"].values()) == {
         "no C++ compiler was found (CXX, c++, g++, clang++)"
     }
-    assert len(record["unavailable"]) == 7
+    assert len(record["unavailable"]) == 9
     assert record["float32_gflops"] is record["copy_gb_per_s"] is record["clock_ghz"] is None
 
 

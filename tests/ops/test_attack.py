@@ -26,32 +26,37 @@ DRIVER = Path(__file__).with_name("attack.cpp")
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1"]
 
 
-def build(*flags, loose=False, compiler=COMPILER):
+def build(*flags, loose=False, compiler=COMPILER, kernels=None, driver=DRIVER):
     """The program: the kernels, each with the flags of setup.py, and the driver.
 
     loose: the integer filter rules out more than it may.
+    kernels: the instruction sets with their sources and flags, those of setup.py if None.
     """
     settings = build_settings()
+    if kernels is None:
+        source = settings["kernel_source"]
+        kernels = {isa: (ROOT / source(isa), own) for isa, own in settings["ISA_FLAGS"].items()}
     common = [flag for flag in settings["COMMON_FLAGS"] if flag not in ("-O3", "-fopenmp")]
-    common += [f"-D{name}={value}" for name, value in settings["MACROS"]]
+    common.append(f"-DVQVAE_FAST_ISAS={','.join(kernels)}")
     common.append("-DVQVAE_FAST_TEST_SMALL_AS_LARGE")  # in small searches, too
-    sources = {ROOT / settings["kernel_source"](isa): f for isa, f in settings["ISA_FLAGS"].items()}
+    sources = dict(kernels.values())
     if loose:
         faulty = ROOT / settings["kernel_source"]("avx512vnni")
         sources[faulty] = [*sources[faulty], "-DVQVAE_FAST_TEST_LOOSE_BOUND"]
     drivers = ["search.cpp", "packed_codebook.cpp", "int8_filter/filter.cpp"]
     drivers += ["codes/distinct.cpp", "dispatch.cpp"]
     sources |= {ROOT / "csrc" / "cpu" / name: [] for name in drivers}
-    sources[DRIVER] = ["-ffp-contract=off"]  # the same inputs, whatever the flags
-    read = [DRIVER, *sorted((ROOT / "csrc").rglob("*.h")), *sorted((ROOT / "csrc").rglob("*.cpp"))]
-    state = b"".join(file.read_bytes() for file in read)
+    sources[driver] = ["-ffp-contract=off"]  # the same inputs, whatever the flags
+    read = [*DRIVER.parent.glob("*.cpp"), *DRIVER.parent.glob("*.h")]
+    read += [*(ROOT / "csrc").rglob("*.h"), *(ROOT / "csrc").rglob("*.cpp")]
+    state = b"".join(file.read_bytes() for file in sorted(read))
 
     def compile_one(source):
         return compiled_once([compiler, *common, *flags, *sources[source], "-c", source], state)
 
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compile_one, sources))
-    return compiled_once([compiler, *flags, *objects], state)
+    return compiled_once([compiler, *flags, "-pthread", *objects], state)
 
 
 def attack(program, rounds, seed, emulator=None):

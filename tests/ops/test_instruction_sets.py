@@ -13,7 +13,7 @@ import torch
 from kernels import INSTRUCTION_SETS, ROOT, build_settings
 
 import vqvae_fast
-from vqvae_fast import _native
+from vqvae_fast import _native, backends
 
 # The instruction sets that are compiled for this kind of machine.
 BUILT_HERE = list(build_settings()["ISA_FLAGS"])
@@ -49,6 +49,28 @@ def test_what_there_is():
         assert ("avx512" in INSTRUCTION_SETS) == wanted
         assert ("avx512vnni" in INSTRUCTION_SETS) == (wanted and "avx512_vnni" in flags)
         assert ("avx2" in INSTRUCTION_SETS) == ({"avx2", "fma"} <= flags)
+        # Linux may list the flags and still deny the process its tiles.
+        assert "avx512amx" not in INSTRUCTION_SETS or {"amx_tile", "amx_int8"} <= flags
+
+
+def test_what_was_not_measured_is_not_chosen(monkeypatch):
+    class Extension:
+        chosen, available = "avx512vnni", ["avx512vnni", "avx512amx", "portable"]
+
+        def cpu_isa(self):
+            return self.chosen
+
+        def available_cpu_isas(self):
+            return self.available
+
+    monkeypatch.setattr(_native, "extension", Extension())
+    check = backends.cpu.backend.check
+    note = "; avx512amx has not been measured yet"
+    assert check(torch.device("cpu")).reason.endswith(f"overrides the choice){note}")
+    monkeypatch.setattr(Extension, "chosen", "avx512amx")
+    assert check(torch.device("cpu")).reason.endswith(f"avx512amx, portable{note}")
+    monkeypatch.setattr(Extension, "available", ["avx512amx", "avx512vnni", "portable"])
+    assert note not in check(torch.device("cpu")).reason
 
 
 @needs_extension
@@ -154,18 +176,13 @@ def inner_loops(instructions):
     return [[text for _, text in instructions[begin : end + 1]] for begin, end in inner]
 
 
-@needs_extension
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86 assembly")
-@pytest.mark.skipif(sys.platform != "linux", reason="reads ELF files")
-@pytest.mark.parametrize("kernel", MAIN_LOOPS)
-def test_the_inner_loop_stays_in_registers(kernel):
-    """An accumulator on the stack costs most of the speed, and compilers put them there easily.
-    GCC 12 also copies accumulators before an integer product, if it is asked by an intrinsic."""
+def functions(name):
+    """The functions of the extension with this word in their mangled names, as instructions."""
     objdump, nm = tool("objdump"), tool("nm")
     library = _native.extension.__file__
     symbols = subprocess.run([nm, "-S", library], check=True, capture_output=True, text=True)
-    name, accumulators, multiply_add, loops = MAIN_LOOPS[kernel]
-    checked = 0
+    if not symbols.stdout.strip():
+        pytest.skip("the extension is stripped of its symbols")
     for line in symbols.stdout.splitlines():
         fields = line.split()
         if len(fields) != 4 or fields[2] not in "tT" or name not in fields[3]:
@@ -181,12 +198,62 @@ def test_the_inner_loop_stays_in_registers(kernel):
             text=True,
         )
         found = re.findall(r"^\s*([0-9a-f]+):\s+(\S.*)$", listing.stdout, re.MULTILINE)
-        for loop in inner_loops([(int(address, 16), text) for address, text in found]):
+        yield fields[3], [(int(address, 16), text) for address, text in found]
+
+
+reads_x86 = [
+    needs_extension,
+    pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86 assembly"),
+    pytest.mark.skipif(sys.platform != "linux", reason="reads ELF files"),
+]
+
+
+@pytest.mark.parametrize("kernel", [pytest.param(k, marks=reads_x86) for k in MAIN_LOOPS])
+def test_the_inner_loop_stays_in_registers(kernel):
+    """An accumulator on the stack costs most of the speed, and compilers put them there easily.
+    GCC 12 also copies accumulators before an integer product, if it is asked by an intrinsic."""
+    name, accumulators, multiply_add, loops = MAIN_LOOPS[kernel]
+    checked = 0
+    for symbol, instructions in functions(name):
+        for loop in inner_loops(instructions):
             if sum(bool(re.match(multiply_add, text)) for text in loop) < accumulators:
                 continue
             checked += 1
             moved = [text for text in loop if MOVES.search(text)]
-            assert not moved, f"{fields[3]} moves its accumulators"
-    if not symbols.stdout.strip():
-        pytest.skip("the extension is stripped of its symbols")
+            assert not moved, f"{symbol} moves its accumulators"
     assert checked >= loops
+
+
+@pytest.mark.parametrize("wide", [pytest.param(w, marks=reads_x86) for w in (False, True)])
+def test_the_matrix_unit_s_scores_stay_in_registers(wide):
+    """The scores of the matrix unit leave it through the stack, so all that the stack gets of
+    vectors is counted: what scores begin with. The best scores are written once."""
+    for steps in (1, 2, 3):
+        ((_, instructions),) = functions(f"score_in_turnILi{steps}ELb{int(wide)}E")
+        count = {
+            what: sum(bool(re.match(what, text)) for _, text in instructions)
+            for what in (
+                *("tdpbssd", "tileloadd", "tilestored", "vcvtps2dq", "vpdpwssd"),
+                *(r"vmov\w+ +%zmm\d+,.*\(", r"vmov\w+ +%zmm\d+,%zmm"),
+                r"v\w+ +-?\w*\(%r[sb]p\),.*%zmm",
+            )
+        }
+        # Two of four pairs are multiplied ahead of the loop, too.
+        assert count["tdpbssd"] == (2 * 4 + 2 * 2) * steps
+        # As many loads: a tile of codes for each product. Each pair starts with two more, and the
+        # rows are loaded ahead of the loop and in it.
+        assert count["tileloadd"] == count["tdpbssd"] + 2 * (4 + 2) + 2 * steps
+        assert count["tilestored"] == 2 * 4
+        assert count["vpdpwssd"] == (4 * 2 * 16 * 4 if wide else 0)
+        assert count[r"vmov\w+ +%zmm\d+,.*\("] == 16 + count["vcvtps2dq"]
+        assert count[r"vmov\w+ +%zmm\d+,%zmm"] <= 2 * wide
+        # The compiler does not know what the unit stores: it must read each score once, and anew.
+        assert count[r"v\w+ +-?\w*\(%r[sb]p\),.*%zmm"] == 4 * 2 * 16
+    ((_, instructions),) = functions(f"score_squaresILb{int(wide)}E")
+    squares = [
+        loop for loop in inner_loops(instructions) if sum("tdpbssd" in text for text in loop) == 4
+    ]
+    assert squares
+    for loop in squares:
+        assert sum("tileloadd" in text for text in loop) == 4
+        assert not any("mm" in text for text in loop if not re.match("tdp|tile", text))

@@ -33,7 +33,7 @@ def test_setup_finds_the_file_and_its_flags(tree):
 
 def test_each_machine_has_its_own_instruction_sets():
     of_machine = build_settings()["instruction_sets"]
-    assert list(of_machine("x86_64")) == ["avx2", "avx512", "avx512vnni", "portable"]
+    assert list(of_machine("x86_64")) == ["avx2", "avx512", "avx512amx", "avx512vnni", "portable"]
     assert "-mavx512vnni" in of_machine("x86_64")["avx512vnni"]
     assert of_machine("riscv64") == {"portable": []}
 

@@ -174,7 +174,12 @@ def search_roofline(path: Path, record: Mapping[str, Any], shown: Iterable[str])
     limits = record.get("limits") or {}
     float32 = limits.get("float32_gflops") or record["peak"].get("gflops")
     roofs = {} if float32 is None else {"float32": float32 * 1e9}
-    for key, name in (("int8_gops", "int8"), ("bfloat16_gflops", "bfloat16")):
+    for key, name in (
+        ("int8_gops", "int8"),
+        ("bfloat16_gflops", "bfloat16"),
+        ("amx_int8_gops", "AMX int8"),
+        ("amx_bfloat16_gflops", "AMX bfloat16"),
+    ):
         if limits.get(key):
             roofs[name] = limits[key] * 1e9
     if not roofs:

@@ -233,6 +233,8 @@ _LIMITS = {
     "bfloat16_gflops": ("bfloat16", "GFLOP/s"),
     "int16_gops": ("int16", "GOP/s"),
     "int8_gops": ("int8", "GOP/s"),
+    "amx_bfloat16_gflops": ("AMX bfloat16", "GFLOP/s"),
+    "amx_int8_gops": ("AMX int8", "GOP/s"),
     "read_gb_per_s": ("reading memory", "GB/s"),
     "copy_gb_per_s": ("copying memory", "GB/s"),
 }

@@ -21,6 +21,16 @@ constexpr int64_t kInt8PassGroups = 64;  // groups between two measurements
 template <class Kernel>
 constexpr int64_t kInt8BlockRows = 4 * Kernel::kTileRows;
 
+// Returns the words that a row takes in a tile of quantized rows.
+template <class Kernel>
+VQVAE_FAST_INLINE int64_t words_in_tile(Int8Words words) {
+  if constexpr (requires { Kernel::row_words(words); }) {
+    return Kernel::row_words(words);
+  } else {
+    return words.all;
+  }
+}
+
 // find_tops() takes so many rows together.
 constexpr int64_t kRowsAbreast = 4;
 
@@ -63,7 +73,7 @@ struct Int8Block {
   float* copies;       // [rows][D]: the rows, if they cannot be read in place
   const float** raw;   // [rows]: the rows, not centred
   float* centred;      // [vectors of a tile][padded D][lanes]: rows to be quantized
-  int32_t* tiles;      // [tiles][words][kTileRows]: quantized rows, as the kernel lays them out
+  int32_t* tiles;      // [tiles][kTileRows][words]: quantized rows, as the kernel lays them out
   float* ratio;        // [tiles]: units of a score in 1
   Int8Sizes* sizes;    // [rows]
   int32_t* bias;       // [rows]: added to a row's scores by the offset of the codes' integers
@@ -89,7 +99,7 @@ struct Int8Block {
     copies = arena.take<float>(rows * dim);
     raw = arena.take<const float*>(rows);
     centred = arena.take<float>(kVectors * padded_dim(dim) * kLanes);
-    tiles = arena.take<int32_t>(rows * book.words().all);
+    tiles = arena.take<int32_t>(rows * words_in_tile<Kernel>(book.words()));
     ratio = arena.take<float>(rows / Kernel::kTileRows + 1);
     sizes = arena.take<Int8Sizes>(rows);
     bias = arena.take<int32_t>(rows);
@@ -158,7 +168,7 @@ inline void quantize_tile(const Int8Block<Kernel>& block, const Int8Book<In>& bo
   const double unit = unit_of(book, extent, largest_norm);
   const float per_unit = float(1 / unit), rounded = 1 / per_unit;
   block.ratio[begin / Kernel::kTileRows] = float(1 / (double(rounded) * book.unit));
-  int32_t* tile = block.tiles + begin * book.words().all;
+  int32_t* tile = block.tiles + begin * words_in_tile<Kernel>(book.words());
   for (int64_t v = 0; v < Block::kVectors; ++v) {
     const int64_t first = v * kWidth;
     const auto quantized = quantize<Simd, 0>(

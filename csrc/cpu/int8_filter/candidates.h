@@ -88,6 +88,7 @@ VQVAE_FAST_ALONE void choose_codes(const Int8Block<Kernel>& block, const Int8Boo
                                    int64_t first_group, int64_t num_listed, bool are_tops) {
   constexpr int64_t kLanes = Int8Block<Kernel>::kLanes, kTile = Kernel::kTileRows;
   const Int8Words words = book.words();
+  const int64_t tile_words = words_in_tile<Kernel>(words);
   const ListedCodes<In> codes = book.codes;
   int32_t scores[Kernel::kGroupCodes];
   int64_t scored_row = -1, scored_group = -1;
@@ -96,7 +97,7 @@ VQVAE_FAST_ALONE void choose_codes(const Int8Block<Kernel>& block, const Int8Boo
     Int8Candidate& listed = block.listed[block.by_group[i]];
     const int64_t r = listed.row, group = first_group + listed.place / kLanes;
     if (r != scored_row || group != scored_group) {
-      Kernel::score_row(block.tiles + r / kTile * kTile * words.all, r % kTile,
+      Kernel::score_row(block.tiles + r / kTile * kTile * tile_words, r % kTile,
                         block.ratio[r / kTile], book.groups + group * book.group_words(),
                         book.half_norm + group * Kernel::kGroupCodes, words, scores);
       scored_row = r;

@@ -16,6 +16,11 @@
 //                 the last tile
 //   score_row(tile, r, ratio, group, half_norm, words, scores)
 //                 the same scores of row r of a tile: scores[code of the group]
+// and it may have
+//   row_words(words)
+//                 the words that a row takes in a tile, if they are not words.all
+//   Session       what a thread must hold while it scores: a search makes one, Session(words), and
+//                 scores until it is destroyed
 #pragma once
 
 #include <stdint.h>
@@ -73,11 +78,21 @@ void filter_block(const Int8Block<Kernel>& block, const Int8Book<In>& book, int6
   }
 }
 
+template <class Kernel>
+auto begin_session(Int8Words words) {
+  if constexpr (requires { typename Kernel::Session; }) {
+    return typename Kernel::Session(words);
+  } else {
+    return words;  // nothing
+  }
+}
+
 template <class Kernel, class In>
 int64_t filter_search(const Int8Book<In>& book, const Rows<const In>& z, int64_t first_row,
                       int64_t last_row, bool codes_are_far, void* scratch, int64_t* indices,
                       double* distances, int64_t* unsettled) {
   const Int8Block<Kernel> block(book, last_row - first_row, scratch);
+  [[maybe_unused]] const auto session = begin_session<Kernel>(book.words());
   int64_t num_unsettled = 0;
   for (int64_t row = first_row; row < last_row; row += block.rows) {
     const int64_t count = smaller(block.rows, last_row - row);

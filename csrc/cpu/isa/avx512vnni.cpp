@@ -9,29 +9,11 @@
 // accumulators) and the operands. docs/performance.md tells what limits it.
 #include "../int8_filter/filter_kernel.h"
 #include "../prefetch.h"
+#include "avx512_products.h"
 #include "avx512_simd.h"
 
 namespace vqvae_fast {
 namespace {
-
-// Adds four products of unsigned and signed bytes to each lane. With the intrinsic, GCC 12 copies
-// the accumulator before each of them.
-inline void add_products(__m512i& sum, __m512i codes, __m512i row) {
-#if defined(__GNUC__)
-  __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(row));
-#else
-  sum = _mm512_dpbusd_epi32(sum, codes, row);
-#endif
-}
-
-// Adds two products of signed 16-bit integers to each lane.
-inline void add_wide_products(__m512i& sum, __m512i codes, __m512i row) {
-#if defined(__GNUC__)
-  __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(row));
-#else
-  sum = _mm512_dpwssd_epi32(sum, codes, row);
-#endif
-}
 
 struct Vnni {
   using Simd = Avx512Filter;

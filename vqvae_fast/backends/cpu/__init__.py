@@ -5,6 +5,9 @@ import torch
 from vqvae_fast import _native
 from vqvae_fast.backends.backend import Availability, Backend, Kernels
 
+# These instruction sets are not chosen before a machine that has them has measured them.
+_NEW = ("avx512amx",)
+
 
 def _check(device: torch.device) -> Availability:
     extension = _native.extension
@@ -19,6 +22,7 @@ def _check(device: torch.device) -> Availability:
         else f"the fastest; this processor has {', '.join(others)} "
         "(VQVAE_FAST_CPU_ISA overrides the choice)"
     )
+    why += "".join(f"; {other} has not been measured yet" for other in others[1:] if other in _NEW)
     return Availability("cpu", f"C++ ({isa})", True, why)
 
 

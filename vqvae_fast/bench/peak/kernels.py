@@ -17,10 +17,11 @@ class Kernel(NamedTuple):
 
     Attributes:
         isa: the name of the set, as in VQVAE_FAST_CPU_ISA if it is one of those.
-        vector_bytes: the bytes of each factor that are multiplied at once.
+        vector_bytes: the bytes of each factor that are multiplied at once; for tiles, those of all
+            256 pairs of a row and a column.
         features: the features that the processor must have, as GCC and Clang call them.
-        instructions: the instructions for multiply_add.cpp, in GNU assembler; empty for
-            portable.cpp.
+        instructions: the instructions for multiply_add.cpp, in GNU assembler, or the one for
+            tiles.cpp; empty for portable.cpp.
     """
 
     isa: str
@@ -29,13 +30,21 @@ class Kernel(NamedTuple):
     instructions: str = ""
 
 
+_TILE = 16 * 16 * 64
 # These macros choose the registers for vectors of that many bytes.
 REGISTERS = {
     64: ("VECTOR_BYTES=64", 'TARGET="avx512f"'),
     32: ("VECTOR_BYTES=32", 'TARGET="avx2"'),
     4: ("VECTOR_BYTES=16",),
 }
-_ELEMENT_BYTES = {"float32": 4, "int8": 1, "int16": 2, "bfloat16": 2}
+_ELEMENT_BYTES = {
+    "float32": 4,
+    "int8": 1,
+    "int16": 2,
+    "bfloat16": 2,
+    "amx_int8": 1,
+    "amx_bfloat16": 2,
+}
 # Each list has the best kernel first.
 KERNELS = {
     "float32": (
@@ -65,6 +74,8 @@ KERNELS = {
         ),
     ),
     "bfloat16": (Kernel("avx512bf16", 64, ("avx512bf16",), "vdpbf16ps %[x], %[x], %[sum]"),),
+    "amx_int8": (Kernel("amx", _TILE, ("amx-tile", "amx-int8"), "tdpbssd"),),
+    "amx_bfloat16": (Kernel("amx", _TILE, ("amx-tile", "amx-bf16"), "tdpbf16ps"),),
 }
 
 
@@ -89,15 +100,18 @@ def _load(kernel: Kernel) -> ctypes.CDLL:
         return build("portable.cpp")
     if platform.machine() not in ("x86_64", "AMD64"):
         raise PeakUnavailableError(f"is written for x86-64, not for {platform.machine()}")
-    supported = "&&".join(f'__builtin_cpu_supports("{feature}")' for feature in kernel.features)
-    library = build(
-        "multiply_add.cpp",
-        f'INSTRUCTIONS="{kernel.instructions}"',
-        f"SUPPORTED=({supported})",
-        *REGISTERS[kernel.vector_bytes],
-    )
+    features = "&&".join(f'__builtin_cpu_supports("{feature}")' for feature in kernel.features)
+    supported = f"SUPPORTED=({features})"
+    if kernel.vector_bytes == _TILE:
+        lack = "this processor lacks it, or the system denies it"
+        library = build("tiles.cpp", f'INSTRUCTION="{kernel.instructions}"', supported)
+    else:
+        lack = "this processor lacks it"
+        instructions = f'INSTRUCTIONS="{kernel.instructions}"'
+        registers = REGISTERS[kernel.vector_bytes]
+        library = build("multiply_add.cpp", instructions, supported, *registers)
     if not library.loop_is_supported():
-        raise PeakUnavailableError("this processor lacks it")
+        raise PeakUnavailableError(lack)
     return library
 
 

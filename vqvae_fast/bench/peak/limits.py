@@ -16,6 +16,8 @@ MULTIPLY_ADDS = {
     "int8_gops": "int8",
     "int16_gops": "int16",
     "bfloat16_gflops": "bfloat16",
+    "amx_int8_gops": "amx_int8",
+    "amx_bfloat16_gflops": "amx_bfloat16",
 }
 _BURST_SECONDS = 0.003
 _LEAST_ROUNDS = 5
@@ -41,12 +43,13 @@ def measure_limits(threads: int, seconds: float = 1.5) -> dict[str, Any]:
     Returns:
         A record for JSON. Each figure is the median over bursts of a few milliseconds that take
         turns, or None: ``float32_gflops``, ``int8_gops`` and ``int16_gops`` (sums of 32 bits),
-        ``bfloat16_gflops`` (sums in float32), in 1e9 operations a second where a multiply-add is
-        two; ``read_gb_per_s`` and ``copy_gb_per_s`` of memory four times the caches and no less
-        than 256 MiB, ``cache_read_gb_per_s`` of a quarter of the second-level cache for each
-        thread, in 1e9 bytes a second; ``clock_ghz``. The record also has ``threads``, ``bursts``
-        (of each figure), ``ranges`` (the smallest and the largest burst), ``isas`` and
-        ``unavailable``: the reasons for figures that are None.
+        ``bfloat16_gflops`` (sums in float32), ``amx_int8_gops`` and ``amx_bfloat16_gflops`` (the
+        same on Intel's matrix unit), in 1e9 operations a second where a multiply-add is two;
+        ``read_gb_per_s`` and ``copy_gb_per_s`` of memory four times the caches and no less than
+        256 MiB, ``cache_read_gb_per_s`` of a quarter of the second-level cache for each thread, in
+        1e9 bytes a second; ``clock_ghz``. The record also has ``threads``, ``bursts`` (of each
+        figure), ``ranges`` (the smallest and the largest burst), ``isas`` and ``unavailable``: the
+        reasons for figures that are None.
 
     Raises:
         ValueError: threads is less than 1.
