@@ -145,7 +145,7 @@ bool pack_int8_book(const Int8Filter<In>& filter, const ListedCodes<In>& codes,
   });
   Int8Extent extent{0, 0};
   for (const Int8Extent& part : extents) extent.raise_to(part);
-  book.unit = float(extent.unit());
+  book.unit = float(extent.unit(kLargestNarrow));
   if (!(book.unit >= kSmallestUnit && std::max(extent.wide, extent.narrow) <= kLargestElement)) {
     return false;
   }

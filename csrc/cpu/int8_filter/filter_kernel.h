@@ -1,13 +1,15 @@
 // This file is the int8 filter of all instruction sets: a file of isa/ supplies an Int8Kernel,
-// which packs operands and scores tiles, with its Simd, and instantiates it. Here and in the
+// which packs operands and scores tiles, with its Simd, and instantiates it. A TiledKernel
+// (tiled_kernel.h) is one. Here and in the
 // included files everything lies in unnamed namespaces and uses no standard library, because the
 // linker must not share this code with code built for a lesser machine.
 //
 // An Int8Kernel has
-//   Simd          lanes of float32 and int32 (isa/avx512vnni.cpp has one in full)
+//   Simd          lanes of float32 and int32 (isa/avx512_simd.h has one in full)
 //   kTileRows     rows that meet a panel together
 //   kGroupCodes   codes whose best scores are kept by lane, a multiple of the lanes
 //   kCodeOffset   128 if the integers of codes are packed as unsigned (q + 128), else 0
+//   kLargestRow   largest integer of a row in a narrow dimension, at most kLargestNarrow
 //   pack_rows(tile, words, w, first, word)    places word w of rows [first, first + lanes)
 //   pack_codes(group, words, w, first, word)  the same of codes of a group
 //                 words says how many there are, and which of them are wide
