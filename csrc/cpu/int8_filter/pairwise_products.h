@@ -22,8 +22,7 @@ struct PairwiseProducts {
 #endif
 
   VQVAE_FAST_INLINE static void add(Ints& sum, Ints codes, Ints row) {
-    const Ints ones = Simd::broadcast_int(0x00010001);
-    sum = Simd::add(sum, Simd::multiply_words(Simd::multiply_bytes(codes, row), ones));
+    sum = Simd::add(sum, Simd::add_words(Simd::multiply_bytes(codes, row)));
   }
   VQVAE_FAST_INLINE static void add_wide(Ints& sum, Ints codes, Ints row) {
     sum = Simd::add(sum, Simd::multiply_words(codes, row));

@@ -218,6 +218,17 @@ struct Avx2Filter : Avx2Float {
   static Ints multiply_bytes(Ints a, Ints b) { return _mm256_maddubs_epi16(a, b); }
   // Multiplies signed numbers of 16 bits, and adds two neighbouring products.
   static Ints multiply_words(Ints a, Ints b) { return _mm256_madd_epi16(a, b); }
+  // Adds neighbouring signed numbers of 16 bits. The ones stay in memory: GCC would keep them in a
+  // register, which a tile of scores needs.
+  static Ints add_words(Ints v) {
+#if defined(__GNUC__)
+    static constexpr Ones ones = {{1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1}};
+    __asm__("vpmaddwd %1, %0, %0" : "+x"(v) : "m"(ones));
+    return v;
+#else
+    return _mm256_madd_epi16(v, _mm256_set1_epi16(1));
+#endif
+  }
 
   static void to_doubles(Vec v, Doubles::Vec (&parts)[1]) { parts[0] = Doubles::of_floats(v); }
 
@@ -254,6 +265,9 @@ struct Avx2Filter : Avx2Float {
   }
 
  private:
+  struct alignas(32) Ones {
+    int16_t of_lane[16];
+  };
   static Mask mask_of(Ints lanes) { return Mask(_mm256_movemask_ps(_mm256_castsi256_ps(lanes))); }
   static Ints lanes_of(Mask m) {
     const __m256i bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);

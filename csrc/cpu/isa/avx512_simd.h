@@ -178,6 +178,8 @@ struct Avx512Filter : Avx512Float {
   static Ints multiply_bytes(Ints a, Ints b) { return _mm512_maddubs_epi16(a, b); }
   // Multiplies signed numbers of 16 bits, and adds two neighbouring products.
   static Ints multiply_words(Ints a, Ints b) { return _mm512_madd_epi16(a, b); }
+  // Adds neighbouring signed numbers of 16 bits.
+  static Ints add_words(Ints v) { return _mm512_madd_epi16(v, _mm512_set1_epi16(1)); }
 
   static void to_doubles(Vec v, Doubles::Vec (&parts)[2]) {
     parts[0] = _mm512_cvtps_pd(_mm512_castps512_ps256(v));
