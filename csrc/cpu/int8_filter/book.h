@@ -124,6 +124,8 @@ struct Int8Filter {
   int64_t tile_rows;    // rows that are scored together
   int64_t block_rows;   // rows that go through the codebook together
   int64_t group_codes;  // codes that are packed together
+  // Below these sizes of a codebook a search in float32 is as fast.
+  int64_t smallest_dim, fewest_elements;
   // Returns the bytes of scratch that `find_wide` and each call of `extent` and `pack` need.
   int64_t (*pack_scratch_bytes)(int64_t dim);
   int64_t (*wide_scratch_bytes)(int64_t dim);

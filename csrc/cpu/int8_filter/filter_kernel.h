@@ -10,6 +10,8 @@
 //   kGroupCodes   codes whose best scores are kept by lane, a multiple of the lanes
 //   kCodeOffset   128 if the integers of codes are packed as unsigned (q + 128), else 0
 //   kLargestRow   largest integer of a row in a narrow dimension, at most kLargestNarrow
+//   kSmallestDim, kFewestElements  the least D and K D of a codebook that the filter serves; below
+//                 them a search in float32 is as fast
 //   pack_rows(tile, words, w, first, word)    places word w of rows [first, first + lanes)
 //   pack_codes(group, words, w, first, word)  the same of codes of a group
 //                 words says how many there are, and which of them are wide
@@ -101,9 +103,17 @@ int64_t filter_scratch_bytes(const Int8Book<In>& book, int64_t rows) {
 template <class Kernel, class In>
 constexpr Int8Filter<In> make_filter() {
   using Simd = typename Kernel::Simd;
-  return {Kernel::kTileRows,        kInt8BlockRows<Kernel>,   Kernel::kGroupCodes,
-          centred_bytes<Simd>,      WideScratch<Simd>::bytes, find_wide<Simd, In>,
-          find_extent<Kernel, In>,  pack_groups<Kernel, In>,  filter_scratch_bytes<Kernel, In>,
+  return {Kernel::kTileRows,
+          kInt8BlockRows<Kernel>,
+          Kernel::kGroupCodes,
+          Kernel::kSmallestDim,
+          Kernel::kFewestElements,
+          centred_bytes<Simd>,
+          WideScratch<Simd>::bytes,
+          find_wide<Simd, In>,
+          find_extent<Kernel, In>,
+          pack_groups<Kernel, In>,
+          filter_scratch_bytes<Kernel, In>,
           filter_search<Kernel, In>};
 }
 

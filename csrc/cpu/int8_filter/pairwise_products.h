@@ -20,6 +20,7 @@ struct PairwiseProducts {
   static constexpr int kLargestRow = 64;
   static_assert(2 * (kLargestNarrow + 128) * kLargestRow <= INT16_MAX);
 #endif
+  static constexpr int64_t kSmallestDim = 16, kFewestElements = 1 << 15;
 
   VQVAE_FAST_INLINE static void add(Ints& sum, Ints codes, Ints row) {
     sum = Simd::add(sum, Simd::add_words(Simd::multiply_bytes(codes, row)));

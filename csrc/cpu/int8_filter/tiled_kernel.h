@@ -2,7 +2,7 @@
 // panel of two vectors of codes, and all scores of both stay in registers.
 //
 // Products says how an instruction set multiplies. It has
-//   kLargestRow             as an Int8Kernel's
+//   kLargestRow, kSmallestDim, kFewestElements  those of the Int8Kernel
 //   add(sum, codes, row)       adds four products of unsigned and signed bytes to each lane
 //   add_wide(sum, codes, row)  adds two products of signed 16-bit integers to each lane
 #pragma once
@@ -25,6 +25,8 @@ struct TiledKernel {
   static constexpr int kGroupCodes = 2 * kPanelCodes;
   static constexpr int kCodeOffset = 128;  // the products take unsigned bytes times signed ones
   static constexpr int kLargestRow = Products::kLargestRow;
+  static constexpr int64_t kSmallestDim = Products::kSmallestDim;
+  static constexpr int64_t kFewestElements = Products::kFewestElements;
 
   // tile: [words][kTileRows].
   static void pack_rows(int32_t* tile, Int8Words, int64_t w, int64_t first, Ints rows) {

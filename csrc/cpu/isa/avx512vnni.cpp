@@ -16,6 +16,7 @@ namespace {
 // With the intrinsics, GCC 12 copies the accumulator before each product.
 struct Vnni {
   static constexpr int kLargestRow = kLargestNarrow;
+  static constexpr int64_t kSmallestDim = 8, kFewestElements = 1 << 14;
 
   static void add(__m512i& sum, __m512i codes, __m512i row) {
 #if defined(__GNUC__)

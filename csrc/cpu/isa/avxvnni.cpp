@@ -17,6 +17,7 @@ namespace {
 // encoding, because AVX-512 VNNI has instructions of the same names.
 struct AvxVnni {
   static constexpr int kLargestRow = kLargestNarrow;
+  static constexpr int64_t kSmallestDim = 8, kFewestElements = 1 << 14;
 
   static void add(__m256i& sum, __m256i codes, __m256i row) {
 #if defined(__GNUC__)
