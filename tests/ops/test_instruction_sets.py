@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from kernels import INSTRUCTION_SETS, ROOT, build_settings
+from setuptools import Distribution
+from setuptools._distutils.ccompiler import new_compiler
+from setuptools._distutils.sysconfig import customize_compiler
 
 import vqvae_fast
 from vqvae_fast import _native
@@ -36,6 +39,35 @@ def test_a_cross_compiler_builds_what_its_target_has(monkeypatch, target, has_av
     built = build_settings()["ISA_FLAGS"]
     assert "portable" in built
     assert ("avx2" in built) == has_avx2
+
+
+@pytest.mark.parametrize("unknown", ["-mavxvnni", "{vex}"])
+def test_an_older_compiler_costs_one_instruction_set(monkeypatch, tmp_path, capsys, unknown):
+    """Whether the compiler does not know a flag or its assembler does not know an instruction."""
+    if "avxvnni" not in BUILT_HERE:
+        pytest.skip("this kind of machine has no flag that older compilers lack")
+    script = tmp_path / "old"
+    script.write_text(
+        '#!/bin/sh\nfor word in "$@"; do\n'
+        f'  [ "$word" = "{unknown}" ] && exit 1\n'
+        f'  case "$word" in *.cpp) grep -qFe "{unknown}" "$word" && exit 1;; esac\n'
+        f'done\nexec {tool("g++")} "$@"\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("CC", str(script))
+    monkeypatch.setenv("CXX", str(script))
+    monkeypatch.chdir(ROOT)
+    arguments = build_settings()["extension_arguments"]()
+    command = arguments["cmdclass"]["build_ext"](Distribution())
+    command.compiler = new_compiler()
+    customize_compiler(command.compiler)
+    extension = arguments["ext_modules"][0]
+    known = command._known_sets(extension)
+    assert known == [isa for isa in BUILT_HERE if isa != "avxvnni"]
+    assert dict(extension.define_macros)["VQVAE_FAST_ISAS"] == ",".join(known)
+    said = capsys.readouterr().err
+    assert "the kernels for avxvnni were not built" in said
+    assert unknown in said
 
 
 @needs_extension

@@ -1,5 +1,6 @@
 // machines: x86_64
 // flags: -mavx2 -mfma -mavxvnni
+// assembler: {vex} vpdpbusd %ymm0, %ymm0, %ymm0
 // flags: -fno-tree-slp-vectorize
 //
 // The kernels use vectors explicitly. GCC's SLP vectorizer would also pair up scalars, such as the
