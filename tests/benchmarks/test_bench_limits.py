@@ -7,7 +7,7 @@ import statistics
 
 import pytest
 
-from vqvae_fast.bench import peak
+from vqvae_fast.bench import peak, search
 from vqvae_fast.bench.peak import kernels, limits, native
 
 ON_X86 = platform.machine() in ("x86_64", "AMD64")
@@ -180,3 +180,17 @@ def test_cache_sizes_count_shared_caches_once(monkeypatch, tmp_path):
 def test_threads_must_be_positive():
     with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
         peak.measure_limits(0)
+
+
+def test_the_report_names_the_instruction_set_of_each_limit():
+    record = {
+        "bursts": 9,
+        "int8_gops": 542.0,
+        "read_gb_per_s": 20.0,
+        "ranges": {"int8_gops": [500.0, 560.0], "read_gb_per_s": [19.0, 21.0]},
+        "isas": {"int8_gops": "avxvnni", "read_gb_per_s": "avx2"},
+    }
+    assert search._limits_line(record) == (
+        "Limits, of 9 bursts each: int8 by avxvnni 542 GOP/s (500-560), "
+        "reading memory 20 GB/s (19-21).\n\n"
+    )
