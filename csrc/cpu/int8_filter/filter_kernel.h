@@ -1,8 +1,8 @@
 // This file is the int8 filter of all instruction sets: a file of isa/ supplies an Int8Kernel,
-// which packs operands and scores tiles, with its Simd, and instantiates it. A TiledKernel
-// (tiled_kernel.h) is one. Here and in the
-// included files everything lies in unnamed namespaces and uses no standard library, because the
-// linker must not share this code with code built for a lesser machine.
+// which packs operands and scores tiles, with its Simd, and instantiates it; tiled_kernel.h has the
+// one that the x86 sets share. Here and in the included files everything lies in unnamed namespaces
+// and uses no standard library, because the linker must not share this code with code built for a
+// lesser machine.
 //
 // An Int8Kernel has
 //   Simd          lanes of float32 and int32 (isa/avx512_simd.h has one in full)
