@@ -13,6 +13,7 @@ import platform
 import re
 import runpy
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from pathlib import Path
@@ -45,10 +46,12 @@ def instruction_sets(machine: str) -> dict[str, list[str]]:
     """The instruction sets that are built for such a machine, with their compiler flags.
 
     Each is a translation unit of its own, because nothing else may be compiled for instructions
-    that a machine may lack. Its first lines name the machines and the flags:
+    that a machine may lack. Its first lines name the machines and the flags, and may name an
+    instruction that older assemblers do not know:
 
         // machines: x86_64
         // flags: -mavx2 -mfma
+        // assembler: vfmadd231ps %ymm0, %ymm0, %ymm0
     """
     found = {}
     for path in sorted((Path(__file__).parent / kernel_source("x")).parent.glob("*.cpp")):
@@ -58,6 +61,13 @@ def instruction_sets(machine: str) -> dict[str, list[str]]:
         if machine in said["machines"] or "any" in said["machines"]:
             found[path.stem] = said["flags"]
     return found
+
+
+def instruction_of(isa: str) -> str:
+    """The instruction that the assembler must know for an instruction set, or no text."""
+    text = (Path(__file__).parent / kernel_source(isa)).read_text()
+    found = re.search(r"^// assembler: (.*)$", text, re.MULTILINE)
+    return found[1] if found else ""
 
 
 # As setuptools does: the variable names the target of a cross compiler, such as linux-aarch64.
@@ -215,6 +225,35 @@ def extension_arguments() -> dict:
             for earlier in library.parent.glob(f"{library.name.partition('.')[0]}.*"):
                 earlier.unlink()
 
+        def _assembles(self, instruction: str, flags: list[str]) -> bool:
+            with tempfile.TemporaryDirectory() as folder:
+                source = Path(folder) / "instruction.cpp"
+                source.write_text(f'__asm__("{instruction}");\n')
+                try:
+                    self.compiler.compile([str(source)], output_dir=folder, extra_postargs=flags)
+                except Exception:  # whatever a failing compiler raises
+                    return False
+            return True
+
+        def _known_sets(self, extension) -> list[str]:
+            """Leaves out the sets whose flags or instruction this compiler does not know."""
+            if not self._assembles("", []):
+                return list(ISA_FLAGS)  # there is no compiler at all, as the build will say
+            known = []
+            for isa, flags in ISA_FLAGS.items():
+                if self._assembles(instruction_of(isa), flags):
+                    known.append(isa)
+                    continue
+                words = " ".join([*flags, instruction_of(isa)]).strip()
+                print(
+                    f"warning: the kernels for {isa} were not built, because this compiler or its "
+                    f"assembler does not know: {words}",
+                    file=sys.stderr,
+                )
+            macros = {**dict(extension.define_macros), "VQVAE_FAST_ISAS": ",".join(known)}
+            extension.define_macros = list(macros.items())
+            return known
+
         def _compile_kernels(self, extension) -> None:
             def compile_one(isa: str) -> list[str]:
                 return self.compiler.compile(
@@ -227,7 +266,7 @@ def extension_arguments() -> dict:
 
             jobs = int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))
             with ThreadPoolExecutor(jobs) as pool:
-                for objects in pool.map(compile_one, ISA_FLAGS):
+                for objects in pool.map(compile_one, self._known_sets(extension)):
                     extension.extra_objects.extend(objects)
 
     kernels = set(glob("csrc/cpu/isa/*.cpp"))

@@ -67,8 +67,15 @@ FAULTS = [
     ),
     Fault(
         "integer filter: it serves one dimension less",
-        "constexpr int64_t kSmallestDim = 8;",
-        "constexpr int64_t kSmallestDim = 7;",
+        "static constexpr int64_t kSmallestDim = 16, kFewestElements = 1 << 15;",
+        "static constexpr int64_t kSmallestDim = 15, kFewestElements = 1 << 15;",
+        OPS + "filter.py",
+    ),
+    Fault(
+        "integer filter: sums of two products of bytes do not fit in 16 bits",
+        "static constexpr int kLargestRow = 64;\n"
+        "  static_assert(2 * (kLargestNarrow + 128) * kLargestRow <= INT16_MAX);",
+        "static constexpr int kLargestRow = 127;",
         OPS + "filter.py",
     ),
     Fault(
@@ -143,7 +150,7 @@ FAULTS = [
     ),
     Fault(
         "packed codebook: integers are kept although they settle few rows",
-        "if (integers_serve(filter, owned.book, pool)) return integers_of(set, owned.book);",
+        "if (integers_serve(*filter, owned.book, pool)) return integers_of(set, owned.book);",
         "return integers_of(set, owned.book);",
         OPS + "packed.py",
     ),

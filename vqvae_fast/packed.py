@@ -110,7 +110,7 @@ def pack(codebook: Tensor) -> PackedCodebook:
 
     Returns:
         A :class:`PackedCodebook`. It copies the codes and adds their packed form: on a CPU with
-        an integer filter (AVX-512 VNNI) a quarter of the size in float32 for long codes and more
+        an integer filter (AVX2, AVX-512) a quarter of the size in float32 for long codes and more
         for short ones; on others, and for float64, as much again as in float32 or float64. The
         Triton kernels' form takes half of the size in float32, of K and D padded; for float64 and
         for more than 1024 books, and on other devices, there is the copy alone.

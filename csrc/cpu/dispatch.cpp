@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <map>
+#include <mutex>
 #include <stdexcept>
 
 namespace vqvae_fast {
@@ -12,6 +14,8 @@ extern const InstructionSet VQVAE_FAST_ISAS;
 }
 
 namespace {
+
+constexpr const char* kWithoutFilter = "-float32";
 
 template <class... Sets>
 std::vector<const InstructionSet*> those_of_this_machine(const Sets&... sets) {
@@ -25,6 +29,18 @@ std::vector<const InstructionSet*> those_of_this_machine(const Sets&... sets) {
 }
 
 std::atomic<const InstructionSet*> selected{nullptr};
+
+// Returns a set without its integer filter. Its name differs, so that a codebook that was packed
+// for one of the two is not read by the other.
+const InstructionSet* without_filter(const InstructionSet& set) {
+  static std::mutex mutex;
+  static std::map<std::string, InstructionSet> made;
+  const std::lock_guard lock(mutex);
+  const auto entry = made.try_emplace(std::string(set.name) + kWithoutFilter, set).first;
+  entry->second.name = entry->first.c_str();
+  entry->second.filters = nullptr;
+  return &entry->second;
+}
 
 }  // namespace
 
@@ -47,6 +63,10 @@ void select_instruction_set(const std::string& name) {
   for (const InstructionSet* set : available_instruction_sets()) {
     if (name == set->name) {
       selected.store(set, std::memory_order_release);
+      return;
+    }
+    if (name == std::string(set->name) + kWithoutFilter) {
+      selected.store(without_filter(*set), std::memory_order_release);
       return;
     }
     available += (available.empty() ? "" : ", ") + std::string(set->name);

@@ -186,11 +186,12 @@ std::vector<char> pack_for_searches(const Codes<In>& codes, const ThreadPool& po
   const InstructionSet& set = instruction_set();
   const ListedCodes<In> all = list_all(codes);
   if constexpr (has_filter<In>) {
-    if (set.filters != nullptr && filter_packs(all)) {
-      const Int8Filter<In>& filter = *set.filters->filter(static_cast<const In*>(nullptr));
+    const Int8Filter<In>* filter =
+        set.filters == nullptr ? nullptr : set.filters->filter(static_cast<const In*>(nullptr));
+    if (filter != nullptr && filter_packs(*filter, all)) {
       OwnedInt8Book<In> owned;
-      if (pack_int8_book(filter, all, Directions::kWidestFirst, pool, owned)) {
-        if (integers_serve(filter, owned.book, pool)) return integers_of(set, owned.book);
+      if (pack_int8_book(*filter, all, Directions::kWidestFirst, pool, owned)) {
+        if (integers_serve(*filter, owned.book, pool)) return integers_of(set, owned.book);
       } else if (!(owned.book.unit > 0)) {
         // Probably all codes are equal, so that a search takes the first.
         return nothing_of<In>(set, codes);

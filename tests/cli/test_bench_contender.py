@@ -172,7 +172,10 @@ def test_an_answer_of_ours_that_becomes_wrong_ends_the_benchmark():
         ("nowhere.py:right", "there is no file nowhere.py to take a contender from"),
         ("nowhere:right", "there is no module nowhere to take a contender from"),
         ("my_searches.py:wrong", "my_searches.py has no function wrong to measure"),
-        ("my_searches.py:number", "a contender must be a function, my_searches.py:number has type int"),
+        (
+            "my_searches.py:number",
+            "must be a function, my_searches.py:number has type int",
+        ),
         ("my_searches.py:residual", "is a residual quantization, a search was expected"),
         ("my_searches.py:named_as_ours", "must not begin with 'ours', got 'ours, too'"),
     ],

@@ -38,10 +38,10 @@ Cases = dict[str, Callable[[Size], tuple[Tensor, Tensor]]]
 
 # Off every tile, block and pass of the float search, and too small for the integer filter.
 SMALL = Size(133, 101, 11)
-# The filter wants more rows than a few, 256 codes of 8 dimensions and 2^14 elements of the codebook
+# All filters serve more rows than a few, 256 codes, 16 dimensions and 2^15 elements of the codebook
 # (csrc/cpu/search.cpp, csrc/cpu/int8_filter/filter.cpp). One size has an odd dimension, and one has
 # more rows than a chunk of the filter, more dimensions than a step of its product, and few codes.
-FILTERED = [Size(61, 1031, 17), Size(230, 259, 67)]
+FILTERED = [Size(61, 2053, 17), Size(230, 517, 67)]
 
 # All in float64, rounded to the dtype under test: z [rows, dim], codebook [codes, dim].
 CASES: Cases = {
@@ -103,6 +103,10 @@ CASES: Cases = {
     ),
     "only z is huge": lambda size: (1e35 * size.z(), size.book()),
     "only the codes are huge": lambda size: (size.z(), 1e35 * size.book()),
+    # All integers are at the ends of their ranges: sums of products are as large as they can be.
+    "corners": lambda size: (lambda c: (size.near(c, 1e-3), c))(
+        (size.book() + 2 * size.normal(size.codes)[:, :1]).sign() + 1e-3 * size.book()
+    ),
     "heavy tails": lambda size: (size.z() / size.z(), size.book() / size.book()),
 }
 HALF: Cases = {

@@ -9,7 +9,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "../../csrc/cpu/dispatch.h"
@@ -237,14 +239,14 @@ struct Digest {
 
 struct Tally {
   Digest inputs, answers;  // the answers of the portable kernels
-  int64_t cases = 0, rows = 0, filtered = 0, settled = 0, settled_wide = 0;
+  int64_t cases = 0, rows = 0;
+  std::map<std::string, int64_t> settled, settled_wide;  // by the filter of each instruction set
 };
 
 // What the filter itself settles: without it a comparison of instruction sets could be idle.
 template <class In>
-void count_settled(const Case<In>& c, int64_t threads, Tally& tally) {
+void count_settled(const InstructionSet& set, const Case<In>& c, int64_t threads, Tally& tally) {
   if constexpr (has_filter<In>) {
-    const InstructionSet& set = *available_instruction_sets().front();
     const ListedCodes<In> codes = list_all(c.codes);
     if (set.filters == nullptr) return;
     const Int8Filter<In>& filter = *set.filters->filter(static_cast<const In*>(nullptr));
@@ -256,8 +258,7 @@ void count_settled(const Case<In>& c, int64_t threads, Tally& tally) {
       return;
     }
     const int64_t settled = c.rows.count - int64_t(unsettled.size());
-    tally.filtered += c.rows.count;
-    tally.settled += settled;
+    tally.settled[set.name] += settled;
     std::vector<float> centre(padded_dim(c.codes.dim));  // near enough
     for (int64_t d = 0; d < c.codes.dim; ++d) {
       centre[d] = widen(c.codes.row(0)[d * c.codes.element_stride]);
@@ -265,7 +266,7 @@ void count_settled(const Case<In>& c, int64_t threads, Tally& tally) {
     std::vector<float> reflections(reflections_size(c.codes.dim));
     std::vector<double> scratch(filter.wide_scratch_bytes(c.codes.dim) / sizeof(double));
     if (filter.find_wide(codes, centre.data(), scratch.data(), reflections.data()) > 0) {
-      tally.settled_wide += settled;
+      tally.settled_wide[set.name] += settled;
     }
   }
 }
@@ -282,8 +283,8 @@ bool attack(Random& random, Tally& tally) {
   tally.answers.add(wanted.quantized);
   ++tally.cases;
   tally.rows += c.rows.count;
-  count_settled(c, threads, tally);
   for (const InstructionSet* set : available_instruction_sets()) {
+    count_settled(*set, c, threads, tally);
     const bool packed = one_in(random, 2);
     const Answer<In> found = search(c, set->name, threads, packed);
     for (int64_t n = 0; n < c.rows.count; ++n) {
@@ -331,8 +332,10 @@ int main(int argc, char** argv) {
   }
   std::printf("inputs %llu answers %llu ", (unsigned long long)tally.inputs.value,
               (unsigned long long)tally.answers.value);
-  std::printf("cases %lld rows %lld filtered %lld settled %lld settled_wide %lld\n",
-              (long long)tally.cases, (long long)tally.rows, (long long)tally.filtered,
-              (long long)tally.settled, (long long)tally.settled_wide);
+  std::printf("cases %lld rows %lld\n", (long long)tally.cases, (long long)tally.rows);
+  for (const auto& [name, rows] : tally.settled) {
+    std::printf("%s.settled %lld %s.settled_wide %lld\n", name.c_str(), (long long)rows,
+                name.c_str(), (long long)tally.settled_wide[name]);
+  }
   return 0;
 }

@@ -89,6 +89,23 @@ def settled_by_filter(z: Tensor, codebook: Tensor, packed: Tensor | None = None)
     return None if settled < 0 else settled
 
 
+# The instruction sets whose integer filter must serve where the machine has the set.
+FILTERING = ("avx2", "avxvnni", "avx512", "avx512vnni", "avx512amx")
+
+
+def filtering_sets() -> list[str]:
+    """The instruction sets of this machine whose integer filter serves a search."""
+    chosen = _native.extension.cpu_isa()
+    pair = torch.ones(61, 32), torch.eye(1031, 32)
+    found = []
+    for isa in INSTRUCTION_SETS:
+        _native.extension.set_cpu_isa(isa)
+        if settled_by_filter(*pair) is not None:
+            found.append(isa)
+    _native.extension.set_cpu_isa(chosen)
+    return found
+
+
 def in_each(op: str) -> Callable:
     """The op in every instruction set and on CUDA's stand-in, which must return the same bits.
 

@@ -212,6 +212,8 @@ struct PlainFilter : PlainSimd<float> {
 struct PlainInt8 {
   using Simd = PlainFilter;
   static constexpr int kTileRows = 10, kGroupCodes = 24, kCodeOffset = 0;
+  static constexpr int kLargestRow = 127;
+  static constexpr int64_t kSmallestDim = 8, kFewestElements = 1 << 14;
 
   // tile: [kTileRows][words].
   static void pack_rows(int32_t* tile, Int8Words words, int64_t w, int64_t first, Simd::Ints rows) {

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from kernels import INSTRUCTION_SETS, ROOT, build_settings, compiled_once
+from kernels import FILTERING, INSTRUCTION_SETS, ROOT, build_settings, compiled_once, filtering_sets
 
 COMPILER = shutil.which("g++")
 CROSS_COMPILER = shutil.which("aarch64-linux-gnu-g++")
@@ -26,10 +26,10 @@ DRIVER = Path(__file__).with_name("attack.cpp")
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1"]
 
 
-def build(*flags, loose=False, compiler=COMPILER, kernels=None, driver=DRIVER):
+def build(*flags, fault="", faulty="", compiler=COMPILER, kernels=None, driver=DRIVER):
     """The program: the kernels, each with the flags of setup.py, and the driver.
 
-    loose: the integer filter rules out more than it may.
+    fault: a macro that makes the integer filter of the instruction set ``faulty`` wrong.
     kernels: the instruction sets with their sources and flags, those of setup.py if None.
     """
     settings = build_settings()
@@ -40,9 +40,9 @@ def build(*flags, loose=False, compiler=COMPILER, kernels=None, driver=DRIVER):
     common.append(f"-DVQVAE_FAST_ISAS={','.join(kernels)}")
     common.append("-DVQVAE_FAST_TEST_SMALL_AS_LARGE")  # in small searches, too
     sources = dict(kernels.values())
-    if loose:
-        faulty = ROOT / settings["kernel_source"]("avx512vnni")
-        sources[faulty] = [*sources[faulty], "-DVQVAE_FAST_TEST_LOOSE_BOUND"]
+    if fault:
+        wrong, own = kernels[faulty]
+        sources[wrong] = [*own, f"-D{fault}"]
     drivers = ["search.cpp", "packed_codebook.cpp", "int8_filter/filter.cpp"]
     drivers += ["codes/distinct.cpp", "dispatch.cpp"]
     sources |= {ROOT / "csrc" / "cpu" / name: [] for name in drivers}
@@ -82,19 +82,28 @@ def attack(program, rounds, seed, emulator=None):
 def test_instruction_sets_return_the_same_bits(flags, rounds):
     counts = attack(build(*flags), rounds, seed=1)
     assert counts["cases"] >= 120
-    if "avx512vnni" in INSTRUCTION_SETS:  # the filter had its part in it
-        assert counts["settled"] > 500
-        assert counts["settled_wide"] > 20
+    for isa in filtering_sets():  # the filters had their part in it
+        assert counts[f"{isa}.settled"] > 500
+        assert counts[f"{isa}.settled_wide"] > 20
 
 
-def test_a_loose_bound_is_found():
-    """The comparison must notice a filter that rules out too much."""
-    if "avx512vnni" not in INSTRUCTION_SETS:
-        pytest.skip("this machine has no filter")
-    program = build("-O3", loose=True)
-    process = subprocess.run([program, "2000", "1"], capture_output=True, text=True)
+@pytest.mark.parametrize(
+    ("fault", "isa"),
+    [
+        *(("VQVAE_FAST_TEST_LOOSE_BOUND", isa) for isa in FILTERING),
+        *(("VQVAE_FAST_TEST_CUT_OFF", isa) for isa in ("avx2", "avx512")),
+    ],
+)
+def test_a_faulty_filter_is_found(fault, isa):
+    """The comparison must notice a filter that rules out too much, because its bound is too high or
+    because products of bytes that do not fit in 16 bits are cut off."""
+    if isa not in INSTRUCTION_SETS:
+        pytest.skip(f"this machine lacks {isa}")
+    process = subprocess.run(
+        [build("-O3", fault=fault, faulty=isa), "2000", "1"], capture_output=True, text=True
+    )
     assert process.returncode == 1
-    assert process.stdout.startswith("avx512vnni")
+    assert process.stdout.startswith(f"{isa}, ")
 
 
 @pytest.mark.skipif(CROSS_COMPILER is None, reason="aarch64-linux-gnu-g++ is not there")

@@ -5,9 +5,19 @@ import math
 import pytest
 import torch
 from adversarial import CASES, FILTERED, HALF, Size
-from kernels import EVERY_SET, INSTRUCTION_SETS, compiled, settled_by_filter
+from kernels import (
+    EVERY_SET,
+    FILTERING,
+    INSTRUCTION_SETS,
+    compiled,
+    filtering_sets,
+    settled_by_filter,
+)
 from oracle import check
 from torch import Tensor
+
+import vqvae_fast
+from vqvae_fast import _native
 
 pytestmark = [
     pytest.mark.skipif(not INSTRUCTION_SETS, reason="the C++ extension is not there"),
@@ -22,20 +32,13 @@ def settled(isa: str, z: Tensor, codebook: Tensor) -> int | None:
     return settled_by_filter(z, codebook)
 
 
-def filters() -> list[str]:
-    """The instruction sets that have a filter."""
-    size = FILTERED[0]
-    pair = torch.randn(size.rows, size.dim), torch.randn(size.codes, size.dim)
-    return [isa for isa in INSTRUCTION_SETS if settled(isa, *pair) is not None]
-
-
 def check_everywhere(z: Tensor, codebook: Tensor, *, exact_ties: bool = False) -> None:
     """The oracle judges one result, which every instruction set must return."""
     check(EVERY_SET.nearest_code(z, codebook), z, codebook, exact_ties=exact_ties)
 
 
 def test_the_machine_s_vector_integers_have_a_filter():
-    assert ("avx512vnni" in INSTRUCTION_SETS) == ("avx512vnni" in filters())
+    assert filtering_sets() == [isa for isa in INSTRUCTION_SETS if isa in FILTERING]
 
 
 def is_ordinary(codebook: Tensor) -> bool:
@@ -56,7 +59,7 @@ def test_named_values(size: Size, dtype: torch.dtype, case: str) -> None:
     z, codebook = (part.to(dtype) for part in cases[case](size))
     check_everywhere(z, codebook)
     if is_ordinary(codebook):
-        for isa in filters():
+        for isa in filtering_sets():
             assert settled(isa, z, codebook) is not None, "the filter had no part in this case"
 
 
@@ -71,7 +74,7 @@ def test_most_named_values_are_the_filter_s() -> None:
 def test_ordinary_rows_are_settled(size: Size, dtype: torch.dtype) -> None:
     z, codebook = size.z().to(dtype), size.book().to(dtype)
     check_everywhere(z, codebook)
-    for isa in filters():
+    for isa in filtering_sets():
         assert (settled(isa, z, codebook) or 0) > size.rows // 2
 
 
@@ -98,19 +101,41 @@ def test_bad_rows_and_bad_codes(size: Size, bad: float) -> None:
     first = 0 if math.isnan(bad) else int((~of_codes).nonzero()[0])
     assert (indices[~good] == first).all()
     assert not distances[~good].isfinite().any()
-    for isa in filters():
+    for isa in filtering_sets():
         assert settled(isa, z, codebook) is not None
 
 
 def test_what_the_filter_leaves_to_float32() -> None:
     """Few rows, few codes, few elements and few dimensions, each one short of what it wants."""
-    sizes = [(12, 1031, 17), (13, 1031, 24), (61, 255, 80), (61, 1023, 15), (61, 4000, 7)]
-    for rows, codes, dim in sizes:
+    dot, pairs = {"avxvnni", "avx512vnni"}, {"avx2", "avx512"}  # pairs: no product adds four bytes
+    every = dot | pairs
+    sizes = [
+        *[((12, 2053, 17), set()), ((13, 2053, 24), set()), ((61, 255, 160), set())],
+        *[((61, 1023, 15), set()), ((61, 4000, 7), set())],
+        *[((61, 1023, 17), dot), ((61, 4000, 15), dot), ((61, 1023, 32), dot)],
+        *[((13, 2053, 17), every), ((14, 2053, 24), every), ((61, 256, 160), every)],
+        *[((61, 1024, 32), every)],
+    ]
+    for (rows, codes, dim), served in sizes:
         z, codebook = torch.randn(rows, dim), torch.randn(codes, dim)
         check_everywhere(z, codebook)
-        assert not [isa for isa in filters() if settled(isa, z, codebook) is not None]
-    for rows, codes, dim in [(13, 1031, 17), (14, 1031, 24)]:
-        z, codebook = torch.randn(rows, dim), torch.randn(codes, dim)
-        assert all(settled(isa, z, codebook) is not None for isa in filters())
-    z, codebook = torch.randn(61, 17).double(), torch.randn(1031, 17).double()
-    assert not [isa for isa in filters() if settled(isa, z, codebook) is not None]
+        serving = {isa for isa in INSTRUCTION_SETS if settled(isa, z, codebook) is not None}
+        assert serving == served & set(INSTRUCTION_SETS), (rows, codes, dim)
+    z, codebook = torch.randn(61, 17).double(), torch.randn(2053, 17).double()
+    assert not [isa for isa in INSTRUCTION_SETS if settled(isa, z, codebook) is not None]
+
+
+@pytest.mark.parametrize("isa", FILTERING)
+def test_a_set_without_its_filter_searches_in_float32(isa: str) -> None:
+    if isa not in INSTRUCTION_SETS:
+        pytest.skip(f"this machine lacks {isa}")
+    z, codebook = torch.randn(61, 64), torch.randn(1031, 64)
+    wanted = compiled(isa).nearest_code(z, codebook)
+    packed = vqvae_fast.pack(codebook)
+    alone = f"{isa}-float32"
+    assert settled(alone, z, codebook) is None
+    assert _native.extension.cpu_isa() == alone
+    for book in (codebook, packed):  # it does not read what was packed for integers
+        found = vqvae_fast.nearest_code(z, book)
+        assert torch.equal(found.indices, wanted[0])
+        assert torch.equal(found.distances, wanted[1])

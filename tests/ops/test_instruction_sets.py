@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from kernels import INSTRUCTION_SETS, ROOT, build_settings
+from setuptools import Distribution
+from setuptools._distutils.ccompiler import new_compiler
+from setuptools._distutils.sysconfig import customize_compiler
 
 import vqvae_fast
 from vqvae_fast import _native, backends
@@ -38,6 +41,35 @@ def test_a_cross_compiler_builds_what_its_target_has(monkeypatch, target, has_av
     assert ("avx2" in built) == has_avx2
 
 
+@pytest.mark.parametrize("unknown", ["-mavxvnni", "{vex}"])
+def test_an_older_compiler_costs_one_instruction_set(monkeypatch, tmp_path, capsys, unknown):
+    """Whether the compiler does not know a flag or its assembler does not know an instruction."""
+    if "avxvnni" not in BUILT_HERE:
+        pytest.skip("this kind of machine has no flag that older compilers lack")
+    script = tmp_path / "old"
+    script.write_text(
+        '#!/bin/sh\nfor word in "$@"; do\n'
+        f'  [ "$word" = "{unknown}" ] && exit 1\n'
+        f'  case "$word" in *.cpp) grep -qFe "{unknown}" "$word" && exit 1;; esac\n'
+        f'done\nexec {tool("g++")} "$@"\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("CC", str(script))
+    monkeypatch.setenv("CXX", str(script))
+    monkeypatch.chdir(ROOT)
+    arguments = build_settings()["extension_arguments"]()
+    command = arguments["cmdclass"]["build_ext"](Distribution())
+    command.compiler = new_compiler()
+    customize_compiler(command.compiler)
+    extension = arguments["ext_modules"][0]
+    known = command._known_sets(extension)
+    assert known == [isa for isa in BUILT_HERE if isa != "avxvnni"]
+    assert dict(extension.define_macros)["VQVAE_FAST_ISAS"] == ",".join(known)
+    said = capsys.readouterr().err
+    assert "the kernels for avxvnni were not built" in said
+    assert unknown in said
+
+
 @needs_extension
 def test_what_there_is():
     assert INSTRUCTION_SETS[-1] == "portable"
@@ -49,6 +81,7 @@ def test_what_there_is():
         assert ("avx512" in INSTRUCTION_SETS) == wanted
         assert ("avx512vnni" in INSTRUCTION_SETS) == (wanted and "avx512_vnni" in flags)
         assert ("avx2" in INSTRUCTION_SETS) == ({"avx2", "fma"} <= flags)
+        assert ("avxvnni" in INSTRUCTION_SETS) == ({"avx2", "fma", "avx_vnni"} <= flags)
         # Linux may list the flags and still deny the process its tiles.
         assert "avx512amx" not in INSTRUCTION_SETS or {"amx_tile", "amx_int8"} <= flags
 
@@ -149,15 +182,21 @@ def test_a_kernel_file_shares_no_function(tmp_path, isa):
         assert kind in "DR", f"{symbol} is no constant"
 
 
-# Of each kernel: a word of its mangled names, the accumulators of its tile (one multiply-add each
-# and step), that instruction, and how many such loops there are at least.
+# Of each kernel: a pattern of its mangled names, the accumulators of its tile (one multiply-add
+# each and step), that instruction, and how many such loops there are at least.
 MAIN_LOOPS = {
     "avx512 float32": ("Avx512Float", 24, r"vfn?m(add|sub)\d+ps .*%zmm", 2),
     "avx512 float64": ("Avx512Double", 24, r"vfn?m(add|sub)\d+pd .*%zmm", 2),
     "avx2 float32": ("Avx2Float", 12, r"vfn?m(add|sub)\d+ps .*%ymm", 2),
     "avx2 float64": ("Avx2Double", 12, r"vfn?m(add|sub)\d+pd .*%ymm", 2),
-    "avx512vnni int8": ("score_tiles", 28, r"vpdpbusd .*%zmm", 2),
-    "avx512vnni int16": ("score_tiles", 28, r"vpdpwssd .*%zmm", 2),
+    "avx512vnni int8": (r"_4Vnni.*score_tiles", 28, r"vpdpbusd .*%zmm", 2),
+    "avx512vnni int16": (r"_4Vnni.*score_tiles", 28, r"vpdpwssd .*%zmm", 2),
+    "avx512 int8": (r"Avx512.*Pairwise.*score_tiles", 24, r"vpmaddubsw .*%zmm", 2),
+    "avx512 int16": (r"Avx512.*Pairwise.*score_tiles", 24, r"vpmaddwd .*%zmm", 2),
+    "avxvnni int8": (r"AvxVnni.*score_tiles", 12, r"\{vex\} vpdpbusd .*%ymm", 2),
+    "avxvnni int16": (r"AvxVnni.*score_tiles", 12, r"\{vex\} vpdpwssd .*%ymm", 2),
+    "avx2 int8": (r"Avx2.*Pairwise.*score_tiles", 12, r"vpmaddubsw .*%ymm", 2),
+    "avx2 int16": (r"Avx2.*Pairwise.*score_tiles", 12, r"vpmaddwd .*%ymm", 2),
 }
 # What takes a register to memory or to another: a spilled or a copied accumulator.
 MOVES = re.compile(r"rsp|vmov\w+ +%[xyz]mm\d+,%[xyz]mm\d+")
@@ -185,7 +224,7 @@ def functions(name):
         pytest.skip("the extension is stripped of its symbols")
     for line in symbols.stdout.splitlines():
         fields = line.split()
-        if len(fields) != 4 or fields[2] not in "tT" or name not in fields[3]:
+        if len(fields) != 4 or fields[2] not in "tT" or not re.search(name, fields[3]):
             continue
         begin, size = int(fields[0], 16), int(fields[1], 16)
         listing = subprocess.run(

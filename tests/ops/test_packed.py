@@ -3,7 +3,14 @@
 import pytest
 import torch
 from adversarial import CASES, DOUBLE, FILTERED, HALF, SMALL, Size
-from kernels import INSTRUCTION_SETS, compiled, same_bits, settled_by_filter
+from kernels import (
+    FILTERING,
+    INSTRUCTION_SETS,
+    compiled,
+    filtering_sets,
+    same_bits,
+    settled_by_filter,
+)
 from oracle import check
 from torch import Tensor
 
@@ -102,8 +109,7 @@ def test_the_filter_settles_few_rows(count: int) -> None:
         compiled(isa)
         packed = vqvae_fast.pack(codebook).packed
         settled = settled_by_filter(z, codebook, packed)
-        has_filter = isa in ("avx512vnni", "avx512amx")
-        assert settled >= 0.9 * count if has_filter else settled is None
+        assert settled is None if isa not in FILTERING else settled >= 0.9 * count
 
 
 @needs_kernels
@@ -131,8 +137,8 @@ def trained_like(rows: int, dim: int) -> Tensor:
 def test_wide_directions_serve_few_rows() -> None:
     z, codebook = trained_like(61, 64), trained_like(1031, 64)
     check_everywhere(z, codebook)
-    if "avx512vnni" in INSTRUCTION_SETS:
-        compiled("avx512vnni")
+    for isa in filtering_sets():
+        compiled(isa)
         packed = vqvae_fast.pack(codebook).packed
         assert settled_by_filter(z[:13], codebook, packed) >= 12
 

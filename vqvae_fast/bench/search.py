@@ -246,7 +246,8 @@ def _limits_line(limits: dict[str, Any]) -> str:
     for key, (name, unit) in _LIMITS.items():
         if limits.get(key) is not None:
             low, high = limits["ranges"][key]
-            told.append(f"{name} {limits[key]:.0f} {unit} ({low:.0f}-{high:.0f})")
+            by = f" by {limits['isas'][key]}" if unit.endswith("OP/s") else ""
+            told.append(f"{name}{by} {limits[key]:.0f} {unit} ({low:.0f}-{high:.0f})")
     return f"Limits, of {limits['bursts']} bursts each: {', '.join(told)}.\n\n" if told else ""
 
 

@@ -128,11 +128,12 @@ struct Int8Block {
 
 // Returns the unit that the integers of a tile need, for rows of at most that norm. Scores must fit
 // in 32 bits, so rows much shorter or longer than the codes get a larger unit.
-template <class In>
+template <class Kernel, class In>
 inline double unit_of(const Int8Book<In>& book, const Int8Extent& extent, double largest_norm) {
   const double most = book.largest.norm / double(book.unit);
-  return larger(extent.unit(), larger(0.5 * book.largest.norm * most / kMaxHalfNorm,
-                                      largest_norm * most / kMaxProduct));
+  return larger(
+      extent.unit(Kernel::kLargestRow),
+      larger(0.5 * book.largest.norm * most / kMaxHalfNorm, largest_norm * most / kMaxProduct));
 }
 
 // Quantizes rows [begin, end) of the block, which form a tile. They share a unit, because they
@@ -165,7 +166,7 @@ inline void quantize_tile(const Int8Block<Kernel>& block, const Int8Book<In>& bo
       if (settles[v] >> l & 1) largest_norm = larger(largest_norm, norm);
     }
   }
-  const double unit = unit_of(book, extent, largest_norm);
+  const double unit = unit_of<Kernel>(book, extent, largest_norm);
   const float per_unit = float(1 / unit), rounded = 1 / per_unit;
   block.ratio[begin / Kernel::kTileRows] = float(1 / (double(rounded) * book.unit));
   int32_t* tile = block.tiles + begin * words_in_tile<Kernel>(book.words());

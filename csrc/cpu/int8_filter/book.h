@@ -25,6 +25,10 @@ constexpr int32_t kUnusable = -1610 * 1000 * 1000;
 // norms.
 constexpr double kMaxHalfNorm = 1 << 29, kMaxProduct = 1 << 28;
 
+// The integers of wide dimensions have at most this magnitude, those of narrow ones at most the
+// other; a kernel may allow rows a smaller one.
+constexpr int kLargestWide = 32767, kLargestNarrow = 127;
+
 // Returns the length of a centred vector in floats; zeros follow its last element.
 VQVAE_FAST_INLINE int64_t padded_dim(int64_t dim) { return (dim + 15) / 16 * 16; }
 
@@ -72,8 +76,9 @@ struct Int8Extent {
     narrow = other.narrow > narrow ? other.narrow : narrow;
   }
   // Returns the unit with which such elements fit their integers.
-  VQVAE_FAST_INLINE double unit() const {
-    const double of_wide = double(wide) / 32767, of_narrow = double(narrow) / 127;
+  VQVAE_FAST_INLINE double unit(int largest_narrow) const {
+    const double of_wide = double(wide) / kLargestWide;
+    const double of_narrow = double(narrow) / largest_narrow;
     return of_wide > of_narrow ? of_wide : of_narrow;
   }
 };
@@ -119,6 +124,8 @@ struct Int8Filter {
   int64_t tile_rows;    // rows that are scored together
   int64_t block_rows;   // rows that go through the codebook together
   int64_t group_codes;  // codes that are packed together
+  // Below these sizes of a codebook a search in float32 is as fast.
+  int64_t smallest_dim, fewest_elements;
   // Returns the bytes of scratch that `find_wide` and each call of `extent` and `pack` need.
   int64_t (*pack_scratch_bytes)(int64_t dim);
   int64_t (*wide_scratch_bytes)(int64_t dim);

@@ -14,11 +14,8 @@
 namespace vqvae_fast {
 namespace {
 
-// Below these sizes the work per row costs more than the filter saves.
+// Against fewer codes the work per row costs more than the filter saves.
 constexpr int64_t kFewestCodes = 256;
-constexpr int64_t kFewestElements = 1 << 14;
-// Integers cannot tell shorter codes apart, because those lie too close to each other.
-constexpr int64_t kSmallestDim = 8;
 // The smallest unit of the codes' integers: its square is an ordinary number in float32.
 constexpr float kSmallestUnit = 0x1p-47f;
 // The filter looks for wide directions if the search has so many multiply-adds, because then
@@ -120,8 +117,9 @@ void search_chunks(const Int8Filter<In>& filter, const Int8Book<In>& book, const
 }  // namespace
 
 template <class In>
-bool filter_packs(const ListedCodes<In>& codes) {
-  return codes.count >= kFewestCodes && codes.dim >= kSmallestDim && codes.dim <= kInt8LargestDim;
+bool filter_packs(const Int8Filter<In>& filter, const ListedCodes<In>& codes) {
+  return codes.count >= kFewestCodes && codes.dim >= filter.smallest_dim &&
+         codes.dim <= kInt8LargestDim;
 }
 
 template <class In>
@@ -145,7 +143,7 @@ bool pack_int8_book(const Int8Filter<In>& filter, const ListedCodes<In>& codes,
   });
   Int8Extent extent{0, 0};
   for (const Int8Extent& part : extents) extent.raise_to(part);
-  book.unit = float(extent.unit());
+  book.unit = float(extent.unit(kLargestNarrow));
   if (!(book.unit >= kSmallestUnit && std::max(extent.wide, extent.narrow) <= kLargestElement)) {
     return false;
   }
@@ -168,8 +166,8 @@ bool filter_serves(const Int8Filter<In>& filter, const Rows<const In>& z,
                    const ListedCodes<In>& codes, const ThreadPool& pool) {
   // If there are fewer tiles than threads, the float search serves, because it divides the codes
   // too.
-  return 2 * num_tiles(filter, z.count) >= pool.num_threads && filter_packs(codes) &&
-         codes.count * codes.dim >= kFewestElements;
+  return 2 * num_tiles(filter, z.count) >= pool.num_threads && filter_packs(filter, codes) &&
+         codes.count * codes.dim >= filter.fewest_elements;
 }
 
 template <class In>
@@ -269,7 +267,7 @@ bool filter_rows(const Int8Filter<In>& filter, const Rows<const In>& z,
 }
 
 #define VQVAE_FAST_INSTANTIATE(In)                                                                \
-  template bool filter_packs(const ListedCodes<In>&);                                             \
+  template bool filter_packs(const Int8Filter<In>&, const ListedCodes<In>&);                      \
   template bool pack_int8_book(const Int8Filter<In>&, const ListedCodes<In>&, Directions,         \
                                const ThreadPool&, OwnedInt8Book<In>&);                            \
   template void filter_packed_rows(const Int8Filter<In>&, const Int8Book<In>&,                    \

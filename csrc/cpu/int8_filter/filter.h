@@ -21,7 +21,7 @@ bool filter_serves(const Int8Filter<In>& filter, const Rows<const In>& z,
 
 // Returns whether the filter may search such a codebook, however many rows there are.
 template <class In>
-bool filter_packs(const ListedCodes<In>& codes);
+bool filter_packs(const Int8Filter<In>& filter, const ListedCodes<In>& codes);
 
 // An OwnedInt8Book is a codebook packed for the filter, with its memory.
 template <class In>

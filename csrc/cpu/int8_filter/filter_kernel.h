@@ -1,13 +1,17 @@
 // This file is the int8 filter of all instruction sets: a file of isa/ supplies an Int8Kernel,
-// which packs operands and scores tiles, with its Simd, and instantiates it. Here and in the
-// included files everything lies in unnamed namespaces and uses no standard library, because the
-// linker must not share this code with code built for a lesser machine.
+// which packs operands and scores tiles, with its Simd, and instantiates it; tiled_kernel.h has the
+// one that the x86 sets share. Here and in the included files everything lies in unnamed namespaces
+// and uses no standard library, because the linker must not share this code with code built for a
+// lesser machine.
 //
 // An Int8Kernel has
-//   Simd          lanes of float32 and int32 (isa/avx512vnni.cpp has one in full)
+//   Simd          lanes of float32 and int32 (isa/avx512_simd.h has one in full)
 //   kTileRows     rows that meet a panel together
 //   kGroupCodes   codes whose best scores are kept by lane, a multiple of the lanes
 //   kCodeOffset   128 if the integers of codes are packed as unsigned (q + 128), else 0
+//   kLargestRow   largest integer of a row in a narrow dimension, at most kLargestNarrow
+//   kSmallestDim, kFewestElements  the least D and K D of a codebook that the filter serves; below
+//                 them a search in float32 is as fast
 //   pack_rows(tile, words, w, first, word)    places word w of rows [first, first + lanes)
 //   pack_codes(group, words, w, first, word)  the same of codes of a group
 //                 words says how many there are, and which of them are wide
@@ -114,9 +118,17 @@ int64_t filter_scratch_bytes(const Int8Book<In>& book, int64_t rows) {
 template <class Kernel, class In>
 constexpr Int8Filter<In> make_filter() {
   using Simd = typename Kernel::Simd;
-  return {Kernel::kTileRows,        kInt8BlockRows<Kernel>,   Kernel::kGroupCodes,
-          centred_bytes<Simd>,      WideScratch<Simd>::bytes, find_wide<Simd, In>,
-          find_extent<Kernel, In>,  pack_groups<Kernel, In>,  filter_scratch_bytes<Kernel, In>,
+  return {Kernel::kTileRows,
+          kInt8BlockRows<Kernel>,
+          Kernel::kGroupCodes,
+          Kernel::kSmallestDim,
+          Kernel::kFewestElements,
+          centred_bytes<Simd>,
+          WideScratch<Simd>::bytes,
+          find_wide<Simd, In>,
+          find_extent<Kernel, In>,
+          pack_groups<Kernel, In>,
+          filter_scratch_bytes<Kernel, In>,
           filter_search<Kernel, In>};
 }
 

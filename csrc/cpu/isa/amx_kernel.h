@@ -41,6 +41,8 @@ struct AmxKernel {
   using Simd = Avx512Filter;
   static constexpr int kTileRows = 2 * kSide, kGroupCodes = 8 * kSide;
   static constexpr int kCodeOffset = 0;  // both factors are signed
+  static constexpr int kLargestRow = kLargestNarrow;
+  static constexpr int64_t kSmallestDim = 8, kFewestElements = 1 << 14;
 
   // A Session gives the calling thread tiles of the shapes that a search needs, and gives back
   // those that it finds: another library may have left its own in this thread. Their contents are
@@ -138,18 +140,18 @@ struct AmxKernel {
       const __m512i element = _mm512_set1_epi32(tile[w * kTileRows + r]);
       VQVAE_FAST_UNROLL
       for (int j = 0; j < kGroupTiles; ++j) {
-        add_wide_products(sums[j], _mm512_loadu_si512(group + j * words.all * kSide), element);
+        Vnni::add_wide(sums[j], _mm512_loadu_si512(group + j * words.all * kSide), element);
       }
     }
     for (int64_t w = 0; w < words.all - words.wide; ++w, group += kSide) {
       const int64_t step = depth.step_of(w);
       const __m512i element =
           _mm512_set1_epi32(row[step * kTileWords + w - depth.first_word(step)]);
-      add_products(raised, sign_bits, element);
+      Vnni::add(raised, sign_bits, element);
       VQVAE_FAST_UNROLL
       for (int j = 0; j < kGroupTiles; ++j) {
         const __m512i codes = _mm512_loadu_si512(group + j * words.all * kSide);
-        add_products(sums[j], _mm512_xor_si512(codes, sign_bits), element);
+        Vnni::add(sums[j], _mm512_xor_si512(codes, sign_bits), element);
       }
     }
     VQVAE_FAST_UNROLL
@@ -198,8 +200,8 @@ struct AmxKernel {
       VQVAE_FAST_UNROLL
       for (int w = 0; w < kWideWords; ++w) {
         const __m512i row = _mm512_set1_epi32(wide_rows[w * kTileRows]);
-        add_wide_products(first, wide_codes[w], row);
-        add_wide_products(second, wide_codes[kWideWords + w], row);
+        Vnni::add_wide(first, wide_codes[w], row);
+        Vnni::add_wide(second, wide_codes[kWideWords + w], row);
       }
     }
     return _mm512_max_epi32(first, second);

@@ -8,10 +8,15 @@
 // This file is the engine for AVX-512: 32 registers hold 8 rows x 3 vectors of codes (24
 // accumulators) and the operands.
 #include "../float_search/search_kernel.h"
+#include "../int8_filter/pairwise_products.h"
+#include "../int8_filter/tiled_kernel.h"
 #include "avx512_simd.h"
 
 namespace vqvae_fast {
 namespace {
+
+constexpr Int8Filters kFilters =
+    make_filters<TiledKernel<Avx512Filter, PairwiseProducts<Avx512Filter>, 12>>();
 
 VQVAE_FAST_PROBE bool machine_has() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -23,7 +28,8 @@ VQVAE_FAST_PROBE bool machine_has() {
 
 namespace isa {
 extern constinit const Engines avx512_engines = make_engines<Avx512Float, Avx512Double>();
-extern constinit const InstructionSet avx512 = {"avx512", 20, machine_has, &avx512_engines};
+extern constinit const InstructionSet avx512 = {"avx512", 20, machine_has, &avx512_engines,
+                                                &kFilters};
 }  // namespace isa
 
 }  // namespace vqvae_fast

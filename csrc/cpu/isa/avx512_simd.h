@@ -156,6 +156,10 @@ struct Avx512Filter : Avx512Float {
 
   static Ints load_ints(const int32_t* p) { return _mm512_loadu_si512(p); }
   static void store_ints(int32_t* p, Ints v) { _mm512_storeu_si512(p, v); }
+  template <int kCount>
+  static void store_first_ints(int32_t* p, Ints v) {
+    _mm512_mask_storeu_epi32(p, (1 << kCount) - 1, v);
+  }
   static Ints broadcast_int(int32_t v) { return _mm512_set1_epi32(v); }
   static Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
   static Ints max(Ints a, Ints b) { return _mm512_max_epi32(a, b); }
@@ -169,6 +173,13 @@ struct Avx512Filter : Avx512Float {
   static Ints shift_left(Ints v, unsigned bits) { return _mm512_slli_epi32(v, bits); }
   static Ints round(Vec v) { return _mm512_cvtps_epi32(v); }
   static Vec to_float(Ints v) { return _mm512_cvtepi32_ps(v); }
+  // Multiplies unsigned bytes with signed ones, and adds two neighbouring products; a sum that does
+  // not fit in 16 bits becomes the nearest number that does.
+  static Ints multiply_bytes(Ints a, Ints b) { return _mm512_maddubs_epi16(a, b); }
+  // Multiplies signed numbers of 16 bits, and adds two neighbouring products.
+  static Ints multiply_words(Ints a, Ints b) { return _mm512_madd_epi16(a, b); }
+  // Adds neighbouring signed numbers of 16 bits.
+  static Ints add_words(Ints v) { return _mm512_madd_epi16(v, _mm512_set1_epi16(1)); }
 
   static void to_doubles(Vec v, Doubles::Vec (&parts)[2]) {
     parts[0] = _mm512_cvtps_pd(_mm512_castps512_ps256(v));

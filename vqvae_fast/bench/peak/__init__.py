@@ -38,9 +38,7 @@ class PeakMeter:
     clock_hz: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        # The sets "avx512vnni" and "avx512amx" multiply float32 as "avx512" does.
-        selected = settings.current.cpu_isa or ""
-        wanted = self.isa or selected.removesuffix("vnni").removesuffix("amx")
+        wanted = self.isa or kernels.float_set(settings.current.cpu_isa or "")
         kernel, loop = kernels.named("float32", wanted) if wanted else kernels.best("float32")
         self.isa = kernel.isa
         self._rate = Rate(loop, self.threads, self.seconds)

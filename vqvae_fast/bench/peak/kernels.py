@@ -37,6 +37,12 @@ REGISTERS = {
     32: ("VECTOR_BYTES=32", 'TARGET="avx2"'),
     4: ("VECTOR_BYTES=16",),
 }
+# Without VNNI, products are added to sums of 32 bits in several instructions.
+_PAIRS_OF_WORDS = "vpmaddwd %[x], %[x], %[scratch]; vpaddd %[scratch], %[sum], %[sum]"
+_PAIRS_OF_BYTES = (
+    "vpmaddubsw %[x], %[x], %[scratch]; vpmaddwd %[ones], %[scratch], %[scratch]; "
+    "vpaddd %[scratch], %[sum], %[sum]"
+)
 _ELEMENT_BYTES = {
     "float32": 4,
     "int8": 1,
@@ -55,28 +61,29 @@ KERNELS = {
     "int8": (
         Kernel("avx512vnni", 64, ("avx512vnni",), "vpdpbusd %[x], %[x], %[sum]"),
         Kernel("avxvnni", 32, ("avxvnni",), "%{vex%} vpdpbusd %[x], %[x], %[sum]"),
-        Kernel(
-            "avx2",
-            32,
-            ("avx2",),
-            "vpmaddubsw %[x], %[x], %[scratch]; vpmaddwd %[ones], %[scratch], %[scratch]; "
-            "vpaddd %[scratch], %[sum], %[sum]",
-        ),
+        Kernel("avx512", 64, ("avx512bw",), _PAIRS_OF_BYTES),
+        Kernel("avx2", 32, ("avx2",), _PAIRS_OF_BYTES),
     ),
     "int16": (
         Kernel("avx512vnni", 64, ("avx512vnni",), "vpdpwssd %[x], %[x], %[sum]"),
         Kernel("avxvnni", 32, ("avxvnni",), "%{vex%} vpdpwssd %[x], %[x], %[sum]"),
-        Kernel(
-            "avx2",
-            32,
-            ("avx2",),
-            "vpmaddwd %[x], %[x], %[scratch]; vpaddd %[scratch], %[sum], %[sum]",
-        ),
+        Kernel("avx512", 64, ("avx512bw",), _PAIRS_OF_WORDS),
+        Kernel("avx2", 32, ("avx2",), _PAIRS_OF_WORDS),
     ),
     "bfloat16": (Kernel("avx512bf16", 64, ("avx512bf16",), "vdpbf16ps %[x], %[x], %[sum]"),),
     "amx_int8": (Kernel("amx", _TILE, ("amx-tile", "amx-int8"), "tdpbssd"),),
     "amx_bfloat16": (Kernel("amx", _TILE, ("amx-tile", "amx-bf16"), "tdpbf16ps"),),
 }
+
+
+def float_set(isa: str) -> str:
+    """Return the name of the kernel that multiplies float32 as an instruction set's search does.
+
+    Args:
+        isa: the name of the set, as in VQVAE_FAST_CPU_ISA.
+    """
+    isa = isa.removesuffix("-float32")
+    return {"avx512vnni": "avx512", "avx512amx": "avx512", "avxvnni": "avx2"}.get(isa, isa)
 
 
 def load(number_format: str, kernel: Kernel) -> Loop:
