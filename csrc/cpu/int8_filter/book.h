@@ -25,6 +25,9 @@ constexpr int32_t kUnusable = -1610 * 1000 * 1000;
 // norms.
 constexpr double kMaxHalfNorm = 1 << 29, kMaxProduct = 1 << 28;
 
+// The integers of wide dimensions have at most this magnitude: 256 h + l with bytes h and l.
+constexpr int kLargestWide = 32639;
+
 // Returns the length of a centred vector in floats; zeros follow its last element.
 VQVAE_FAST_INLINE int64_t padded_dim(int64_t dim) { return (dim + 15) / 16 * 16; }
 
@@ -73,14 +76,14 @@ struct Int8Extent {
   }
   // Returns the unit with which such elements fit their integers.
   VQVAE_FAST_INLINE double unit() const {
-    const double of_wide = double(wide) / 32767, of_narrow = double(narrow) / 127;
+    const double of_wide = double(wide) / kLargestWide, of_narrow = double(narrow) / 127;
     return of_wide > of_narrow ? of_wide : of_narrow;
   }
 };
 
 // An Int8Book stores integers q with unit * q close to e - centre, which is reflected so that its
-// largest parts come first. q is in [-32767, 32767] for the first num_wide dimensions and in [-127,
-// 127] for the others.
+// largest parts come first. q has at most the magnitude kLargestWide in the first num_wide
+// dimensions and 127 in the others.
 template <class In>
 struct Int8Book {
   ListedCodes<In> codes;
