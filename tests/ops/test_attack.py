@@ -26,7 +26,7 @@ DRIVER = Path(__file__).with_name("attack.cpp")
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1"]
 
 
-def build(*flags, loose=False, compiler=COMPILER):
+def build(*flags, loose=False, compiler=COMPILER, driver=DRIVER):
     """The program: the kernels, each with the flags of setup.py, and the driver.
 
     loose: the integer filter rules out more than it may.
@@ -42,8 +42,9 @@ def build(*flags, loose=False, compiler=COMPILER):
     drivers = ["search.cpp", "packed_codebook.cpp", "int8_filter/filter.cpp"]
     drivers += ["codes/distinct.cpp", "dispatch.cpp"]
     sources |= {ROOT / "csrc" / "cpu" / name: [] for name in drivers}
-    sources[DRIVER] = ["-ffp-contract=off"]  # the same inputs, whatever the flags
-    read = [DRIVER, *sorted((ROOT / "csrc").rglob("*.h")), *sorted((ROOT / "csrc").rglob("*.cpp"))]
+    sources[driver] = ["-ffp-contract=off"]  # the same inputs, whatever the flags
+    read = [*sorted(DRIVER.parent.glob("*.cpp")), *sorted((ROOT / "csrc").rglob("*.h"))]
+    read += sorted((ROOT / "csrc").rglob("*.cpp"))
     state = b"".join(file.read_bytes() for file in read)
 
     def compile_one(source):

@@ -1,9 +1,10 @@
 // machines: aarch64 arm64
 // flags: -march=armv8.2-a+dotprod
-// flags: -fno-tree-slp-vectorize
+// flags: -fno-tree-slp-vectorize -fno-schedule-insns
 //
 // The kernels use vectors explicitly. GCC's SLP vectorizer would also pair up scalars, such as the
-// addresses of three codes; they would go through memory, which costs more than it saves.
+// addresses of three codes; they would go through memory, which costs more than it saves. Before it
+// chooses registers, GCC would move the products of one row apart, and copy some scores.
 //
 // This file is the int8 filter for 64-bit Arm with dot products of bytes (sdot): 32 registers hold
 // 6 rows x 4 registers of codes (24 accumulators), the codes, and the words of the rows.

@@ -159,6 +159,9 @@ struct NeonI8mm {
     }
   }
 
+  // Keeps a compiler from holding what it has loaded in registers that the scores need.
+  VQVAE_FAST_INLINE static void forget_operands() { __asm__ volatile("" ::: "memory"); }
+
   // Sets the scores to those of the wide elements, whose products are
   // 256 (256 h h' + h l' + l h') + l l'. A sum may overflow before the end, but the end fits.
   template <int kRowPairs>
@@ -166,12 +169,40 @@ struct NeonI8mm {
                                            const int32_t* panel) {
     const int32_t *low_rows = rows + kStepWords * kTileRows,
                   *low_codes = panel + kStepWords * kPanelCodes;
+    VQVAE_FAST_UNROLL
+    for (int j = 0; j < kPairs; ++j) {
+      VQVAE_FAST_UNROLL
+      for (int i = 0; i < kRowPairs; ++i) scores.at[i][j] = vdupq_n_s32(0);
+    }
     add_step<false>(scores, rows, panel);
     times_256(scores);
+    forget_operands();
     add_step<false>(scores, rows, low_codes);
+    forget_operands();
     add_step<false>(scores, low_rows, panel);
     times_256(scores);
+    forget_operands();
     add_step<false>(scores, low_rows, low_codes);
+    forget_operands();
+  }
+
+  // Sets the scores to what they begin with, or adds that to them.
+  template <bool kAdd, int kRowPairs>
+  VQVAE_FAST_INLINE static void start(Scores<kRowPairs>& scores, const float* half_norm,
+                                      float ratio) {
+    VQVAE_FAST_UNROLL
+    for (int j = 0; j < kPairs; j += 2) {
+      const int32x4_t start = Simd::start_of(half_norm + 2 * j, ratio);
+      const int32x4_t of_pairs[] = {firsts(start, start), seconds(start, start)};
+      VQVAE_FAST_UNROLL
+      for (int i = 0; i < kRowPairs; ++i) {
+        VQVAE_FAST_UNROLL
+        for (int k = 0; k < 2; ++k) {
+          int32x4_t& score = scores.at[i][j + k];
+          score = kAdd ? vaddq_s32(score, of_pairs[k]) : of_pairs[k];
+        }
+      }
+    }
   }
 
   // Scores kRowPairs pairs of rows of a tile, from first_pair on, against one panel.
@@ -180,20 +211,11 @@ struct NeonI8mm {
                                       int64_t first_pair, const int32_t* panel,
                                       const float* half_norm, float ratio, Int8Words words) {
     const int32_t* rows = tile + 2 * kStepWords * first_pair;
-    VQVAE_FAST_UNROLL
-    for (int j = 0; j < kPairs; ++j) {
-      VQVAE_FAST_UNROLL
-      for (int i = 0; i < kRowPairs; ++i) scores.at[i][j] = vdupq_n_s32(0);
-    }
-    if (words.wide > 0) score_wide(scores, rows, panel);
-    VQVAE_FAST_UNROLL
-    for (int j = 0; j < kPairs; j += 2) {
-      const int32x4_t start = Simd::start_of(half_norm + 2 * j, ratio);
-      VQVAE_FAST_UNROLL
-      for (int i = 0; i < kRowPairs; ++i) {
-        scores.at[i][j] = vaddq_s32(scores.at[i][j], firsts(start, start));
-        scores.at[i][j + 1] = vaddq_s32(scores.at[i][j + 1], seconds(start, start));
-      }
+    if (words.wide > 0) {
+      score_wide(scores, rows, panel);
+      start<true>(scores, half_norm, ratio);
+    } else {
+      start<false>(scores, half_norm, ratio);
     }
     int64_t w = words.wide;
     rows += w * kTileRows;
