@@ -38,6 +38,24 @@ LOOPS = {
     "smlal": ("neondot", r"score_tiles", r"smlal2?\t", 48, 6, 58),
     "smmla": ("neoni8mm", r"score_tiles", r"smmla\t", 24, 11, 39),
 }
+HEADERS = {
+    "string.h": """#include <stddef.h>
+        extern "C" void* memcpy(void*, const void*, size_t);
+        extern "C" void* memset(void*, int, size_t);
+        extern "C" int memcmp(const void*, const void*, size_t);""",
+    "math.h": """#define HUGE_VAL __builtin_huge_val()
+        extern "C" double sqrt(double);
+        extern "C" double fabs(double);
+        extern "C" float fabsf(float);
+        extern "C" double copysign(double, double);""",
+    "type_traits": """namespace std {
+        template <class T> inline constexpr bool is_floating_point_v = false;
+        template <> inline constexpr bool is_floating_point_v<float> = true;
+        template <> inline constexpr bool is_floating_point_v<double> = true;
+        }""",
+    "sys/sysctl.h": """#include <stddef.h>
+        extern "C" int sysctlbyname(const char*, void*, size_t*, void*, size_t);""",
+}
 # These go through memory or copy a vector: a spilled or a copied accumulator.
 MOVES = re.compile(r"sp[],]|mov\tv")
 VECTOR_ON_STACK = re.compile(r"\tq.*\[sp")
@@ -137,6 +155,21 @@ def test_clang_keeps_the_scores_in_registers(settings, kernel):
                 checked += 1
                 assert not any(VECTOR_ON_STACK.search(line) for line in block), symbol
     assert checked >= 1
+
+
+@pytest.mark.skipif(CLANG is None, reason="clang++ is not there")
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", ["neon", "neondot", "neoni8mm"])
+def test_it_compiles_for_macos(monkeypatch, tmp_path, isa):
+    """Apple's headers are not to be had here: these declare what the kernels use of them."""
+    for name, text in HEADERS.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"#pragma once\n{text}\n")
+    monkeypatch.setenv("_PYTHON_HOST_PLATFORM", "macosx-11.0-arm64")
+    how = ["--target=arm64-apple-macos11", "-ffreestanding", "-nostdlibinc", "-isystem", tmp_path]
+    text = translate(build_settings(), isa, *how, "-S", compiler=CLANG).read_text()
+    assert re.search(r"\.globl\s+__ZN10vqvae_fast3isa\d+neon", text)
+    assert ("_sysctlbyname" in text) == (isa != "neon")
 
 
 def program(monkeypatch, **how):
