@@ -15,6 +15,7 @@ from test_attack import CROSS_COMPILER, EMULATOR, attack, build
 from test_instruction_sets import inner_loops
 
 OBJDUMP = shutil.which("aarch64-linux-gnu-objdump")
+NM = shutil.which("aarch64-linux-gnu-nm")
 CLANG = shutil.which("clang++")
 TARGET = "linux-aarch64"
 needs_compiler = pytest.mark.skipif(
@@ -124,6 +125,21 @@ def test_the_inner_loop_stays_in_registers(settings, kernel):
             assert isa == "neon" or not any(VECTOR_ON_STACK.search(line) for _, line in text)
             assert (loaded_registers(loop), len(loop)) == (loads, instructions)
     assert checked >= 1 + (isa != "neon")
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", ["neon", "neondot", "neoni8mm"])
+def test_a_kernel_file_shares_no_function(settings, isa):
+    """As on x86 (test_instruction_sets.py): unoptimised, every function that is used shows."""
+    made = translate(settings, isa, "-O0", "-c")
+    listing = subprocess.run([NM, "-C", made], check=True, capture_output=True, text=True).stdout
+    symbols = [line.split(maxsplit=2) for line in listing.splitlines()]
+    shared = [s for s in symbols if len(s) == 3 and (s[1].isupper() or s[1] in "uvw")]
+    assert f"vqvae_fast::isa::{isa}" in [symbol for _, _, symbol in shared]
+    for _, kind, symbol in shared:
+        assert symbol.startswith("vqvae_fast::isa::")
+        assert kind in "DR", f"{symbol} is no constant"
 
 
 @needs_compiler
