@@ -42,15 +42,15 @@ struct NeonDot {
                                             const float* ratio, const int32_t* group,
                                             const float* half_norm, Int8Words words,
                                             int32_t* best) {
-    constexpr int kSmallTile = 4;  // from here on a whole tile takes about as long
+    constexpr int kMostLeft = 4;  // from here on a whole tile takes about as long
     int64_t whole = num_rows / kTileRows;
     const int64_t rest = num_rows - whole * kTileRows;
-    if (rest > kSmallTile) ++whole;
+    if (rest > kMostLeft) ++whole;
     if (whole > 0) score_tiles(tiles, whole, ratio, group, half_norm, words, best);
-    if (rest == 0 || rest > kSmallTile) return;
+    if (rest == 0 || rest > kMostLeft) return;
     const auto score_rest = rest == 1   ? score_rows<1>
                             : rest == 2 ? score_rows<2>
-                                        : score_rows<kSmallTile>;
+                                        : score_rows<kMostLeft>;
     score_rest(tiles + whole * kTileRows * words.all, ratio[whole], group, half_norm, words,
                best + whole * kTileRows * Simd::kWidth);
   }

@@ -46,11 +46,12 @@ struct NeonI8mm {
                                             const float* ratio, const int32_t* group,
                                             const float* half_norm, Int8Words words,
                                             int32_t* best) {
+    constexpr int kMostLeft = 4;  // from here on a whole tile takes about as long
     int64_t whole = num_rows / kTileRows;
     const int64_t rest = num_rows - whole * kTileRows;
-    if (rest > 4) ++whole;
+    if (rest > kMostLeft) ++whole;
     if (whole > 0) score_tiles(tiles, whole, ratio, group, half_norm, words, best);
-    if (rest == 0 || rest > 4) return;
+    if (rest == 0 || rest > kMostLeft) return;
     const auto score_rest = rest <= 2 ? score_pairs<1> : score_pairs<2>;
     score_rest(tiles + whole * kTileRows * words.all, ratio[whole], group, half_norm, words,
                best + whole * kTileRows * Simd::kWidth);
