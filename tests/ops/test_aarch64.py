@@ -188,9 +188,9 @@ def test_it_compiles_for_macos(monkeypatch, tmp_path, isa):
     assert ("_sysctlbyname" in text) == (isa != "neon")
 
 
-def program(monkeypatch, **how):
+def program(monkeypatch, *flags, **how):
     monkeypatch.setenv("_PYTHON_HOST_PLATFORM", TARGET)
-    return build("-O3", "-static", compiler=CROSS_COMPILER, **how)
+    return build("-O3", "-static", *flags, compiler=CROSS_COMPILER, **how)
 
 
 @needs_compiler
@@ -219,3 +219,17 @@ def test_its_filter_settles_rows_with_the_bits_of_this_machine(monkeypatch, proc
     settled = {name: rows for name, rows in there.items() if name.endswith(("settled", "_wide"))}
     assert settled
     assert all(rows > 20 for rows in settled.values()), settled
+
+
+@needs_compiler
+@needs_emulator
+@pytest.mark.slow
+def test_a_loose_bound_is_found(monkeypatch):
+    """The comparison must notice a filter that rules out too much, in each of the two."""
+    made = program(monkeypatch, "-DVQVAE_FAST_TEST_LOOSE_BOUND")
+    for processor, (best, *_) in list(PROCESSORS.items())[:2]:
+        environment = {**os.environ, "QEMU_CPU": processor}
+        command = [EMULATOR, made, "20", "1"]
+        process = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert process.returncode == 1
+        assert process.stdout.startswith(f"{best}, ")
