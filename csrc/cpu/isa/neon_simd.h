@@ -74,8 +74,8 @@ struct NeonLanes {
   }
 };
 
-// NeonFloat keeps the number of a row's element in a register of its own: the multiply-add takes it
-// from there for all lanes, without an instruction that copies it into them.
+// In NeonFloat and NeonDouble the element of a row stays a number, because a multiply-add can take
+// one factor of all lanes from the first lane of a register.
 struct NeonFloat {
   using T = float;
   struct Vec {
@@ -86,8 +86,8 @@ struct NeonFloat {
   static constexpr int kWidth = 8, kTileVecs = 2, kTileRows = 6;
   static constexpr int kTileCodes = kWidth * kTileVecs;
 
-  // Lanes is the answer of a comparison: all bits of a lane or none. Few instructions use it as it
-  // is, but many turn it into a Mask.
+  // Lanes is the result of a comparison: all bits of a lane, or none. select() takes it as it is;
+  // to turn it into a Mask takes four more instructions.
   struct Lanes {
     uint32x4_t low, high;
 
