@@ -26,10 +26,14 @@
 #endif
 
 // Marks a function that asks the processor for its features. It also runs on machines that lack the
-// instruction set of its file, so it is compiled for the x86-64 baseline, not with the file's
-// flags.
+// instruction set of its file, so it is compiled for the baseline of x86-64 or of 64-bit Arm, not
+// with the file's flags.
 #if defined(__GNUC__) && defined(__x86_64__)
 #define VQVAE_FAST_PROBE __attribute__((noinline, target("no-sse3")))
+#elif defined(__clang__) && defined(__aarch64__)  // older versions know no target("arch=armv8-a")
+#define VQVAE_FAST_PROBE __attribute__((noinline, target("no-dotprod")))
+#elif defined(__GNUC__) && defined(__aarch64__)
+#define VQVAE_FAST_PROBE __attribute__((noinline, target("arch=armv8-a")))
 #else
 #define VQVAE_FAST_PROBE
 #endif

@@ -39,6 +39,7 @@ def test_a_cross_compiler_builds_what_its_target_has(monkeypatch, target, has_av
     built = build_settings()["ISA_FLAGS"]
     assert "portable" in built
     assert ("avx2" in built) == has_avx2
+    assert ("neon" in built) == (not has_avx2)
 
 
 @pytest.mark.parametrize("unknown", ["-mavxvnni", "{vex}"])
@@ -208,7 +209,7 @@ def inner_loops(instructions):
     place = {address: i for i, (address, _) in enumerate(instructions)}
     loops = []
     for i, (address, text) in enumerate(instructions):
-        jump = re.match(r"j\w+\s+([0-9a-f]+)", text)
+        jump = re.match(r"(?:j\w+|b\.\w+|cbn?z\s+\w+,)\s+([0-9a-f]+)", text)
         if jump and int(jump[1], 16) <= address and int(jump[1], 16) in place:
             loops.append((place[int(jump[1], 16)], i))
     inner = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]

@@ -16,6 +16,17 @@ struct Scores {
   typename Simd::Vec at[Simd::kTileRows][kVecs];
 };
 
+// Returns an element of a row as a factor of vectors. Some instruction sets multiply by a number
+// that lies in no vector.
+template <class Simd>
+inline auto factor_of(typename Simd::T element) {
+  if constexpr (requires { Simd::factor(element); }) {
+    return Simd::factor(element);
+  } else {
+    return Simd::broadcast(element);
+  }
+}
+
 template <class Simd, int kVecs>
 inline void score_tile(Scores<Simd, kVecs>& scores, const typename Simd::T* rows,
                        int64_t row_stride, const typename Simd::T* panel,
@@ -35,7 +46,7 @@ inline void score_tile(Scores<Simd, kVecs>& scores, const typename Simd::T* rows
     for (int j = 0; j < kVecs; ++j) codes[j] = Simd::load(panel + j * Simd::kWidth);
     VQVAE_FAST_UNROLL
     for (int i = 0; i < Simd::kTileRows; ++i) {
-      const Vec z = Simd::broadcast(rows[i * row_stride]);
+      const auto z = factor_of<Simd>(rows[i * row_stride]);
       VQVAE_FAST_UNROLL
       for (int j = 0; j < kVecs; ++j) {
         scores.at[i][j] = Simd::multiply_add(z, codes[j], scores.at[i][j]);

@@ -25,9 +25,9 @@ constexpr int32_t kUnusable = -1610 * 1000 * 1000;
 // norms.
 constexpr double kMaxHalfNorm = 1 << 29, kMaxProduct = 1 << 28;
 
-// The integers of wide dimensions have at most this magnitude, those of narrow ones at most the
-// other; a kernel may allow rows a smaller one.
-constexpr int kLargestWide = 32767, kLargestNarrow = 127;
+// The integers of wide dimensions have at most this magnitude, 256 h + l with bytes h and l, those
+// of narrow ones at most the other; a kernel may allow rows a smaller one.
+constexpr int kLargestWide = 32639, kLargestNarrow = 127;
 
 // Returns the length of a centred vector in floats; zeros follow its last element.
 VQVAE_FAST_INLINE int64_t padded_dim(int64_t dim) { return (dim + 15) / 16 * 16; }
@@ -84,8 +84,8 @@ struct Int8Extent {
 };
 
 // An Int8Book stores integers q with unit * q close to e - centre, which is reflected so that its
-// largest parts come first. q is in [-32767, 32767] for the first num_wide dimensions and in [-127,
-// 127] for the others.
+// largest parts come first. q has at most the magnitude kLargestWide in the first num_wide
+// dimensions and 127 in the others.
 template <class In>
 struct Int8Book {
   ListedCodes<In> codes;
