@@ -28,6 +28,7 @@
 #include "bound.h"
 #include "candidates.h"
 #include "pack.h"
+#include "top.h"
 #include "wide_directions.h"
 
 namespace vqvae_fast {
@@ -102,7 +103,8 @@ constexpr Int8Filter<In> make_filter() {
   return {Kernel::kTileRows,        kInt8BlockRows<Kernel>,   Kernel::kGroupCodes,
           centred_bytes<Simd>,      WideScratch<Simd>::bytes, find_wide<Simd, In>,
           find_extent<Kernel, In>,  pack_groups<Kernel, In>,  filter_scratch_bytes<Kernel, In>,
-          filter_search<Kernel, In>};
+          filter_search<Kernel, In>, filter_top_scratch_bytes<Kernel, In>,
+          filter_search_top<Kernel, In>};
 }
 
 template <class Kernel>
