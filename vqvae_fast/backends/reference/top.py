@@ -10,7 +10,7 @@ from vqvae_fast.dtypes import distance_dtype
 
 # Elements of the largest temporary: 4 Mi float64 numbers are 32 MiB.
 _CHUNK_ELEMENTS = 1 << 22
-# Rows and codes are taken so many at a time, if their differences fit in a chunk.
+# At most so many rows and codes are taken at a time.
 _ROWS, _CODES = 64, 4096
 
 
@@ -45,30 +45,26 @@ def nearest_codes(z: Tensor, codebook: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _nearest_in_chunk(rows: Tensor, codebook: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """rows: [n, D], codebook: [K, D] -> indices [n, k], float64 distances [n, k].
-
-    Finite codes come before codes with a NaN or
-    an infinity. Each step merges the codes of a chunk behind the nearest so far, and sorts stably:
-    the lowest index stays first among equals.
-    """
+    """rows: [n, D], codebook: [K, D] -> indices [n, k], float64 distances [n, k]."""
     z = rows.double()
-    step = max(1, min(_CODES, _CHUNK_ELEMENTS // (len(rows) * rows.shape[1])))
+    step = max(1, min(_CODES, _CHUNK_ELEMENTS // z.numel()))
+    finite = codebook.isfinite().all(dim=1)
     indices = rows.new_empty((len(rows), 0), dtype=torch.int64)
-    distances, usable = z.new_empty((len(rows), 0)), indices.bool()
-    for first in range(0, len(codebook), step):
-        codes = codebook[first : first + step].double()
-        measured = (z[:, None] - codes).square_().sum(dim=2)
-        places = torch.arange(first, first + len(codes), device=rows.device)
-        finite = codes.isfinite().all(dim=1)
-        indices = torch.cat([indices, places.expand_as(measured)], dim=1)
-        distances = torch.cat([distances, measured], dim=1)
-        usable = torch.cat([usable, finite.expand_as(measured)], dim=1)
-        # A finite code at an infinite distance comes before every code that is not finite, and
-        # those keep their order: infinities and NaNs of theirs are not compared.
-        order = torch.where(usable, distances, torch.inf).argsort(dim=1, stable=True)
-        order = order.gather(1, usable.gather(1, order).logical_not().byte().argsort(1, stable=True))
-        order = order[:, :k]
-        indices, distances, usable = (part.gather(1, order) for part in (indices, distances, usable))
+    distances = z.new_empty((len(rows), 0))
+
+    def with_codes(places: Tensor) -> tuple[Tensor, Tensor]:
+        measured = (z[:, None] - codebook[places].double()).square_().sum(dim=2)
+        of_all = torch.cat([indices, places.expand(measured.shape)], dim=1)
+        return of_all, torch.cat([distances, measured], dim=1)
+
+    for places in finite.nonzero()[:, 0].split(step):
+        indices, distances = with_codes(places)
+        # The sort is stable, so the lowest index stays first among equals.
+        distances, order = distances.sort(dim=1, stable=True)
+        indices, distances = indices.gather(1, order)[:, :k], distances[:, :k]
+    # Codes with a NaN or an infinity come last, by their index.
+    for places in (~finite).nonzero()[: k - indices.shape[1], 0].split(step):
+        indices, distances = with_codes(places)
     is_nan = z.isnan().any(dim=1)[:, None]
     places = torch.arange(k, device=rows.device)
     return torch.where(is_nan, places, indices), torch.where(is_nan, torch.nan, distances)
