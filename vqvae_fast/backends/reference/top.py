@@ -1,6 +1,6 @@
 """The k nearest codes in plain PyTorch, measured in float64, on any device.
 
-Memory is O(N k) and a chunk: neither N x K numbers nor N x D float64 numbers are stored.
+Memory is O(N k + K) and a chunk: N x K numbers are never stored.
 """
 
 import torch
@@ -10,7 +10,9 @@ from vqvae_fast.dtypes import distance_dtype
 
 # Elements of the largest temporary: 4 Mi float64 numbers are 32 MiB.
 _CHUNK_ELEMENTS = 1 << 22
-# At most so many rows and codes are taken at a time.
+# So many more codes than k are measured: the score of the last of them is that of no nearer code.
+_MORE = 16
+# At most so many rows and codes are measured at a time where scores are not accurate enough.
 _ROWS, _CODES = 64, 4096
 
 
@@ -38,16 +40,51 @@ def nearest_codes(z: Tensor, codebook: Tensor, k: int) -> tuple[Tensor, Tensor]:
     rows, shape = z.reshape(-1, z.shape[-1]), (*z.shape[:-1], k)
     indices = rows.new_empty((len(rows), k), dtype=torch.int64)
     distances = rows.new_empty((len(rows), k), dtype=distance_dtype(z.dtype))
-    for first in range(0, len(rows), _ROWS):
-        part = slice(first, first + _ROWS)
+    chunk = max(1, _CHUNK_ELEMENTS // max(*codebook.shape, (k + _MORE) * z.shape[-1]))
+    for first in range(0, len(rows), chunk):
+        part = slice(first, first + chunk)
         indices[part], distances[part] = _nearest_in_chunk(rows[part], codebook, k)
     return indices.view(shape), distances.view(shape)
 
 
 def _nearest_in_chunk(rows: Tensor, codebook: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """rows: [n, D], codebook: [K, D] -> indices [n, k], float64 distances [n, k]."""
+    """rows: [n, D], codebook: [K, D] -> indices [n, k], float64 distances [n, k].
+
+    It measures the codes with the best scores. A row becomes sure if all other codes are farther
+    than the k nearest of them, whatever rounding did; the other rows measure every code.
+    """
+    usable = codebook.isfinite().all(dim=1)
+    if int(usable.sum()) <= k + _MORE:
+        return _nearest_of_all(rows, codebook, k)
+    z, codes = rows.double(), torch.where(usable[:, None], codebook.double(), 0.0)
+
+    # score = z.e - |e|^2/2 orders the codes as the distance does, |z|^2 - 2 score. Around the
+    # codebook's centre the numbers are as small as the data allows, and so are rounding errors.
+    centre = codes[usable].mean(dim=0)
+    zc, ec = z - centre, codes - centre
+    scores = torch.addmm(-0.5 * ec.square().sum(dim=1), zc, ec.T)
+    best = scores.masked_fill_(~usable, -torch.inf).topk(k + _MORE, dim=1)
+
+    places = best.indices.sort(dim=1).values
+    measured = (z[:, None] - codes[places]).square_().sum(dim=2)
+    # The sort is stable, so the lowest index stays first among equals.
+    distances, order = measured.sort(dim=1, stable=True)
+    indices, distances = places.gather(1, order)[:, :k], distances[:, :k]
+
+    info, farthest = torch.finfo(torch.float64), distances[:, -1]
+    reach = zc.norm(dim=1) + ec[usable].norm(dim=1).max()
+    error = 4 * (z.shape[1] + 16) * (info.eps * (reach.square() + farthest) + info.tiny)
+    others = zc.square().sum(dim=1) - 2 * best.values[:, -1]
+    unsure = ~(farthest + error < others)  # a NaN compares false
+    for part in unsure.nonzero()[:, 0].split(_ROWS):
+        indices[part], distances[part] = _nearest_of_all(rows[part], codebook, k)
+    return indices, distances
+
+
+def _nearest_of_all(rows: Tensor, codebook: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Does the same by measuring every code."""
     z = rows.double()
-    step = max(1, min(_CODES, _CHUNK_ELEMENTS // z.numel()))
+    step = max(1, min(_CODES, _CHUNK_ELEMENTS // max(1, z.numel())))
     finite = codebook.isfinite().all(dim=1)
     indices = rows.new_empty((len(rows), 0), dtype=torch.int64)
     distances = z.new_empty((len(rows), 0))
@@ -59,7 +96,6 @@ def _nearest_in_chunk(rows: Tensor, codebook: Tensor, k: int) -> tuple[Tensor, T
 
     for places in finite.nonzero()[:, 0].split(step):
         indices, distances = with_codes(places)
-        # The sort is stable, so the lowest index stays first among equals.
         distances, order = distances.sort(dim=1, stable=True)
         indices, distances = indices.gather(1, order)[:, :k], distances[:, :k]
     # Codes with a NaN or an infinity come last, by their index.
