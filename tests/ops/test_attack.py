@@ -41,6 +41,7 @@ def build(*flags, loose=False, compiler=COMPILER):
         sources[faulty] = [*sources[faulty], "-DVQVAE_FAST_TEST_LOOSE_BOUND"]
     drivers = ["search.cpp", "packed_codebook.cpp", "int8_filter/filter.cpp"]
     drivers += ["codes/distinct.cpp", "dispatch.cpp"]
+    drivers += ["top_codes/measured.cpp", "top_codes/search.cpp"]
     sources |= {ROOT / "csrc" / "cpu" / name: [] for name in drivers}
     sources[DRIVER] = ["-ffp-contract=off"]  # the same inputs, whatever the flags
     read = [DRIVER, *sorted((ROOT / "csrc").rglob("*.h")), *sorted((ROOT / "csrc").rglob("*.cpp"))]
