@@ -38,6 +38,16 @@ VQVAE_FAST_INLINE float widen(Half value) {
   return from_bits(to_bits(scaled) | special | sign);
 }
 
+inline int count_bits(uint32_t bits) {
+#if defined(__GNUC__)
+  return __builtin_popcount(bits);
+#else
+  int count = 0;
+  for (; bits != 0; bits &= bits - 1) ++count;
+  return count;
+#endif
+}
+
 inline int lowest_bit(uint64_t bits) {
 #if defined(__GNUC__)
   return __builtin_ctzll(bits);

@@ -161,6 +161,48 @@ FAULTS = [
         OPS + "search_adversarial.py -k few_rows",
     ),
     Fault(
+        "k nearest codes: a computed score is taken for the exact one",
+        "const double scaled = larger(square - 2 * (score - score_error(norm, radius)), 0.0);",
+        "const double scaled = larger(square - 2 * (score + score_error(norm, radius)), 0.0);",
+        OPS + "nearest_codes.py",
+    ),
+    Fault(
+        "k nearest codes: an integer score is taken for the exact one",
+        "const double exact = (units - 2 - fabs(units) * 0x1p-22) / ratio - kErrorShare * error;",
+        "const double exact = units / ratio + kErrorShare * error;",
+        OPS + "nearest_codes.py",
+    ),
+    Fault(
+        "k nearest codes: what was measured in an earlier pass is forgotten",
+        "for (int64_t i = 0; i < before; ++i) top.merged[i] = kept[i];",
+        "for (int64_t i = 0; i < before; ++i) top.merged[i] = kept[0];",
+        OPS + "nearest_codes.py",
+    ),
+    Fault(
+        "k nearest codes: a later code wins a tie",
+        "(a.distance == b.distance && a.index < b.index)",
+        "(a.distance == b.distance && a.index > b.index)",
+        OPS + "nearest_codes.py",
+    ),
+    Fault(
+        "k nearest codes: one copy of a code is found too few",
+        "most_copies == 1 || ++copies[slot] >= most_copies",
+        "most_copies == 1 || ++copies[slot] >= most_copies - 1",
+        OPS + "nearest_codes.py",
+    ),
+    Fault(
+        "k nearest codes: the codes that are not finite are left out",
+        "for (size_t i = 0; i < unusable.size() && count < k_; ++i) {",
+        "for (size_t i = 0; i < 0 * unusable.size() && count < k_; ++i) {",
+        OPS + "nearest_codes.py",
+    ),
+    Fault(
+        "k nearest codes in PyTorch: every row counts as sure",
+        "unsure = ~(farthest + error < others)  # a NaN compares false",
+        "unsure = farthest < 0",
+        OPS + "nearest_codes.py -k reference",
+    ),
+    Fault(
         "packed codebook: codes that were written to are searched",
         "if self.codebook._version != self._version:",
         "if False:",

@@ -2,9 +2,9 @@
 
 Three ways in:
 
-* call the search: :func:`nearest_code`, :func:`quantize`, :func:`segment_sum`; :func:`pack` keeps a
-  codebook packed that does not change, and on a GPU :func:`warm_up` compiles their kernels ahead of
-  time;
+* call the search: :func:`nearest_code`, :func:`nearest_codes`, :func:`quantize`,
+  :func:`segment_sum`; :func:`pack` keeps a codebook packed that does not change, and on a GPU
+  :func:`warm_up` compiles their kernels ahead of time;
 * swap a module: :class:`VectorQuantize`, :class:`ResidualVQ` and others replace those of
   vector-quantize-pytorch, :class:`VectorQuantizer` that of the reference VQ-VAE, :class:`VQVAE` a
   whole model; :func:`load_quantizer` brings the weights; or leave the model as it is, and
@@ -18,10 +18,12 @@ from vqvae_fast.acceleration import accelerate, compare
 from vqvae_fast.checkpoints import load_quantizer
 from vqvae_fast.functional import (
     NearestCode,
+    NearestCodes,
     Quantized,
     ResidualNearestCode,
     SegmentSum,
     nearest_code,
+    nearest_codes,
     quantize,
     residual_nearest_code,
     segment_sum,
@@ -44,6 +46,7 @@ __all__ = [
     "VQVAE",
     "GroupedResidualVQ",
     "NearestCode",
+    "NearestCodes",
     "PackedCodebook",
     "Quantized",
     "RandomProjectionQuantizer",
@@ -60,6 +63,7 @@ __all__ = [
     "freeze",
     "load_quantizer",
     "nearest_code",
+    "nearest_codes",
     "pack",
     "quantize",
     "residual_nearest_code",

@@ -6,4 +6,4 @@ setup.py and pyproject.toml read this file, and the extensions are built with bo
 __version__ = "0.1.0"
 
 # Raise it with every change to an extension's functions or ops: older builds are then refused.
-EXTENSION_CONTRACT = 6
+EXTENSION_CONTRACT = 7

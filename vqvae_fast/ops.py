@@ -33,6 +33,9 @@ _define(
 _define(
     "quantize(Tensor z, Tensor codebook) -> (Tensor quantized, Tensor indices, Tensor distances)"
 )
+_define(
+    "nearest_codes(Tensor z, Tensor codebook, SymInt k) -> (Tensor indices, Tensor distances)"
+)
 # Counts the rows of a search that the integer filter settles; -1 means that it does not serve. Only
 # the C++ kernels have a filter, and only tests call this: results do not show what found them.
 _define("rows_settled_by_filter(Tensor z, Tensor codebook, Tensor packed) -> int")
@@ -42,6 +45,10 @@ _define("residual_nearest_code(Tensor z, Tensor codebooks) -> (Tensor indices, T
 _define("pack_codebook(Tensor codebook) -> Tensor")
 _define(
     "nearest_packed_code(Tensor z, Tensor codebook, Tensor packed) "
+    "-> (Tensor indices, Tensor distances)"
+)
+_define(
+    "nearest_packed_codes(Tensor z, Tensor codebook, Tensor packed, SymInt k) "
     "-> (Tensor indices, Tensor distances)"
 )
 _define(
@@ -111,6 +118,18 @@ def _(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
 @_fake("nearest_code.on")
 def _(z: Tensor, codebook: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     return torch.ops.vqvae_fast.nearest_code(z, codebook)  # type: ignore[no-any-return]
+
+
+@_fake("nearest_codes")
+def _(z: Tensor, codebook: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    shape = (*z.shape[:-1], k)
+    distances = z.new_empty(shape, dtype=distance_dtype(z.dtype))
+    return z.new_empty(shape, dtype=torch.int64), distances
+
+
+@_fake("nearest_packed_codes")
+def _(z: Tensor, codebook: Tensor, packed: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    return torch.ops.vqvae_fast.nearest_codes(z, codebook, k)  # type: ignore[no-any-return]
 
 
 @_fake("quantize")

@@ -12,6 +12,7 @@
 #include "../rows.h"
 #include "codes/listed_codes.h"
 #include "int8_filter/book.h"
+#include "top_codes/measured.h"
 
 // Loops over a tile must be unrolled before the compiler decides what lives in registers: left to
 // itself, GCC unrolls them too late and sends every accumulator through the stack.
@@ -108,6 +109,11 @@ struct Engine {
   int64_t (*few_rows_scratch_bytes)(int64_t dim);
   bool (*search_few_rows)(const Codes<In>& codes, const Rows<const In>& z, int64_t first_code,
                           int64_t last_code, void* scratch, Nearest out);
+  // Finds the k nearest codes among all panels for rows [first_row, last_row). A row becomes
+  // unsettled if it measures more than `patience` codes before all are scored.
+  int64_t (*top_scratch_bytes)(int64_t dim, int64_t k);
+  void (*search_top)(const PackedBook<In>& book, const Rows<const In>& z, int64_t first_row,
+                     int64_t last_row, double patience, void* scratch, const TopCodes& out);
   // Writes the sum of the listed rows to sum ([D, rounded up to a multiple of 8]). The `ahead` rows
   // listed behind them are prefetched, because the caller needs them next.
   void (*sum_rows)(const Rows<const In>& src, const int64_t* rows, int64_t count, int64_t ahead,

@@ -17,6 +17,7 @@
 #include "../../csrc/cpu/dispatch.h"
 #include "../../csrc/cpu/int8_filter/filter.h"
 #include "../../csrc/cpu/search.h"
+#include "../../csrc/cpu/top_codes/search.h"
 #include "../../csrc/elements.h"
 
 namespace vqvae_fast {
@@ -212,6 +213,19 @@ Answer<In> search(const Case<In>& c, const char* isa, int64_t threads, bool pack
   return answer;
 }
 
+// The k nearest codes of each row; nothing is quantized.
+template <class In>
+Answer<In> search_top(const Case<In>& c, int64_t k, const char* isa, int64_t threads, bool packed) {
+  select_instruction_set(isa);
+  std::vector<char> bytes;
+  if (packed) bytes = pack_for_searches(c.codes, pool(threads));
+  Answer<In> answer{std::vector<int64_t>(c.rows.count * k, -1),
+                    std::vector<Compute<In>>(c.rows.count * k, -1), {}};
+  search_top_codes<In>(c.rows, c.codes, {bytes.data(), int64_t(bytes.size())}, k,
+                       answer.indices.data(), answer.distances.data(), pool(threads));
+  return answer;
+}
+
 template <class T>
 bool same_bits(T a, T b) {
   return (std::isnan(a) && std::isnan(b)) || to_bits(a) == to_bits(b);
@@ -272,6 +286,34 @@ void count_settled(const InstructionSet& set, const Case<In>& c, int64_t threads
 }
 
 template <class In>
+bool attack_top(Random& random, const Case<In>& c, int64_t threads, Tally& tally) {
+  const int64_t k = size(random, 1, std::min<int64_t>(c.codes.count, 300));
+  const Answer<In> wanted = search_top(c, k, "portable", 1, false);
+  tally.answers.add(wanted.indices);
+  tally.answers.add(wanted.distances);
+  for (const InstructionSet* set : available_instruction_sets()) {
+    const bool packed = one_in(random, 2);
+    const Answer<In> found = search_top(c, k, set->name, threads, packed);
+    for (int64_t i = 0; i < c.rows.count * k; ++i) {
+      if (found.indices[i] == wanted.indices[i] &&
+          same_bits(found.distances[i], wanted.distances[i])) {
+        continue;
+      }
+      std::printf(
+          "%s, %s, %d-byte elements, N %lld, K %lld, D %lld, %lld threads, row %lld: code %lld of "
+          "%lld is %lld at %.17g, expected %lld at %.17g\n",
+          set->name, packed ? "packed beforehand" : "packed in the call", int(sizeof(In)),
+          (long long)c.rows.count, (long long)c.codes.count, (long long)c.rows.dim,
+          (long long)threads, (long long)(i / k), (long long)(i % k), (long long)k,
+          (long long)found.indices[i], double(found.distances[i]), (long long)wanted.indices[i],
+          double(wanted.distances[i]));
+      return false;
+    }
+  }
+  return true;
+}
+
+template <class In>
 bool attack(Random& random, Tally& tally) {
   const Case<In> c = make_case<In>(random);
   const int64_t threads = uniform(random, 1, 4);
@@ -304,7 +346,7 @@ bool attack(Random& random, Tally& tally) {
       return false;
     }
   }
-  return true;
+  return attack_top(random, c, threads, tally);
 }
 
 }  // namespace

@@ -45,6 +45,7 @@ def build(*flags, fault="", faulty="", compiler=COMPILER, kernels=None, driver=D
         sources[wrong] = [*own, f"-D{fault}"]
     drivers = ["search.cpp", "packed_codebook.cpp", "int8_filter/filter.cpp"]
     drivers += ["codes/distinct.cpp", "dispatch.cpp"]
+    drivers += ["top_codes/measured.cpp", "top_codes/search.cpp"]
     sources |= {ROOT / "csrc" / "cpu" / name: [] for name in drivers}
     sources[driver] = ["-ffp-contract=off"]  # the same inputs, whatever the flags
     read = [*DRIVER.parent.glob("*.cpp"), *DRIVER.parent.glob("*.h")]

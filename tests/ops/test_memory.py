@@ -24,6 +24,8 @@ else:
     call = getattr(torch.ops.vqvae_fast, op)
 make = torch.randn if data == "normal" else torch.zeros
 z, codebook = make(rows, dim), make(codes, dim)
+if op == "nearest_codes":
+    call = lambda z, codebook, op=call: op(z, codebook, 20)
 call(z[:64], codebook[:64])  # what the first call alone allocates is not the op's
 
 def status(key):
@@ -61,6 +63,20 @@ def test_kernels(peak, isa, data):
     rows, codes, dim = (16384, 16384, 8) if data == "normal" else (1024, 16384, 8)
     packed, results = codes * (dim + 1) * 4, rows * (8 + 4)
     assert peak(isa, rows, codes, dim, data, "nearest_code") < packed + results + 16 * MIB
+
+
+@pytest.mark.quick(2)
+@pytest.mark.parametrize("data", ["normal", "zeros"])
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_k_nearest_codes(peak, isa, data):
+    """N x K would be 1 GiB of float32. Of equal codes 20 are enough."""
+    rows, codes, dim = (16384, 16384, 8) if data == "normal" else (1024, 16384, 8)
+    packed, results = codes * (dim + 1) * 4, 20 * rows * (8 + 4)
+    assert peak(isa, rows, codes, dim, data, "nearest_codes") < packed + results + 16 * MIB
+
+
+def test_k_nearest_codes_of_the_reference(peak):
+    assert peak("reference", 8192, 16384, 4, "normal", "nearest_codes") < 256 * MIB
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS[:1])

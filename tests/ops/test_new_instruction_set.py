@@ -11,6 +11,7 @@ COMPILER = shutil.which("g++")
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="g++ is not there")
 HERE = Path(__file__).parent
 DRIVERS = ("search", "packed_codebook", "int8_filter/filter", "codes/distinct", "dispatch")
+DRIVERS += ("top_codes/measured", "top_codes/search")
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_it_serves_and_returns_the_bits_of_the_portable_one(tree):
     sources |= {tree / "tests" / "ops" / "attack.cpp": []}
     objects = []
     for source, own in sources.items():
-        objects.append(tree / f"{source.stem}.o")
+        objects.append(tree / f"{source.parent.name}_{source.stem}.o")
         subprocess.run([COMPILER, *common, *own, "-c", source, "-o", objects[-1]], check=True)
     program = tree / "attack"
     subprocess.run([COMPILER, *objects, "-o", program], check=True)

@@ -30,15 +30,17 @@ class Kernels:
 
     An op that a backend leaves out (None) runs in plain PyTorch, and what it searches and sums goes
     through the dispatcher, to this backend again. A backend that packs codebooks beforehand has
-    ``pack_codebook`` and the three ops that take its result; for others nothing is packed.
+    ``pack_codebook`` and the four ops that take its result; for others nothing is packed.
     """
 
     nearest_code: Callable[..., tuple[Tensor, Tensor]]
+    nearest_codes: Callable[..., tuple[Tensor, Tensor]] | None = None
     quantize: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None
     segment_sum: Callable[..., tuple[Tensor, Tensor]] | None = None
     residual_nearest_code: Callable[..., tuple[Tensor, Tensor]] | None = None
     pack_codebook: Callable[..., Tensor] | None = None
     nearest_packed_code: Callable[..., tuple[Tensor, Tensor]] | None = None
+    nearest_packed_codes: Callable[..., tuple[Tensor, Tensor]] | None = None
     quantize_packed: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None
     residual_nearest_packed_code: Callable[..., tuple[Tensor, Tensor]] | None = None
     composed_residual_code: Callable[..., tuple[Tensor, Tensor]] | None = None

@@ -105,6 +105,12 @@ def _nearest_packed_code(z: Tensor, codebook: Tensor, packed: Tensor) -> tuple[T
     return torch.ops.vqvae_fast.nearest_code(z, codebook)  # type: ignore[no-any-return]
 
 
+def _nearest_packed_codes(
+    z: Tensor, codebook: Tensor, packed: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
+    return torch.ops.vqvae_fast.nearest_codes(z, codebook, k)  # type: ignore[no-any-return]
+
+
 def _quantize_packed(z: Tensor, codebook: Tensor, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.ops.vqvae_fast.quantize(z, codebook)  # type: ignore[no-any-return]
 
@@ -125,11 +131,13 @@ def _composed_residual_code(*arguments: Any) -> tuple[Tensor, Tensor]:
 # How each op runs where the backend has no kernel of its own for it.
 _DEFAULT: dict[str, Callable[..., Any]] = {
     "nearest_code": reference.nearest_code,
+    "nearest_codes": reference.nearest_codes,
     "quantize": _quantize,
     "segment_sum": reference.segment_sum,
     "residual_nearest_code": _residual_nearest_code,
     "pack_codebook": _pack_codebook,
     "nearest_packed_code": _nearest_packed_code,
+    "nearest_packed_codes": _nearest_packed_codes,
     "quantize_packed": _quantize_packed,
     "residual_nearest_packed_code": _residual_nearest_packed_code,
     "composed_residual_code": _composed_residual_code,

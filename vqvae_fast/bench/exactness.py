@@ -53,6 +53,30 @@ def violating_share(z: Tensor, codebook: Tensor, indices: Tensor, smallest: Smal
     return float((chosen > allowed).double().mean()) if len(z) else 0.0
 
 
+def violating_share_of_top(z: Tensor, codebook: Tensor, indices: Tensor) -> float:
+    """Return the share of the answers [N, k] that are farther than the contract allows.
+
+    The j-th code of a row may be farther than the j-th smallest float64 distance by the tolerance.
+    All distances are measured as sum((z - e)^2), without a product.
+
+    Raises:
+        ValueError: indices are not int64 [N, k] within the codebook, all different in each row.
+    """
+    if indices.dtype != torch.int64 or indices.dim() != 2 or len(indices) != len(z):
+        raise ValueError(
+            f"indices must be int64 [N={len(z)}, k], got {indices.dtype} {list(indices.shape)}"
+        )
+    ordered = indices.sort(dim=1).values
+    if not ((ordered >= 0) & (ordered < len(codebook))).all() or (ordered.diff() == 0).any():
+        raise ValueError(f"indices of a row must be different ones from 0 to {len(codebook) - 1}")
+    tolerance, codes, wrong = TOLERANCE.get(z.dtype, DEFAULT_TOLERANCE), codebook.double(), 0
+    for row, chosen in zip(z.double(), indices, strict=True):
+        distances = (row - codes).square_().sum(dim=1)
+        smallest = distances.topk(indices.shape[1], largest=False).values
+        wrong += int((distances[chosen] > smallest * (1 + tolerance)).sum())
+    return wrong / max(indices.numel(), 1)
+
+
 def violating_stages(z: Tensor, codebooks: Tensor, indices: Tensor) -> float:
     """Return the worst stage's :func:`violating_share`.
 

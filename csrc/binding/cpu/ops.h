@@ -13,6 +13,9 @@ namespace vqvae_fast {
 // ---- searches.cpp -------------------------------------------------------------------------------
 
 std::tuple<Tensor, Tensor> nearest_code(const Tensor& z, const Tensor& codebook);
+std::tuple<Tensor, Tensor> nearest_codes(const Tensor& z, const Tensor& codebook, int64_t k);
+std::tuple<Tensor, Tensor> nearest_packed_codes(const Tensor& z, const Tensor& codebook,
+                                                const Tensor& packed, int64_t k);
 std::tuple<Tensor, Tensor, Tensor> quantize(const Tensor& z, const Tensor& codebook);
 Tensor pack_codebook(const Tensor& codebook);
 std::tuple<Tensor, Tensor> nearest_packed_code(const Tensor& z, const Tensor& codebook,

@@ -15,6 +15,8 @@ struct Kernel {
 
 constexpr Kernel kKernels[] = {
     {"nearest_code", TORCH_BOX(nearest_code)},
+    {"nearest_codes", TORCH_BOX(nearest_codes)},
+    {"nearest_packed_codes", TORCH_BOX(nearest_packed_codes)},
     {"quantize", TORCH_BOX(quantize)},
     {"pack_codebook", TORCH_BOX(pack_codebook)},
     {"nearest_packed_code", TORCH_BOX(nearest_packed_code)},

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "../../cpu/search.h"
+#include "../../cpu/top_codes/search.h"
 #include "../checks.h"
 #include "arguments.h"
 #include "ops.h"
@@ -52,6 +53,34 @@ std::tuple<Tensor, Tensor, Tensor> quantized(const Tensor& z, const Tensor& code
   return {std::move(codes), std::move(indices), std::move(distances)};
 }
 
+std::tuple<Tensor, Tensor> top(const Tensor& z, const Tensor& codebook, const Tensor* packed,
+                               int64_t k) {
+  check_search(z, codebook);
+  if (packed != nullptr) check_packed(codebook, *packed);
+  check_value(k >= 1 && k <= codebook.size(-2), "k must be from 1 to K=", codebook.size(-2),
+              ", got ", k);
+  const Sizes rows_of = row_sizes(z);
+  std::vector<int64_t> sizes(rows_of.begin(), rows_of.end());
+  sizes.push_back(k);
+  Tensor indices = make_empty(sizes, ScalarType::Long, z);
+  Tensor distances = make_empty(sizes, distance_dtype(z.scalar_type()), z);
+  const bool has_books = codebook.dim() == 3;
+  const int64_t books = has_books ? codebook.size(0) : 1;
+  const int64_t count = indices.numel() / books;
+  const Tensor rows = with_rows(z, has_books);
+  with_element_type(z.scalar_type(), "z", [&](auto* element) {
+    using In = std::remove_pointer_t<decltype(element)>;
+    const ThreadPool pool = torch_pool();
+    for (int64_t h = 0; h < books; ++h) {
+      search_top_codes<In>(as_rows(book<const In>(rows, has_books, h)),
+                           as_codes(book<const In>(codebook, has_books, h)),
+                           packed_book(packed, h), k, elements<int64_t>(indices) + h * count,
+                           elements<Compute<In>>(distances) + h * count, pool);
+    }
+  });
+  return {std::move(indices), std::move(distances)};
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor> nearest_code(const Tensor& z, const Tensor& codebook) {
@@ -70,6 +99,15 @@ std::tuple<Tensor, Tensor, Tensor> quantize(const Tensor& z, const Tensor& codeb
 std::tuple<Tensor, Tensor, Tensor> quantize_packed(const Tensor& z, const Tensor& codebook,
                                                    const Tensor& packed) {
   return quantized(z, codebook, &packed);
+}
+
+std::tuple<Tensor, Tensor> nearest_codes(const Tensor& z, const Tensor& codebook, int64_t k) {
+  return top(z, codebook, nullptr, k);
+}
+
+std::tuple<Tensor, Tensor> nearest_packed_codes(const Tensor& z, const Tensor& codebook,
+                                                const Tensor& packed, int64_t k) {
+  return top(z, codebook, &packed, k);
 }
 
 // Packs a codebook [K, D] into bytes, or books [H, K, D] into bytes [H, the most of them].

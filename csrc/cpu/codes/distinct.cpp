@@ -66,7 +66,8 @@ uint64_t hash_of(const std::vector<uint64_t>& words) {
 }  // namespace
 
 template <class In>
-std::vector<int64_t> distinct_codes(const Codes<In>& codes, const ThreadPool& pool) {
+std::vector<int64_t> distinct_codes(const Codes<In>& codes, const ThreadPool& pool,
+                                    int64_t most_copies) {
   std::vector<uint64_t> hashes(codes.count);
   const int64_t parts = std::clamp<int64_t>(codes.count * codes.dim / kHashWork, 1,
                                             std::min(pool.num_threads, codes.count));
@@ -82,6 +83,7 @@ std::vector<int64_t> distinct_codes(const Codes<In>& codes, const ThreadPool& po
   while (slots < 2 * uint64_t(codes.count)) slots *= 2;
   constexpr int64_t kFree = -1;
   std::vector<int64_t> table(slots, kFree);  // codes, from the slot of their hash on
+  std::vector<int64_t> copies(most_copies > 1 ? slots : 0);  // found of the code of each slot
   std::vector<int64_t> distinct;
   Words<In> words(codes), earlier_words(codes);
   for (int64_t k = 0; k < codes.count; ++k) {
@@ -90,15 +92,18 @@ std::vector<int64_t> distinct_codes(const Codes<In>& codes, const ThreadPool& po
     };
     uint64_t slot = hashes[k] & (slots - 1);
     while (table[slot] != kFree && !equals(table[slot])) slot = (slot + 1) & (slots - 1);
-    if (table[slot] != kFree) continue;
-    table[slot] = k;
+    if (table[slot] == kFree) {
+      table[slot] = k;
+    } else if (most_copies == 1 || ++copies[slot] >= most_copies) {
+      continue;
+    }
     distinct.push_back(k);
   }
   return distinct;
 }
 
 #define VQVAE_FAST_INSTANTIATE(In) \
-  template std::vector<int64_t> distinct_codes(const Codes<In>&, const ThreadPool&)
+  template std::vector<int64_t> distinct_codes(const Codes<In>&, const ThreadPool&, int64_t)
 VQVAE_FAST_INSTANTIATE(float);
 VQVAE_FAST_INSTANTIATE(double);
 VQVAE_FAST_INSTANTIATE(BFloat16);

@@ -17,6 +17,7 @@
 #include "pack.h"
 #include "resolve.h"
 #include "tile.h"
+#include "top.h"
 
 namespace vqvae_fast {
 namespace {
@@ -151,6 +152,8 @@ constexpr Engine<In> make_engine() {
           search<Simd, In>,
           FewRows<Simd, In>::scratch_bytes,
           search_few_rows<Simd, In>,
+          top_scratch_bytes<Simd>,
+          search_top<Simd, In>,
           sum_rows<Simd, In>,
           multiply_scratch_bytes<Simd>,
           multiply_of<Simd, In>(),

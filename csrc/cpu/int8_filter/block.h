@@ -31,6 +31,16 @@ VQVAE_FAST_INLINE int64_t words_in_tile(Int8Words words) {
   }
 }
 
+// Returns what the thread must hold while it scores.
+template <class Kernel>
+auto begin_session(Int8Words words) {
+  if constexpr (requires { typename Kernel::Session; }) {
+    return typename Kernel::Session(words);
+  } else {
+    return words;  // nothing
+  }
+}
+
 // find_tops() takes so many rows together.
 constexpr int64_t kRowsAbreast = 4;
 

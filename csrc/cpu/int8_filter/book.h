@@ -6,6 +6,7 @@
 
 #include "../../rows.h"
 #include "../codes/listed_codes.h"
+#include "../top_codes/measured.h"
 
 namespace vqvae_fast {
 
@@ -146,6 +147,10 @@ struct Int8Filter {
   int64_t (*search)(const Int8Book<In>& book, const Rows<const In>& z, int64_t first_row,
                     int64_t last_row, bool codes_are_far, void* scratch, int64_t* indices,
                     double* distances, int64_t* unsettled);
+  // Finds the k nearest codes; marks the rows that the filter cannot settle.
+  int64_t (*top_scratch_bytes)(const Int8Book<In>& book, int64_t rows, int64_t k);
+  void (*search_top)(const Int8Book<In>& book, const Rows<const In>& z, int64_t first_row,
+                     int64_t last_row, void* scratch, const TopCodes& out);
 };
 
 struct Int8Filters {

@@ -37,6 +37,7 @@
 #include "bound.h"
 #include "candidates.h"
 #include "pack.h"
+#include "top.h"
 #include "wide_directions.h"
 
 namespace vqvae_fast {
@@ -82,15 +83,6 @@ void filter_block(const Int8Block<Kernel>& block, const Int8Book<In>& book, int6
   }
 }
 
-template <class Kernel>
-auto begin_session(Int8Words words) {
-  if constexpr (requires { typename Kernel::Session; }) {
-    return typename Kernel::Session(words);
-  } else {
-    return words;  // nothing
-  }
-}
-
 template <class Kernel, class In>
 int64_t filter_search(const Int8Book<In>& book, const Rows<const In>& z, int64_t first_row,
                       int64_t last_row, bool codes_are_far, void* scratch, int64_t* indices,
@@ -129,7 +121,9 @@ constexpr Int8Filter<In> make_filter() {
           find_extent<Kernel, In>,
           pack_groups<Kernel, In>,
           filter_scratch_bytes<Kernel, In>,
-          filter_search<Kernel, In>};
+          filter_search<Kernel, In>,
+          filter_top_scratch_bytes<Kernel, In>,
+          filter_search_top<Kernel, In>};
 }
 
 template <class Kernel>

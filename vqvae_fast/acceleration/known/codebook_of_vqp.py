@@ -20,7 +20,6 @@ from vqvae_fast.acceleration.recipe import Recipe, Search
 from vqvae_fast.acceleration.untraced import untraced
 from vqvae_fast.autograd.gather import take_codes
 from vqvae_fast.nn.drop_in.plain_stage import is_watched
-from vqvae_fast.nn.steps import logits
 from vqvae_fast.nn.steps.autocast import without_autocast
 from vqvae_fast.similarity import as_euclidean
 
@@ -142,7 +141,10 @@ def _search(codebook: Any, rows: Tensor, topk: int | None) -> tuple[Tensor, Tens
         indices, quantized = _search(codebook, rows.flatten(0, 1)[None], topk)
         return indices[0].unflatten(0, rows.shape[:2]), quantized[0].unflatten(0, rows.shape[:2])
     if topk is not None:
-        indices = logits.choose(rows, codes, cosine, k=topk)
+        metric: Literal["euclidean", "dot"] = "dot"
+        if not cosine or have_unit_length(codes):
+            metric = "euclidean"
+        indices = functional.nearest_codes(rows, codes, topk, metric=metric).indices
     elif not cosine or have_unit_length(codes):
         indices = functional.nearest_code(rows, codes if packed is None else packed).indices
     else:

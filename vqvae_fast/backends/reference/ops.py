@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from vqvae_fast.backends.reference.top import nearest_codes as nearest_codes
 from vqvae_fast.dtypes import distance_dtype
 from vqvae_fast.formulas import (
     average_in_,

@@ -28,6 +28,7 @@ from vqvae_fast.bench.peers.residual import (
     RESIDUAL_PEERS,
 )
 from vqvae_fast.bench.peers.segment_sums import SUM_PEERS
+from vqvae_fast.bench.peers.top_codes import top_code_peers
 
 OURS = ours.PEER
 
@@ -80,4 +81,5 @@ __all__ = [
     "ResidualPeer",
     "SearchPeer",
     "SumPeer",
+    "top_code_peers",
 ]

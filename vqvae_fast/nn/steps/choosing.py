@@ -86,11 +86,15 @@ class Best(NamedTuple):
         return wanted.one_stored_code and self.metric == "euclidean"
 
     def choose(self, rows: Tensor, codes: Tensor, wanted: Wanted) -> Chosen:
-        """Choose by the exact search if the call wants one stored code, otherwise by all logits."""
-        if wanted.one_stored_code:
+        """Choose by the exact search among stored codes, by all logits among a vector's own."""
+        if wanted.transform is not None:
+            return _by_all_logits(rows, codes, wanted._replace(temperature=0.0), self.unit_length)
+        if wanted.topk is None:
             indices = functional.nearest_code(rows, codes, metric=self.metric).indices
-            return Chosen(codes, indices, take_codes(codes, indices))
-        return _by_all_logits(rows, codes, wanted._replace(temperature=0.0), self.unit_length)
+        else:
+            found = functional.nearest_codes(rows, codes, wanted.topk, metric=self.metric)
+            indices = found.indices
+        return Chosen(codes, indices, take_codes(codes, indices))
 
     @property
     def compared(self) -> Callable[[Tensor], Tensor]:
