@@ -100,10 +100,17 @@ int64_t filter_scratch_bytes(const Int8Book<In>& book, int64_t rows) {
 template <class Kernel, class In>
 constexpr Int8Filter<In> make_filter() {
   using Simd = typename Kernel::Simd;
-  return {Kernel::kTileRows,        kInt8BlockRows<Kernel>,   Kernel::kGroupCodes,
-          centred_bytes<Simd>,      WideScratch<Simd>::bytes, find_wide<Simd, In>,
-          find_extent<Kernel, In>,  pack_groups<Kernel, In>,  filter_scratch_bytes<Kernel, In>,
-          filter_search<Kernel, In>, filter_top_scratch_bytes<Kernel, In>,
+  return {Kernel::kTileRows,
+          kInt8BlockRows<Kernel>,
+          Kernel::kGroupCodes,
+          centred_bytes<Simd>,
+          WideScratch<Simd>::bytes,
+          find_wide<Simd, In>,
+          find_extent<Kernel, In>,
+          pack_groups<Kernel, In>,
+          filter_scratch_bytes<Kernel, In>,
+          filter_search<Kernel, In>,
+          filter_top_scratch_bytes<Kernel, In>,
           filter_search_top<Kernel, In>};
 }
 
