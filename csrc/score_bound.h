@@ -68,8 +68,8 @@ class ScoreBound {
     // The scale is applied twice, because its square may under- or overflow in float64.
     const double scaled = (nearest + distance_underflow_) * scale_ * scale_;
     const double radius = smaller(max_norm_, norm + sqrt(scaled));
-    const double bound = 0.5 * (square - scaled) - score_error(norm, radius) -
-                         distance_error_ * (square + scaled);
+    const double bound =
+        0.5 * (square - scaled) - score_error(norm, radius) - distance_error_ * (square + scaled);
     // Rounding to T may raise the bound by half a unit in the last place. The bound stays finite:
     // below the score of every code but above that of padding.
     return T(larger(bound - 2 * Precision<T>::unit * fabs(bound), -Precision<T>::largest));
@@ -80,9 +80,8 @@ class ScoreBound {
   VQVAE_FAST_INLINE double distance_within(double norm, double score, double half_norm) const {
     const double square = norm * norm;
     // half_norm is rounded, and a small one may be flushed to zero.
-    const double radius =
-        smaller(max_norm_, sqrt(-2 * half_norm) * (1 + 4 * Precision<T>::unit) +
-                               2 * sqrt(Precision<T>::tiny));
+    const double radius = smaller(max_norm_, sqrt(-2 * half_norm) * (1 + 4 * Precision<T>::unit) +
+                                                 2 * sqrt(Precision<T>::tiny));
     const double scaled = larger(square - 2 * (score - score_error(norm, radius)), 0.0);
     const double measured = scaled + 2 * distance_error_ * (square + scaled);
     return measured / scale_ / scale_ + distance_underflow_;

@@ -33,9 +33,7 @@ _define(
 _define(
     "quantize(Tensor z, Tensor codebook) -> (Tensor quantized, Tensor indices, Tensor distances)"
 )
-_define(
-    "nearest_codes(Tensor z, Tensor codebook, SymInt k) -> (Tensor indices, Tensor distances)"
-)
+_define("nearest_codes(Tensor z, Tensor codebook, SymInt k) -> (Tensor indices, Tensor distances)")
 # Counts the rows of a search that the integer filter settles; -1 means that it does not serve. Only
 # the C++ kernels have a filter, and only tests call this: results do not show what found them.
 _define("rows_settled_by_filter(Tensor z, Tensor codebook, Tensor packed) -> int")

@@ -220,7 +220,8 @@ Answer<In> search_top(const Case<In>& c, int64_t k, const char* isa, int64_t thr
   std::vector<char> bytes;
   if (packed) bytes = pack_for_searches(c.codes, pool(threads));
   Answer<In> answer{std::vector<int64_t>(c.rows.count * k, -1),
-                    std::vector<Compute<In>>(c.rows.count * k, -1), {}};
+                    std::vector<Compute<In>>(c.rows.count * k, -1),
+                    {}};
   search_top_codes<In>(c.rows, c.codes, {bytes.data(), int64_t(bytes.size())}, k,
                        answer.indices.data(), answer.distances.data(), pool(threads));
   return answer;

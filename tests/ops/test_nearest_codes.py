@@ -69,7 +69,7 @@ def _check_rows(z, codebook, indices, distances, k, exact_ties):
 
 
 def in_each_set(z, codebook, k):
-    """The op in every instruction set, which must return the same bits; without C++ the op alone."""
+    """The op in every instruction set, with the same bits; without C++ the op alone."""
     results = {}
     for name in SETS or ["the op"]:
         if SETS:
@@ -332,9 +332,7 @@ def scaled(z, codebook, k):
 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_in_one_graph(dynamic):
-    compiled_function = torch.compile(
-        scaled, fullgraph=True, dynamic=dynamic, backend="aot_eager"
-    )
+    compiled_function = torch.compile(scaled, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for rows, k in itertools.product((9, 12), (2, 3)):
         z, codebook = torch.randn(rows, 5), torch.randn(7, 5)
         got = compiled_function(z, codebook, k)

@@ -73,8 +73,8 @@ std::tuple<Tensor, Tensor> top(const Tensor& z, const Tensor& codebook, const Te
     const ThreadPool pool = torch_pool();
     for (int64_t h = 0; h < books; ++h) {
       search_top_codes<In>(as_rows(book<const In>(rows, has_books, h)),
-                           as_codes(book<const In>(codebook, has_books, h)),
-                           packed_book(packed, h), k, elements<int64_t>(indices) + h * count,
+                           as_codes(book<const In>(codebook, has_books, h)), packed_book(packed, h),
+                           k, elements<int64_t>(indices) + h * count,
                            elements<Compute<In>>(distances) + h * count, pool);
     }
   });

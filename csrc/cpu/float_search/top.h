@@ -98,12 +98,15 @@ VQVAE_FAST_ALONE void list_reaching(const TopBlock<Simd>& top, int64_t num_tiles
       const int i = lowest_bit(reaching);
       const Vec bounds = Simd::broadcast(bound[i]);
       TopCandidates<T>& listed = top.listed[tile * Simd::kTileRows + i];
+      // One mask for all codes: how many of a vector reach the bound cannot be predicted.
+      static_assert(kVecs * Simd::kWidth <= 64);
+      uint64_t codes = 0;
       for (int64_t j = 0; j < kVecs * Simd::kWidth; j += Simd::kWidth) {
-        for (uint32_t lanes = Simd::at_least(Simd::load(stored[i] + j), bounds); lanes != 0;
-             lanes &= lanes - 1) {
-          const int64_t code = j + lowest_bit(lanes);
-          listed.append(stored[i][code], first_code + code);
-        }
+        codes |= uint64_t{Simd::at_least(Simd::load(stored[i] + j), bounds)} << j;
+      }
+      for (; codes != 0; codes &= codes - 1) {
+        const int64_t code = lowest_bit(codes);
+        listed.append(stored[i][code], first_code + code);
       }
     }
   }
@@ -172,7 +175,7 @@ void end_pass(const TopBlock<Simd>& top, const PackedBook<In>& book,
 // Measures a row without a bound on its scores against every usable code.
 template <class Simd, class In>
 VQVAE_FAST_ALONE void measure_unbounded(const TopBlock<Simd>& top, const PackedBook<In>& book,
-                                         int64_t r) {
+                                        int64_t r) {
   for (int64_t code = 0; code < book.codes.count; ++code) {
     if (!(book.half_norm[code] > -kInfinity)) continue;
     top.listed[r].append(0, code);

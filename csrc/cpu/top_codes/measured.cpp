@@ -5,9 +5,10 @@
 namespace vqvae_fast {
 namespace {
 
-bool is_nearer(const Measured& a, const Measured& b) {
+// A function object, because a pointer to a function would be called for each comparison.
+constexpr auto is_nearer = [](const Measured& a, const Measured& b) {
   return a.distance < b.distance || (a.distance == b.distance && a.index < b.index);
-}
+};
 
 }  // namespace
 

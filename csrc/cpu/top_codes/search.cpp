@@ -252,7 +252,7 @@ void search_top_codes(const Rows<const In>& z, const Codes<In>& codes, const Pac
   TopSearch<In>(codes, k, indices, distances, workers).run(z, packed);
 }
 
-#define VQVAE_FAST_INSTANTIATE(In)                                                             \
+#define VQVAE_FAST_INSTANTIATE(In)                                                            \
   template void search_top_codes(const Rows<const In>&, const Codes<In>&, const PackedBytes&, \
                                  int64_t, int64_t*, Compute<In>*, const ThreadPool&)
 VQVAE_FAST_INSTANTIATE(float);
