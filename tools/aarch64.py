@@ -24,9 +24,10 @@ DEBIAN, PYTHON = "bookworm", "python3.11"
 # What is taken from requirements-dev.txt beside torch.
 PINNED = ("numpy", "click", "setuptools", "pytest", "hypothesis")
 # One test file or more for each kernel. Those that take minutes in an emulator are left out.
-TESTS = ["search_contract", "search_adversarial", "search_duplicates", "segment_sum", "gather"]
-TESTS += ["residual", "residual_backward", "quantize_backward", "moving_average", "project"]
-TESTS += ["composed", "packed", "packed_codebook", "instruction_sets", "functions", "validation"]
+TESTS = ["search_contract", "search_adversarial", "search_duplicates", "filter", "segment_sum"]
+TESTS += ["gather", "residual", "residual_backward", "quantize_backward", "moving_average"]
+TESTS += ["project", "composed", "packed", "packed_codebook", "instruction_sets", "functions"]
+TESTS += ["validation"]
 # Around the first example of the README.
 BEFORE = "import torch; x = torch.randn(2, 64, 256)"
 AFTER = """
