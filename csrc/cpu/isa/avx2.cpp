@@ -6,7 +6,7 @@
 // addresses of three codes; they would go through memory, which costs more than it saves.
 //
 // This file is the engine for AVX2 and FMA: 16 registers hold 4 rows x 3 vectors of codes (12
-// accumulators) and the operands.
+// accumulators) and the operands. The tile of its int8 filter is 6 rows x 2 vectors.
 #include "../float_search/search_kernel.h"
 #include "../int8_filter/pairwise_products.h"
 #include "../int8_filter/tiled_kernel.h"

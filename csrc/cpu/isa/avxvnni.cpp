@@ -8,6 +8,8 @@
 //
 // This file is the int8 filter for AVX-VNNI: 16 registers hold 6 rows x 2 vectors of codes (12
 // accumulators) and the operands.
+#include <cpuid.h>
+
 #include "../int8_filter/tiled_kernel.h"
 #include "avx2_simd.h"
 
@@ -38,9 +40,14 @@ struct AvxVnni {
 
 constexpr Int8Filters kFilters = make_filters<TiledKernel<Avx2Filter, AvxVnni, 6>>();
 
+// Older versions of Clang refuse __builtin_cpu_supports("avxvnni"). The system saves the registers
+// if it does for AVX2.
 VQVAE_FAST_PROBE bool machine_has() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("avxvnni");
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return false;
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  __cpuid_count(7, 1, eax, ebx, ecx, edx);
+  constexpr unsigned kAvxVnni = 1 << 4;
+  return (eax & kAvxVnni) != 0;
 }
 
 }  // namespace
