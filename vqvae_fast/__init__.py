@@ -16,6 +16,7 @@ from vqvae_fast import ops as _ops  # noqa: F401  (registers torch.ops.vqvae_fas
 from vqvae_fast._version import __version__
 from vqvae_fast.acceleration import accelerate, compare
 from vqvae_fast.checkpoints import load_quantizer
+from vqvae_fast.clustering import KMeans
 from vqvae_fast.functional import (
     NearestCode,
     Quantized,
@@ -43,6 +44,7 @@ from vqvae_fast.warming import warm_up
 __all__ = [
     "VQVAE",
     "GroupedResidualVQ",
+    "KMeans",
     "NearestCode",
     "PackedCodebook",
     "Quantized",
