@@ -339,11 +339,12 @@ class KMeans(Parameters):
         synced = self._is_synced()
         size = self.init_size or _SAMPLES_PER_CODE * self.n_clusters
         if isinstance(data, Rows) and len(data) <= size and not synced:
-            return data
-        own = generator
-        if synced:
-            own = torch.Generator().manual_seed(generator.initial_seed() + 1 + rank())
-        drawn = sample(data, size, own, synced)
+            drawn = data
+        else:
+            own = generator
+            if synced:
+                own = torch.Generator().manual_seed(generator.initial_seed() + 1 + rank())
+            drawn = sample(data, size, own, synced)
         if len(drawn) < self.n_clusters:
             raise ValueError(self._too_few(len(drawn)))
         return drawn

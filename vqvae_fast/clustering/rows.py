@@ -98,7 +98,7 @@ class Stream:
     def __init__(
         self, batches: Iterable[Any], metric: str, num_codes: int, device: torch.device | None
     ):
-        if iter(batches) is batches:
+        if isinstance(batches, Iterator):
             raise TypeError(
                 "X must be an iterable that can be read once a round, such as a DataLoader or a "
                 f"list of batches, got {type(batches).__name__}, which can be read only once: "
@@ -183,9 +183,7 @@ def as_weights(sample_weight: Any, rows: Tensor) -> Tensor | None:
     if weights.shape != rows.shape[:1]:
         raise ValueError(f"sample_weight must be [N={len(rows)}], got {list(weights.shape)}")
     if not weights.isfinite().all() or (weights < 0).any() or not (weights > 0).any():
-        raise ValueError(
-            "sample_weight must be finite, not negative, and not zero for all rows"
-        )
+        raise ValueError("sample_weight must be finite, not negative, and not zero for all rows")
     return weights
 
 
