@@ -16,7 +16,7 @@ from vqvae_fast import ops as _ops  # noqa: F401  (registers torch.ops.vqvae_fas
 from vqvae_fast._version import __version__
 from vqvae_fast.acceleration import accelerate, compare
 from vqvae_fast.checkpoints import load_quantizer
-from vqvae_fast.clustering import KMeans
+from vqvae_fast.clustering import KMeans, ResidualClustering, residual_kmeans
 from vqvae_fast.functional import (
     NearestCode,
     Quantized,
@@ -36,6 +36,7 @@ from vqvae_fast.nn import (
     SimVQ,
     VectorQuantize,
     VectorQuantizer,
+    fit_codebook,
     freeze,
 )
 from vqvae_fast.packed import PackedCodebook, pack
@@ -49,6 +50,7 @@ __all__ = [
     "PackedCodebook",
     "Quantized",
     "RandomProjectionQuantizer",
+    "ResidualClustering",
     "ResidualNearestCode",
     "ResidualSimVQ",
     "ResidualVQ",
@@ -59,11 +61,13 @@ __all__ = [
     "__version__",
     "accelerate",
     "compare",
+    "fit_codebook",
     "freeze",
     "load_quantizer",
     "nearest_code",
     "pack",
     "quantize",
+    "residual_kmeans",
     "residual_nearest_code",
     "segment_sum",
     "warm_up",

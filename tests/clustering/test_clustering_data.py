@@ -196,7 +196,7 @@ def test_calls_on_other_data(call):
     with pytest.raises(ValueError, match=r"X has 2 features, .* expecting 3 .*\[N, D=3\]"):
         getattr(model, call)(X[:, :2])
     with pytest.raises(ValueError, match="NaN"):
-        getattr(model, call)(torch.where(X == X[3, 1], torch.nan, X))
+        getattr(model, call)(torch.where(X[3, 1] == X, torch.nan, X))
 
 
 def test_fewer_rows_than_codes_can_be_predicted():
