@@ -255,7 +255,8 @@ def markdown(record: dict[str, Any]) -> str:
         tables.heading(record),
         f"Float32, Gaussian rows, the same {iterations} rounds of Lloyd's algorithm from the same "
         "codes, then labels and inertia. Times are milliseconds: median (quartiles) of "
-        f"{record['rounds']} turns, or of one that took more than {_LONG:.0f} s. The inertia is computed from each one's codes in float64.\n",
+        f"{record['rounds']} turns, or of one that took more than {_LONG:.0f} s. "
+        "The inertia is computed from each one's codes in float64.\n",
     ]
     for entry in record["results"]:
         n, k, d = entry["shape"].values()

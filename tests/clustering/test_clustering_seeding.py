@@ -75,7 +75,8 @@ def test_merging_keeps_one_code_for_each_cluster():
     means = centres.repeat(5, 1) + 0.1 * gaussian(15, 2).double()
     weights = torch.arange(1.0, 16, dtype=torch.float64)
     weights[4] = 0  # a cluster without rows
-    codes = merged(means * weights[:, None], weights, 3, generator(), "euclidean")
+    sums = means * weights[:, None]
+    codes = merged(means, sums, weights, 3, generator(), "euclidean")
     expected = torch.stack(
         [(means[n::3] * weights[n::3, None]).sum(0) / weights[n::3].sum() for n in range(3)]
     )

@@ -11,9 +11,14 @@ _SHARE = 4
 
 
 def merged(
-    sums: Tensor, weights: Tensor, num_codes: int, generator: torch.Generator, metric: str
+    codes: Tensor,
+    sums: Tensor,
+    weights: Tensor,
+    num_codes: int,
+    generator: torch.Generator,
+    metric: str,
 ) -> Tensor:
-    """Merge clusters pairwise, those first that cost the least inertia: codes [K, D], float64.
+    """Merge clusters pairwise, those first that cost the least inertia, and return [K, D] codes.
 
     Two clusters of weights v and w whose means lie the distance d apart cost v w / (v + w) d^2
     (Ward, 1963; for codebooks: Equitz, 1989). Each iteration divides the clusters into two halves
@@ -22,6 +27,7 @@ def merged(
     iteration, about 3 ln M iterations, and no memory of M x M.
 
     Args:
+        codes: [M, D], where clusters without rows are.
         sums: float64 [M, D], of each cluster's rows.
         weights: float64 [M], how many rows that is.
         num_codes: K, at most M.
@@ -29,11 +35,11 @@ def merged(
         metric: "euclidean", or "cosine", whose codes have unit length.
     """
     unit_length = metric == "cosine"
-    while len(sums) > num_codes:
-        codes = moved_to_means(torch.zeros_like(sums), sums, weights, unit_length=unit_length)
+    codes = moved_to_means(codes, sums, weights, unit_length=unit_length)
+    while len(codes) > num_codes:
         order = torch.randperm(len(sums), generator=generator).to(sums.device)
         one, other = order.tensor_split(2)
-        near, distances = functional.nearest_code(codes[one].float(), codes[other].float())
+        near, distances = functional.nearest_code(codes[one], codes[other])
         partner = other[near]
         both = weights[one] + weights[partner]
         costs = distances * weights[one] * weights[partner] / both.clamp(min=1e-300)
@@ -43,11 +49,12 @@ def merged(
         ranks = torch.arange(len(cheapest), device=order.device)
         first.scatter_reduce_(0, partner[cheapest], ranks, "amin")
         chosen = cheapest[first[partner[cheapest]] == ranks]
-        chosen = chosen[: -(-(len(sums) - num_codes) // _SHARE)]
+        chosen = chosen[: -(-(len(codes) - num_codes) // _SHARE)]
         gone, into = one[chosen], partner[chosen]
         sums = sums.index_add(0, into, sums[gone])  # each code is at most once in `into`
         weights = weights.index_add(0, into, weights[gone])
         stays = torch.ones_like(order, dtype=torch.bool)
         stays[gone] = False
         sums, weights = sums[stays], weights[stays]
-    return moved_to_means(torch.zeros_like(sums), sums, weights, unit_length=unit_length)
+        codes = moved_to_means(codes[stays], sums, weights, unit_length=unit_length)
+    return codes

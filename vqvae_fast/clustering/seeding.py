@@ -24,17 +24,18 @@ def plus_plus(data: Rows, num_codes: int, generator: torch.Generator) -> Tensor:
     costs a draw of 2 K rows, one round with 2 K codes, and the merging of :func:`merged`.
 
     Args:
-        data: N >= K rows.
+        data: N rows.
         num_codes: K. Where there are fewer distinct rows, some codes are copies.
         generator: of the CPU, so that all devices draw the same.
 
     Raises:
         ValueError: a row is not finite.
     """
+    if len(data) <= num_codes:
+        return drawn_by_distance(data, num_codes, generator)
     many = drawn_by_distance(data, min(_SURPLUS * num_codes, len(data)), generator)
     found = one_round(data, many)
-    codes = merged(found.sums, found.weights, num_codes, generator, data.metric)
-    return codes.to(many.dtype)
+    return merged(many, found.sums, found.weights, num_codes, generator, data.metric)
 
 
 def drawn_by_distance(data: Rows, num_codes: int, generator: torch.Generator) -> Tensor:

@@ -2,7 +2,7 @@
 
 from vqvae_fast.nn.codebook.dead_codes import replace_dead_codes
 from vqvae_fast.nn.codebook.ema import CodeMovingAverage, CodeUsage
-from vqvae_fast.nn.codebook.kmeans import KMeans, kmeans
+from vqvae_fast.nn.codebook.kmeans import KMeansResult, kmeans
 from vqvae_fast.nn.codebook.kmeans_init import KMeansInit
 from vqvae_fast.nn.codebook.metrics import (
     CodebookMetrics,
@@ -31,8 +31,8 @@ __all__ = [
     "CodebookMetrics",
     "Freezable",
     "GroupedResidualVQ",
-    "KMeans",
     "KMeansInit",
+    "KMeansResult",
     "LazyOneHot",
     "LossBreakdown",
     "Quantizer",
