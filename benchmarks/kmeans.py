@@ -31,6 +31,9 @@ TIMED = {
     "nredo=1), then a search of its index for the labels and distances",
     SCIKIT_LEARN: "fit from given codes, Lloyd's algorithm, n_init=1, tol=0; labels and inertia",
 }
+# Where float32 chooses a code that is not the nearest, the rounds take another path, whose inertia
+# may be lower by chance. So much lower may a peer's be.
+_BY_CHANCE = 1e-4
 _LONG = 10.0  # seconds; a contender whose first turn takes longer has no other
 
 
@@ -109,7 +112,7 @@ def compare(shape: Shape, rounds: int, iterations: int) -> dict[str, Any]:
     """Return the JSON record of one shape, on Gaussian rows.
 
     Raises:
-        WorseInertiaError: our inertia is above a peer's by more than float32's rounding.
+        WorseInertiaError: our inertia is above a peer's by more than chance.
     """
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape.n, shape.d, generator=generator)
@@ -127,7 +130,7 @@ def compare(shape: Shape, rounds: int, iterations: int) -> dict[str, Any]:
             fitted = CONTENDERS[name](x, start, iterations)
             seconds[name].append(time.perf_counter() - begin)
             inertias[name] = inertia_of(x, fitted.codes) if number == 0 else inertias[name]
-    if any(inertias[OURS] > inertias[name] * (1 + 1e-6) for name in names):
+    if any(inertias[OURS] > inertias[name] * (1 + _BY_CHANCE) for name in names):
         raise WorseInertiaError(f"after {iterations} rounds at {shape.name}: {inertias}")
     return {
         "shape": shape._asdict(),

@@ -157,3 +157,12 @@ def test_a_start_from_a_sample():
     x = blobs(10, 200, 3)
     found = KMeans(10, init_size=100, random_state=0).fit(x)
     assert found.inertia_ < 1.02 * KMeans(10, random_state=0).fit(x).inertia_
+
+
+def test_very_many_codes_start_as_they_are_drawn(monkeypatch):
+    monkeypatch.setattr(seeding, "_MOST_MERGED", 11)
+    data = Rows(gaussian(300, 3), None, "euclidean", 12)
+    drawn = drawn_by_distance(data, 12, generator())
+    assert torch.equal(seeding.plus_plus(data, 12, generator()), drawn)
+    drawn = drawn_by_distance(data, 11, generator())
+    assert not torch.equal(seeding.plus_plus(data, 11, generator()), drawn)

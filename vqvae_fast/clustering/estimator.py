@@ -73,7 +73,7 @@ class KMeans(Parameters):
         counts_: [K], the weight of the rows that each code averages; after :meth:`partial_fit`.
 
     A code without rows moves to the row that lies farthest from its code; where there are fewer
-    distinct rows than codes, codes stay unused. See :doc:`/clustering` for how the start is drawn
+    distinct rows than codes, codes stay unused. The page "Clustering" says how the start is drawn,
     and when another library fits better.
     """
 

@@ -12,6 +12,9 @@ from vqvae_fast.clustering.rows import Rows, not_finite
 _BLOCK = 512
 # So many times as many rows are drawn as there are codes.
 _SURPLUS = 2
+# More codes than this start as they are drawn: merging them would cost more than it gains, with the
+# few rows for each code that there are then.
+_MOST_MERGED = 2**16
 
 
 def plus_plus(data: Rows, num_codes: int, generator: torch.Generator) -> Tensor:
@@ -21,7 +24,8 @@ def plus_plus(data: Rows, num_codes: int, generator: torch.Generator) -> Tensor:
     for each code and keeps the best, which costs 2 + ln K times as much. Twice as many draws reach
     the clusters that one series of draws misses, and the merging takes the superfluous ones back
     (as k-means|| has it, Bahmani et al., 2012, which draws 5 blocks and clusters them). This
-    costs a draw of 2 K rows, one round with 2 K codes, and the merging of :func:`merged`.
+    costs a draw of 2 K rows, one round with 2 K codes, and the merging of :func:`merged`. More than
+    65536 codes are K rows as they are drawn.
 
     Args:
         data: N rows.
@@ -31,7 +35,7 @@ def plus_plus(data: Rows, num_codes: int, generator: torch.Generator) -> Tensor:
     Raises:
         ValueError: a row is not finite.
     """
-    if len(data) <= num_codes:
+    if len(data) <= num_codes or num_codes > _MOST_MERGED:
         return drawn_by_distance(data, num_codes, generator)
     many = drawn_by_distance(data, min(_SURPLUS * num_codes, len(data)), generator)
     found = one_round(data, many)
