@@ -18,7 +18,7 @@ from benchmarks import command_line
 from vqvae_fast import KMeans, nearest_code, segment_sum
 from vqvae_fast.bench import environment, memory, tables
 from vqvae_fast.bench.data import Shape
-from vqvae_fast.bench.interleave import summarise
+from vqvae_fast.bench.interleave import summarise, turn
 from vqvae_fast.bench.threads import all_threads
 
 SHAPES = (Shape(50_000, 1024, 64), Shape(1_000_000, 4096, 32), Shape(200_000, 16384, 128))
@@ -121,15 +121,17 @@ def compare(shape: Shape, rounds: int, iterations: int) -> dict[str, Any]:
     names = [name for name in CONTENDERS if name not in skipped]
     seconds: dict[str, list[float]] = {name: [] for name in names}
     inertias: dict[str, float] = {}
-    nearest_code(x[:1000], start)  # warms up threads and kernels
     for number in range(rounds):
         for name in names[number % len(names) :] + names[: number % len(names)]:
             if max(seconds[name], default=0.0) > _LONG:
                 continue
-            begin = time.perf_counter()
-            fitted = CONTENDERS[name](x, start, iterations)
-            seconds[name].append(time.perf_counter() - begin)
-            inertias[name] = inertia_of(x, fitted.codes) if number == 0 else inertias[name]
+            fitted: list[Fitted] = []
+            run = CONTENDERS[name]
+            seconds[name].append(
+                turn(lambda run=run, to=fitted: to.append(run(x, start, iterations)), 0.0, 1)
+            )
+            if number == 0:
+                inertias[name] = inertia_of(x, fitted[-1].codes)
     if any(inertias[OURS] > inertias[name] * (1 + _BY_CHANCE) for name in names):
         raise WorseInertiaError(f"after {iterations} rounds at {shape.name}: {inertias}")
     return {

@@ -69,7 +69,7 @@ class KMeans(Parameters):
         inertia_: sum of the squared distances between rows and their codes (for the cosine, of
             1 - cos), weighted, added in float64.
         n_iter_: the number of rounds.
-        n_features_in_: D.
+        n_features_in_: the length of a row, D.
         counts_: [K], the weight of the rows that each code averages; after :meth:`partial_fit`.
 
     A code without rows moves to the row that lies farthest from its code; where there are fewer
@@ -220,7 +220,7 @@ class KMeans(Parameters):
 
         Raises:
             ValueError: X has another D, NaN or infinities.
-            NotFittedError: the codes have not been fitted; a ValueError and AttributeError.
+            vqvae_fast.clustering.NotFittedError: the codes have not been fitted.
         """
         data, codes = self._data_and_codes(X)
         labels = []
@@ -249,7 +249,7 @@ class KMeans(Parameters):
 
         Raises:
             ValueError: X has another D, NaN or infinities.
-            NotFittedError: the codes have not been fitted; a ValueError and AttributeError.
+            vqvae_fast.clustering.NotFittedError: the codes have not been fitted.
         """
         data, codes = self._data_and_codes(X)
         if isinstance(data, Stream):
@@ -284,7 +284,7 @@ class KMeans(Parameters):
 
         Raises:
             ValueError: X has another D, NaN or infinities; a weight does not fit.
-            NotFittedError: the codes have not been fitted; a ValueError and AttributeError.
+            vqvae_fast.clustering.NotFittedError: the codes have not been fitted.
         """
         data, codes = self._data_and_codes(X, sample_weight)
         inertia = sum(float(piece.inertia) for piece in assigned(data, codes))
