@@ -115,6 +115,17 @@ def test_arrays_and_16_bit_batches():
     torch.testing.assert_close(tensors.cluster_centers_, whole.cluster_centers_)
 
 
+def test_given_codes_become_directions_and_decide_the_dtype_of_batches():
+    x = gaussian(400, 3)
+    start = x[:6] * torch.tensor([1.0, 1e3, 1e-3, 5.0, 1.0, 30.0])[:, None]
+    arguments = {"metric": "cosine", "max_iter": 1, "init": start}
+    whole = KMeans(6, **arguments).fit(x)
+    streamed = KMeans(6, **arguments).fit(list(x.double().split(150)))
+    assert streamed.cluster_centers_.dtype == torch.float32
+    torch.testing.assert_close(streamed.cluster_centers_, whole.cluster_centers_)
+    assert torch.equal(streamed.predict(list(x.double().split(150))), whole.labels_)
+
+
 def test_a_generator_is_refused_because_it_can_be_read_only_once():
     x = gaussian(100, 3)
     with pytest.raises(TypeError, match=r"read once a round.*got generator.*partial_fit"):

@@ -356,8 +356,10 @@ class KMeans(Parameters):
             if codes.shape != wanted:
                 raise ValueError(f"init must be [K, D] = {list(wanted)}, got {list(codes.shape)}")
             data.dtype = common_float(data.dtype, distance_dtype(codes.dtype))
-            return Rows(codes.to(data.device), None, self.metric, 1, data.dtype).all()
-        return codes
+        else:
+            data.dtype = distance_dtype(codes.dtype)
+        codes = codes if data.device is None else codes.to(data.device)
+        return Rows(codes, None, self.metric, 1, data.dtype).all()
 
     def _first_codes(self, start: Tensor | Rows, generator: torch.Generator) -> Tensor:
         if isinstance(start, Tensor):
@@ -390,7 +392,9 @@ class KMeans(Parameters):
         """The rows, and the fitted codes on their device and in their dtype."""
         codes = self._codes()
         if is_stream(x):
-            return self._stream(x, sample_weight), codes
+            stream = self._stream(x, sample_weight)
+            stream.dtype = codes.dtype
+            return stream, codes if stream.device is None else codes.to(stream.device)
         rows = as_rows(x)
         self._check_columns(rows)
         dtype = common_float(distance_dtype(rows.dtype), codes.dtype)

@@ -106,6 +106,7 @@ class Stream:
             )
         self.batches, self.metric, self.num_codes, self.device = batches, metric, num_codes, device
         self.gave_arrays = False
+        self.dtype: torch.dtype | None = None  # of the pieces; None: as Rows has it
 
     def __iter__(self) -> Iterator[Piece]:
         dim = None
@@ -116,7 +117,7 @@ class Stream:
             if dim not in (None, values.shape[1]):
                 raise ValueError(f"batches must be [n, D={dim}], got {list(values.shape)}")
             dim = values.shape[1]
-            yield from Rows(values, None, self.metric, self.num_codes)
+            yield from Rows(values, None, self.metric, self.num_codes, self.dtype)
 
 
 def is_stream(x: Any) -> bool:
