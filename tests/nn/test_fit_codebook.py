@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from process_group import run_together
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -252,3 +253,22 @@ def test_wrong_arguments():
         fit_codebook(made("VectorQuantize"), X, metric="cosine")
     with pytest.raises(TypeError, match="got generator, which can be read only once"):
         fit_codebook(made("VectorQuantize"), (x for x in X))
+
+
+def _work(rank, folder):
+    module = made("VectorQuantize")
+    fit_codebook(module, X[:2] if rank == 0 else X[2:], random_state=0, synced=True)
+    torch.save(module.state_dict(), f"{folder}/{rank}.pt")
+
+
+def test_processes_start_from_the_same_codes(tmp_path):
+    run_together(_work, 2, tmp_path)
+    states = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name])
+    module = made("VectorQuantize")
+    module.load_state_dict(states[0])
+    counts = torch.bincount(module.eval()(X)[1].flatten(), minlength=K)
+    torch.testing.assert_close(module._codebook.cluster_size[0], counts.clamp(min=1).float())
+    alone = fit_codebook(made("VectorQuantize"), X, random_state=0)
+    assert error_of(module, X) < 1.1 * error_of(alone, X)
