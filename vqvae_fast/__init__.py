@@ -1,6 +1,6 @@
 """Fast, exact vector quantization for PyTorch, and the VQ-VAE around it.
 
-Three ways in:
+Four ways in:
 
 * call the search: :func:`nearest_code`, :func:`quantize`, :func:`segment_sum`; :func:`pack` keeps a
   codebook packed that does not change, and on a GPU :func:`warm_up` compiles their kernels ahead of
@@ -9,6 +9,8 @@ Three ways in:
   vector-quantize-pytorch, :class:`VectorQuantizer` that of the reference VQ-VAE, :class:`VQVAE` a
   whole model; :func:`load_quantizer` brings the weights; or leave the model as it is, and
   :func:`accelerate` gives its quantizers exact, fast searches in place;
+* cluster: :class:`KMeans` and :func:`residual_kmeans`; :func:`fit_codebook` starts the codes of a
+  quantizer from data;
 * train: ``vqvae-fast train`` on the command line, :mod:`vqvae_fast.training` from Python.
 """
 
