@@ -38,6 +38,7 @@ class Fault:
     compiled_for: str = ""
 
 
+CLUSTERING = "tests/clustering/test_clustering_"
 OPS, NN, TRAINING = "tests/ops/test_", "tests/nn/test_", "tests/training/test_"
 FAULTS = [
     # ---- the CPU kernels (csrc) ------------------------------------------------------------------
@@ -429,9 +430,21 @@ FAULTS = [
     ),
     Fault(
         "k-means: empty codes stay empty",
-        "codes[empty[: len(drawn)]] = samples[drawn]",
+        "sums[filled] = rows.double() * given[:, None]",
         "",
-        NN + "kmeans.py",
+        CLUSTERING + "rounds.py",
+    ),
+    Fault(
+        "k-means: every proposed row becomes a code",
+        "if bar < nearest[place]:",
+        "if True:",
+        CLUSTERING + "seeding.py",
+    ),
+    Fault(
+        "k-means: clusters merge whatever it costs",
+        "cheapest = costs.argsort(stable=True)",
+        "cheapest = torch.arange(len(costs))",
+        CLUSTERING + "seeding.py",
     ),
     Fault(
         "k-means: vectors that are not finite are samples",

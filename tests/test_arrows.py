@@ -20,6 +20,7 @@ ROWS = [
     ("similarity", "packed"),
     ("functional",),
     ("distributed",),
+    ("clustering",),
     ("agreement", "warming"),
     ("nn/codebook",),
     ("nn/steps",),

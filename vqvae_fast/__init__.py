@@ -1,6 +1,6 @@
 """Fast, exact vector quantization for PyTorch, and the VQ-VAE around it.
 
-Three ways in:
+Four ways in:
 
 * call the search: :func:`nearest_code`, :func:`nearest_codes`, :func:`quantize`,
   :func:`segment_sum`; :func:`pack` keeps a codebook packed that does not change, and on a GPU
@@ -9,6 +9,8 @@ Three ways in:
   vector-quantize-pytorch, :class:`VectorQuantizer` that of the reference VQ-VAE, :class:`VQVAE` a
   whole model; :func:`load_quantizer` brings the weights; or leave the model as it is, and
   :func:`accelerate` gives its quantizers exact, fast searches in place;
+* cluster: :class:`KMeans` and :func:`residual_kmeans`; :func:`fit_codebook` starts the codes of a
+  quantizer from data;
 * train: ``vqvae-fast train`` on the command line, :mod:`vqvae_fast.training` from Python.
 """
 
@@ -16,6 +18,7 @@ from vqvae_fast import ops as _ops  # noqa: F401  (registers torch.ops.vqvae_fas
 from vqvae_fast._version import __version__
 from vqvae_fast.acceleration import accelerate, compare
 from vqvae_fast.checkpoints import load_quantizer
+from vqvae_fast.clustering import KMeans, ResidualClustering, residual_kmeans
 from vqvae_fast.functional import (
     NearestCode,
     NearestCodes,
@@ -37,6 +40,7 @@ from vqvae_fast.nn import (
     SimVQ,
     VectorQuantize,
     VectorQuantizer,
+    fit_codebook,
     freeze,
 )
 from vqvae_fast.packed import PackedCodebook, pack
@@ -45,11 +49,13 @@ from vqvae_fast.warming import warm_up
 __all__ = [
     "VQVAE",
     "GroupedResidualVQ",
+    "KMeans",
     "NearestCode",
     "NearestCodes",
     "PackedCodebook",
     "Quantized",
     "RandomProjectionQuantizer",
+    "ResidualClustering",
     "ResidualNearestCode",
     "ResidualSimVQ",
     "ResidualVQ",
@@ -60,12 +66,14 @@ __all__ = [
     "__version__",
     "accelerate",
     "compare",
+    "fit_codebook",
     "freeze",
     "load_quantizer",
     "nearest_code",
     "nearest_codes",
     "pack",
     "quantize",
+    "residual_kmeans",
     "residual_nearest_code",
     "segment_sum",
     "warm_up",

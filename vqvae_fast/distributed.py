@@ -15,6 +15,11 @@ def world_size() -> int:
     return dist.get_world_size() if is_distributed() else 1
 
 
+def rank() -> int:
+    """The number of this process, from 0 on."""
+    return dist.get_rank() if is_distributed() else 0
+
+
 def summed(*tensors: Tensor, group: "dist.ProcessGroup | None" = None) -> tuple[Tensor, ...]:
     """Return the sums over all processes, in one collective; all tensors must have one dtype."""
     packed = torch.cat([t.reshape(-1) for t in tensors])

@@ -6,7 +6,6 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from vqvae_fast.nn import KMeansInit, VectorQuantizer, kmeans, replace_dead_codes
-from vqvae_fast.nn.codebook.kmeans import _fill_empty
 
 
 def blobs(count: int, per_blob: int, dim: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -41,16 +40,6 @@ def test_every_round_improves_and_ends_at_the_means():
     for i in range(8):
         assert counts[i] == (nearest == i).sum()
         torch.testing.assert_close(codes[i], samples[nearest == i].mean(0))
-
-
-def test_codes_without_samples_move_to_distinct_samples_off_their_codes():
-    samples = torch.tensor([[0.0], [0.0], [1.0], [2.0], [3.0]])
-    codes = torch.tensor([[0.0], [9.0], [9.0], [9.0], [9.0]])
-    counts = torch.tensor([5.0, 0, 0, 0, 0])
-    _fill_empty(codes, counts, samples, samples[:, 0] ** 2)
-    assert codes[0] == 0
-    assert codes[1:4, 0].sort().values.tolist() == [1, 2, 3]
-    assert codes[4] == 9, "there was no fourth"
 
 
 def test_fewer_samples_than_codes():

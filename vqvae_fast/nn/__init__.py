@@ -2,7 +2,7 @@
 
 from vqvae_fast.nn.codebook.dead_codes import replace_dead_codes
 from vqvae_fast.nn.codebook.ema import CodeMovingAverage, CodeUsage
-from vqvae_fast.nn.codebook.kmeans import KMeans, kmeans
+from vqvae_fast.nn.codebook.kmeans import KMeansResult, kmeans
 from vqvae_fast.nn.codebook.kmeans_init import KMeansInit
 from vqvae_fast.nn.codebook.metrics import (
     CodebookMetrics,
@@ -18,6 +18,7 @@ from vqvae_fast.nn.drop_in.residual_vq import ResidualVQ
 from vqvae_fast.nn.drop_in.sim_vq import SimVQ
 from vqvae_fast.nn.drop_in.split_residual_vq import SplitResidualVQ
 from vqvae_fast.nn.drop_in.vector_quantize import VectorQuantize
+from vqvae_fast.nn.fit_codebook import fit_codebook
 from vqvae_fast.nn.steps.freezable import Freezable, freeze
 from vqvae_fast.nn.steps.losses import LossBreakdown
 from vqvae_fast.nn.vqvae.one_hot import LazyOneHot
@@ -30,8 +31,8 @@ __all__ = [
     "CodebookMetrics",
     "Freezable",
     "GroupedResidualVQ",
-    "KMeans",
     "KMeansInit",
+    "KMeansResult",
     "LazyOneHot",
     "LossBreakdown",
     "Quantizer",
@@ -44,6 +45,7 @@ __all__ = [
     "VectorQuantizer",
     "code_counts",
     "codebook_metrics",
+    "fit_codebook",
     "freeze",
     "kmeans",
     "perplexity",

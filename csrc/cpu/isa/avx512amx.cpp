@@ -1,6 +1,7 @@
 // machines: x86_64
 // flags: -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mf16c -mfma
 // flags: -fno-tree-slp-vectorize -fno-exceptions
+// assembler: tdpbssd %tmm0, %tmm1, %tmm2
 //
 // The kernels use vectors explicitly. GCC's SLP vectorizer would also pair up scalars, such as the
 // addresses of three codes; they would go through memory, which costs more than it saves.

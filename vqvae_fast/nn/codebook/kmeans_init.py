@@ -10,7 +10,7 @@ from torch import Tensor
 from vqvae_fast.distributed import from_first, rows_of_all, summed, world_size
 from vqvae_fast.nn.codebook.averages import Averages
 from vqvae_fast.nn.codebook.host_flag import StartsOnce
-from vqvae_fast.nn.codebook.kmeans import KMeans, kmeans
+from vqvae_fast.nn.codebook.kmeans import KMeansResult, kmeans
 from vqvae_fast.nn.codebook.sampling import stratified_positions, take_rows
 
 
@@ -71,7 +71,7 @@ class KMeansInit(StartsOnce):
         )
 
     @torch.no_grad()
-    def collect(self, z: Tensor, *, synced: bool = False) -> KMeans | None:
+    def collect(self, z: Tensor, *, synced: bool = False) -> KMeansResult | None:
         """Take in a batch's vectors [..., D]; the codes once there are enough, else None."""
         wanted = self.num_samples - len(self.samples)
         if synced:
@@ -91,7 +91,7 @@ class KMeansInit(StartsOnce):
             return None
         result = kmeans(self.samples, self.num_codes, self.iterations)
         if synced:  # each process has drawn its own: the first one's count
-            result = KMeans(*(from_first(part) for part in result))
+            result = KMeansResult(*(from_first(part) for part in result))
         return result
 
     def load_samples(self, samples: Tensor) -> None:

@@ -168,9 +168,13 @@ class _ProjectedRVQ(Freezable):
         self.vq = ResidualVQ(dim=codebook_dim, **residual_vq)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        quantized, indices, loss = self.vq(_convolved(x.transpose(1, 2), self.input_proj))
+        quantized, indices, loss = self.vq(self.enter(x))
         output = _convolved(quantized, self.output_proj).transpose(1, 2).contiguous()
         return output, indices, loss
+
+    def enter(self, x: Tensor) -> Tensor:
+        """The rows [B, T, D] that are quantized, of x [B, C, T]."""
+        return _convolved(x.transpose(1, 2), self.input_proj)
 
     def decode(self, indices: Tensor) -> Tensor:
         codes: Tensor = self.vq.get_output_from_indices(indices)

@@ -1,0 +1,105 @@
+"""The arguments of an estimator, as scikit-learn reads, writes and copies them."""
+
+import inspect
+import operator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vqvae_fast.clustering.rows import METRICS
+
+if TYPE_CHECKING:
+    from sklearn.utils import Tags
+
+_INITS = ("k-means++", "random")
+
+
+class Parameters:
+    """A class whose ``__init__`` only stores its arguments under their names.
+
+    That is what ``sklearn.base.clone``, pipelines and searches of parameters need.
+    """
+
+    _estimator_type = "clusterer"
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the arguments of the class by name; ``deep`` makes no difference."""
+        names = list(inspect.signature(type(self).__init__).parameters)[1:]
+        return {name: getattr(self, name) for name in names}
+
+    def set_params(self, **params: Any) -> "Parameters":
+        """Set arguments of the class by name, and return self.
+
+        Raises:
+            ValueError: there is no such argument.
+        """
+        known = self.get_params()
+        for name, value in params.items():
+            if name not in known:
+                raise ValueError(f"parameters must be among {', '.join(known)}, got {name!r}")
+            setattr(self, name, value)
+        return self
+
+    def __repr__(self) -> str:
+        """The class with the arguments that are not the default ones."""
+        defaults = inspect.signature(type(self).__init__).parameters
+        given = [
+            f"{name}={value!r}"
+            for name, value in self.get_params().items()
+            if value is not defaults[name].default
+        ]
+        return f"{type(self).__name__}({', '.join(given)})"
+
+    def __sklearn_tags__(self) -> "Tags":
+        """What scikit-learn, which alone calls this, wants to know about an estimator."""
+        from sklearn.utils import InputTags, Tags, TargetTags, TransformerTags
+
+        return Tags(
+            estimator_type="clusterer",
+            target_tags=TargetTags(required=False),
+            transformer_tags=TransformerTags(preserves_dtype=["float64", "float32"]),
+            input_tags=InputTags(),
+        )
+
+
+def check_choices(
+    n_clusters: Any,
+    metric: Any,
+    init: Any,
+    n_init: Any,
+    max_iter: Any,
+    tol: Any,
+    random_state: Any,
+    init_size: Any,
+) -> None:
+    """Raise a TypeError or ValueError for arguments of k-means that make no sense."""
+    at_least("n_clusters", n_clusters, 1)
+    if metric not in METRICS:
+        raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
+    if isinstance(init, str) and init not in _INITS:
+        raise ValueError(f"init must be one of {', '.join(_INITS)}, or the codes, got {init!r}")
+    if n_init != "auto":
+        at_least("n_init", n_init, 1)
+    at_least("max_iter", max_iter, 1)
+    if not tol >= 0:
+        raise ValueError(f"tol must be at least 0, got {tol}")
+    if random_state is not None and not isinstance(random_state, torch.Generator):
+        at_least("random_state", random_state, 0)
+    if init_size is not None:
+        at_least("init_size, which must not be less than n_clusters,", init_size, n_clusters)
+
+
+def at_least(name: str, number: Any, smallest: int) -> int:
+    """Return a whole number.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: it is smaller.
+    """
+    try:
+        whole = operator.index(number)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {number!r}") from None
+    if whole < smallest:
+        raise ValueError(f"{name} must be at least {smallest}, got {whole}")
+    return whole

@@ -1,0 +1,30 @@
+"""Sums in float64 that have the same bits for every number of threads."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as nn_functional
+
+from vqvae_fast import functional
+
+_COLUMNS = 64
+
+
+def total(numbers: Tensor) -> Tensor:
+    """Return the sum of numbers, of any shape, as a 0-d float64 tensor."""
+    flat = numbers.detach().reshape(-1).double()
+    table = nn_functional.pad(flat, (0, -len(flat) % _COLUMNS)).view(-1, _COLUMNS)
+    places = torch.zeros(len(table), dtype=torch.int64, device=flat.device)
+    return functional.segment_sum(table, places, 1).sums[0].sum()
+
+
+def sums_by_code(
+    rows: Tensor, weights: Tensor | None, labels: Tensor, num_codes: int
+) -> tuple[Tensor, Tensor]:
+    """Sum the weighted rows [n, D] of each code, [K, D], and the weights, [K], in rows' dtype."""
+    if weights is None:
+        sums, counts = functional.segment_sum(rows, labels, num_codes)
+        return sums, counts
+    factors = weights.to(rows.dtype)[:, None]
+    weighted = torch.cat([rows * factors, factors], dim=1)
+    sums = functional.segment_sum(weighted, labels, num_codes).sums
+    return sums[:, :-1], sums[:, -1]
