@@ -57,6 +57,9 @@ constexpr int64_t kAlignment = 64;  // a cache line, and the widest vector
 // A search without a packed book takes so many rows at a time.
 constexpr int64_t kFewRows = 32;
 
+// Engine::measure_all takes codes of at most so many dimensions.
+constexpr int64_t kLongestMeasured = 32;
+
 // A search writes its answers to a Nearest. Distances are float64 here and are rounded once, at the
 // end. kNoCode means that no code could be chosen; it is larger than every index.
 constexpr int64_t kNoCode = INT64_MAX;
@@ -104,6 +107,11 @@ struct Engine {
   int64_t (*few_rows_scratch_bytes)(int64_t dim);
   bool (*search_few_rows)(const Codes<In>& codes, const Rows<const In>& z, int64_t first_code,
                           int64_t last_code, void* scratch, Nearest out);
+  // Finds the nearest among codes [first_code, last_code) for rows [first_row, last_row) by
+  // measuring every code, of at most kLongestMeasured dimensions. Writes at [row - first_row].
+  // Returns false if `search` must serve.
+  bool (*measure_all)(const Codes<In>& codes, const Rows<const In>& z, int64_t first_row,
+                      int64_t last_row, int64_t first_code, int64_t last_code, Nearest out);
   // Writes the sum of the listed rows to sum ([D, rounded up to a multiple of 8]). The `ahead` rows
   // listed behind them are prefetched, because the caller needs them next.
   void (*sum_rows)(const Rows<const In>& src, const int64_t* rows, int64_t count, int64_t ahead,

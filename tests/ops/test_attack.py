@@ -77,6 +77,7 @@ def attack(program, rounds, seed, emulator=None):
 def test_instruction_sets_return_the_same_bits(flags, rounds):
     counts = attack(build(*flags), rounds, seed=1)
     assert counts["cases"] >= 120
+    assert counts["measured"] > 5000  # by all instruction sets together
     if "avx512vnni" in INSTRUCTION_SETS:  # the filter had its part in it
         assert counts["settled"] > 500
         assert counts["settled_wide"] > 20
