@@ -67,8 +67,10 @@ def test_instruction_sets_agree(search_everywhere, pair):
 @pytest.mark.quick(12)
 @pytest.mark.parametrize(
     ("rows", "codes", "dim"),
-    [(1, 5000, 16), (2, 300, 64), (3, 60000, 2), (17, 4097, 8), (100, 1000, 33), (5000, 64, 8)]
-    + [(3000, 40, 4), (13, 3000, 4)],  # every code is measured
+    [
+        *((1, 5000, 16), (2, 300, 64), (17, 4097, 8), (100, 1000, 33), (5000, 64, 8)),
+        *((3, 60000, 2), (3000, 40, 4), (13, 3000, 4)),  # every code is measured
+    ],
 )
 def test_thread_counts_agree(implementation, dtype, rows, codes, dim):
     codebook = (torch.randn(codes, dim) * 4).round().to(dtype)

@@ -15,7 +15,7 @@ namespace {
 constexpr int64_t kRowLanes = 8;
 
 // Keeps the nearer of two codes for each lane: the former if both are equally near, or if the
-// distance of the latter is NaN.
+// distance of the latter is NaN. An instruction set may have a quicker form.
 template <class Doubles>
 VQVAE_FAST_INLINE void keep_nearer(typename Doubles::Vec& nearest, typename Doubles::Vec& index,
                                    typename Doubles::Vec distance,
