@@ -49,6 +49,24 @@ FAULTS = [
         OPS + "search_adversarial.py -k few_rows",
     ),
     Fault(
+        "measuring every code: a later code wins a tie",
+        "_mm512_cmp_pd_mask(distance, nearest, _CMP_LT_OQ)",
+        "_mm512_cmp_pd_mask(distance, nearest, _CMP_LE_OQ)",
+        OPS + "search_bits.py -k short_codes",
+    ),
+    Fault(
+        "measuring every code: a row without a near code gets the first one",
+        "if (!(nearest < kInfinity)) return false;",
+        ";",
+        OPS + "search_bits.py -k short_codes",
+    ),
+    Fault(
+        "measuring every code: the ninth dimension is left out",
+        "for (int64_t d = kFirst + 8; d < dim; d += 8)",
+        "for (int64_t d = kFirst + 16; d < dim; d += 8)",
+        OPS + "search_bits.py -k short_codes",
+    ),
+    Fault(
         "float search: no rounding error of a score",
         "return 1.02 * (double(dim + 8) * Precision<T>::unit + double(dim / 8 + 8) * 0x1p-53);",
         "return 0 * double(dim) * Precision<T>::unit;",

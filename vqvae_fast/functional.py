@@ -11,6 +11,7 @@ from vqvae_fast.formulas import flat_indices
 from vqvae_fast.packed import PackedCodebook
 from vqvae_fast.similarity import METRICS, as_euclidean, dissimilarity
 
+_STRIDED = torch.strided
 _NARROW_DTYPES = (torch.bfloat16, torch.float16)
 _FLOAT_DTYPES = (torch.float32, *_NARROW_DTYPES, torch.float64)
 
@@ -83,7 +84,7 @@ def nearest_code(
     Raises:
         ValueError: shapes or devices do not match; there is no such metric or backend; an
             environment variable asks for something that does not exist.
-        TypeError: a dtype is not a float type, or the two differ.
+        TypeError: a dtype is not a float type, or the two differ; a tensor is sparse or nested.
         RuntimeError: the backend that was asked for, here or in the environment, cannot run here;
             the message says why. All functions of this module raise this error and the ValueError.
 
@@ -215,7 +216,7 @@ def quantize(
 
     Raises:
         ValueError: a shape, or the devices, do not fit.
-        TypeError: a dtype is not a float type, or the two differ.
+        TypeError: a dtype is not a float type, or the two differ; a tensor is sparse or nested.
     """
     packed = None
     if isinstance(codebook, PackedCodebook):
@@ -262,7 +263,7 @@ def residual_nearest_code(
 
     Raises:
         ValueError: a shape, or the devices, do not fit; there are not so many stages.
-        TypeError: a dtype is not a float type, or the two differ.
+        TypeError: a dtype is not a float type, or the two differ; a tensor is sparse or nested.
 
     On a CPU all stages run in one native call. On a GPU all stages are one launch for D <= 64 and
     K <= 32768, or D <= 128 and K <= 16384, except in float64. Otherwise each stage is a search. All
@@ -407,6 +408,8 @@ def _check_tensors(**arguments: object) -> None:
     for name, argument in arguments.items():
         if not isinstance(argument, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(argument).__name__}")
+        if argument.layout is not _STRIDED:
+            raise TypeError(f"{name} must be a {_STRIDED} tensor, got one of {argument.layout}")
 
 
 def _integer(name: str, number: Any) -> int:

@@ -70,7 +70,16 @@ inline Tensor to_dtype(const Tensor& t, ScalarType dtype) {
   return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
 }
 
+// Checks that the memory of t was not taken away, as by untyped_storage().resize_(0).
+inline void check_memory(const Tensor& t) {
+  int64_t bytes;
+  check_torch(aoti_torch_get_storage_size(t.get(), &bytes));
+  check_value(bytes > 0 || t.numel() == 0, "a tensor ", t.sizes(),
+              " must have memory, got one whose storage has 0 bytes");
+}
+
 inline void copy_into(const Tensor& from, const Tensor& to) {
+  check_memory(from);  // torch itself does not
   check_torch(aoti_torch_copy_(to.get(), from.get(), /*non_blocking=*/0));
 }
 
@@ -103,6 +112,7 @@ inline ScalarType distance_dtype(ScalarType dtype) {
 // Returns where the elements lie. The caller has checked the dtype.
 template <class T>
 T* elements(const Tensor& t) {
+  check_memory(t);
   if constexpr (std::is_const_v<T>) {
     return static_cast<T*>(t.const_data_ptr());
   } else {

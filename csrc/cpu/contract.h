@@ -62,6 +62,9 @@ constexpr int64_t kAlignment = 64;  // a cache line, and the widest vector
 // A search without a packed book takes so many rows at a time.
 constexpr int64_t kFewRows = 32;
 
+// Engine::measure_all takes codes of at most so many dimensions.
+constexpr int64_t kLongestMeasured = 32;
+
 // A search writes its answers to a Nearest. Distances are float64 here and are rounded once, at the
 // end. kNoCode means that no code could be chosen; it is larger than every index.
 constexpr int64_t kNoCode = INT64_MAX;
@@ -109,6 +112,11 @@ struct Engine {
   int64_t (*few_rows_scratch_bytes)(int64_t dim);
   bool (*search_few_rows)(const Codes<In>& codes, const Rows<const In>& z, int64_t first_code,
                           int64_t last_code, void* scratch, Nearest out);
+  // Finds the nearest among codes [first_code, last_code) for rows [first_row, last_row) by
+  // measuring every code, of at most kLongestMeasured dimensions. Writes at [row - first_row].
+  // Returns false if `search` must serve.
+  bool (*measure_all)(const Codes<In>& codes, const Rows<const In>& z, int64_t first_row,
+                      int64_t last_row, int64_t first_code, int64_t last_code, Nearest out);
   // Finds the k nearest codes among all panels for rows [first_row, last_row). A row becomes
   // unsettled if it measures more than `patience` codes before all are scored.
   int64_t (*top_scratch_bytes)(int64_t dim, int64_t k);

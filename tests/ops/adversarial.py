@@ -38,6 +38,8 @@ Cases = dict[str, Callable[[Size], tuple[Tensor, Tensor]]]
 
 # Off every tile, block and pass of the float search, and too small for the integer filter.
 SMALL = Size(133, 101, 11)
+# So short that every code is measured (csrc/cpu/search.cpp), off every group of lanes.
+SHORT = Size(131, 37, 3)
 # All filters serve more rows than a few, 256 codes, 16 dimensions and 2^15 elements of the codebook
 # (csrc/cpu/search.cpp, csrc/cpu/int8_filter/filter.cpp). One size has an odd dimension, and one has
 # more rows than a chunk of the filter, more dimensions than a step of its product, and few codes.

@@ -254,7 +254,7 @@ struct Digest {
 
 struct Tally {
   Digest inputs, answers;  // the answers of the portable kernels
-  int64_t cases = 0, rows = 0;
+  int64_t cases = 0, rows = 0, measured = 0;
   std::map<std::string, int64_t> settled, settled_wide;  // by the filter of each instruction set
 };
 
@@ -284,6 +284,33 @@ void count_settled(const InstructionSet& set, const Case<In>& c, int64_t threads
       tally.settled_wide[set.name] += settled;
     }
   }
+}
+
+// Lets an instruction set measure every code, which the search does for small codebooks only.
+// Returns whether the answers are the wanted ones, or the values need another search.
+template <class In>
+bool measures_alike(const Case<In>& c, const Answer<In>& wanted, const InstructionSet& set,
+                    Tally& tally) {
+  const int64_t rows = c.rows.count;
+  if (c.codes.dim > kLongestMeasured) return true;
+  std::vector<int64_t> indices(rows);
+  std::vector<double> distances(rows);
+  if (!set.engine<In>().measure_all(c.codes, c.rows, 0, rows, 0, c.codes.count,
+                                    {indices.data(), distances.data()})) {
+    return true;
+  }
+  tally.measured += rows;
+  for (int64_t n = 0; n < rows; ++n) {
+    if (indices[n] == wanted.indices[n] &&
+        same_bits(Compute<In>(distances[n]), wanted.distances[n])) {
+      continue;
+    }
+    std::printf("%s measures row %lld at %.17g from code %lld, expected %.17g from %lld\n",
+                set.name, (long long)n, distances[n], (long long)indices[n],
+                double(wanted.distances[n]), (long long)wanted.indices[n]);
+    return false;
+  }
+  return true;
 }
 
 template <class In>
@@ -328,6 +355,7 @@ bool attack(Random& random, Tally& tally) {
   tally.rows += c.rows.count;
   for (const InstructionSet* set : available_instruction_sets()) {
     count_settled(*set, c, threads, tally);
+    if (!measures_alike(c, wanted, *set, tally)) return false;
     const bool packed = one_in(random, 2);
     const Answer<In> found = search(c, set->name, threads, packed);
     for (int64_t n = 0; n < c.rows.count; ++n) {
@@ -375,7 +403,8 @@ int main(int argc, char** argv) {
   }
   std::printf("inputs %llu answers %llu ", (unsigned long long)tally.inputs.value,
               (unsigned long long)tally.answers.value);
-  std::printf("cases %lld rows %lld\n", (long long)tally.cases, (long long)tally.rows);
+  std::printf("cases %lld rows %lld measured %lld\n", (long long)tally.cases, (long long)tally.rows,
+              (long long)tally.measured);
   for (const auto& [name, rows] : tally.settled) {
     std::printf("%s.settled %lld %s.settled_wide %lld\n", name.c_str(), (long long)rows,
                 name.c_str(), (long long)tally.settled_wide[name]);

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from adversarial import CASES, DOUBLE, HALF, SMALL
+from adversarial import CASES, DOUBLE, HALF, SHORT, SMALL
 from oracle import check, wrong_rows
 
 from vqvae_fast import settings
@@ -40,6 +40,13 @@ def test_values_in_bfloat16(implementation, case):
 @pytest.mark.parametrize("case", HALF)
 def test_values_in_float16(implementation, case):
     z, codebook = (part.half() for part in HALF[case](SMALL))
+    check(implementation.nearest_code(z, codebook), z, codebook)
+
+
+@pytest.mark.quick(interpreted=2)
+@pytest.mark.parametrize("case", CASES)
+def test_values_of_short_codes(implementation, case):
+    z, codebook = (part.float() for part in CASES[case](SHORT))
     check(implementation.nearest_code(z, codebook), z, codebook)
 
 

@@ -67,7 +67,10 @@ def test_instruction_sets_agree(search_everywhere, pair):
 @pytest.mark.quick(12)
 @pytest.mark.parametrize(
     ("rows", "codes", "dim"),
-    [(1, 5000, 16), (2, 300, 64), (3, 60000, 2), (17, 4097, 8), (100, 1000, 33), (5000, 64, 8)],
+    [
+        *((1, 5000, 16), (2, 300, 64), (17, 4097, 8), (100, 1000, 33), (5000, 64, 8)),
+        *((3, 60000, 2), (3000, 40, 4), (13, 3000, 4)),  # every code is measured
+    ],
 )
 def test_thread_counts_agree(implementation, dtype, rows, codes, dim):
     codebook = (torch.randn(codes, dim) * 4).round().to(dtype)
@@ -120,6 +123,26 @@ def test_flushed_subnormals_lose_no_code(search_everywhere, dim, scale):
     wanted, _ = nearest(z, codebook)
     for isa, result in results:
         assert torch.equal(result.indices, wanted), isa
+
+
+@pytest.mark.parametrize("nan", [False, True], ids=["finite rows", "a row with a NaN"])
+@pytest.mark.parametrize("dim", [1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 27, 32])
+def test_short_codes_have_the_bits_of_longer_ones(search_everywhere, dtype, dim, nan):
+    """Zeros behind the vectors change no distance. Without them every code is measured, because the
+    codebook is small; with them the codes are too long for that."""
+    codes = 512 // (dim + 2)
+    z = torch.randn(dim, 131).T.to(dtype)
+    codebook = torch.randn(dim, codes).T.to(dtype)
+    codebook[codes // 2 :] = (codebook[: (codes + 1) // 2] * 2).round() / 2  # ties
+    z[40:90] = (z[40:90] * 2).round() / 2
+    codebook[codes // 3, dim // 2] = torch.inf
+    codebook[2 * codes // 3, dim - 1] = torch.nan
+    if nan:
+        z[17, 0] = torch.nan
+    longer = [torch.nn.functional.pad(t, (0, 40)) for t in (z, codebook)]
+    (_, wanted), *_ = search_everywhere(*longer)
+    for isa, result in search_everywhere(z, codebook):
+        assert same(result, wanted), isa
 
 
 def test_a_thread_without_a_usable_code_has_no_say(implementation):

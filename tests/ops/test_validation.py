@@ -172,3 +172,30 @@ def test_what_is_no_tensor(function):
         function([[0.0]], torch.zeros(5, 1))
     with pytest.raises(TypeError, match=r"^codebook must be a torch\.Tensor, got ndarray$"):
         function(torch.zeros(4, 1), torch.zeros(5, 1).numpy())
+
+
+@pytest.mark.parametrize(
+    "function", [vqvae_fast.nearest_code, vqvae_fast.quantize, vqvae_fast.residual_nearest_code]
+)
+def test_tensors_without_strides(function):
+    codebook = torch.zeros(1, 5, 8)
+    sparse = torch.ones(1, 4, 8).to_sparse()
+    jagged = torch.nested.nested_tensor([torch.zeros(4, 8)], layout=torch.jagged)
+    for z in (sparse, jagged):
+        with pytest.raises(TypeError, match=rf"^z must be .* got one of {z.layout}$"):
+            function(z, codebook)
+    with pytest.raises(TypeError, match=r"^codebooks? must be .* got one of torch.sparse_coo$"):
+        function(torch.zeros(1, 4, 8), sparse)
+
+
+@OF_KERNELS
+@pytest.mark.parametrize("lost", ["z", "codebook"])
+@pytest.mark.parametrize(
+    "function", [vqvae_fast.nearest_code, vqvae_fast.quantize, vqvae_fast.residual_nearest_code]
+)
+def test_tensors_whose_memory_was_taken_away(function, lost):
+    arguments = {"z": torch.zeros(1, 4, 8), "codebook": torch.zeros(1, 5, 8)}
+    arguments[lost].untyped_storage().resize_(0)
+    shape = re.escape(str(list(arguments[lost].shape)))
+    with pytest.raises(ValueError, match=f"^a tensor {shape} must have memory, got .* 0 bytes$"):
+        function(*arguments.values())

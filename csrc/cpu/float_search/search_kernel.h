@@ -13,6 +13,7 @@
 #include "../sums/sum_rows.h"
 #include "block.h"
 #include "few_rows.h"
+#include "measure_all.h"
 #include "multiply.h"
 #include "pack.h"
 #include "resolve.h"
@@ -152,6 +153,7 @@ constexpr Engine<In> make_engine() {
           search<Simd, In>,
           FewRows<Simd, In>::scratch_bytes,
           search_few_rows<Simd, In>,
+          measure_all<Simd, In>,
           top_scratch_bytes<Simd>,
           search_top<Simd, In>,
           sum_rows<Simd, In>,

@@ -73,10 +73,20 @@ struct Avx2Lanes {
   static Vec subtract_product(Vec a, Vec b, Vec c) {
     return {_mm256_fnmadd_pd(a.low, b.low, c.low), _mm256_fnmadd_pd(a.high, b.high, c.high)};
   }
+  static void keep_nearer(Vec& nearest, Vec& index, Vec distance, Vec its_index) {
+    keep_nearer(nearest.low, index.low, distance.low, its_index.low);
+    keep_nearer(nearest.high, index.high, distance.high, its_index.high);
+  }
   static double sum(Vec v) {
     const __m256d m = _mm256_add_pd(v.low, v.high);
     const __m128d n = _mm_add_pd(_mm256_castpd256_pd128(m), _mm256_extractf128_pd(m, 1));
     return _mm_cvtsd_f64(_mm_add_sd(n, _mm_unpackhi_pd(n, n)));
+  }
+
+ private:
+  static void keep_nearer(__m256d& nearest, __m256d& index, __m256d distance, __m256d its_index) {
+    index = _mm256_blendv_pd(index, its_index, _mm256_cmp_pd(distance, nearest, _CMP_LT_OQ));
+    nearest = _mm256_min_pd(distance, nearest);  // if the distance is NaN, the second
   }
 };
 

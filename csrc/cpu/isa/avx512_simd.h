@@ -34,6 +34,10 @@ struct Avx512Lanes {
   // This rounds once, unlike add_square, which must round as every instruction set does.
   static Vec multiply_add(Vec a, Vec b, Vec c) { return _mm512_fmadd_pd(a, b, c); }
   static Vec subtract_product(Vec a, Vec b, Vec c) { return _mm512_fnmadd_pd(a, b, c); }
+  static void keep_nearer(Vec& nearest, Vec& index, Vec distance, Vec its_index) {
+    index = _mm512_mask_mov_pd(index, _mm512_cmp_pd_mask(distance, nearest, _CMP_LT_OQ), its_index);
+    nearest = _mm512_min_pd(distance, nearest);  // if the distance is NaN, the second
+  }
   static double sum(Vec v) {
     const __m256d m = _mm256_add_pd(_mm512_castpd512_pd256(v), _mm512_extractf64x4_pd(v, 1));
     const __m128d n = _mm_add_pd(_mm256_castpd256_pd128(m), _mm256_extractf128_pd(m, 1));

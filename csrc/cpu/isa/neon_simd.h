@@ -65,6 +65,14 @@ struct NeonLanes {
     return each([&](int i) { return vfmsq_f64(c.at[i], a.at[i], b.at[i]); });
   }
   // The additions have the order of halving a vector three times.
+  static void keep_nearer(Vec& nearest, Vec& index, const Vec& distance, const Vec& its_index) {
+    VQVAE_FAST_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const uint64x2_t nearer = vcltq_f64(distance.at[i], nearest.at[i]);
+      index.at[i] = vbslq_f64(nearer, its_index.at[i], index.at[i]);
+      nearest.at[i] = vbslq_f64(nearer, distance.at[i], nearest.at[i]);
+    }
+  }
   static double sum(const Vec& v) {
     return vaddvq_f64(vaddq_f64(vaddq_f64(v.at[0], v.at[2]), vaddq_f64(v.at[1], v.at[3])));
   }

@@ -1,7 +1,7 @@
 // machines: any
 //
-// This file is the engine for any compiler and machine. Its loops have fixed sizes, so that a
-// compiler turns them into the vectors that the machine has.
+// This file is the engine for any machine. Its vectors are those types of GCC and Clang that have
+// 16 bytes, as the registers of SSE2, NEON and similar sets do.
 #include "../float_search/search_kernel.h"
 
 namespace vqvae_fast {
@@ -9,28 +9,29 @@ namespace {
 
 // PortableLanes has eight lanes of float64, for the exact distances.
 struct PortableLanes {
+  typedef double Pair __attribute__((vector_size(16)));
   struct Vec {
-    double at[8];
+    Pair at[4];
   };
   template <class F>
   static Vec each(F f) {
-    Vec v;
-    for (int i = 0; i < 8; ++i) v.at[i] = f(i);
-    return v;
+    return {{f(0), f(1), f(2), f(3)}};
   }
   static Vec zero() { return broadcast(0); }
   static Vec broadcast(double value) {
-    return each([=](int) { return value; });
+    return each([=](int) { return Pair{value, value}; });
   }
   static Vec load(const float* p) {
-    return each([=](int i) { return double(p[i]); });
+    return each([=](int i) { return Pair{p[2 * i], p[2 * i + 1]}; });
   }
   static Vec load(const double* p) {
-    return each([=](int i) { return p[i]; });
+    Vec v;
+    memcpy(&v, p, sizeof v);
+    return v;
   }
   template <class T>
   static void store(T* p, const Vec& v) {
-    for (int i = 0; i < 8; ++i) p[i] = T(v.at[i]);
+    for (int i = 0; i < 8; ++i) p[i] = T(v.at[i / 2][i % 2]);
   }
   static Vec subtract(const Vec& a, const Vec& b) {
     return each([&](int i) { return a.at[i] - b.at[i]; });
@@ -44,15 +45,20 @@ struct PortableLanes {
   static Vec add_square(const Vec& sum, const Vec& v) {
     return each([&](int i) { return sum.at[i] + v.at[i] * v.at[i]; });
   }
+  static void keep_nearer(Vec& nearest, Vec& index, const Vec& distance, const Vec& its_index) {
+    for (int i = 0; i < 4; ++i) {
+      index.at[i] = distance.at[i] < nearest.at[i] ? its_index.at[i] : index.at[i];
+      nearest.at[i] = distance.at[i] < nearest.at[i] ? distance.at[i] : nearest.at[i];
+    }
+  }
   // The additions have the order of halving a vector three times.
   static double sum(const Vec& v) {
-    const double* a = v.at;
-    return ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7]));
+    const Pair m = (v.at[0] + v.at[2]) + (v.at[1] + v.at[3]);
+    return m[0] + m[1];
   }
 };
 
-// These vectors have 16 bytes, as SSE2, NEON and similar sets do. Compilers that support GCC's
-// vector types keep them in registers; from plain arrays GCC makes code that is ten times slower.
+// From plain arrays in the place of these vectors GCC makes code that is ten times slower.
 template <class Element>
 struct Portable {
   using T = Element;
@@ -60,41 +66,12 @@ struct Portable {
   using Doubles = PortableLanes;
   static constexpr int kWidth = 16 / sizeof(T), kTileVecs = 2, kTileRows = 4;
   static constexpr int kTileCodes = kWidth * kTileVecs;
-#if defined(__GNUC__)
   typedef T Vec __attribute__((vector_size(16)));
   static Vec broadcast(T value) { return value - Vec{}; }  // x - 0 is x, and folds
   static Vec multiply_add(Vec a, Vec b, Vec c) { return a * b + c; }
   static Vec subtract(Vec a, Vec b) { return a - b; }
   static Vec max(Vec a, Vec b) { return a > b ? a : b; }
   static Vec min(Vec a, Vec b) { return a < b ? a : b; }
-#else
-  struct Vec {
-    T lane[kWidth];
-    T& operator[](int i) { return lane[i]; }
-    T operator[](int i) const { return lane[i]; }
-  };
-  template <class F>
-  static Vec each(F f) {
-    Vec v;
-    for (int i = 0; i < kWidth; ++i) v[i] = f(i);
-    return v;
-  }
-  static Vec broadcast(T value) {
-    return each([=](int) { return value; });
-  }
-  static Vec multiply_add(Vec a, Vec b, Vec c) {
-    return each([&](int i) { return a[i] * b[i] + c[i]; });
-  }
-  static Vec subtract(Vec a, Vec b) {
-    return each([&](int i) { return a[i] - b[i]; });
-  }
-  static Vec max(Vec a, Vec b) {
-    return each([&](int i) { return a[i] > b[i] ? a[i] : b[i]; });
-  }
-  static Vec min(Vec a, Vec b) {
-    return each([&](int i) { return a[i] < b[i] ? a[i] : b[i]; });
-  }
-#endif
   static Vec load(const T* p) {
     Vec v;
     memcpy(&v, p, sizeof v);
