@@ -54,7 +54,6 @@ class Wanted(NamedTuple):
     temperature: float
     transform: CodebookTransform | None
 
-    @property
     def one_stored_code(self) -> bool:
         """Whether the call wants one of the stored codes for each vector."""
         return self.topk is None and self.transform is None
@@ -83,11 +82,11 @@ class Best(NamedTuple):
 
     def finds_nearest(self, wanted: Wanted) -> bool:
         """Return whether the call wants one stored code by its distance."""
-        return wanted.one_stored_code and self.metric == "euclidean"
+        return wanted.one_stored_code() and self.metric == "euclidean"
 
     def choose(self, rows: Tensor, codes: Tensor, wanted: Wanted) -> Chosen:
         """Choose by the exact search if the call wants one stored code, otherwise by all logits."""
-        if wanted.one_stored_code:
+        if wanted.one_stored_code():
             indices = functional.nearest_code(rows, codes, metric=self.metric).indices
             return Chosen(codes, indices, take_codes(codes, indices))
         return _by_all_logits(rows, codes, wanted._replace(temperature=0.0), self.unit_length)
