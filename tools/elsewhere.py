@@ -33,8 +33,9 @@ def main(arguments: list[str] | None = None) -> None:
     if wheel is None:
         print(others[0])
         return
+    wheel = wheel.resolve()  # the environment has a folder of its own
     sdist = wheel.with_name(f"vqvae_fast-{version()}.tar.gz")
-    print(try_wheel(wheel.resolve(), sdist, OLDEST_TORCH, others[0]))
+    print(try_wheel(wheel, sdist, OLDEST_TORCH, others[0]))
 
 
 if __name__ == "__main__":
