@@ -9,7 +9,9 @@
 #              make fuzz ARGS="--seconds 600 --keep-going" (tests/fuzz/README.md)
 # make docs    the documentation as pages in site/, with every link and reference checked
 # make wheel   the wheel for every Python and torch, and the source archive, in dist/;
-#              make test-wheel builds them in build/wheel and tries them in a clean environment
+#              make test-wheel builds them in build/wheel and tries them in a clean environment;
+#              then make test-wheel-elsewhere tries them on another Python, with the oldest torch,
+#              for which some gigabytes are fetched
 # make release   all that is published, made from a tag and tried (CONTRIBUTING.md, "A release")
 # make wheel-aarch64, make test-aarch64   the wheel for 64-bit Arm, cross-compiled; tests of it under
 #              qemu-user; make test-aarch64 ARGS="--torch 2.13.0" with another torch
@@ -29,7 +31,7 @@ OLDEST_TRITON := $(VENV)/triton-3.5.0
 CXX_FILES := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'vqvae_fast/*.cpp' 'tests/*.cpp' \
   'tests/*.h' 'tests/*.cuh'
 
-.PHONY: train test test-all docs wheel test-wheel release wheel-aarch64 test-aarch64 test-interpret test-sanitizers fuzz test-gpu gpu-check lint format bench bench-compare bench-gpu gpu-first gpu-first-wheels clean prerequisites
+.PHONY: train test test-all docs wheel test-wheel test-wheel-elsewhere release wheel-aarch64 test-aarch64 test-interpret test-sanitizers fuzz test-gpu gpu-check lint format bench bench-compare bench-gpu gpu-first gpu-first-wheels clean prerequisites
 
 train: $(VENV)/.built
 ifdef ARGS
@@ -107,6 +109,9 @@ test-wheel: $(VENV)/.release $(VENV)/.built
 	rm -rf build/wheel
 	$(BIN)/python -m tools.wheel --out build/wheel
 	VQVAE_FAST_WHEEL=$$(ls build/wheel/*.whl) $(PYTEST) $(EVERYTHING) tests/release
+
+test-wheel-elsewhere: $(VENV)/.release
+	$(BIN)/python -m tools.elsewhere $$(ls build/wheel/*.whl)
 
 release: $(VENV)/.release
 	$(BIN)/python -m tools.release $(ARGS)

@@ -12,7 +12,7 @@ ROOT = Path(vqvae_fast.__file__).parent
 ROWS = [
     ("_version", "regular_files", "stride_order", "dtypes", "atomic", "extras"),
     ("tracing", "formulas"),
-    ("settings", "errors"),
+    ("settings", "errors", "autocast"),
     ("_native",),
     ("backends",),
     ("ops",),

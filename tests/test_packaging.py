@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -166,6 +167,18 @@ def test_a_required_extension_that_cannot_be_built_is_an_error(source, lack, no_
         "torch": "VQVAE_FAST_REQUIRE_EXT=1 is set, but torch cannot be imported: there is no torch",
     }
     assert reasons[lack] in process.stdout + process.stderr
+
+
+@pytest.mark.parametrize("kind", ["wheel", "editable"])
+def test_an_isolated_build_fetches_torch_only_to_compile(monkeypatch, tmp_path, kind):
+    backend = runpy.run_path(str(ROOT / "build_backend.py"))
+    required = backend[f"get_requires_for_build_{kind}"]
+    monkeypatch.chdir(tmp_path)  # setuptools writes its notes here
+    monkeypatch.setattr(sys, "argv", ["setup.py"])
+    monkeypatch.setenv("VQVAE_FAST_NO_EXT", "0")
+    assert "torch>=2.10" in required()
+    monkeypatch.setenv("VQVAE_FAST_NO_EXT", "1")
+    assert required() == []
 
 
 @pytest.mark.slow

@@ -11,7 +11,9 @@ import argparse
 import shutil
 import subprocess
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
+from xml.etree import ElementTree
 
 from tools.wheel import ROOT, make_sdist, make_wheel, run
 
@@ -116,14 +118,38 @@ def first_example() -> str:
     return BEFORE + readme.split("```python")[1].split("```")[0] + AFTER
 
 
+def left_out(tests: Iterable[str]) -> list[str]:
+    """The files of tests of the ops that are not among these."""
+    every = (f"tests/ops/{path.name}" for path in (ROOT / "tests/ops").glob("test_*.py"))
+    return sorted(set(every) - set(tests))
+
+
+def summary(report: Path) -> str:
+    """How many tests of a JUnit report passed and were skipped.
+
+    Raises:
+        SystemExit: none passed.
+    """
+    suite = ElementTree.parse(report).getroot().find("testsuite")
+    skipped = int(suite.get("skipped"))
+    passed = int(suite.get("tests")) - skipped
+    if passed < 1:
+        raise SystemExit(f"No test ran on Arm: {skipped} were skipped")
+    return f"{passed} tests passed on Arm, {skipped} were skipped for the reasons above"
+
+
 def test(made: Path, torch: str, tests: list[str]) -> None:
     """Import the wheel, run its command, README's first example and tests in the emulator.
 
     Raises:
         subprocess.CalledProcessError: one of them failed.
+        SystemExit: no test ran.
     """
     root, tree = python_root(), unpack(made)
-    emulator = [need("qemu-aarch64", "qemu-user"), "-L", str(root)]
+    qemu = need("qemu-aarch64", "qemu-user")
+    print(run(qemu, "--version").splitlines()[0], flush=True)
+    print(f"{made.name} with torch {torch}, {PYTHON} of Debian {DEBIAN}", flush=True)
+    emulator = [qemu, "-L", str(root)]
     # Without a PATH no test finds a compiler, whose programs would be for this machine.
     for name, value in {
         "PATH": "",
@@ -134,9 +160,11 @@ def test(made: Path, torch: str, tests: list[str]) -> None:
     for arguments in (
         ["-m", "vqvae_fast.cli", "info"],
         ["-c", first_example()],
-        ["-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
+        ["-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junit-xml={tree}/report.xml", *tests],
     ):
         subprocess.run([*emulator, root / "usr/bin" / PYTHON, *arguments], cwd=tree, check=True)
+    print(summary(tree / "report.xml"))
+    print("Tests of the ops that were not tried:", *left_out(tests))
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -28,6 +29,25 @@ QUICK_TESTS = (
 TEST_REQUIREMENTS = ("pytest", "hypothesis", "safetensors", "vector-quantize-pytorch==1.32.0")
 # These parts of the source archive are moved away, so that only the installed package can serve.
 NOT_OF_TESTS = ("vqvae_fast", "csrc", "setup.py")
+# The minor versions of Python 3 that are looked for.
+PYTHONS = range(10, 20)
+# Prints the path of a Python that can make environments.
+WHERE = "import sys, venv, ensurepip; print(sys.executable)"
+
+
+def other_pythons() -> list[str]:
+    """The Pythons on the PATH of other versions than this one, the oldest first."""
+    found = []
+    for minor in PYTHONS:
+        name = f"python3.{minor}"
+        if minor == sys.version_info.minor or shutil.which(name) is None:
+            continue
+        # pyenv's programs on the PATH run only a version that this variable names.
+        environment = os.environ | {"PYENV_VERSION": f"3.{minor}"}
+        done = subprocess.run([name, "-c", WHERE], env=environment, capture_output=True, text=True)
+        if done.returncode == 0:
+            found.append(done.stdout.strip())
+    return found
 
 
 class Environment:
@@ -126,6 +146,9 @@ def walk_the_newcomers_path(environment: Environment, compiled: bool) -> str:
 def run_quick_tests(environment: Environment, sdist: Path) -> str:
     """Run QUICK_TESTS out of a source archive with the installed package; returns the summary.
 
+    A warning fails no test, because other versions of Python and torch warn of other things than
+    those that `make test` runs with.
+
     Raises:
         SystemExit: a test failed.
     """
@@ -134,5 +157,6 @@ def run_quick_tests(environment: Environment, sdist: Path) -> str:
         for name in NOT_OF_TESTS:
             (source / name).rename(Path(folder, name))
         tests = [source / name for name in QUICK_TESTS]
-        said = environment.run("-m", "pytest", "-q", *tests, cwd=source, VQVAE_FAST_REQUIRE_EXT="1")
+        command = ("-m", "pytest", "-q", "-W", "default", *tests)
+        said = environment.run(*command, cwd=source, VQVAE_FAST_REQUIRE_EXT="1")
     return said.splitlines()[-1]

@@ -18,7 +18,6 @@ runs tests, too. A torch for x86-64 brings CUDA with it, so a try fetches some g
 import argparse
 import hashlib
 import runpy
-import shutil
 import sys
 import tarfile
 import tempfile
@@ -27,6 +26,7 @@ from pathlib import Path
 from tools.environments import (
     TEST_REQUIREMENTS,
     Environment,
+    other_pythons,
     run_quick_tests,
     walk_the_newcomers_path,
 )
@@ -34,8 +34,6 @@ from tools.wheel import ROOT, make_sdist, make_wheel, run
 
 # As pip takes them; the oldest is that of pyproject.toml.
 OLDEST_TORCH, NEWEST_TORCH = "torch==2.10.*", "torch"
-# The minor versions of Python 3 that are looked for.
-PYTHONS = range(10, 20)
 
 
 def version(root: Path = ROOT) -> str:
@@ -53,12 +51,6 @@ def why_no_release(root: Path = ROOT) -> str | None:
     if wanted not in tags:
         return f"the commit must have the tag {wanted}, got {' '.join(tags) or 'none'}"
     return None
-
-
-def other_pythons() -> list[str]:
-    """The Pythons on the PATH of other versions than this one."""
-    names = [f"python3.{minor}" for minor in PYTHONS if minor != sys.version_info.minor]
-    return [found for name in names if (found := shutil.which(name))]
 
 
 def make_site(out: Path) -> Path:
@@ -136,10 +128,16 @@ def main(arguments: list[str] | None = None) -> None:
     for made in [*files, write_checksums(files, out)]:
         print(made, flush=True)
     print(try_sdist(sdist), flush=True)
+    if not options.torch:
+        print("The wheel was not tried: --torch names no torch.")
+        return
     for torch in options.torch:
         print(try_wheel(wheel, sdist, torch), flush=True)
-    for python in other_pythons() if options.torch else []:
+    others = other_pythons()
+    for python in others:
         print(try_wheel(wheel, sdist, options.torch[-1], python), flush=True)
+    if not others:
+        print("The wheel was tried on one Python only: the PATH has no other from 3.10 on.")
 
 
 if __name__ == "__main__":

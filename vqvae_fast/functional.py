@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from vqvae_fast.autocast import is_autocast
 from vqvae_fast.autograd.straight_through_quantize import StraightThroughQuantize
 from vqvae_fast.formulas import flat_indices
 from vqvae_fast.packed import PackedCodebook
@@ -429,8 +430,7 @@ def _autocast_to_float32(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     """
     if z.dtype not in _NARROW_DTYPES and codebook.dtype not in _NARROW_DTYPES:
         return z, codebook  # at once, because asking takes a microsecond
-    device = z.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if is_autocast(z.device.type):
         z = z.float() if z.dtype in _NARROW_DTYPES else z
         codebook = codebook.float() if codebook.dtype in _NARROW_DTYPES else codebook
     return z, codebook

@@ -1,7 +1,7 @@
-// This file raises the errors of the ops. torch turns std::invalid_argument into Python's
-// ValueError and std::out_of_range into IndexError. The stable ABI has nothing that becomes a
-// TypeError, so wrong dtypes are ValueErrors too; the public functions check types in Python
-// beforehand.
+// This file raises the errors of the ops. torch turns std::out_of_range into Python's IndexError,
+// and std::invalid_argument into ValueError up to torch 2.14 and into RuntimeError from 2.15 on.
+// The stable ABI has nothing that becomes a TypeError, or a ValueError in every torch; the public
+// functions check types and shapes in Python beforehand.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -33,7 +33,7 @@ template <class Error, class... Parts>
   throw Error(sentence.str());
 }
 
-// Raises a ValueError unless the condition holds; its message is the parts, one after another.
+// Raises std::invalid_argument unless the condition holds. Its message is the parts in a row.
 template <class... Parts>
 void check_value(bool holds, const Parts&... parts) {
   if (!holds) raise<std::invalid_argument>(parts...);

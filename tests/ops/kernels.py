@@ -24,6 +24,11 @@ INSTRUCTION_SETS: list[str] = (
     if _native.extension is not None and (SERVES_CPP or settings.current.triton_interprets)
     else []
 )
+# What an op raises for arguments that it refuses, in C++ or in Python. The public functions refuse
+# them beforehand with ValueErrors; torch from 2.15 on has another translation of C++'s exceptions.
+REFUSED: tuple[type[Exception], ...] = (ValueError,)
+if torch.__version__ >= (2, 15):
+    REFUSED += (RuntimeError,)
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ def in_each(op: str) -> Callable:
         for name in EVERY_WAY:
             try:
                 found = getattr(compiled(name), op)(*arguments)
-            except (IndexError, TypeError, ValueError) as error:
+            except (*REFUSED, IndexError, TypeError) as error:
                 found = error
             if wanted is None:
                 wanted = found

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from kernels import INSTRUCTION_SETS, compiled, same_bits
+from kernels import INSTRUCTION_SETS, REFUSED, compiled, same_bits
 from torch import Tensor
 
 import vqvae_fast
@@ -281,18 +281,18 @@ SHAPES = (
 def test_shapes_that_do_not_fit(wrong: dict, got: str) -> None:
     given = arguments(5, 3, 50, 4, False, 20)._replace(**wrong)
     for op in (run, reference.composed_residual_code):
-        with pytest.raises(ValueError, match=re.escape(SHAPES + got)):
+        with pytest.raises(REFUSED, match=re.escape(SHAPES + got)):
             op(*given)
 
 
 @needs_kernels
 def test_what_the_kernel_refuses() -> None:
     given = arguments(5, 3, 50, 4, False, 20)
-    with pytest.raises(ValueError, match="all must be float32, got Double"):
+    with pytest.raises(REFUSED, match="all must be float32, got Double"):
         run(given.vectors.double(), *given[1:])
-    with pytest.raises(ValueError, match="packed must be contiguous bytes"):
+    with pytest.raises(REFUSED, match="packed must be contiguous bytes"):
         run(*given._replace(packed=given.packed[:2]))
-    with pytest.raises(ValueError, match="does not belong to this codebook"):
+    with pytest.raises(REFUSED, match="does not belong to this codebook"):
         run(*given._replace(packed=vqvae_fast.pack(torch.randn(3, 51, 4)).packed))
-    with pytest.raises(ValueError, match="must be contiguous"):
+    with pytest.raises(REFUSED, match="must be contiguous"):
         run(*given._replace(entry=given.entry.t().contiguous().t()))

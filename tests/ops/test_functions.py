@@ -11,10 +11,11 @@ from vqvae_fast.autograd.residual_nearest_with_loss import residual_nearest_with
 class Constant:
     """The stage of a codebook that nothing writes to."""
 
-    writes = False
-
     def __init__(self, codebook):
         self.codebook = codebook
+
+    def writes(self):
+        return False
 
     def begin(self, residual):
         return self.codebook

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from kernels import INSTRUCTION_SETS, compiled, same_bits
+from kernels import INSTRUCTION_SETS, REFUSED, compiled, same_bits
 from torch import Tensor
 
 import vqvae_fast  # noqa: F401  (defines the ops)
@@ -120,14 +120,14 @@ MESSAGE = (
 def test_shapes_that_do_not_fit(wrong: dict[str, Tensor], columns: int) -> None:
     given = {"vectors": torch.zeros(5, 40), "matrix": torch.zeros(40, 16), "bias": torch.zeros(16)}
     for op in (run, reference.project):
-        with pytest.raises(ValueError, match=re.escape(MESSAGE + str(columns))):
+        with pytest.raises(REFUSED, match=re.escape(MESSAGE + str(columns))):
             op(**given | wrong, columns=columns)
 
 
 @needs_kernels
 def test_what_the_kernel_refuses() -> None:
     matrix, bias, columns = operands(40, 6)
-    with pytest.raises(ValueError, match="all must be float32, got Double"):
+    with pytest.raises(REFUSED, match="all must be float32, got Double"):
         run(torch.zeros(5, 40).double(), matrix, bias, columns)
-    with pytest.raises(ValueError, match="both contiguous"):
+    with pytest.raises(REFUSED, match="both contiguous"):
         run(torch.zeros(5, 40), matrix.t().contiguous().t(), bias, columns)

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from tools import elsewhere
+from tools.environments import other_pythons
 from tools.release import main, version, why_no_release, write_checksums
 from tools.wheel import ROOT, run
 
@@ -58,6 +60,33 @@ def test_a_release_is_alone_in_its_folder(tmp_path):
     (tmp_path / "vqvae_fast-0.0.1.tar.gz").touch()
     with pytest.raises(SystemExit, match="must be empty"):
         main(["--rehearsal", "--out", str(tmp_path)])
+
+
+@pytest.fixture
+def pythons(tmp_path, monkeypatch):
+    """A PATH with this Python, one that runs if pyenv is told the version, and one that fails."""
+    this = f"python3.{sys.version_info.minor}"
+    for name, script in {
+        this: "echo this",
+        "python3.18": "echo /opt/of-$PYENV_VERSION/bin/python",
+        "python3.19": "exit 127",
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    return tmp_path
+
+
+def test_other_pythons_are_those_that_run(pythons, capsys):
+    assert other_pythons() == ["/opt/of-3.18/bin/python"]
+    elsewhere.main([])
+    assert capsys.readouterr().out == "/opt/of-3.18/bin/python\n"
+
+
+def test_a_try_on_another_python_cannot_pass_without_one(pythons):
+    (pythons / "python3.18").unlink()
+    with pytest.raises(SystemExit, match=r"The PATH has no Python from 3\.10 on but 3\."):
+        elsewhere.main(["some.whl"])
 
 
 def test_a_failing_command_says_what_it_has_said():

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from vqvae_fast import functional
+from vqvae_fast.autocast import is_autocast
 from vqvae_fast.nn.codebook.kept_pack import KeptForm, KeptPack
 from vqvae_fast.nn.drop_in.composed_stages import Composable, ComposedStages, compose
-from vqvae_fast.nn.steps.autocast import is_autocast
 from vqvae_fast.packed import PackedCodebook
 
 # Beside the modules, so that neither their attributes nor their pickles know of it.

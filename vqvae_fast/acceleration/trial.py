@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vqvae_fast.acceleration.recipe import Recipe
 from vqvae_fast.acceleration.replaced import accelerated_class
+from vqvae_fast.autocast import without_autocast
 
 # Float32 sums of some thousand elements differ by less, relative to the largest element.
 _ALLOWED = 1e-4
@@ -57,8 +58,7 @@ def _without_autocast(module: nn.Module) -> Iterator[None]:
     """Switches autocast off for the devices of a module."""
     with ExitStack() as stack:
         for device in {tensor.device.type for tensor in _tensors_of(module)}:
-            if torch.amp.is_autocast_available(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
+            stack.enter_context(without_autocast(device))
         yield
 
 

@@ -26,7 +26,6 @@ from vqvae_fast.formulas import rotated_gradient
 class Stage(Protocol):
     """One stage of :func:`residual_nearest_with_loss`: it calls begin, searches, calls learn."""
 
-    @property
     def writes(self) -> bool:
         """Whether :meth:`learn`, in this call or a later one, writes to the codes."""
 
@@ -74,7 +73,7 @@ def residual_nearest_with_loss(
         chosen.append(indices)
         losses.append(distances.sum() / max(rows.numel(), 1))
         has_copy = codes.requires_grad and torch.is_grad_enabled()
-        if stage.writes and not has_copy:  # the backward pass needs these codes
+        if stage.writes() and not has_copy:  # the backward pass needs these codes
             if indices.numel() < len(codes):
                 codes = quantized.flatten(0, -2)
                 indices = _as_they_come(indices)

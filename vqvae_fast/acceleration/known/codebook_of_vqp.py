@@ -18,9 +18,9 @@ from vqvae_fast import functional
 from vqvae_fast.acceleration.kept import forget, packed_books
 from vqvae_fast.acceleration.recipe import Recipe, Search
 from vqvae_fast.acceleration.untraced import untraced
+from vqvae_fast.autocast import without_autocast
 from vqvae_fast.autograd.gather import take_codes
 from vqvae_fast.nn.drop_in.plain_stage import is_watched
-from vqvae_fast.nn.steps.autocast import without_autocast
 from vqvae_fast.similarity import as_euclidean
 
 # Squared lengths of codes that F.normalize has made differ from 1 by less.

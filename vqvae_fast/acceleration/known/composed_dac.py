@@ -15,9 +15,9 @@ from torch.nn.utils.weight_norm import WeightNorm
 from vqvae_fast.acceleration.kept import composed, forget, times_forgotten
 from vqvae_fast.acceleration.recipe import Recipe, name_of
 from vqvae_fast.acceleration.replaced import is_replaced
+from vqvae_fast.autocast import is_autocast
 from vqvae_fast.nn.drop_in.composed_stages import ComposedStages
 from vqvae_fast.nn.drop_in.plain_stage import is_watched
-from vqvae_fast.nn.steps.autocast import is_autocast
 
 _STAGES = (
     "transformers.models.dac.modeling_dac.DacVectorQuantize",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vqvae_fast.acceleration.kept import nearest
 from vqvae_fast.acceleration.known.residual_stages import encode_stages
 from vqvae_fast.acceleration.recipe import Recipe, Search
+from vqvae_fast.autocast import is_autocast
 from vqvae_fast.functional import segment_sum
 
 _PLACE = "encodec.quantization.core_vq."
@@ -52,10 +53,7 @@ def _average_in(codebook: Any, x: Tensor, indices: Tensor) -> None:
 
 def _is_narrow(x: Tensor) -> bool:
     """Whether the original computes the sums in 16 bits."""
-    if x.dtype not in (torch.float32, torch.float64):
-        return True
-    device = x.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return x.dtype not in (torch.float32, torch.float64) or is_autocast(x.device.type)
 
 
 def _encode(

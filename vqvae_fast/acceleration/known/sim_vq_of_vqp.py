@@ -10,10 +10,10 @@ from vqvae_fast import functional
 from vqvae_fast.acceleration.kept import check_served, packed_books
 from vqvae_fast.acceleration.known.rotation_of_vqp import as_vectors_without_direction_get
 from vqvae_fast.acceleration.recipe import Recipe, Search
+from vqvae_fast.autocast import is_autocast
 from vqvae_fast.autograd.estimators import rotate_to
 from vqvae_fast.nn.codebook.kept_pack import tensors_of
 from vqvae_fast.nn.drop_in.plain_stage import is_watched
-from vqvae_fast.nn.steps.autocast import is_autocast
 from vqvae_fast.nn.steps.layout import to_places, to_tokens, vectors_to_places
 from vqvae_fast.packed import PackedCodebook
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from vqvae_fast import functional
 from vqvae_fast.acceleration.kept import check_served, packed_books, times_forgotten
 from vqvae_fast.acceleration.replaced import is_replaced
+from vqvae_fast.autocast import is_autocast
 from vqvae_fast.nn.drop_in.plain_stage import is_watched
-from vqvae_fast.nn.steps.autocast import is_autocast
 
 
 def only_searches(quantizer: Any, x: Tensor) -> bool:

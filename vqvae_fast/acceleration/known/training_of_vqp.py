@@ -13,10 +13,10 @@ from vqvae_fast.acceleration.kept import check_served, forget
 from vqvae_fast.acceleration.known import codebook_of_vqp
 from vqvae_fast.acceleration.known.rotation_of_vqp import as_vectors_without_direction_get
 from vqvae_fast.acceleration.replaced import is_replaced
+from vqvae_fast.autocast import is_autocast
 from vqvae_fast.autograd.gather import copy_of_codes
 from vqvae_fast.autograd.nearest_with_loss import nearest_with_loss
 from vqvae_fast.nn.drop_in.plain_stage import is_watched
-from vqvae_fast.nn.steps.autocast import is_autocast
 from vqvae_fast.nn.steps.layout import to_places, to_tokens, vectors_to_places
 
 

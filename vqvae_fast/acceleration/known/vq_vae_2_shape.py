@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from vqvae_fast.acceleration.known.embedding_tables import Codes, straight_through
 from vqvae_fast.acceleration.known.shapes import images_near
 from vqvae_fast.acceleration.recipe import Recipe, Search
+from vqvae_fast.autocast import is_autocast
 from vqvae_fast.distributed import is_distributed
 from vqvae_fast.functional import segment_sum
-from vqvae_fast.nn.steps.autocast import is_autocast
 
 
 def _is_quantize(module: nn.Module) -> bool:

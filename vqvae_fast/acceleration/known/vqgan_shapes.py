@@ -23,7 +23,7 @@ from vqvae_fast.acceleration.known.embedding_tables import (
 from vqvae_fast.acceleration.known.shapes import has_table, images_near
 from vqvae_fast.acceleration.known.vqgan_tables import quantize_images, searched_images
 from vqvae_fast.acceleration.recipe import Recipe, Search
-from vqvae_fast.nn.steps.autocast import is_autocast
+from vqvae_fast.autocast import is_autocast
 
 
 def _is_first(module: nn.Module) -> bool:

@@ -30,9 +30,8 @@ class PlainStage(NamedTuple):
     book: Codebook
     frozen: bool
 
-    @property
     def writes(self) -> bool:
-        """As :attr:`Stage.writes`."""
+        """As :meth:`Stage.writes`."""
         return self.book.writes()
 
     def begin(self, residual: Tensor) -> Tensor:

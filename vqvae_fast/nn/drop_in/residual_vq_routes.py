@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vqvae_fast import functional
+from vqvae_fast.autocast import is_autocast, without_autocast
 from vqvae_fast.autograd.estimators import directional_reparam
 from vqvae_fast.autograd.residual_nearest_with_loss import residual_nearest_with_loss
 from vqvae_fast.nn.codebook.kept_pack import KeptForm, KeptPack
@@ -24,7 +25,6 @@ from vqvae_fast.nn.drop_in.plain_stage import (
     projected_stages,
 )
 from vqvae_fast.nn.drop_in.vector_quantize import VectorQuantize
-from vqvae_fast.nn.steps.autocast import is_autocast, without_autocast
 from vqvae_fast.nn.steps.beams import Beams
 from vqvae_fast.nn.steps.quantize_dropout import QuantizeDropout, left_out_unless
 from vqvae_fast.nn.steps.regularisers import masked_mean
@@ -91,7 +91,6 @@ class StagesCall(NamedTuple):
     last: int | Tensor
     right: Tensor | None
 
-    @property
     def options(self) -> dict[str, Any]:
         """What every stage is told."""
         return {"sample_codebook_temp": self.temperature, "freeze_codebook": self.frozen}
@@ -135,7 +134,7 @@ class WithTargets:
                 mask=call.mask,
                 indices=call.right[..., number],
                 codebook_transform_fn=stages.transform(number, total),
-                **call.options,
+                **call.options(),
             )
             residual = residual - stages.passed(quantized)
             total = total + quantized
@@ -186,7 +185,7 @@ class ByBeams:
                 mask=None if mask is None else mask[..., None].expand(*mask.shape, ways),
                 codebook_transform_fn=stages.transform(number, beams.quantized.flatten(1, 2)),
                 topk=size,
-                **call.options,
+                **call.options(),
             )
             quantized, chosen, loss = undone_unless(runs, stage.written, step)
             scored = loss.dim() > 0
@@ -327,7 +326,7 @@ class StageByStage:
                 residual,
                 mask=call.mask,
                 codebook_transform_fn=stages.transform(number, total),
-                **call.options,
+                **call.options(),
             )
             quantized, chosen, loss = left_out_unless(
                 runs, *undone_unless(runs, stage.written, step)

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from vqvae_fast import functional
+from vqvae_fast.autocast import without_autocast
 from vqvae_fast.autograd.estimators import rotate_to
 from vqvae_fast.autograd.gather import take_codes
 from vqvae_fast.dtypes import common_float
 from vqvae_fast.nn.codebook.kept_pack import KeepsPack, tensors_of
-from vqvae_fast.nn.steps.autocast import without_autocast
 from vqvae_fast.nn.steps.checks import check_counts, refuse
 from vqvae_fast.nn.steps.fixed_attributes import FixedAttributes
 from vqvae_fast.nn.steps.freezable import Freezable

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from vqvae_fast.autocast import is_autocast
 from vqvae_fast.nn.codebook.kept_pack import KeepsPack, KeptForm
 from vqvae_fast.nn.drop_in.joined_projections import JoinedProjections, join
 from vqvae_fast.nn.drop_in.plain_stage import is_watched
 from vqvae_fast.nn.drop_in.residual_vq import ResidualVQ
-from vqvae_fast.nn.steps.autocast import is_autocast
 from vqvae_fast.nn.steps.checks import refuse
 from vqvae_fast.nn.steps.freezable import Freezable
 

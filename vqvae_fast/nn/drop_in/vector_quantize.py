@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as nn_functional
 from torch.optim import Optimizer
 
+from vqvae_fast.autocast import without_autocast
 from vqvae_fast.autograd.gather import take_codes
 from vqvae_fast.dtypes import common_float
 from vqvae_fast.nn.codebook.averages import EmaWeight
@@ -24,7 +25,6 @@ from vqvae_fast.nn.drop_in.vector_quantize_options import (
 from vqvae_fast.nn.drop_in.vector_quantize_parts import Kinds, make_codebook
 from vqvae_fast.nn.drop_in.vector_quantize_routes import Routes
 from vqvae_fast.nn.steps import logits
-from vqvae_fast.nn.steps.autocast import without_autocast
 from vqvae_fast.nn.steps.choosing import CodebookTransform, Wanted
 from vqvae_fast.nn.steps.freezable import Freezable
 from vqvae_fast.nn.steps.layout import (

@@ -62,7 +62,6 @@ class Call(NamedTuple):
     keeps_codes: bool = False
     averaging: Averaging = Averaging()
 
-    @property
     def commitment_weight(self) -> float:
         """The weight of the commitment loss, 1 if only top-k in eval asks for that loss."""
         settings = self.settings

@@ -28,13 +28,13 @@ class Evaluation:
 
     def run(self, call: Call) -> Outcome:
         """As :meth:`Route.run`."""
-        packed = call.book.packed(self.search.compared) if call.wanted.one_stored_code else None
+        packed = call.book.packed(self.search.compared) if call.wanted.one_stored_code() else None
         if packed is not None and packed.dtype == call.rows.dtype:
             chosen = self.search.choose_packed(call.rows, call.codes, packed)
         else:
             chosen = self.search.choose(call.rows, call.codes(), call.wanted)
         commitment = self.commitment(call.rows, chosen, call.counted)
-        return Outcome(chosen, commitment * call.commitment_weight, _parts(call, commitment))
+        return Outcome(chosen, commitment * call.commitment_weight(), _parts(call, commitment))
 
 
 class Training:
@@ -46,7 +46,7 @@ class Training:
 
     def with_regularisers(self, call: Call, chosen: Chosen, parts: LossBreakdown) -> Outcome:
         """The outcome with all losses of the step."""
-        loss = parts.commitment * call.commitment_weight
+        loss = parts.commitment * call.commitment_weight()
         for regulariser in self.regularisers:
             value = regulariser.value(call, chosen)
             loss = loss + value * regulariser.weight(call)

@@ -54,7 +54,6 @@ class Wanted(NamedTuple):
     temperature: float
     transform: CodebookTransform | None
 
-    @property
     def one_stored_code(self) -> bool:
         """Whether the call wants one of the stored codes for each vector."""
         return self.topk is None and self.transform is None
@@ -83,7 +82,7 @@ class Best(NamedTuple):
 
     def finds_nearest(self, wanted: Wanted) -> bool:
         """Return whether the call wants one stored code by its distance."""
-        return wanted.one_stored_code and self.metric == "euclidean"
+        return wanted.one_stored_code() and self.metric == "euclidean"
 
     def choose(self, rows: Tensor, codes: Tensor, wanted: Wanted) -> Chosen:
         """Choose by the exact search among stored codes, by all logits among a vector's own."""
