@@ -77,10 +77,31 @@ def pythons(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_other_pythons_are_those_that_run(pythons, capsys):
+def test_other_pythons_are_those_that_run(pythons, monkeypatch, capsys):
     assert other_pythons() == ["/opt/of-3.18/bin/python"]
+    monkeypatch.setattr(elsewhere, "why_not", lambda python: None)
     elsewhere.main([])
-    assert capsys.readouterr().out == "/opt/of-3.18/bin/python\n"
+    assert capsys.readouterr().out == "The wheel is tried on /opt/of-3.18/bin/python, too.\n"
+
+
+def test_a_torch_that_cannot_be_fetched_is_said_beforehand(pythons, monkeypatch):
+    monkeypatch.setattr(elsewhere, "NEEDED_GB", 0)
+    script = "echo some words >&2; echo no index can be reached >&2; exit 1"
+    for name in ("python3.18", "another"):
+        (pythons / name).write_text(
+            f"#!/bin/sh\n[ $1 = -c ] && echo {pythons}/another || {{ {script}; }}\n"
+        )
+        (pythons / name).chmod(0o755)
+    with pytest.raises(
+        SystemExit, match=r"torch==2\.10\.\* cannot be fetched .* index can be reached"
+    ):
+        elsewhere.main([])
+
+
+def test_a_full_disk_is_said_beforehand(pythons, monkeypatch):
+    monkeypatch.setattr(elsewhere, "NEEDED_GB", 10**9)
+    with pytest.raises(SystemExit, match=r"takes 1000000000 GB in .*, which has \d+ left"):
+        elsewhere.main([])
 
 
 def test_a_try_on_another_python_cannot_pass_without_one(pythons):
