@@ -12,8 +12,6 @@ from vqvae_fast.clustering.parameters import at_least
 from vqvae_fast.clustering.rows import Stream, as_rows, is_stream
 from vqvae_fast.dtypes import distance_dtype
 
-_LARGEST_TABLE = 2**23  # numbers in the table of distances that a beam search has at a time
-
 
 class ResidualClustering(NamedTuple):
     """Result of :func:`residual_kmeans`: tensors, or arrays for an array.
@@ -52,9 +50,8 @@ def residual_kmeans(
         n_clusters: K, the number of codes in each.
         beam: keep so many ways to encode a row. A book is then trained on what all of them have
             left, and ``codes`` is the best way in the end (as additive quantizers train, Liu et
-            al., arXiv 1509.05195). It costs ``beam`` searches a row that hold the distances, some
-            at a time, and N x beam x D numbers; X must be a matrix. 1: each stage takes the nearest
-            code.
+            al., arXiv 1509.05195). It costs ``beam`` searches a row for as many codes, and
+            N x beam x (beam + D) numbers; X must be a matrix. 1: each stage takes the nearest code.
         random_state: as for :class:`KMeans`.
         **arguments: further arguments of :class:`KMeans`, except for ``metric``, ``init`` as codes,
             and ``synced``.
@@ -109,17 +106,14 @@ def _from_rows(rows: Tensor, models: list[KMeans], beam: int) -> ResidualCluster
 
 def _extended(left: Tensor, codes: Tensor, book: Tensor, beam: int) -> tuple[Tensor, Tensor, float]:
     """The best ways one stage longer: [N, J, D] and [N, J, stages], best first; their inertia."""
-    step = max(1, _LARGEST_TABLE // (left.shape[1] * len(book)))
-    parts = []
-    for rows, taken in zip(left.split(step), codes.split(step), strict=True):
-        table = torch.cdist(rows.double(), book.double()).square().flatten(1)
-        best = table.topk(min(beam, table.shape[1]), largest=False, sorted=True)
-        way, code = best.indices // len(book), best.indices % len(book)
-        at = torch.arange(len(rows), device=rows.device)[:, None]
-        longer = torch.cat([taken[at, way], code[..., None]], dim=2)
-        parts.append((rows[at, way] - book[code], longer, best.values[:, 0]))
-    left, codes, errors = (torch.cat(part) for part in zip(*parts, strict=True))
-    return left, codes, float(errors.sum())
+    # No more of the best ways can continue one way than that way has codes.
+    found = functional.nearest_codes(left, book, min(beam, len(book)))
+    distances, order = found.distances.flatten(1).sort(dim=1, stable=True)
+    kept = order[:, : min(beam, order.shape[1])]
+    way, code = kept // found.indices.shape[2], found.indices.flatten(1).gather(1, kept)
+    at = torch.arange(len(left), device=left.device)[:, None]
+    longer = torch.cat([codes[at, way], code[..., None]], dim=2)
+    return left[at, way] - book[code], longer, float(distances[:, 0].double().sum())
 
 
 class _Left:
