@@ -314,8 +314,7 @@ bool measures_alike(const Case<In>& c, const Answer<In>& wanted, const Instructi
 }
 
 template <class In>
-bool attack_top(Random& random, const Case<In>& c, int64_t threads, Tally& tally) {
-  const int64_t k = size(random, 1, std::min<int64_t>(c.codes.count, 300));
+bool attack_top(Random& random, const Case<In>& c, int64_t k, int64_t threads, Tally& tally) {
   const Answer<In> wanted = search_top(c, k, "portable", 1, false);
   tally.answers.add(wanted.indices);
   tally.answers.add(wanted.distances);
@@ -345,6 +344,8 @@ template <class In>
 bool attack(Random& random, Tally& tally) {
   const Case<In> c = make_case<In>(random);
   const int64_t threads = uniform(random, 1, 4);
+  // How many random numbers follow depends on the machine's instruction sets, so k is drawn here.
+  const int64_t k = size(random, 1, std::min<int64_t>(c.codes.count, 300));
   const Answer<In> wanted = search(c, "portable", 1, false);
   tally.inputs.add(c.z);
   tally.inputs.add(c.codebook);
@@ -375,7 +376,7 @@ bool attack(Random& random, Tally& tally) {
       return false;
     }
   }
-  return attack_top(random, c, threads, tally);
+  return attack_top(random, c, k, threads, tally);
 }
 
 }  // namespace

@@ -74,8 +74,8 @@ def test_the_assembler_s_instructions_are_the_compiler_s(tmp_path):
 )
 def test_searches_return_the_bits_of_the_portable_kernels(flags, rounds):
     counts = attack(build(*flags, kernels=kernels(**STAND_IN)), rounds, seed=5)
-    assert counts["settled"] > 500
-    assert counts["settled_wide"] > 20
+    assert counts["amx_stand_in.settled"] > 500
+    assert counts["amx_stand_in.settled_wide"] > 20
 
 
 @pytest.mark.slow
