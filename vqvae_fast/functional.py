@@ -178,7 +178,7 @@ def nearest_codes(
     pair = (z, codebook) if metric == "euclidean" else as_euclidean(z, codebook, metric)
     indices, distances = torch.ops.vqvae_fast.nearest_codes(*pair, k)
     if metric != "euclidean":
-        distances = dissimilarity(z[..., None, :], codebook, indices, distances, metric)
+        distances = dissimilarity(z, codebook, indices, distances, metric)
     return NearestCodes(indices, distances)
 
 

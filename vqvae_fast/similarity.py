@@ -7,6 +7,8 @@ from vqvae_fast.dtypes import distance_dtype
 from vqvae_fast.formulas import directions, flat_indices
 
 METRICS = ("euclidean", "cosine", "dot")
+# Elements of the codes whose products are computed at a time: 8 MiB in float64.
+_ELEMENTS = 1 << 20
 
 
 def as_euclidean(z: Tensor, codebook: Tensor, metric: str) -> tuple[Tensor, Tensor]:
@@ -31,14 +33,27 @@ def as_euclidean(z: Tensor, codebook: Tensor, metric: str) -> tuple[Tensor, Tens
 def dissimilarity(
     z: Tensor, codebook: Tensor, indices: Tensor, distances: Tensor, metric: str
 ) -> Tensor:
-    """Compute 1 - cos(z, e), or -z.e, of every vector [..., D] and its code.
+    """Compute 1 - cos(z, e), or -z.e, of every vector [..., D] and its code, or its k codes.
 
-    ``indices`` and ``distances`` [...] are the search's results for :func:`as_euclidean`.
+    ``indices`` and ``distances``, [...] or [..., k], are the search's results for
+    :func:`as_euclidean`.
     """
     if metric == "cosine":  # |a - b|^2 = 2 - 2 a.b on the unit sphere
         return distances / 2
-    codes = codebook.reshape(-1, codebook.shape[-1])[flat_indices(indices, codebook)]
-    return -(z.double() * codes.double()).sum(dim=-1).to(distances.dtype)
+    codes = codebook.reshape(-1, codebook.shape[-1])
+    rows = z.reshape(-1, z.shape[-1])
+    per_row = indices.shape[-1] if indices.dim() == z.dim() else 1
+    chosen = flat_indices(indices, codebook).reshape(len(rows), per_row)
+
+    def products(rows: Tensor, chosen: Tensor) -> Tensor:
+        return (rows[:, None].double() * codes[chosen].double()).sum(dim=-1)
+
+    if torch.compiler.is_compiling():  # the compiler's loop does not store the codes of all rows
+        found = products(rows, chosen)
+    else:
+        step = max(1, _ELEMENTS // (per_row * z.shape[-1]))
+        found = torch.cat(list(map(products, rows.split(step), chosen.split(step))))
+    return -found.view(indices.shape).to(distances.dtype)
 
 
 def _in_a_unit_ball(codebook: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,31 @@ def returns_floats(z, codebook):
 
 def returns_nothing(z, codebook):
     return lambda: None
+
+def returns_a_tuple(z, codebook):
+    return lambda: torch.cdist(z, codebook).min(dim=1)
+
+def prepares_no_call(z, codebook):
+    return torch.cdist(z, codebook).argmin(dim=1)
+
+def fails_later(z, codebook):
+    calls = []
+    def search():
+        calls.append(1)
+        if len(calls) > 2:
+            raise RuntimeError("too often")
+        return torch.cdist(z, codebook).argmin(dim=1)
+    return search
+
+def writes_later(z, codebook):
+    calls = []
+    def search():
+        calls.append(1)
+        found = torch.cdist(z, codebook).argmin(dim=1)
+        if len(calls) > 2:
+            z.add_(1)
+        return found
+    return search
 
 def out_of_range(z, codebook):
     return lambda: torch.full((len(z),), len(codebook))
@@ -112,9 +138,13 @@ def test_a_wrong_contender_is_shown_with_its_share(searches, capsys):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("fails_to_prepare", r"raised ValueError: no such.thing \(my_searches.py, line 13\)"),
+        ("fails_to_prepare", r"raised ValueError: no such thing \(my_searches.py, line 13\)"),
         ("fails_to_run", r"raised IndexError: .*\(my_searches.py, line 16\)"),
-        ("writes", "wrote to its inputs, which all contenders share"),
+        ("writes", "wrote to its inputs"),
+        ("writes_later", "wrote to its inputs"),
+        ("fails_later", r"raised RuntimeError: too often \(my_searches.py, line 38\)"),
+        ("returns_a_tuple", "must return a tensor, got torch.return_types.min"),
+        ("prepares_no_call", "prepares no call: the function must return one, got torch.Tensor"),
         ("returns_floats", r"returned no answer: indices must be int64 \[N=128\], got"),
         ("returns_nothing", "must return a tensor, got NoneType"),
         ("out_of_range", "returned no answer: indices must be from 0 to K - 1 = 39"),
@@ -128,7 +158,7 @@ def test_a_contender_without_an_answer_is_left_out(name, reason, searches, capsy
     (searched,) = record["search"]["results"]
     assert list(searched["contenders"]) == ["ours", "ours, packed", "my_searches.py:right"]
     assert re.search(reason, searched["skipped"][place], re.DOTALL)
-    # The inputs are what they were, although one contender wrote to them.
+    # The others have their inputs, although one contender wrote to its own.
     assert searched["contenders"]["my_searches.py:right"]["violating_rows"] == 0
     assert place in capsys.readouterr().out
 
@@ -187,10 +217,28 @@ def test_a_contender_that_cannot_be_loaded(place, message, searches, capsys):
     assert error.count("\n") == 1
 
 
-def test_a_module_that_lacks_a_package_says_so(searches):
-    (searches / "lacking.py").write_text("import no_such_package\n")
-    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
-        search_contender("lacking:right")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import no_such_package\n", "raised ModuleNotFoundError: No module named 'no_such_pack"),
+        ("def (:\n", "it raised SyntaxError: invalid syntax"),
+        ("\n1 / 0\n", r"ZeroDivisionError: division by zero \(broken.py, line 2\)"),
+        ("from . import neighbour\n", "name a file of a package as MODULE:FUNCTION"),
+    ],
+)
+@pytest.mark.parametrize("module", ["broken", "broken.py"])
+def test_a_module_that_cannot_be_imported_says_why(text, message, module, searches, monkeypatch):
+    (searches / "broken.py").write_text(text)
+    monkeypatch.delitem(sys.modules, "broken", raising=False)
+    with pytest.raises(ValueError, match=rf"{module} cannot be imported: .*{message}"):
+        search_contender(f"{module}:right")
+
+
+def test_shapes_that_are_named_are_always_measured(searches):
+    own = ["--contender", "my_searches.py:right", "--stages", "2,5,40,8", "--json", "out.json"]
+    assert call("bench", *SMALL, *own) == 0
+    record = json.loads((searches / "out.json").read_text())
+    assert len(record["search"]["results"]) == len(record["residual"]["results"]) == 1
 
 
 def test_a_search_is_no_residual_quantization(searches):

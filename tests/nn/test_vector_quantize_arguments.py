@@ -96,3 +96,9 @@ def test_indices_that_cannot_be_right(indices, what):
 def test_arguments_of_another_type(options):
     with pytest.raises(TypeError, match=r"must be an? (integer|number), got"):
         quantizer(**options)
+
+
+@pytest.mark.parametrize("topk", [2.5, "3", float("nan"), torch.tensor([1, 2])], ids=str)
+def test_topk_of_another_type(topk):
+    with pytest.raises(TypeError, match="topk must be an integer, got"):
+        quantizer().eval()(torch.randn(2, 12, 8), topk=topk)

@@ -119,9 +119,11 @@ def test_aarch64_returns_the_bits_of_this_machine(monkeypatch):
         program = build("-O3", "-static", *flags, compiler=CROSS_COMPILER)
         return attack(program, rounds, seed, EMULATOR)
 
-    plain, contracted = there(), there("-ffp-contract=fast")
+    plain = there()
     # The random numbers come from logarithms of the C library, which the kernels do not use.
-    assert plain["inputs"] == contracted["inputs"] == here["inputs"]
+    assert plain["inputs"] == here["inputs"]
     assert plain["answers"] == here["answers"]
-    # GCC contracts by default: the comparison must notice what setup.py turns off.
-    assert contracted["answers"] != here["answers"]
+    # GCC contracts by default what is not written in intrinsics, so the portable kernels would
+    # differ from NEON's: the comparison must notice what setup.py turns off.
+    with pytest.raises(AssertionError, match=r"neon.*, expected"):
+        there("-ffp-contract=fast")

@@ -11,6 +11,7 @@ from test_search_duplicates import BOOKS
 
 import vqvae_fast
 from vqvae_fast.backends.reference import ops as reference
+from vqvae_fast.bench.memory import peak_of
 
 SETS = [name for name in EVERY_WAY if name != ON_THE_HOST]
 DISPATCHED = torch.ops.vqvae_fast.nearest_codes
@@ -263,6 +264,23 @@ def test_other_metrics(metric):
     assert torch.equal(indices, expected[:, :20])
     offset = 1 if metric == "cosine" else 0
     torch.testing.assert_close(distances.double(), offset - values[:, :20], rtol=1e-5, atol=1e-6)
+
+
+def test_codes_of_products_are_read_in_parts():
+    """The codes of all rows would be 1.4 GiB in float64."""
+    z, codebook = torch.randn(2000, 256), torch.randn(1000, 256)
+    peak = peak_of(lambda: vqvae_fast.nearest_codes(z, codebook, 300, metric="dot"))
+    if peak is None:
+        pytest.skip("this system does not tell the peak of a process")
+    assert peak.beside_outputs < 128 << 20
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_copies_tie_in_the_reference_whatever_the_layout(k):
+    z = torch.randn(33, 300, generator=torch.Generator().manual_seed(0)).T.contiguous().T
+    codebook = torch.randn(1, 300, generator=torch.Generator().manual_seed(1)).repeat(7, 1)
+    indices, _ = reference.nearest_codes(z, codebook, k)
+    assert torch.equal(indices, torch.arange(k).expand(33, k))
 
 
 def test_results_have_names_and_no_gradient():

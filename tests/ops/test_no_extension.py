@@ -162,6 +162,8 @@ calls = {
         z, wide, wide[0], z[None], z[None], nothing, z[None], wide, wide[0], True
     ),
     "project": lambda: ops.project(z, wide, wide[0], 3),
+    "nearest_codes": lambda: vqvae_fast.nearest_codes(z, z, 2),
+    "nearest_packed_codes": lambda: ops.nearest_packed_codes(z, z, nothing[0], 2),
     "take_codes": lambda: take_codes(z, places),
     "copy_of_codes": lambda: copy_of_codes(z),
     "moving_average_": lambda: ops.moving_average_(z, z[0], z, z, places, 0.5, 1e-5),
@@ -229,7 +231,7 @@ def test_every_op_runs_as_it_was_asked_for_or_raises(python, variables, expected
     done = python(EVERY_OP, **variables)
     assert warnings_of(done) == []
     *lines, last = done.stdout.splitlines()
-    assert len(lines) == 15
+    assert len(lines) == 17
     assert all(expected in line for line in lines), done.stdout
     assert last == "by argument [0, 1, 2]"
 

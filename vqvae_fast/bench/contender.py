@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from vqvae_fast.bench.contest import is_ours
+from vqvae_fast.bench.contest import is_ours, told
 from vqvae_fast.bench.peers.base import ResidualPeer, SearchPeer
 
 
@@ -47,6 +47,10 @@ def residual_contender(place: str) -> ResidualPeer:
     return _not_ours(peer)
 
 
+class _NotThereError(ValueError):
+    """The name leads to no module and no file."""
+
+
 _Peer = TypeVar("_Peer", SearchPeer, ResidualPeer)
 
 
@@ -64,8 +68,13 @@ def _load(place: str) -> Any:
     module_name, _, name = place.rpartition(":")
     if not (module_name and name):
         raise ValueError(f"a contender must be MODULE:FUNCTION or FILE.py:FUNCTION, got {place!r}")
-    is_file = module_name.endswith(".py")
-    module = _run(Path(module_name)) if is_file else _import(module_name)
+    try:
+        module = _run(Path(module_name)) if module_name.endswith(".py") else _import(module_name)
+    except _NotThereError:
+        raise
+    except Exception as error:
+        hint = "; name a file of a package as MODULE:FUNCTION" if "relative" in str(error) else ""
+        raise ValueError(f"{module_name} cannot be imported: it {told(error)}{hint}") from error
     if not hasattr(module, name):
         raise ValueError(f"{module_name} has no function {name} to measure")
     found = getattr(module, name)
@@ -82,16 +91,18 @@ def _import(name: str) -> ModuleType:
         except ModuleNotFoundError as error:
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
                 raise  # the module is there, and something that it imports is not
-            raise ValueError(f"there is no module {error.name} to take a contender from") from error
+            raise _NotThereError(
+                f"there is no module {error.name} to take a contender from"
+            ) from error
 
 
 def _run(path: Path) -> ModuleType:
     """Runs a file as a module, which may import its neighbours."""
     if not path.is_file():
-        raise ValueError(f"there is no file {path} to take a contender from")
+        raise _NotThereError(f"there is no file {path} to take a contender from")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
-        raise ValueError(f"{path} cannot be imported")
+        raise _NotThereError(f"Python cannot load {path}")
     module = importlib.util.module_from_spec(spec)
     with _looking_in(path.parent.resolve()):
         spec.loader.exec_module(module)

@@ -20,7 +20,7 @@ class FailedContenderError(RuntimeError):
 
 
 class Contender:
-    """A prepared contender.
+    """A prepared contender, with copies of the inputs, so that what it writes harms no other.
 
     Args:
         prepare: takes the inputs and returns the call, which returns indices.
@@ -33,7 +33,7 @@ class Contender:
         wrong: the largest share of wrong rows among the answers that were judged.
 
     Raises:
-        FailedContenderError: ``prepare`` raised an exception.
+        FailedContenderError: ``prepare`` raised an exception or returned no call.
     """
 
     def __init__(
@@ -42,13 +42,17 @@ class Contender:
         inputs: Sequence[Tensor],
         judge: Callable[[Tensor], float],
     ) -> None:
-        self._inputs, self._copies = inputs, [given.clone() for given in inputs]
+        self._inputs, self._own = inputs, [given.clone() for given in inputs]
         self._judge = judge
         self.wrong = 0.0
         try:
-            self.call = prepare(*inputs)
+            self.call = prepare(*self._own)
         except Exception as error:
-            raise FailedContenderError(_told(error)) from error
+            raise FailedContenderError(told(error)) from error
+        if not callable(self.call):
+            raise FailedContenderError(
+                f"prepares no call: the function must return one, got {_type_of(self.call)}"
+            )
 
     def check(self) -> float:
         """Run the call once, judge its answer, and return its seconds.
@@ -61,14 +65,12 @@ class Contender:
         try:
             answer = self.call()
         except Exception as error:
-            raise FailedContenderError(_told(error)) from error
+            raise FailedContenderError(told(error)) from error
         seconds = time.perf_counter() - begin
-        if any(map(_differ, self._inputs, self._copies)):
-            for given, copy in zip(self._inputs, self._copies, strict=True):
-                given.copy_(copy)  # the others measure on the same tensors
-            raise FailedContenderError("wrote to its inputs, which all contenders share")
+        if any(map(_differ, self._inputs, self._own)):
+            raise FailedContenderError("wrote to its inputs")
         if not isinstance(answer, Tensor):
-            raise FailedContenderError(f"must return a tensor, got {type(answer).__name__}")
+            raise FailedContenderError(f"must return a tensor, got {_type_of(answer)}")
         try:
             self.wrong = max(self.wrong, self._judge(answer))
         except ValueError as error:
@@ -91,14 +93,25 @@ def check_ours(contenders: Mapping[str, Contender], where: str) -> None:
             )
 
 
+def leaver(reasons: dict[str, str]) -> Callable[[str, Exception], None]:
+    """Return a function that notes why a contender left while it was timed; ours must not."""
+
+    def leave(name: str, error: Exception) -> None:
+        if is_ours(name):
+            raise error
+        reasons[name] = told(error)
+
+    return leave
+
+
 def check_again(contenders: Mapping[str, Contender], where: str, reasons: dict[str, str]) -> None:
     """Judge an answer of each after the timing; write why a contender has none to ``reasons``.
 
     A kernel with a race, or one that writes behind its memory, may be right at first.
     """
-    for name, contender in contenders.items():
+    for name in contenders.keys() - reasons.keys():
         try:
-            contender.check()
+            contenders[name].check()
         except FailedContenderError as error:
             if is_ours(name):
                 raise
@@ -110,8 +123,21 @@ def _differ(one: Tensor, other: Tensor) -> bool:
     return not torch.equal(one.view(torch.uint8), other.view(torch.uint8))
 
 
-def _told(error: Exception) -> str:
-    """Returns the exception in a sentence, with the line of the contender that raised it."""
-    frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is this file's
+def _type_of(thing: object) -> str:
+    kind = type(thing)
+    return (
+        kind.__qualname__
+        if kind.__module__ == "builtins"
+        else f"{kind.__module__}.{kind.__qualname__}"
+    )
+
+
+def told(error: Exception) -> str:
+    """Return what an exception says, in one line, with the line of the contender that raised it."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)[1:]  # the first is ours
+        if not frame.filename.startswith("<")  # Python's own machinery of imports
+    ]
     place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return f"raised {type(error).__name__}: {error}{place}"
+    return " ".join(f"raised {type(error).__name__}: {error}{place}".split())

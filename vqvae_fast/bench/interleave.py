@@ -60,6 +60,7 @@ def interleaved(
     max_calls: int = 200,
     between: Callable[[], Any] = lambda: None,
     take_turn: Callable[[Callable[[], Any]], float] | None = None,
+    failed: Callable[[str, Exception], object] | None = None,
 ) -> dict[str, Timing]:
     """Time every call in every round.
 
@@ -70,10 +71,12 @@ def interleaved(
         max_calls: a turn repeats its call at most this often.
         take_turn: takes one turn of a call and returns its seconds, in place of the default (a GPU
             has its own clock). ``min_seconds`` and ``max_calls`` are then not used.
+        failed: told (name, exception) if a call raises one; the call then gets no more turns and no
+            timing. Without it the exception ends the contest.
         between: called before, between and after the rounds (the machine's peak is sampled there).
 
     Returns:
-        name -> timing, in the order of ``calls``.
+        name -> timing, in the order of ``calls``, without those that failed.
     """
     if take_turn is None:
 
@@ -84,7 +87,15 @@ def interleaved(
     between()
     for number in range(rounds):
         for name in _rotated(list(calls), number):
-            seconds[name].append(take_turn(calls[name]))
+            if name not in seconds:
+                continue
+            try:
+                seconds[name].append(take_turn(calls[name]))
+            except Exception as error:
+                if failed is None:
+                    raise
+                failed(name, error)
+                del seconds[name]
         between()
     return {name: summarise(times) for name, times in seconds.items()}
 

@@ -12,6 +12,7 @@ from vqvae_fast.bench.contest import (
     check_again,
     check_ours,
     is_ours,
+    leaver,
 )
 from vqvae_fast.bench.data import Shape, gaussian_stages
 from vqvae_fast.bench.exactness import violating_stages
@@ -81,6 +82,7 @@ def compare(
         {name: contender.call for name, contender in ready.items()},
         rounds,
         min_seconds=min_seconds,
+        failed=leaver(reasons),
     )
     check_again(ready, where, reasons)
     ours = next(iter(timings.values()))

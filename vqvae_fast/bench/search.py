@@ -14,6 +14,7 @@ from vqvae_fast.bench.contest import (
     check_again,
     check_ours,
     is_ours,
+    leaver,
 )
 from vqvae_fast.bench.data import Shape, Vectors
 from vqvae_fast.bench.exactness import smallest_distances, violating_share
@@ -88,6 +89,7 @@ def measure(
         rounds,
         min_seconds=min_seconds,
         between=meter.sample if meter else lambda: None,
+        failed=leaver(reasons),
     )
     check_again(ready, where, reasons)
     return Measured(

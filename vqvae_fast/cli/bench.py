@@ -166,7 +166,7 @@ def bench(
     quartiles. Libraries that are not installed are named (pip install vqvae_fast[bench]).
 
     With --contender or --residual-contender a function of your own takes part. Only what it
-    competes in is measured then.
+    competes in, and the shapes that you name, are measured then.
     """
     file = None if out in (None, "-") else FILE_NAME.convert(out, None, None)
     if file:
@@ -201,16 +201,22 @@ def _plan(
     def chosen(peers: Sequence[Any], mine: Sequence[Any]) -> list[Any]:
         return [*(peer for peer in peers if is_ours(peer.name) or not no_peers), *mine]
 
-    mine, default = bool(contenders or residual_contenders), not (shapes or stages)
-    few = FEW_SHAPES if default else [shape for shape in shapes if shape.n <= _FEW]
+    mine = bool(contenders or residual_contenders)
+    nothing_named = not (mine or shapes or stages)
+
+    def wanted(named: Sequence[Any], own: Sequence[Any], default: Sequence[Any]) -> Sequence[Any]:
+        """The default is for contenders without a shape, and for a call without any option."""
+        return named or (default if own or nothing_named else ())
+
+    few = [shape for shape in shapes if shape.n <= _FEW] if shapes else FEW_SHAPES
     search_peers = list(SEARCH_PEERS)
     if contenders:  # they may prepare the codebook beforehand, so ours does it, too
         search_peers.insert(1, FROZEN_SEARCH_PEERS[0])
     return Plan(
-        searches=() if mine and not contenders else SEARCH_SHAPES if default else shapes,
-        few=() if mine and not contenders else few,
-        stages=() if mine and not residual_contenders else RESIDUAL_SHAPES if default else stages,
-        layers=() if mine else LAYER_SHAPES if default else shapes,
+        searches=wanted(shapes, contenders, SEARCH_SHAPES),
+        few=few if shapes or contenders or nothing_named else (),
+        stages=wanted(stages, residual_contenders, RESIDUAL_SHAPES),
+        layers=() if mine else wanted(shapes, (), LAYER_SHAPES),
         dtype=dtype,
         search_peers=chosen(search_peers, contenders),
         few_peers=chosen(FROZEN_SEARCH_PEERS, contenders),

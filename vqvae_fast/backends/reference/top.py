@@ -56,7 +56,7 @@ def _nearest_in_chunk(rows: Tensor, codebook: Tensor, k: int) -> tuple[Tensor, T
     usable = codebook.isfinite().all(dim=1)
     if int(usable.sum()) <= k + _MORE:
         return _nearest_of_all(rows, codebook, k)
-    z, codes = rows.double(), torch.where(usable[:, None], codebook.double(), 0.0)
+    z, codes = _in_rows(rows), torch.where(usable[:, None], codebook.double(), 0.0)
 
     # score = z.e - |e|^2/2 orders the codes as the distance does, |z|^2 - 2 score. Around the
     # codebook's centre the numbers are as small as the data allows, and so are rounding errors.
@@ -83,7 +83,7 @@ def _nearest_in_chunk(rows: Tensor, codebook: Tensor, k: int) -> tuple[Tensor, T
 
 def _nearest_of_all(rows: Tensor, codebook: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Does the same by measuring every code."""
-    z = rows.double()
+    z = _in_rows(rows)
     step = max(1, min(_CODES, _CHUNK_ELEMENTS // max(1, z.numel())))
     finite = codebook.isfinite().all(dim=1)
     indices = rows.new_empty((len(rows), 0), dtype=torch.int64)
@@ -104,3 +104,12 @@ def _nearest_of_all(rows: Tensor, codebook: Tensor, k: int) -> tuple[Tensor, Ten
     is_nan = z.isnan().any(dim=1)[:, None]
     places = torch.arange(k, device=rows.device)
     return torch.where(is_nan, places, indices), torch.where(is_nan, torch.nan, distances)
+
+
+def _in_rows(rows: Tensor) -> Tensor:
+    """Copies rows in float64, row after row.
+
+    Differences take the layout of the rows. In another one, torch adds the squares of two codes in
+    different orders, and copies of a code would not be equally far.
+    """
+    return rows.double().contiguous()

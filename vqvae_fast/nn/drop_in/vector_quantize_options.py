@@ -1,5 +1,6 @@
 """Which of VectorQuantize's arguments go together, and what the ones not given are."""
 
+import operator
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -154,7 +155,12 @@ def check_topk(topk: int, quantizer: Any) -> int:
 
     Raises:
         ValueError: it is out of range, or the quantizer cannot give several.
+        TypeError: it is no integer.
     """
+    try:
+        topk = operator.index(topk)
+    except TypeError:
+        raise TypeError(f"topk must be an integer, got {topk!r}") from None
     training = quantizer.training
     does_not_go_with = "topk does not go with"
     refuse(
@@ -171,7 +177,7 @@ def check_topk(topk: int, quantizer: Any) -> int:
         (topk < 1, f"topk must be at least 1, got {topk}"),
     )
     size: int = quantizer.codebook_size
-    return min(int(topk), size)
+    return min(topk, size)
 
 
 def _contradictions(given: dict[str, Any]) -> list[tuple[Any, str]]:
