@@ -124,9 +124,11 @@ class KMeans(Parameters):
             self.
 
         Raises:
-            ValueError: X has another shape, NaN, infinities, or fewer rows than K; an argument of
-                the class or a weight does not fit.
-            TypeError: X is sparse, has no float dtype, or is an iterator.
+            ValueError: X has another shape, NaN, infinities, or fewer rows than K; an iterable has
+                no rows, or another number of rows at a later reading; an argument of the class or a
+                weight does not fit.
+            TypeError: X is sparse, has no float dtype, or is an iterator; an argument of the class
+                has a wrong type.
         """
         self._check_choices()
         data = self._data(X, sample_weight)
@@ -228,8 +230,7 @@ class KMeans(Parameters):
             if not piece.inertia.isfinite():
                 raise not_finite(data)
             labels.append(piece.labels)
-        found = torch.cat(labels) if labels else torch.empty(0, dtype=torch.int64)
-        return self._same_kind_as(X, data)(found)
+        return self._same_kind_as(X, data)(torch.cat(labels))
 
     def fit_predict(
         self, X: Matrix | Iterable[Any], y: object = None, sample_weight: Any = None
@@ -350,16 +351,20 @@ class KMeans(Parameters):
         return drawn
 
     def _given_codes(self, data: Rows | Stream) -> Tensor:
-        codes = as_rows(self.init)
+        codes = as_rows(self.init, name="init")
+        wanted = (self.n_clusters, codes.shape[1] if data.dim is None else data.dim)
+        if codes.shape != wanted:
+            raise ValueError(f"init must be [K, D] = {list(wanted)}, got {list(codes.shape)}")
         if isinstance(data, Rows):
-            wanted = (self.n_clusters, data.dim)
-            if codes.shape != wanted:
-                raise ValueError(f"init must be [K, D] = {list(wanted)}, got {list(codes.shape)}")
             data.dtype = common_float(data.dtype, distance_dtype(codes.dtype))
         else:
-            data.dtype = distance_dtype(codes.dtype)
+            data.dtype, data.dim = distance_dtype(codes.dtype), codes.shape[1]
         codes = codes if data.device is None else codes.to(data.device)
-        return Rows(codes, None, self.metric, 1, data.dtype).all()
+        codes = Rows(codes, None, self.metric, 1, data.dtype).all()
+        if not codes.isfinite().all():
+            zeros = ", without rows of zeros, which have no direction"
+            raise ValueError(f"init must be finite{zeros if self.metric == 'cosine' else ''}")
+        return codes
 
     def _first_codes(self, start: Tensor | Rows, generator: torch.Generator) -> Tensor:
         if isinstance(start, Tensor):
@@ -393,7 +398,7 @@ class KMeans(Parameters):
         codes = self._codes()
         if is_stream(x):
             stream = self._stream(x, sample_weight)
-            stream.dtype = codes.dtype
+            stream.dtype, stream.dim = codes.dtype, codes.shape[1]
             return stream, codes if stream.device is None else codes.to(stream.device)
         rows = as_rows(x)
         self._check_columns(rows)

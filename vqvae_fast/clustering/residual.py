@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vqvae_fast import functional
 from vqvae_fast.clustering.estimator import KMeans, Matrix
-from vqvae_fast.clustering.parameters import at_least
+from vqvae_fast.clustering.parameters import at_least, check_random_state
 from vqvae_fast.clustering.rows import Stream, as_rows, is_stream
 from vqvae_fast.dtypes import distance_dtype
 
@@ -63,6 +63,7 @@ def residual_kmeans(
     """
     at_least("n_stages", n_stages, 1)
     at_least("beam", beam, 1)
+    check_random_state(random_state)
     refused = {"metric", "synced"} & arguments.keys()
     if refused or not isinstance(arguments.get("init", "random"), str):
         raise TypeError(
@@ -74,7 +75,8 @@ def residual_kmeans(
     else:
         seed = int(random_state)
     models = [
-        KMeans(n_clusters, random_state=seed + stage, **arguments) for stage in range(n_stages)
+        KMeans(n_clusters, random_state=(seed + stage) % 2**63, **arguments)
+        for stage in range(n_stages)
     ]
     if is_stream(X):
         if beam > 1:

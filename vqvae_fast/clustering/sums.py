@@ -20,11 +20,14 @@ def total(numbers: Tensor) -> Tensor:
 def sums_by_code(
     rows: Tensor, weights: Tensor | None, labels: Tensor, num_codes: int
 ) -> tuple[Tensor, Tensor]:
-    """Sum the weighted rows [n, D] of each code, [K, D], and the weights, [K], in rows' dtype."""
+    """Sum the rows [n, D] of each code, [K, D], and their weights, [K].
+
+    The results are float64 if there are weights, and otherwise have the dtype of the rows.
+    """
     if weights is None:
         sums, counts = functional.segment_sum(rows, labels, num_codes)
         return sums, counts
-    factors = weights.to(rows.dtype)[:, None]
+    factors = weights.double()[:, None]  # float32 would round them, or make them 0 or infinite
     weighted = torch.cat([rows * factors, factors], dim=1)
     sums = functional.segment_sum(weighted, labels, num_codes).sums
     return sums[:, :-1], sums[:, -1]
