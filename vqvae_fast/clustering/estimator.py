@@ -38,8 +38,9 @@ class KMeans(Parameters):
     or something that NumPy makes one of; results are tensors on the same device, or arrays. 16-bit
     rows count exactly as given, and their codes are float32. :meth:`fit` and :meth:`predict` also
     take an iterable of batches [n, D], such as a DataLoader, whose data need not fit into memory:
-    it is read once for the start, once in each round and once at the end. Of a batch that is a
-    tuple, the first part is taken. Memory beside the data is O(K D), and about 20 bytes a row.
+    it is read once for the start, once in each round and once at the end, and must give the same
+    number of rows each time. Of a batch that is a tuple, the first part is taken. Memory beside the
+    data is O(K D), and about 20 bytes a row.
 
     Args:
         n_clusters: K, the number of codes.
@@ -218,10 +219,11 @@ class KMeans(Parameters):
         """Return the index of every row's nearest code: int64 [N].
 
         Args:
-            X: [N, D], or an iterable of batches.
+            X: [N, D], or an iterable of batches; the labels then are in the order of the rows in
+                this reading.
 
         Raises:
-            ValueError: X has another D, NaN or infinities.
+            ValueError: X has another D, no rows, NaN or infinities.
             vqvae_fast.clustering.NotFittedError: the codes have not been fitted.
         """
         data, codes = self._data_and_codes(X)
@@ -241,9 +243,10 @@ class KMeans(Parameters):
 
     @torch.no_grad()
     def transform(self, X: Matrix) -> Any:
-        """Return the distances of all rows from all codes, [N, K], in the codes' dtype.
+        """Return the distances of all rows from all codes: [N, K].
 
-        The distances are Euclidean, not squared, or 1 - cos; they are computed in float64.
+        The distances are Euclidean, not squared, or 1 - cos. They are computed in float64 and
+        rounded to float32, or stay float64 where X or the codes are float64.
 
         Args:
             X: [N, D].

@@ -27,7 +27,9 @@ def sums_by_code(
     if weights is None:
         sums, counts = functional.segment_sum(rows, labels, num_codes)
         return sums, counts
-    factors = weights.double()[:, None]  # float32 would round them, or make them 0 or infinite
-    weighted = torch.cat([rows * factors, factors], dim=1)
+    # In float32 the weights would be rounded, and very small or large ones become 0 or infinite.
+    weighted = weights.new_empty(len(rows), rows.shape[1] + 1, dtype=torch.float64)
+    torch.mul(rows, weights.double()[:, None], out=weighted[:, :-1])
+    weighted[:, -1] = weights
     sums = functional.segment_sum(weighted, labels, num_codes).sums
     return sums[:, :-1], sums[:, -1]
