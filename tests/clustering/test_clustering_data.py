@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from lloyd_in_float64 import blobs, gaussian
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from vqvae_fast import KMeans
+from vqvae_fast import KMeans, residual_kmeans
 from vqvae_fast.clustering import estimator
 
 
@@ -132,6 +132,48 @@ def test_a_generator_is_refused_because_it_can_be_read_only_once():
         KMeans(4).fit(batch for batch in x.split(10))
 
 
+class ReadOnce(IterableDataset):
+    """Batches whose further readings give some of them only."""
+
+    def __init__(self, batches, left=0):
+        self.batches, self.left, self.readings = batches, left, 0
+
+    def __iter__(self):
+        self.readings += 1
+        return iter(self.batches if self.readings == 1 else self.batches[: self.left])
+
+
+@pytest.mark.parametrize("init", ["k-means++", "random", "given"])
+@pytest.mark.parametrize("left", [0, 2])
+def test_every_reading_must_give_the_same_rows(init, left):
+    x = gaussian(3000, 3)
+    model = KMeans(4, init=x[:4] if init == "given" else init, random_state=0)
+    message = f"the same rows at every reading: gave 3000, then {left * 100}"
+    with pytest.raises(ValueError, match=message):
+        model.fit(ReadOnce(x.split(100), left))
+    with pytest.raises(ValueError, match=message):
+        model.fit(DataLoader(ReadOnce(x.split(100), left), batch_size=None))
+    with pytest.raises(ValueError, match=message):
+        residual_kmeans(ReadOnce(x.split(100), left), 2, 4)
+    assert not hasattr(model, "cluster_centers_")
+
+
+def test_prediction_needs_rows():
+    model = KMeans(4, random_state=0).fit(X)
+    for call in (model.predict, model.score):
+        with pytest.raises(ValueError, match="must have rows"):
+            call(Counted([]))
+
+
+def test_a_list_of_tuples():
+    x = gaussian(300, 3)
+    tuples = KMeans(4, init=x[:4]).fit([(batch, 0) for batch in x.split(100)])
+    tensors = KMeans(4, init=x[:4]).fit(list(x.split(100)))
+    assert torch.equal(tuples.cluster_centers_, tensors.cluster_centers_)
+    labels = tuples.predict([[batch.numpy(), 0] for batch in x.split(100)])
+    assert np.array_equal(labels, tensors.predict(x).numpy())
+
+
 def test_verbose_prints_a_line_a_round(capsys):
     KMeans(4, max_iter=3, tol=0, verbose=True, random_state=0).fit(gaussian(500, 3))
     lines = capsys.readouterr().out.splitlines()
@@ -172,7 +214,26 @@ X = gaussian(20, 3)
         ({"tol": -1.0}, X, ValueError, "tol must be at least 0, got -1.0"),
         ({"tol": float("nan")}, X, ValueError, "tol must be at least 0, got nan"),
         ({"init_size": 3}, X, ValueError, "init_size.* must be at least 4, got 3"),
-        ({"random_state": "now"}, X, TypeError, "random_state must be an integer, got 'now'"),
+        ({"random_state": "now"}, X, TypeError, "random_state must be an integer .*, got 'now'"),
+        ({"random_state": 2**63}, X, ValueError, r"0 to 2\*\*63 - 1, .* got 9223372036854775808"),
+        (
+            {"random_state": np.random.RandomState(0)},
+            X,
+            TypeError,
+            r"a torch.Generator or None, got RandomState",
+        ),
+        ({"tol": None}, X, TypeError, "tol must be a number, got None"),
+        ({"tol": "a"}, X, TypeError, "tol must be a number, got 'a'"),
+        ({"init": None}, X, TypeError, r"init must be one of .*, or the codes, got None"),
+        ({"init": gaussian}, X, TypeError, r"init must be one of .*, or the codes, got <function"),
+        ({"init": X[:4] * torch.nan}, X, ValueError, "init must be finite"),
+        ({"init": X[:4, 0]}, X, ValueError, r"init must be \[n, D\], got \[4\]"),
+        ({"init": 0 * X[:4], "metric": "cosine"}, X, ValueError, "init must be finite.* of zeros"),
+        ({"init": X[:5]}, [X], ValueError, r"init must be \[K, D\] = \[4, 3\], got \[5, 3\]"),
+        ({"init": X[:4]}, [X[:, :2]], ValueError, r"batches must be \[n, D=3\], got \[20, 2\]"),
+        ({}, [X, X.double()], ValueError, "one dtype, got torch.float32, then torch.float64"),
+        ({}, Counted([{"x": X}]), TypeError, r"tensors or \(tensor, ...\) tuples, got dict"),
+        ({}, Counted([({}, X)]), TypeError, "got tuple that begins with dict"),
     ],
 )
 def test_wrong_input(arguments, x, error, message):
@@ -187,6 +248,8 @@ def test_wrong_input(arguments, x, error, message):
         (-torch.ones(20), "not negative"),
         (torch.zeros(20), "zero for all rows"),
         (torch.ones(20) / 0, "finite"),
+        (torch.full((20,), 1e-220, dtype=torch.float64), r"between 1e-200 and 1e\+200, got 1e-220"),
+        (torch.full((20,), 1e300, dtype=torch.float64), r"between 1e-200 and 1e\+200, got 1e\+300"),
     ],
 )
 def test_wrong_weights(weights, message):
@@ -208,6 +271,9 @@ def test_calls_on_other_data(call):
         getattr(model, call)(X[:, :2])
     with pytest.raises(ValueError, match="NaN"):
         getattr(model, call)(torch.where(X[3, 1] == X, torch.nan, X))
+    if call != "transform":
+        with pytest.raises(ValueError, match=r"batches must be \[n, D=3\], got \[20, 2\]"):
+            getattr(model, call)([X[:, :2]])
 
 
 def test_fewer_rows_than_codes_can_be_predicted():

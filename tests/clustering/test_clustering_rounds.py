@@ -77,6 +77,31 @@ def test_fractions_of_a_row_are_weights_too():
     assert tenths.inertia_ == pytest.approx(ones.inertia_ / 10, rel=1e-6)
 
 
+@pytest.mark.parametrize("weight", [1e-190, 1e-46, 1e39, 1e190])
+@pytest.mark.parametrize("init", ["k-means++", "random"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_only_the_ratios_of_weights_move_the_codes(weight, init, dtype):
+    x = gaussian(800, 3).to(dtype)
+    model = KMeans(10, init=init, random_state=0)
+    ones = model.fit(x)
+    codes, labels, inertia = ones.cluster_centers_, ones.labels_, ones.inertia_
+    scaled = model.fit(x, sample_weight=[weight] * 800)
+    assert torch.equal(scaled.labels_, labels)
+    torch.testing.assert_close(scaled.cluster_centers_, codes)
+    assert scaled.inertia_ == pytest.approx(inertia * weight, rel=1e-6, abs=0)
+    assert scaled.score(x, sample_weight=[weight] * 800) == pytest.approx(
+        -inertia * weight, rel=1e-6, abs=0
+    )
+    part = KMeans(10, init=x[:10]).partial_fit(x, sample_weight=[weight] * 800)
+    assert float(part.counts_.sum()) == pytest.approx(800 * weight, rel=1e-9, abs=0)
+
+
+def test_small_weights_beside_large_ones_move_codes_of_their_own():
+    x = torch.tensor([[0.0], [1.0], [50.0], [54.0]])
+    found = from_given(x, x[[0, 2]], 2).fit(x, sample_weight=[1, 1, 1e-46, 3e-46])
+    assert found.cluster_centers_[:, 0].tolist() == [0.5, 53.0]
+
+
 def test_the_rounds_end_when_nothing_moves():
     x = blobs(8, 50, 4)
     start = torch.stack([x[torch.cdist(x, x[:1])[:, 0].argsort()[n * 50 + 3]] for n in range(8)])
@@ -156,6 +181,26 @@ def test_fewer_distinct_rows_than_codes_leave_codes_unused():
         found = KMeans(4, init=init, random_state=0).fit(x)
         assert found.inertia_ == 0
         assert len(found.labels_.unique()) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("copies", [50, 20_000])
+def test_rounds_end_with_fewer_distinct_rows_than_codes(dtype, weighted, copies):
+    x = gaussian(3, 4).to(dtype).repeat_interleave(copies, 0) + 0.1
+    weights = torch.rand(len(x), generator=torch.Generator().manual_seed(1)) + 0.1
+    for metric in ("euclidean", "cosine"):
+        for seed in range(3):
+            found = KMeans(6, metric=metric, random_state=seed, tol=0)
+            found.fit(x, sample_weight=weights if weighted else None)
+            assert found.n_iter_ <= 6
+            assert len(found.labels_.unique()) == 3
+
+
+def test_a_row_serves_an_empty_code_from_a_small_distance():
+    x = torch.tensor([[100.0], [100.0001], [100.0003]])
+    found = KMeans(3, init=torch.tensor([[100.0], [900.0], [800.0]]), tol=0).fit(x)
+    assert sorted(found.cluster_centers_[:, 0].tolist()) == x[:, 0].tolist()
 
 
 def test_thread_counts_and_repetitions_give_the_same_bits():

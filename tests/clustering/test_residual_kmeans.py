@@ -62,12 +62,18 @@ def test_seeds():
     torch.manual_seed(0)
     assert torch.equal(residual_kmeans(x, 2, 5).books, one.books)
     assert not torch.equal(residual_kmeans(x, 2, 5).books, one.books)
+    largest = residual_kmeans(x, 2, 5, random_state=2**63 - 1)
+    assert torch.equal(largest.books[0], KMeans(5, random_state=2**63 - 1).fit(x).cluster_centers_)
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
         ({"n_stages": 0}, ValueError, "n_stages must be at least 1, got 0"),
+        ({"random_state": 1.5}, TypeError, "random_state must be an integer .* got 1.5"),
+        ({"random_state": "a"}, TypeError, "random_state must be an integer .* got 'a'"),
+        ({"random_state": 2**63}, ValueError, "random_state .* got 9223372036854775808"),
+        ({"random_state": -1}, ValueError, "random_state .* got -1"),
         ({"beam": 0}, ValueError, "beam must be at least 1, got 0"),
         ({"metric": "cosine"}, TypeError, "is Euclidean.*got metric"),
         ({"init": torch.zeros(5, 3)}, TypeError, "got codes to start from"),

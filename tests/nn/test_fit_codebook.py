@@ -253,6 +253,50 @@ def test_wrong_arguments():
         fit_codebook(made("VectorQuantize"), X, metric="cosine")
     with pytest.raises(TypeError, match="got generator, which can be read only once"):
         fit_codebook(made("VectorQuantize"), (x for x in X))
+    with pytest.raises(TypeError, match="must be a tensor or an iterable, got NoneType"):
+        fit_codebook(made("VectorQuantize"), None)
+    with pytest.raises(ValueError, match="must have batches"):
+        fit_codebook(made("VectorQuantize"), [])
+    for batch, name in (({"x": X}, "dict"), (X.numpy(), "ndarray")):
+        with pytest.raises(TypeError, match=rf"tensors or \(tensor, ...\) tuples, got {name}"):
+            fit_codebook(made("VectorQuantize"), [batch])
+
+
+class Exhausted:
+    """Batches that a number of readings give, and the readings after that do not."""
+
+    def __init__(self, readings):
+        self.readings = readings
+
+    def __iter__(self):
+        self.readings -= 1
+        return iter(X.split(2) if self.readings >= 0 else ())
+
+
+@pytest.mark.parametrize("name", ["VectorQuantize", "ResidualVQ", "VectorQuantizer"])
+@pytest.mark.parametrize("readings", range(1, 5))
+def test_every_reading_must_give_the_same_batches(name, readings):
+    module = made(name)
+    before = copy.deepcopy(module.state_dict())
+    batches = Exhausted(readings)
+    if name == "VectorQuantizer":
+        batches = _Mapped(batches)
+    # The readings are that for the start, one for each of two rounds, that for the inertia, and
+    # that for the numbers of vectors.
+    with pytest.raises(ValueError, match="same batches at every reading: gave 3, then 0"):
+        fit_codebook(module, batches, max_iter=2, tol=0)
+    for key, value in module.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+class _Mapped:
+    """Batches as feature maps."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        return (x.transpose(1, 2).unflatten(2, (10, 10)) for x in self.batches)
 
 
 def _work(rank, folder):

@@ -37,12 +37,14 @@ class Farthest:
 
         The row no longer counts for the code that it had (as scikit-learn has it). Each row serves
         one code, and rows at their codes serve none, so fewer distinct rows than codes leave codes
-        empty.
+        empty. A row is at its code, too, where no more than the rounding of the mean separates
+        them: such rows would otherwise move empty codes in every round.
         """
         empty = (weights == 0).nonzero()[:, 0]
         if len(empty) == 0 or self._kept is None:
             return
-        kept = tuple(part[: len(empty)] for part in self._kept)
+        away = self._kept[3] > _rounding(*self._kept[:3], weights)
+        kept = tuple(part[away][: len(empty)] for part in self._kept)
         if synced:
             kept = tuple(rows_of_all(part) for part in kept)
             order = kept[3].sort(descending=True, stable=True).indices[: len(empty)]
@@ -68,3 +70,14 @@ class Farthest:
         )
         best = distances.topk(min(self.number, len(distances))).indices
         return rows[best], weights[best], labels[best], distances[best]
+
+
+def _rounding(rows: Tensor, given: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Bound the squared distance [n] of rows [n, D] from the computed mean of their copies.
+
+    A code's weight over that of the row estimates how many rows were added in float64; the mean is
+    then rounded to the dtype of the rows.
+    """
+    added = torch.finfo(torch.float64).eps * weights[labels] / given
+    relative = 2 * torch.finfo(rows.dtype).eps + added
+    return rows.double().square().sum(dim=1) * relative.square()

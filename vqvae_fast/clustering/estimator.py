@@ -38,8 +38,9 @@ class KMeans(Parameters):
     or something that NumPy makes one of; results are tensors on the same device, or arrays. 16-bit
     rows count exactly as given, and their codes are float32. :meth:`fit` and :meth:`predict` also
     take an iterable of batches [n, D], such as a DataLoader, whose data need not fit into memory:
-    it is read once for the start, once in each round and once at the end. Of a batch that is a
-    tuple, the first part is taken. Memory beside the data is O(K D), and about 20 bytes a row.
+    it is read once for the start, once in each round and once at the end, and must give the same
+    number of rows each time. Of a batch that is a tuple, the first part is taken. Memory beside the
+    data is O(K D), and about 20 bytes a row.
 
     Args:
         n_clusters: K, the number of codes.
@@ -124,9 +125,11 @@ class KMeans(Parameters):
             self.
 
         Raises:
-            ValueError: X has another shape, NaN, infinities, or fewer rows than K; an argument of
-                the class or a weight does not fit.
-            TypeError: X is sparse, has no float dtype, or is an iterator.
+            ValueError: X has another shape, NaN, infinities, or fewer rows than K; an iterable has
+                no rows, or another number of rows at a later reading; an argument of the class or a
+                weight does not fit.
+            TypeError: X is sparse, has no float dtype, or is an iterator; an argument of the class
+                has a wrong type.
         """
         self._check_choices()
         data = self._data(X, sample_weight)
@@ -216,10 +219,11 @@ class KMeans(Parameters):
         """Return the index of every row's nearest code: int64 [N].
 
         Args:
-            X: [N, D], or an iterable of batches.
+            X: [N, D], or an iterable of batches; the labels then are in the order of the rows in
+                this reading.
 
         Raises:
-            ValueError: X has another D, NaN or infinities.
+            ValueError: X has another D, no rows, NaN or infinities.
             vqvae_fast.clustering.NotFittedError: the codes have not been fitted.
         """
         data, codes = self._data_and_codes(X)
@@ -228,8 +232,7 @@ class KMeans(Parameters):
             if not piece.inertia.isfinite():
                 raise not_finite(data)
             labels.append(piece.labels)
-        found = torch.cat(labels) if labels else torch.empty(0, dtype=torch.int64)
-        return self._same_kind_as(X, data)(found)
+        return self._same_kind_as(X, data)(torch.cat(labels))
 
     def fit_predict(
         self, X: Matrix | Iterable[Any], y: object = None, sample_weight: Any = None
@@ -240,9 +243,10 @@ class KMeans(Parameters):
 
     @torch.no_grad()
     def transform(self, X: Matrix) -> Any:
-        """Return the distances of all rows from all codes, [N, K], in the codes' dtype.
+        """Return the distances of all rows from all codes: [N, K].
 
-        The distances are Euclidean, not squared, or 1 - cos; they are computed in float64.
+        The distances are Euclidean, not squared, or 1 - cos. They are computed in float64 and
+        rounded to float32, or stay float64 where X or the codes are float64.
 
         Args:
             X: [N, D].
@@ -350,16 +354,20 @@ class KMeans(Parameters):
         return drawn
 
     def _given_codes(self, data: Rows | Stream) -> Tensor:
-        codes = as_rows(self.init)
+        codes = as_rows(self.init, name="init")
+        wanted = (self.n_clusters, codes.shape[1] if data.dim is None else data.dim)
+        if codes.shape != wanted:
+            raise ValueError(f"init must be [K, D] = {list(wanted)}, got {list(codes.shape)}")
         if isinstance(data, Rows):
-            wanted = (self.n_clusters, data.dim)
-            if codes.shape != wanted:
-                raise ValueError(f"init must be [K, D] = {list(wanted)}, got {list(codes.shape)}")
             data.dtype = common_float(data.dtype, distance_dtype(codes.dtype))
         else:
-            data.dtype = distance_dtype(codes.dtype)
+            data.dtype, data.dim = distance_dtype(codes.dtype), codes.shape[1]
         codes = codes if data.device is None else codes.to(data.device)
-        return Rows(codes, None, self.metric, 1, data.dtype).all()
+        codes = Rows(codes, None, self.metric, 1, data.dtype).all()
+        if not codes.isfinite().all():
+            zeros = ", without rows of zeros, which have no direction"
+            raise ValueError(f"init must be finite{zeros if self.metric == 'cosine' else ''}")
+        return codes
 
     def _first_codes(self, start: Tensor | Rows, generator: torch.Generator) -> Tensor:
         if isinstance(start, Tensor):
@@ -393,7 +401,7 @@ class KMeans(Parameters):
         codes = self._codes()
         if is_stream(x):
             stream = self._stream(x, sample_weight)
-            stream.dtype = codes.dtype
+            stream.dtype, stream.dim = codes.dtype, codes.shape[1]
             return stream, codes if stream.device is None else codes.to(stream.device)
         rows = as_rows(x)
         self._check_columns(rows)

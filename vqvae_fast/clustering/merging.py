@@ -42,7 +42,8 @@ def merged(
         near, distances = functional.nearest_code(codes[one], codes[other])
         partner = other[near]
         both = weights[one] + weights[partner]
-        costs = distances * weights[one] * weights[partner] / both.clamp(min=1e-300)
+        share = weights[partner] / torch.where(both > 0, both, 1)  # the product could underflow
+        costs = distances * weights[one] * share
         # Of several clusters with one partner the cheapest merges; the others wait.
         cheapest = costs.argsort(stable=True)
         first = torch.full_like(order, len(cheapest))

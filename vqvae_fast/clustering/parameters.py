@@ -1,6 +1,7 @@
 """The arguments of an estimator, as scikit-learn reads, writes and copies them."""
 
 import inspect
+import numbers
 import operator
 from typing import TYPE_CHECKING, Any
 
@@ -76,17 +77,34 @@ def check_choices(
     at_least("n_clusters", n_clusters, 1)
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
+    choices = f"init must be one of {', '.join(_INITS)}, or the codes"
     if isinstance(init, str) and init not in _INITS:
-        raise ValueError(f"init must be one of {', '.join(_INITS)}, or the codes, got {init!r}")
+        raise ValueError(f"{choices}, got {init!r}")
+    if init is None or callable(init):
+        raise TypeError(f"{choices}, got {init!r}")
     if n_init != "auto":
         at_least("n_init", n_init, 1)
     at_least("max_iter", max_iter, 1)
-    if not tol >= 0:
+    if not isinstance(tol, numbers.Real):
+        raise TypeError(f"tol must be a number, got {tol!r}")
+    if not float(tol) >= 0:
         raise ValueError(f"tol must be at least 0, got {tol}")
-    if random_state is not None and not isinstance(random_state, torch.Generator):
-        at_least("random_state", random_state, 0)
+    check_random_state(random_state)
     if init_size is not None:
         at_least("init_size, which must not be less than n_clusters,", init_size, n_clusters)
+
+
+def check_random_state(random_state: Any) -> None:
+    """Raise unless it is None, a ``torch.Generator`` or a whole number from 0 to 2**63 - 1."""
+    if random_state is None or isinstance(random_state, torch.Generator):
+        return
+    allowed = "random_state must be an integer from 0 to 2**63 - 1, a torch.Generator or None"
+    try:
+        seed = operator.index(random_state)
+    except TypeError:
+        raise TypeError(f"{allowed}, got {random_state!r}") from None
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"{allowed}, got {seed}")
 
 
 def at_least(name: str, number: Any, smallest: int) -> int:

@@ -15,6 +15,7 @@ METRICS = ("euclidean", "cosine")
 # the sums of a piece, [K, D], then cost little beside its search.
 _NUMBERS = 2**22
 _ROWS_PER_CODE = 4
+_LARGEST_WEIGHT = 1e-200, 1e200  # the range of the largest sample_weight
 
 
 class Piece(NamedTuple):
@@ -92,7 +93,9 @@ class Stream:
         device: the batches are moved there; None leaves each where it is.
 
     Raises:
-        TypeError: the iterable can be read only once.
+        TypeError: the iterable can be read only once; when read, a batch is no matrix.
+        ValueError: when read, it has no rows, another number of rows than at the first reading, or
+            batches of several D or dtypes.
     """
 
     def __init__(
@@ -107,17 +110,53 @@ class Stream:
         self.batches, self.metric, self.num_codes, self.device = batches, metric, num_codes, device
         self.gave_arrays = False
         self.dtype: torch.dtype | None = None  # of the pieces; None: as Rows has it
+        self.dim: int | None = None  # D; None: that of the first batch
+        self._given: torch.dtype | None = None  # the dtype of the first batch
+        self._count: int | None = None  # the number of rows of the first reading
 
     def __iter__(self) -> Iterator[Piece]:
-        dim = None
+        count = 0
         for batch in self.batches:
-            batch = batch[0] if isinstance(batch, (tuple, list)) else batch
+            batch = first_part(batch)
             self.gave_arrays = not isinstance(batch, Tensor)
             values = as_rows(batch, self.device)
-            if dim not in (None, values.shape[1]):
-                raise ValueError(f"batches must be [n, D={dim}], got {list(values.shape)}")
-            dim = values.shape[1]
+            self._check(values)
+            count += len(values)
             yield from Rows(values, None, self.metric, self.num_codes, self.dtype)
+        if self._count not in (None, count):
+            raise ValueError(
+                "the iterable must give the same rows at every reading: "
+                f"gave {self._count}, then {count}"
+            )
+        if count == 0:
+            raise ValueError("X must have rows, but its batches have none")
+        self._count = count
+
+    def _check(self, values: Tensor) -> None:
+        """Raise if a batch does not fit the batches before."""
+        if self.dim not in (None, values.shape[1]):
+            raise ValueError(f"batches must be [n, D={self.dim}], got {list(values.shape)}")
+        self.dim = values.shape[1]
+        if self._given is None:
+            self._given = values.dtype
+        differs = distance_dtype(values.dtype) != distance_dtype(self._given)
+        if self.dtype is None and differs:
+            raise ValueError(f"batches must have one dtype, got {self._given}, then {values.dtype}")
+
+
+def first_part(batch: Any) -> Any:
+    """Return the tensor or array of a batch, which may be a tuple or list that begins with it.
+
+    Raises:
+        TypeError: there is none.
+    """
+    first = batch[0] if isinstance(batch, (tuple, list)) and len(batch) > 0 else batch
+    if isinstance(first, Tensor) or hasattr(first, "__array__") or hasattr(first, "toarray"):
+        return first
+    inside = "" if first is batch else f" that begins with {type(first).__name__}"
+    raise TypeError(
+        f"batches must be tensors or (tensor, ...) tuples, got {type(batch).__name__}{inside}"
+    )
 
 
 def is_stream(x: Any) -> bool:
@@ -125,29 +164,33 @@ def is_stream(x: Any) -> bool:
     if isinstance(x, Tensor) or hasattr(x, "__array__") or hasattr(x, "toarray"):
         return False
     if isinstance(x, (list, tuple)):  # a matrix may come as lists of numbers
-        return len(x) > 0 and isinstance(x[0], (Tensor, np.ndarray)) and x[0].ndim == 2
+        first = x[0] if len(x) > 0 else None
+        if isinstance(first, (list, tuple)) and len(first) > 0:
+            first = first[0]
+        return isinstance(first, (Tensor, np.ndarray)) and first.ndim == 2
     return hasattr(x, "__iter__") and not isinstance(x, (str, bytes, dict))
 
 
-def as_rows(x: Any, device: torch.device | None = None) -> Tensor:
+def as_rows(x: Any, device: torch.device | None = None, *, name: str = "X") -> Tensor:
     """Return a matrix as a tensor [n, D] of a float dtype, without gradient.
 
-    Arrays of whole numbers become float64, as scikit-learn has it.
+    Arrays of whole numbers become float64, as scikit-learn has it. ``name``: of the argument, for
+    messages.
 
     Raises:
         TypeError: x is sparse, or its dtype is no float type.
         ValueError: it is not [n >= 1, D >= 1].
     """
     if hasattr(x, "toarray"):
-        raise TypeError("X must be dense, got a sparse matrix: pass X.toarray()")
+        raise TypeError(f"{name} must be dense, got a sparse matrix: pass {name}.toarray()")
     if isinstance(x, Tensor):
         rows = x.detach()
         if not rows.is_floating_point():
-            raise TypeError(f"X must be a tensor of a float dtype, got {rows.dtype}")
+            raise TypeError(f"{name} must be a tensor of a float dtype, got {rows.dtype}")
     else:
         array = np.asarray(x)
         if array.dtype.kind == "c":
-            raise ValueError(f"X must be real: Complex data not supported, got {array.dtype}")
+            raise ValueError(f"{name} must be real: Complex data not supported, got {array.dtype}")
         if array.dtype not in (np.float16, np.float32, np.float64):
             array = array.astype(np.float64)
         if not array.flags.writeable or any(stride < 0 for stride in array.strides):
@@ -155,17 +198,17 @@ def as_rows(x: Any, device: torch.device | None = None) -> Tensor:
         rows = torch.from_numpy(array)
     if rows.dim() != 2:
         raise ValueError(
-            f"X must be [n, D], got {list(rows.shape)}. Reshape your data: "
-            "X.reshape(-1, 1) has one feature, X.reshape(1, -1) one sample"
+            f"{name} must be [n, D], got {list(rows.shape)}. Reshape your data: "
+            f"{name}.reshape(-1, 1) has one feature, {name}.reshape(1, -1) one sample"
         )
     if rows.shape[0] == 0:
         raise ValueError(
-            f"X must have rows: found 0 sample(s) (shape={tuple(rows.shape)}), "
+            f"{name} must have rows: found 0 sample(s) (shape={tuple(rows.shape)}), "
             "a minimum of 1 is required"
         )
     if rows.shape[1] == 0:
         raise ValueError(
-            f"X must have columns: 0 feature(s) (shape={tuple(rows.shape)}) while "
+            f"{name} must have columns: 0 feature(s) (shape={tuple(rows.shape)}) while "
             "a minimum of 1 is required."
         )
     return rows if device is None else rows.to(device)
@@ -175,7 +218,7 @@ def as_weights(sample_weight: Any, rows: Tensor) -> Tensor | None:
     """Return the weights of rows [N, D] as float64 [N] on their device; None stays None.
 
     Raises:
-        ValueError: they are not [N], not finite, negative, or all zero.
+        ValueError: they are not [N], not finite, negative, all zero, or out of range.
     """
     if sample_weight is None:
         return None
@@ -185,6 +228,13 @@ def as_weights(sample_weight: Any, rows: Tensor) -> Tensor | None:
         raise ValueError(f"sample_weight must be [N={len(rows)}], got {list(weights.shape)}")
     if not weights.isfinite().all() or (weights < 0).any() or not (weights > 0).any():
         raise ValueError("sample_weight must be finite, not negative, and not zero for all rows")
+    largest = float(weights.max())
+    low, high = _LARGEST_WEIGHT
+    if not low <= largest <= high:  # products with distances would leave the range of float64
+        raise ValueError(
+            f"the largest sample_weight must be between {low:g} and {high:g}, got {largest:g}: "
+            "scale all weights by one number"
+        )
     return weights
 
 

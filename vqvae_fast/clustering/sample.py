@@ -28,8 +28,7 @@ def sample(data: Rows | Stream, size: int, generator: torch.Generator, synced: b
         weights = torch.ones_like(keys) if weights is None else weights
         new = _largest((rows, weights, keys), size)
         kept = new if kept is None else _largest(_joined(kept, new), size)
-    if kept is None:
-        raise ValueError("X must have rows, but its batches have none")
+    assert kept is not None  # a Stream raises if it has no rows
     if synced:
         counts = numbers_of_all(count, kept[0].device)
         share = -(-min(size, sum(counts)) * count // sum(counts))

@@ -20,11 +20,16 @@ def total(numbers: Tensor) -> Tensor:
 def sums_by_code(
     rows: Tensor, weights: Tensor | None, labels: Tensor, num_codes: int
 ) -> tuple[Tensor, Tensor]:
-    """Sum the weighted rows [n, D] of each code, [K, D], and the weights, [K], in rows' dtype."""
+    """Sum the rows [n, D] of each code, [K, D], and their weights, [K].
+
+    The results are float64 if there are weights, and otherwise have the dtype of the rows.
+    """
     if weights is None:
         sums, counts = functional.segment_sum(rows, labels, num_codes)
         return sums, counts
-    factors = weights.to(rows.dtype)[:, None]
-    weighted = torch.cat([rows * factors, factors], dim=1)
+    # In float32 the weights would be rounded, and very small or large ones become 0 or infinite.
+    weighted = weights.new_empty(len(rows), rows.shape[1] + 1, dtype=torch.float64)
+    torch.mul(rows, weights.double()[:, None], out=weighted[:, :-1])
+    weighted[:, -1] = weights
     sums = functional.segment_sum(weighted, labels, num_codes).sums
     return sums[:, :-1], sums[:, -1]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae_fast.clustering import KMeans
+from vqvae_fast.clustering.rows import first_part
 from vqvae_fast.distributed import is_distributed, summed
 from vqvae_fast.nn.codebook.affine_codebook import AffineCodebook
 from vqvae_fast.nn.drop_in.grouped_residual_vq import GroupedResidualVQ
@@ -29,16 +30,36 @@ class _Inputs:
         batches: tensors, or tuples that begin with one.
         kept: the batches are in memory, and so are those after a further step.
         step: is applied to each batch when it is read.
+
+    Raises:
+        TypeError: when read, a batch is none.
+        ValueError: when read, there are no batches, or not as many as at the first reading.
     """
 
     def __init__(
         self, batches: Iterable[Any], kept: bool, step: Callable[[Tensor], Tensor] = lambda x: x
     ):
         self.batches, self.kept, self.step = batches, kept, step
+        self._count: int | None = None  # the number of batches of the first reading
 
     def __iter__(self) -> Iterator[Tensor]:
+        count = 0
         for batch in self.batches:
-            yield self.step(batch[0] if isinstance(batch, (tuple, list)) else batch)
+            first = first_part(batch)
+            if not isinstance(first, Tensor):
+                raise TypeError(
+                    f"batches must be tensors or (tensor, ...) tuples, got {type(first).__name__}"
+                )
+            count += 1
+            yield self.step(first)
+        if self._count not in (None, count):
+            raise ValueError(
+                "data must give the same batches at every reading: "
+                f"gave {self._count}, then {count}"
+            )
+        if count == 0:
+            raise ValueError("data must have batches, got none")
+        self._count = count
 
     def then(self, step: Callable[[Tensor], Tensor]) -> "_Inputs":
         """The same batches after one step more."""
@@ -75,10 +96,12 @@ def fit_codebook(
         The same module.
 
     Raises:
-        TypeError: the module is none of these quantizers; data can be read only once.
+        TypeError: the module is none of these quantizers; data is neither a tensor nor an iterable
+            of batches, or can be read only once.
         ValueError: vectors are not compared with the stored codes, or several stages share them;
-            there are fewer vectors than codes; a vector is not finite. Books that were done by
-            then are changed.
+            there are fewer vectors than codes; a vector is not finite; data has no batches, or
+            other numbers of batches or vectors at a later reading. Books that were done by then are
+            changed.
     """
     refused = {"n_clusters", "metric", "init", "device"} & arguments.keys()
     if refused:
@@ -88,6 +111,8 @@ def fit_codebook(
             "data must be a tensor or an iterable that can be read once a round, got "
             f"{type(data).__name__}, which can be read only once"
         )
+    if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
+        raise TypeError(f"data must be a tensor or an iterable, got {type(data).__name__}")
     _check(module)
     in_memory = isinstance(data, Tensor)
     inputs = _Inputs([data] if in_memory else data, in_memory)
