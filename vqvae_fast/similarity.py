@@ -40,20 +40,21 @@ def dissimilarity(
     """
     if metric == "cosine":  # |a - b|^2 = 2 - 2 a.b on the unit sphere
         return distances / 2
-    codes = codebook.reshape(-1, codebook.shape[-1])
-    rows = z.reshape(-1, z.shape[-1])
-    per_row = indices.shape[-1] if indices.dim() == z.dim() else 1
-    chosen = flat_indices(indices, codebook).reshape(len(rows), per_row)
+    codes, chosen = codebook.reshape(-1, codebook.shape[-1]), flat_indices(indices, codebook)
 
-    def products(rows: Tensor, chosen: Tensor) -> Tensor:
-        return (rows[:, None].double() * codes[chosen].double()).sum(dim=-1)
+    def products(vectors: Tensor, places: Tensor) -> Tensor:
+        return (vectors.double() * codes[places].double()).sum(dim=-1)
 
-    if torch.compiler.is_compiling():  # the compiler's loop does not store the codes of all rows
-        found = products(rows, chosen)
+    several = indices.dim() == z.dim()
+    if torch.compiler.is_compiling():  # the compiler's loop does not store the codes of all vectors
+        found = products(z[..., None, :] if several else z, chosen)
     else:
+        rows = z.reshape(-1, 1, z.shape[-1])
+        per_row = indices.shape[-1] if several else 1
         step = max(1, _ELEMENTS // (per_row * z.shape[-1]))
-        found = torch.cat(list(map(products, rows.split(step), chosen.split(step))))
-    return -found.view(indices.shape).to(distances.dtype)
+        parts = chosen.reshape(rows.shape[0], per_row).split(step)
+        found = torch.cat(list(map(products, rows.split(step), parts))).view(indices.shape)
+    return -found.to(distances.dtype)
 
 
 def _in_a_unit_ball(codebook: Tensor) -> tuple[Tensor, Tensor]:
