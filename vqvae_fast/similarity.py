@@ -49,11 +49,14 @@ def dissimilarity(
     if torch.compiler.is_compiling():  # the compiler's loop does not store the codes of all vectors
         found = products(z[..., None, :] if several else z, chosen)
     else:
-        rows = z.reshape(-1, 1, z.shape[-1])
-        per_row = indices.shape[-1] if several else 1
+        rows, per_row = z.reshape(-1, 1, z.shape[-1]), indices.shape[-1] if several else 1
+        places = chosen.reshape(rows.shape[0], per_row)
+        found = torch.empty_like(places, dtype=torch.float64)
         step = max(1, _ELEMENTS // (per_row * z.shape[-1]))
-        parts = chosen.reshape(rows.shape[0], per_row).split(step)
-        found = torch.cat(list(map(products, rows.split(step), parts))).view(indices.shape)
+        for first in range(0, rows.shape[0], step):
+            part = slice(first, first + step)
+            found[part] = products(rows[part], places[part])
+        found = found.view(indices.shape)
     return -found.to(distances.dtype)
 
 

@@ -380,3 +380,15 @@ def test_autocast_searches_in_float32():
     for found in (result, packed):
         for mine, other in zip(found, expected, strict=True):
             assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine", "dot"])
+@pytest.mark.filterwarnings("ignore:There is a performance drop because:UserWarning")
+def test_vmap(metric):
+    z, codebook = torch.randn(3, 5, 8), torch.randn(10, 8)
+
+    def search(vectors):
+        return vqvae_fast.nearest_codes(vectors, codebook, 4, metric=metric)
+
+    for mapped, whole in zip(torch.vmap(search)(z), search(z), strict=True):
+        assert same_bits(mapped, whole)
