@@ -204,6 +204,13 @@ DELIBERATE: list[Known] = [
         ),
     ),
     Known(
+        # Without decay, codes that no vector chose become equal. The peer's order of them is not
+        # specified (torch.topk); ours is that of their indices.
+        "Gradients and statistics: of equally near codes topk takes the lowest indices first",
+        _ANY,
+        lambda name, o, steps: _given(steps, "topk") and o.get("decay") == 0.0,
+    ),
+    Known(
         "Gradients and statistics: topk with straight_through mixes vectors, or fails",
         _ANY,
         lambda name, o, steps: (
