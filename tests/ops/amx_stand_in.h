@@ -1,7 +1,7 @@
 // The instructions of Intel's matrix unit (csrc/cpu/isa/amx_tiles.h) in plain C++, so that the
 // kernel over them can be tested on processors without that unit. The program ends where the
-// processor would raise an exception: at a tile that has no shape in this thread, or at a product
-// of tiles whose shapes do not fit.
+// processor would raise an exception: if a tile has no shape in this thread, or if the shapes of
+// the tiles of a product do not fit each other.
 #pragma once
 
 #include <stdio.h>

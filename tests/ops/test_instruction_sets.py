@@ -183,8 +183,8 @@ def test_a_kernel_file_shares_no_function(tmp_path, isa):
         assert kind in "DR", f"{symbol} is no constant"
 
 
-# Of each kernel: a pattern of its mangled names, the accumulators of its tile (one multiply-add
-# each and step), that instruction, and how many such loops there are at least.
+# A line for each kernel has a pattern of its mangled names, the number of accumulators of its tile
+# (a step has one multiply-add for each), that instruction, and the least number of such loops.
 MAIN_LOOPS = {
     "avx512 float32": ("Avx512Float", 24, r"vfn?m(add|sub)\d+ps .*%zmm", 2),
     "avx512 float64": ("Avx512Double", 24, r"vfn?m(add|sub)\d+pd .*%zmm", 2),

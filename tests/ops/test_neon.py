@@ -22,15 +22,15 @@ needs_compiler = pytest.mark.skipif(
     CROSS_COMPILER is None or OBJDUMP is None, reason="aarch64-linux-gnu-g++ is not there"
 )
 needs_emulator = pytest.mark.skipif(EMULATOR is None, reason="qemu-aarch64 is not there")
-# Of each processor that the emulator knows: the sets that it has, best first.
+# The instruction sets of processors that the emulator knows. The best set comes first.
 PROCESSORS = {
     "max": ["neoni8mm", "neondot", "neon", "portable"],
     "neoverse-n1": ["neondot", "neon", "portable"],
     "cortex-a57": ["neon", "portable"],
 }
-# Of each kernel: its file, a pattern of its mangled names, the instruction that multiplies and
-# adds, how many of them one step has, the registers that the step loads, and the instructions of
-# the whole step. docs/performance.md predicts from these numbers.
+# A line for each kernel has its file, a pattern of its mangled names, the instruction that
+# multiplies and adds, how many of them one step has, the registers that the step loads, and the
+# instructions of the whole step. docs/performance.md predicts from these numbers.
 LOOPS = {
     "float32": ("neon", r"keep_best.*NeonFloat", r"fmla\tv\d+\.4s", 24, 10, 37),
     "float64": ("neon", r"keep_best.*NeonDouble", r"fmla\tv\d+\.2d", 24, 10, 37),

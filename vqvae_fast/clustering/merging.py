@@ -44,7 +44,7 @@ def merged(
         both = weights[one] + weights[partner]
         share = weights[partner] / torch.where(both > 0, both, 1)  # the product could underflow
         costs = distances * weights[one] * share
-        # Of several clusters with one partner the cheapest merges; the others wait.
+        # Several clusters may have the same partner. The one that costs least merges with it now.
         cheapest = costs.argsort(stable=True)
         first = torch.full_like(order, len(cheapest))
         ranks = torch.arange(len(cheapest), device=order.device)

@@ -26,8 +26,9 @@ constexpr int32_t kUnusable = -1610 * 1000 * 1000;
 // norms.
 constexpr double kMaxHalfNorm = 1 << 29, kMaxProduct = 1 << 28;
 
-// The integers of wide dimensions have at most this magnitude, 256 h + l with bytes h and l, those
-// of narrow ones at most the other; a kernel may allow rows a smaller one.
+// These are the largest magnitudes of the integers in wide and in narrow dimensions. A wide integer
+// is 256 h + l with bytes h and l. A kernel may set a smaller limit for the narrow integers of
+// rows.
 constexpr int kLargestWide = 32639, kLargestNarrow = 127;
 
 // Returns the length of a centred vector in floats; zeros follow its last element.

@@ -52,8 +52,8 @@ struct AmxTiles {
                      : "r"(first), "r"(stride), "i"(kTile)
                      : "memory");
   }
-  // Adds to sum[i][j] the products of the signed bytes of row i of kRows and of column j of kCodes,
-  // whose row w holds four bytes of each column.
+  // Adds to sum[i][j] the products of the signed bytes of row i of kRows and of column j of kCodes.
+  // Row w of kCodes holds bytes 4 w to 4 w + 3 of every column.
   template <int kSum, int kRows, int kCodes>
   VQVAE_FAST_INLINE static void add_products() {
     __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSum), "i"(kRows), "i"(kCodes));

@@ -79,8 +79,8 @@ struct NeonI8mm {
   static constexpr int kPairs = kPanelCodes / 2;  // of codes, in a panel
   static constexpr int kStepWords = 2;
 
-  // Each vector holds the scores of two rows: those of the first row and the two codes, then those
-  // of the second.
+  // Each vector holds the scores of two rows and two codes. The two scores of the first row come
+  // before the two scores of the second row.
   template <int kRowPairs>
   struct Scores {
     int32x4_t at[kRowPairs][kPairs];
